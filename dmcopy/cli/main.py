@@ -1,0 +1,66 @@
+"""`dmcopy NOUN …`: finds the noun's module, parses, runs it, turns an error into one sentence.
+
+Only the noun that was asked for is imported: a copy of a small device should not wait for the
+imports of the VM rig. A noun's module has two functions, `configure(parser)` and `run(args)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from dmcopy import __version__
+from dmcopy.cli.parser import Parser
+from dmcopy.errors import DmcopyError, ExitCode
+
+NOUNS: Final = {
+    "demo": "the whole story on sparse files, no root",
+    "doctor": "what works on this machine, and what to install for the rest",
+    "devices": "find block devices, watch them, and name who holds one",
+    "copy": "copy a device or file to one or more others",
+    "zero": "fill a device or file with zeroes",
+    "vm": "boot a kernel with real device-mapper and run a command in it",
+}
+
+
+def _build_parser(noun: str | None) -> Parser:
+    parser = Parser(
+        prog="dmcopy",
+        description="The kernel's kcopyd in userspace, and dm-snapshot and dm-mirror on it.",
+    )
+    parser.add_argument("--version", action="version", version=f"dmcopy {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    nouns = parser.add_subparsers(dest="noun", metavar="NOUN", required=True)
+    for name, summary in NOUNS.items():
+        sub = nouns.add_parser(name, help=summary, description=summary)
+        if name == noun:
+            module = importlib.import_module(f"dmcopy.cli.{name}")
+            module.configure(sub)
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code (`dmcopy.errors.ExitCode`)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    noun = next((word for word in words if not word.startswith("-")), None)
+    args = _build_parser(noun).parse_args(words)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except DmcopyError as error:
+        if args.traceback:
+            raise
+        print(f"dmcopy: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not an error of ours, and not one to print.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except KeyboardInterrupt:
+        print("dmcopy: interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    return code

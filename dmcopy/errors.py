@@ -1,0 +1,106 @@
+"""The error tree. Each error is one sentence: what happened to what, and what to do about it.
+
+DmcopyError                 exit 1  anything that dmcopy raises on purpose
+├── UsageError              exit 2  you asked for something that cannot be
+├── DeviceError             exit 1  a device or file refused an operation (has path, errno)
+├── PartialError            exit 3  some destination or region failed; the rest is good
+├── MismatchError           exit 4  what was read back is not what was written
+│   └── MetadataError       exit 4  on-disk metadata contradicts itself
+├── MissingError            exit 5  this machine lacks something (named)
+├── BusyError               exit 6  somebody else uses the device (has holders)
+├── DeadlineError           exit 1  a wait outlasted its deadline (says what it waited for)
+├── ClosedError             exit 1  you used an object after closing it
+└── LostVMError             exit 1  a guest died, hung or was killed (has the console log)
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Sequence
+
+
+class ExitCode(enum.IntEnum):
+    """The exit codes of every dmcopy command."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    PARTIAL = 3
+    MISMATCH = 4
+    MISSING = 5
+    BUSY = 6
+    INTERRUPTED = 130
+
+
+class DmcopyError(Exception):
+    """Anything that dmcopy raises on purpose; `exit_code` is what the command line ends with."""
+
+    exit_code = ExitCode.FAILED
+
+
+class UsageError(DmcopyError):
+    """The caller asked for something that cannot be: a range past the end, nine destinations."""
+
+    exit_code = ExitCode.USAGE
+
+
+class DeviceError(DmcopyError):
+    """A device or file refused an operation. `path` names it; `errno` is the kernel's."""
+
+    def __init__(self, path: str, action: str, errno: int, hint: str = "") -> None:
+        self.path = path
+        self.errno = errno
+        text = f"{path}: cannot {action}: {os.strerror(errno)}"
+        super().__init__(f"{text}; {hint}" if hint else text)
+
+
+class PartialError(DmcopyError):
+    """Some destination or region failed; what did not fail is good."""
+
+    exit_code = ExitCode.PARTIAL
+
+
+class MismatchError(DmcopyError):
+    """What was read back differs from what was written."""
+
+    exit_code = ExitCode.MISMATCH
+
+
+class MetadataError(MismatchError):
+    """On-disk metadata contradicts itself or is of no known format."""
+
+
+class MissingError(DmcopyError):
+    """This machine lacks something that the operation needs; the message names it."""
+
+    exit_code = ExitCode.MISSING
+
+
+class BusyError(DmcopyError):
+    """Somebody else uses the device. `holders` says who, one phrase each."""
+
+    exit_code = ExitCode.BUSY
+
+    def __init__(self, path: str, holders: Sequence[str], hint: str = "") -> None:
+        self.path = path
+        self.holders = tuple(holders)
+        by = ", ".join(holders) if holders else "somebody that cannot be named"
+        text = f"{path} is in use by {by}"
+        super().__init__(f"{text}; {hint}" if hint else text)
+
+
+class DeadlineError(DmcopyError):
+    """A wait outlasted its deadline; the message says what it waited for."""
+
+
+class ClosedError(DmcopyError):
+    """An object was used after it was closed: a mistake of the caller's."""
+
+
+class LostVMError(DmcopyError):
+    """A guest panicked, hung or was killed. `log` is the path of its whole console log."""
+
+    def __init__(self, message: str, log: str = "") -> None:
+        self.log = log
+        super().__init__(message)
