@@ -1,0 +1,112 @@
+"""The interface of a back end, and the choice of one.
+
+A back end is chosen by trying it: io_uring may be forbidden (containers,
+`kernel.io_uring_disabled`) or lack a feature, and threads work everywhere. `DMCOPY_IO=threads` or
+an argument forces one.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from dmcopy.errors import MissingError, UsageError
+from dmcopy.io.poller import Poller
+from dmcopy.io.request import CopyIo, Io, Op, Request
+
+BACKENDS: Final = ("uring", "threads")
+
+
+class IoBackend(Protocol):
+    """Where I/O happens. All methods are called on the reactor's thread."""
+
+    name: str
+
+    def submit(self, request: Request) -> None:
+        """Take a request; it starts at the next `poll` at the latest."""
+
+    def poll(self, timeout: float | None) -> list[Request]:
+        """Wait at most `timeout` seconds (None: for ever) and return the requests that completed.
+
+        Returns early, with an empty list, when the poller was woken or a watched descriptor was
+        ready.
+        """
+
+    def time(self) -> float:
+        """Return the clock that timers go by, in seconds."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when `poll(0)` would do something."""
+
+    def close(self) -> None:
+        """Release everything; nothing may be in flight."""
+
+
+class Fan:
+    """A copy done with plain reads and writes: one read, then all writes at once.
+
+    For back ends, or requests, that have nothing better.
+    """
+
+    def __init__(
+        self, request: CopyIo, submit: Callable[[Io], None], finish: Callable[[Request], object]
+    ) -> None:
+        self._request = request
+        self._submit = submit
+        self._finish = finish
+        self._left = len(request.dests)
+
+    def start(self) -> None:
+        """Submit the read."""
+        request = self._request
+        self._submit(Io(Op.READ, request.source, request.memory, request.extents, self._read_done))
+
+    def _read_done(self, read: Io) -> None:
+        request = self._request
+        if read.error:
+            request.error = read.error
+            self._finish(request)
+            return
+        for index, dest in enumerate(request.dests):
+            self._submit(
+                Io(Op.WRITE, dest, request.memory, request.extents, self._write_done, context=index)
+            )
+
+    def _write_done(self, write: Io) -> None:
+        if write.error:
+            self._request.write_failed(write.context, write.error)
+        self._left -= 1
+        if not self._left:
+            self._finish(self._request)
+
+
+@functools.cache
+def probe() -> dict[str, str]:
+    """Return for each back end why it does not work on this machine, or '' when it works."""
+    from dmcopy.io.ring import probe_ring
+
+    return {"uring": probe_ring(), "threads": ""}
+
+
+def make_backend(name: str | None, poller: Poller, *, inline: bool = False) -> IoBackend:
+    """Return the back end called `name`; None: `$DMCOPY_IO`, else the best one that works here.
+
+    `inline`: a request that is alone is done by plain system calls on the reactor's thread, which
+    is quicker than any hand-over, but stops the reactor for as long as the device takes.
+
+    Raises UsageError for an unknown name, MissingError for a back end that does not work here.
+    """
+    name = name or os.environ.get("DMCOPY_IO") or ("threads" if probe()["uring"] else "uring")
+    if name not in BACKENDS:
+        raise UsageError(f"there is no I/O back end {name!r}: choose one of {', '.join(BACKENDS)}")
+    if probe()[name]:
+        raise MissingError(f"the I/O back end {name} does not work here: {probe()[name]}")
+    if name == "uring":
+        from dmcopy.io.uring import UringBackend
+
+        return UringBackend(poller, inline=inline)
+    from dmcopy.io.threads import ThreadsBackend
+
+    return ThreadsBackend(poller, inline=inline)

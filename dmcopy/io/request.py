@@ -1,0 +1,155 @@
+"""What a back end is asked to do: `Io` on one region, or `CopyIo` from one region to others.
+
+A request carries its own result: `error` is 0 or an errno. A back end never raises for a device's
+error; it sets `error` and hands the request to its `notify`, on the reactor, exactly once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import mmap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dmcopy.io.region import Device, IoRegion
+from dmcopy.units import PAGE_SIZE
+
+
+class Op(enum.IntEnum):
+    """The operations of a back end."""
+
+    READ = 0
+    WRITE = 1
+    FLUSH = 2
+    DISCARD = 3
+    WRITE_ZEROES = 4
+    COPY = 5
+
+
+Extent = tuple[int, int]
+"""A run of bytes in a `Memory`: (offset, length)."""
+
+
+class Memory:
+    """Pages for data: allocated once, page-aligned, never moved. `size_bytes` is whole pages."""
+
+    def __init__(self, pages: int) -> None:
+        self.size_bytes = pages * PAGE_SIZE
+        self._map = mmap.mmap(-1, self.size_bytes)
+        self.view = memoryview(self._map)
+        self._anchor = ctypes.c_char.from_buffer(self._map)
+        self.address = ctypes.addressof(self._anchor)
+
+    def close(self) -> None:
+        """Give the pages back to the system; no request may still use them."""
+        del self._anchor
+        self.view.release()
+        self._map.close()
+
+    def views(self, extents: Sequence[Extent]) -> list[memoryview]:
+        """Return the memory of `extents` piece by piece."""
+        return [self.view[start : start + length] for start, length in extents]
+
+    def read(self, extents: Sequence[Extent]) -> bytes:
+        """Return a copy of what the extents hold."""
+        return b"".join(self.views(extents))
+
+    def fill(self, extents: Sequence[Extent], data: bytes | memoryview) -> None:
+        """Copy `data` into the extents, which must be as long."""
+        position = 0
+        for start, length in extents:
+            self.view[start : start + length] = data[position : position + length]
+            position += length
+
+
+class Io:
+    """One operation on one region: read into or write from `extents` of `memory`, flush, discard,
+    zero.
+
+    `bytes` is the length of a read or write and 0 for the rest. `fua`: a write is durable when it
+    completes.
+    """
+
+    __slots__ = (
+        "bytes",
+        "context",
+        "count",
+        "device",
+        "error",
+        "extents",
+        "fua",
+        "memory",
+        "notify",
+        "op",
+        "sector",
+    )
+
+    def __init__(
+        self,
+        op: Op,
+        region: IoRegion,
+        memory: Memory | None = None,
+        extents: Sequence[Extent] = (),
+        notify: Callable[[Any], object] | None = None,
+        *,
+        fua: bool = False,
+        context: Any = None,
+    ) -> None:
+        self.op = op
+        self.device: Device = region[0]
+        self.sector = region[1]
+        self.count = region[2]
+        self.bytes = region[2] << 9 if op <= Op.WRITE else 0
+        self.memory = memory
+        self.extents = extents
+        self.notify = notify
+        self.fua = fua
+        self.context = context
+        self.error = 0
+
+    @property
+    def region(self) -> IoRegion:
+        """The region as a value."""
+        return IoRegion(self.device, self.sector, self.count)
+
+    def __repr__(self) -> str:
+        return f"<Io {self.op.name} {self.region} error={self.error}>"
+
+
+class CopyIo:
+    """Read `source` once into `extents`, then write that to every region of `dests`.
+
+    `error` is the errno of the read; after a failed read nothing is written. `write_errors` maps
+    the index of each destination that failed to its errno. Every region has the source's count.
+    """
+
+    op = Op.COPY
+    error = 0
+    write_errors: dict[int, int] = {}  # noqa: RUF012 - replaced, never changed, by a request that fails
+
+    def __init__(
+        self,
+        source: IoRegion,
+        dests: Sequence[IoRegion],
+        memory: Memory,
+        extents: Sequence[Extent],
+        notify: Callable[[Any], object],
+    ) -> None:
+        self.source = source
+        self.dests = dests
+        self.bytes = source[2] << 9
+        self.memory = memory
+        self.extents = extents
+        self.notify = notify
+
+    def write_failed(self, index: int, errno: int) -> None:
+        """Record that destination `index` failed."""
+        self.write_errors = {**self.write_errors, index: errno}
+
+    def __repr__(self) -> str:
+        dests = ", ".join(map(str, self.dests))
+        return f"<CopyIo {self.source} to {dests} error={self.error} {self.write_errors}>"
+
+
+Request = Io | CopyIo

@@ -1,0 +1,217 @@
+"""The `uring` back end: requests on an io_uring of our own.
+
+Slots own their submission entries: slot k has entries 2k and 2k+1, and user_data is the index of
+the entry. A copy to one destination is a read linked to a write whose read leaves no completion
+when it succeeds (IOSQE_CQE_SKIP_SUCCESS): one completion per copy, which halves the work of the
+kernel and of the interpreter. Whatever is unusual (a short transfer, an interrupted call, an
+operation that a ring cannot do) is done over by plain system calls on a thread, so that there is
+one slow path, not many.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import time
+from array import array
+from collections import deque
+
+from dmcopy.io.backend import Fan
+from dmcopy.io.poller import Poller
+from dmcopy.io.request import CopyIo, Io, Op, Request
+from dmcopy.io.ring import (
+    FSYNC_DATASYNC,
+    LINK,
+    OP_FSYNC,
+    OP_POLL_ADD,
+    OP_READ,
+    OP_READV,
+    OP_WRITE,
+    OP_WRITEV,
+    PAIR,
+    RWF_DSYNC,
+    SKIP_SUCCESS,
+    SQE,
+    SQE_SIZE,
+    Ring,
+    signed,
+)
+from dmcopy.io.threads import WorkerPool, perform
+
+_LINKED_READ = OP_READ | (LINK | SKIP_SUCCESS) << 8
+_DO_OVER = frozenset({errno.EINTR, errno.EAGAIN, errno.ECANCELED})
+_POLL_SLOT = 0
+
+
+class UringBackend:
+    """`IoBackend` over a `Ring` of `slots` requests; more than that wait their turn."""
+
+    name = "uring"
+
+    def __init__(self, poller: Poller, *, inline: bool = False, slots: int = 256) -> None:
+        self._ring = Ring(2 * slots)
+        self._poller = poller
+        self._workers = WorkerPool(poller.wake)
+        self._workers.sleeping = True
+        self._inline = inline
+        self._alone: Request | None = None
+        # Slot 0 is the poller's: a poll of its descriptor that ends every wait of the ring.
+        self._poll = Io(Op.FLUSH, (poller, 0, 0))  # type: ignore[arg-type]
+        self._poll.bytes = -1
+        self._armed = False
+        self._requests: list[Request] = [self._poll] * slots
+        self._vectors: dict[int, array[int]] = {}
+        self._free = list(range(slots - 1, _POLL_SLOT, -1))
+        self._slots = len(self._free)
+        self._backlog: deque[Request] = deque()
+        self._queued: list[int] = []
+        self._unsubmitted = 0
+        self._finished: list[Request] = []
+        self.time = time.monotonic
+
+    def fileno(self) -> int:
+        """The ring itself is readable when it holds a completion."""
+        return self._ring.fd
+
+    def submit(self, request: Request) -> None:
+        """Put a request on the ring, or keep it for `poll` when it may be done inline."""
+        if self._inline and self._is_idle():
+            self._alone = request
+            return
+        if self._alone is not None:
+            alone, self._alone = self._alone, None
+            self._start(alone)
+        if self._free:
+            self._start(request)
+        else:
+            self._backlog.append(request)
+
+    def poll(self, timeout: float | None) -> list[Request]:
+        """See `IoBackend.poll`."""
+        if self._alone is not None:
+            alone, self._alone = self._alone, None
+            perform(alone)
+            return [alone]
+        if not self._armed:
+            self._arm()
+        if self._finished:
+            timeout = 0
+        if self._queued:
+            self._ring.queue(self._queued)
+            self._unsubmitted += len(self._queued)
+            self._queued = []
+        self._unsubmitted -= self._ring.enter(self._unsubmitted, timeout != 0, timeout)
+        found = self._ring.reap()
+        if found:
+            self._complete(found)
+        while self._backlog and self._free:
+            self._start(self._backlog.popleft())
+        finished, self._finished = self._finished, []
+        return finished
+
+    def close(self) -> None:
+        """Close the ring and end the threads."""
+        self._workers.close()
+        self._ring.close()
+
+    def _is_idle(self) -> bool:
+        return (
+            self._alone is None
+            and len(self._free) == self._slots
+            and not self._workers.in_flight
+            and not self._finished
+        )
+
+    def _complete(self, found: list[int]) -> None:
+        requests, free, finished = self._requests, self._free, self._finished
+        for tag, result in zip(found[::2], found[1::2], strict=True):
+            slot = tag >> 1
+            request = requests[slot]
+            if result == request.bytes:
+                free.append(slot)
+                finished.append(request)
+            else:
+                self._complete_odd(slot, tag & 1, request, signed(result))
+        if self._vectors:
+            for slot in self._vectors.keys() & set(free):
+                del self._vectors[slot]
+
+    def _complete_odd(self, slot: int, second: int, request: Request, result: int) -> None:
+        """Take a completion that is no plain success."""
+        if slot == _POLL_SLOT:
+            self._armed = False
+            self._poller.wait(0)
+            self._finished += self._workers.collect()
+            return
+        self._free.append(slot)
+        if result >= 0 or -result in _DO_OVER:
+            self._workers.submit(request)
+            return
+        if second and isinstance(request, CopyIo):
+            request.write_failed(0, -result)
+        else:
+            request.error = -result
+        self._finished.append(request)
+
+    def _arm(self) -> None:
+        SQE.pack_into(
+            self._ring.sqes, 0, OP_POLL_ADD, 0, 0, self._poller.fileno(), 0, 0, 0, select.EPOLLIN, 0
+        )
+        self._queued.append(0)
+        self._armed = True
+
+    def _start(self, request: Request) -> None:
+        if isinstance(request, CopyIo):
+            self._start_copy(request)
+        elif request.op <= Op.FLUSH:
+            self._start_io(request)
+        else:
+            self._workers.submit(request)
+
+    def _start_copy(self, request: CopyIo) -> None:
+        dests = request.dests
+        if len(dests) != 1 or len(request.extents) != 1:
+            Fan(request, self.submit, self._finished.append).start()
+            return
+        slot = self._free.pop()
+        entry = 2 * slot
+        self._requests[slot] = request
+        address = request.memory.address + request.extents[0][0]
+        length = request.bytes
+        device, sector, _ = request.source
+        to, to_sector, _ = dests[0]
+        # fmt: off
+        PAIR.pack_into(
+            self._ring.sqes, entry * SQE_SIZE,
+            device.fileno() << 32 | _LINKED_READ, sector << 9, address, length, entry,
+            to.fileno() << 32 | OP_WRITE, to_sector << 9, address, length, entry + 1,
+        )
+        # fmt: on
+        self._queued += (entry, entry + 1)
+
+    def _start_io(self, request: Io) -> None:
+        slot = self._free.pop()
+        self._requests[slot] = request
+        fd, flags = request.device.fileno(), RWF_DSYNC if request.fua else 0
+        if request.op == Op.FLUSH:
+            code, address, length, flags = OP_FSYNC, 0, 0, FSYNC_DATASYNC
+        else:
+            code, address, length = self._place(slot, request)
+        SQE.pack_into(
+            self._ring.sqes, 2 * slot * SQE_SIZE,
+            code, 0, 0, fd, request.sector << 9, address, length, flags, 2 * slot,
+        )  # fmt: skip
+        self._queued.append(2 * slot)
+
+    def _place(self, slot: int, request: Io) -> tuple[int, int, int]:
+        """Return opcode, address and length of a read or write; several extents need a vector."""
+        assert request.memory is not None
+        base = request.memory.address
+        write = request.op == Op.WRITE
+        if len(request.extents) == 1:
+            return OP_WRITE if write else OP_READ, base + request.extents[0][0], request.bytes
+        vector = array("Q")
+        for start, length in request.extents:
+            vector.extend((base + start, length))
+        self._vectors[slot] = vector
+        return OP_WRITEV if write else OP_READV, vector.buffer_info()[0], len(request.extents)
