@@ -1,0 +1,183 @@
+"""Who keeps a device or file busy: mounts, swap, dm and md, loop devices, locks, processes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dmcopy.block import mounts, processes, sysfs
+from dmcopy.block.sysfs import LIVE, Roots
+from dmcopy.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Somebody who uses a device. `str()` gives one phrase.
+
+    `kind` is mount, swap, dm, md, stacked (another device on top), loop, lock or process; `name` the
+    mount point, dm name, node or command; `on` the kernel name of the device that is held, which
+    may be a partition of the one asked for, or the disk that it is a partition of.
+    """
+
+    kind: str
+    name: str
+    on: str = ""
+    pid: int | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "mount":
+                phrase = f"the file system mounted on {self.name}"
+            case "swap":
+                phrase = "swap"
+            case "lock":
+                phrase = f"a lock of process {self.pid}"
+            case "process":
+                phrase = f"process {self.pid}"
+            case _:
+                phrase = f"{self.kind} device {self.name}"
+        if self.pid is not None and self.kind != "mount":
+            return f"{phrase} ({', '.join(filter(None, [self.name, self.note]))})"
+        return f"{phrase} ({self.note})" if self.note else phrase
+
+
+def who(path: str, *, roots: Roots = LIVE) -> list[Holder]:
+    """Return whoever uses the block device or regular file at `path`; nobody gives an empty list.
+
+    For a disk this covers its partitions, and for a partition what holds the whole disk. Processes
+    of other users are seen by root only. Raises DeviceError when there is nothing at `path`.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DeviceError(path, "look at it", error.errno or 0) from error
+    if not stat.S_ISBLK(status.st_mode):
+        return [*file_users(path, roots=roots), *_processes({path: ""}, roots)]
+    name = sysfs.name_of((os.major(status.st_rdev), os.minor(status.st_rdev)), roots)
+    nodes = {
+        sysfs.node(member, roots): _note(member, name, roots) for member in _family(name, roots)
+    }
+    return [*device_users(name, roots=roots), *_processes({**nodes, path: ""}, roots)]
+
+
+def device_users(name: str, *, roots: Roots = LIVE) -> list[Holder]:
+    """Return what the kernel does with the block device of this kernel name: all but processes."""
+    found = [user for member in _family(name, roots) for user in _on_device(member, name, roots)]
+    disk = sysfs.parent(name, roots)
+    return found + (list(_stacked(disk, name, roots)) if disk else [])
+
+
+def file_users(path: str, *, roots: Roots = LIVE) -> list[Holder]:
+    """Return what the kernel does with a regular file: loop devices, swap, locks."""
+    return [*_loops(path, "", "", roots), *_swaps(path, "", "", roots), *_locks(path, roots)]
+
+
+def _family(name: str, roots: Roots) -> list[str]:
+    return [name, *sysfs.partitions(name, roots)]
+
+
+def _on_device(name: str, asked: str, roots: Roots) -> Iterator[Holder]:
+    node, note = sysfs.node(name, roots), _note(name, asked, roots)
+    yield from _mounts(name, note, roots)
+    yield from _swaps(node, name, note, roots)
+    yield from _stacked(name, asked, roots)
+    yield from _loops(node, name, note, roots)
+
+
+def _note(name: str, asked: str, roots: Roots) -> str:
+    """Return how the device that is held relates to the one that was asked for."""
+    if name == asked:
+        return ""
+    kind = "partition" if sysfs.parent(name, roots) == asked else "whole disk"
+    return f"{kind} {name}"
+
+
+def _mounts(name: str, note: str, roots: Roots) -> list[Holder]:
+    members = sysfs.btrfs_siblings(name, roots) | {name}
+    numbers = {sysfs.devno(member, roots) for member in members}
+    here = sysfs.read(roots.proc / "self/mountinfo")
+    points = _points(here, numbers)
+    if points:
+        return [Holder("mount", point, name, None, note) for point in points]
+    # Nothing here: it may be mounted in a container, which /proc/self does not show.
+    for pid in processes.in_other_namespaces(roots):
+        points = _points(sysfs.read(roots.proc / str(pid) / "mountinfo"), numbers)
+        if points:
+            where = f"in the mount namespace of process {pid} ({processes.command(pid, roots)})"
+            together = ", ".join(part for part in (note, where) if part)
+            return [Holder("mount", point, name, pid, together) for point in points]
+    return []
+
+
+def _points(mountinfo: str, numbers: set[mounts.DevNo | None]) -> list[str]:
+    """Return the mount points of these devices; major 0 is told by the mount's source (btrfs)."""
+    points = []
+    for mount in mounts.parse_mountinfo(mountinfo):
+        number: mounts.DevNo | None = mount.devno
+        if mount.devno[0] == 0 and mount.source.startswith("/"):
+            number = _number_at(mount.source)
+        if number and number in numbers:
+            points.append(mount.point)
+    return points
+
+
+def _number_at(path: str) -> mounts.DevNo | None:
+    identity = processes.identity_at(path)
+    if identity is None or identity[0] != "block":
+        return None
+    return os.major(identity[1]), os.minor(identity[1])
+
+
+def _swaps(path: str, name: str, note: str, roots: Roots) -> list[Holder]:
+    areas = mounts.parse_swaps(sysfs.read(roots.proc / "swaps"))
+    return [Holder("swap", path, name, None, note) for area in areas if _same(area, path)]
+
+
+def _same(one: str, other: str) -> bool:
+    return one == other or (
+        (identity := processes.identity_at(one)) is not None
+        and identity == processes.identity_at(other)
+    )
+
+
+def _stacked(name: str, asked: str, roots: Roots) -> Iterator[Holder]:
+    note = _note(name, asked, roots)
+    for top in sysfs.holders(name, roots):
+        folder = sysfs.directory(top, roots)
+        dm_name = sysfs.read(folder / "dm/name")
+        kind = "dm" if dm_name else "md" if (folder / "md").is_dir() else "stacked"
+        parts = [top if dm_name else "", note]
+        yield Holder(kind, dm_name or top, name, None, ", ".join(part for part in parts if part))
+
+
+def _loops(path: str, name: str, note: str, roots: Roots) -> list[Holder]:
+    found = sysfs.loops(roots).items()
+    return [
+        Holder("loop", sysfs.node(loop, roots), name, None, note)
+        for loop, backing in found
+        if _same(backing, path)
+    ]
+
+
+def _locks(path: str, roots: Roots) -> list[Holder]:
+    """Return who has a lock on a file. btrfs shows other device numbers here than stat(2) does."""
+    identity = processes.identity_at(path)
+    if identity is None or len(identity) != 3:
+        return []
+    _, device, inode = identity
+    found = mounts.parse_locks(sysfs.read(roots.proc / "locks"))
+    key = ((os.major(device), os.minor(device)), inode)
+    pids = sorted({lock.pid for lock in found if (lock.devno, lock.inode) == key and lock.pid > 0})
+    return [Holder("lock", processes.command(pid, roots), "", pid) for pid in pids]
+
+
+def _processes(nodes: dict[str, str], roots: Roots) -> Iterator[Holder]:
+    """Yield the processes with one of these paths open; the values are the holders' notes."""
+    wanted = {identity: path for path in nodes if (identity := processes.identity_at(path))}
+    for pid, path in processes.openers(wanted, roots):
+        parts = ["this process" if pid == os.getpid() else "", nodes[path]]
+        note = ", ".join(part for part in parts if part)
+        yield Holder("process", processes.command(pid, roots), os.path.basename(path), pid, note)

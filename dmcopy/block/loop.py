@@ -1,0 +1,184 @@
+"""Loop devices: a file as a block device, for as long as a `with` block lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dmcopy.block import holders, sysfs
+from dmcopy.errors import BusyError, DeadlineError, DeviceError, MissingError, UsageError
+from dmcopy.units import SECTOR_SHIFT
+
+_log = logging.getLogger(__name__)
+
+ATTACH_SECONDS: Final = 10.0
+DETACH_SECONDS: Final = 10.0
+_POLL_SECONDS: Final = 0.02
+
+
+@dataclass(frozen=True)
+class LoopDevice:
+    """An attached loop device. `path` is its node, such as /dev/loop3."""
+
+    path: str
+    backing: str
+
+    @property
+    def name(self) -> str:
+        """The kernel's name, such as loop3."""
+        return os.path.basename(self.path)
+
+    def __fspath__(self) -> str:
+        return self.path
+
+
+@contextlib.contextmanager
+def loop_device(
+    backing: str | os.PathLike[str],
+    *,
+    direct: bool = True,
+    sector_size: int = 512,
+    read_only: bool = False,
+    offset: int = 0,
+    size: int | None = None,
+) -> Iterator[LoopDevice]:
+    """Attach `backing` to a free loop device and detach it at the end.
+
+    `direct` lets the loop device bypass the page cache of the backing file, where that file system
+    can; `sector_size` is its logical block size in bytes; `offset` and `size` are in sectors.
+    Raises UsageError, MissingError (losetup, loop support, root), DeviceError, and at the end
+    BusyError when somebody keeps the device.
+    """
+    device = attach(
+        backing,
+        direct=direct,
+        sector_size=sector_size,
+        read_only=read_only,
+        offset=offset,
+        size=size,
+    )
+    try:
+        yield device
+    finally:
+        detach(device)
+
+
+def attach(
+    backing: str | os.PathLike[str],
+    *,
+    direct: bool = True,
+    sector_size: int = 512,
+    read_only: bool = False,
+    offset: int = 0,
+    size: int | None = None,
+) -> LoopDevice:
+    """Attach `backing` to a free loop device, which stays until `detach`; see `loop_device`."""
+    file = str(Path(backing).resolve())  # as the kernel shows it
+    if not os.path.exists(file):
+        raise UsageError(f"{file}: there is no such file to make a loop device of")
+    words = ["--find", "--show", f"--sector-size={sector_size}"]
+    words += [f"--direct-io={'on' if direct else 'off'}"]
+    words += ["--read-only"] if read_only else []
+    words += [f"--offset={offset << SECTOR_SHIFT}"] if offset else []
+    words += [f"--sizelimit={size << SECTOR_SHIFT}"] if size is not None else []
+    device = LoopDevice(_attach(words, file), file)
+    try:
+        _wait_for_node(device)
+    except BaseException:
+        detach(device)
+        raise
+    return device
+
+
+def _attach(words: list[str], file: str) -> str:
+    """Run losetup until it has a device; return the node that it names.
+
+    Two processes may see the same free device, and one of them is told EBUSY; losetup mostly tries
+    again itself, and prints that it did. So the name is what --show says, never a guess.
+    """
+    deadline = time.monotonic() + ATTACH_SECONDS
+    while True:
+        done = _losetup([*words, file])
+        if done.returncode == 0:
+            return done.stdout.strip()
+        if "busy" not in done.stderr or time.monotonic() > deadline:
+            raise _attach_failed(file, done.stderr)
+        time.sleep(_POLL_SECONDS)
+
+
+def _attach_failed(file: str, stderr: str) -> Exception:
+    said = stderr.strip().removeprefix("losetup: ")
+    if os.geteuid() != 0:
+        return MissingError(f"{file}: loop devices need root: {said}")
+    if not os.path.exists("/dev/loop-control"):
+        return MissingError("this kernel has no loop devices: try 'modprobe loop'")
+    return DeviceError(file, "make a loop device of it", errno.EIO, said)
+
+
+def detach(device: LoopDevice) -> None:
+    """Detach a loop device that `attach` made; one that is detached already is left alone.
+
+    Detaching a device that is open only marks it, and the kernel does it at the last close: so this
+    waits, at most DETACH_SECONDS, for the backing file to be gone. Raises BusyError naming whoever
+    keeps it, DeadlineError when nobody can be named.
+    """
+    deadline = time.monotonic() + DETACH_SECONDS
+    said = ""
+    while _is_attached(device):
+        if time.monotonic() > deadline:
+            raise _detach_failed(device, said)
+        done = _losetup(["--detach", device.path])
+        said = done.stderr.strip()
+        if _is_attached(device):
+            time.sleep(_POLL_SECONDS)
+
+
+def _detach_failed(device: LoopDevice, said: str) -> Exception:
+    found = [str(holder) for holder in holders.who(device.path)]
+    if found:
+        return BusyError(device.path, found, "it stays attached until they let it go")
+    return DeadlineError(f"{device.path} is still attached after {DETACH_SECONDS:g} s: {said}")
+
+
+def _is_attached(device: LoopDevice) -> bool:
+    # The kernel appends " (deleted)" when the file has been unlinked since.
+    return sysfs.backing_file(device.name).removesuffix(" (deleted)") == device.backing
+
+
+def _wait_for_node(device: LoopDevice) -> None:
+    """Wait until the node is there: devtmpfs makes it at once, a udev in a container later."""
+    deadline = time.monotonic() + ATTACH_SECONDS
+    while not os.path.exists(device.path):
+        if time.monotonic() > deadline:
+            raise DeadlineError(f"{device.path} did not appear within {ATTACH_SECONDS:g} s")
+        time.sleep(_POLL_SECONDS)
+
+
+def _losetup(words: list[str]) -> subprocess.CompletedProcess[str]:
+    argv = ["losetup", *words]
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            argv,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=ATTACH_SECONDS * 3,
+        )
+    except FileNotFoundError:
+        raise MissingError("losetup is not installed (apt-get install mount)") from None
+    except subprocess.TimeoutExpired:
+        raise DeadlineError(f"{' '.join(argv)} did not end within its deadline") from None
+    seconds = time.monotonic() - started
+    _log.debug("%s: exit %d, %.3f s, %s", argv, done.returncode, seconds, done.stderr.strip())
+    return done

@@ -1,0 +1,78 @@
+"""What the kernel says of mounts, swap areas and file locks: /proc's tables, parsed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TypeAlias
+
+DevNo: TypeAlias = tuple[int, int]
+"""A device number: major, minor."""
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5)).
+
+    `root` is the directory of the file system that is mounted: not "/" for a bind mount or a
+    subvolume. `devno` has major 0 where the file system is on no single device (btrfs).
+    """
+
+    devno: DevNo
+    root: str
+    point: str
+    fstype: str
+    source: str
+
+
+@dataclass(frozen=True)
+class FileLock:
+    """One line of /proc/locks: who holds what on which inode."""
+
+    kind: str
+    pid: int
+    devno: DevNo
+    inode: int
+
+
+def unescape(text: str) -> str:
+    r"""Return a /proc path as it is: the kernel writes space, tab, newline and \ in octal."""
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
+
+
+def parse_devno(text: str, base: int = 10) -> DevNo:
+    """Return the numbers of `major:minor`. Raises ValueError."""
+    major, minor = text.split(":")
+    return int(major, base), int(minor, base)
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """Parse /proc/PID/mountinfo."""
+    return [_parse_mount(line) for line in text.splitlines() if " - " in line]
+
+
+def _parse_mount(line: str) -> Mount:
+    # Any number of optional fields stands before the lone dash.
+    before, _, after = line.partition(" - ")
+    _id, _parent, devno, root, point, *_ = before.split(" ")
+    fstype, source, *_ = after.split(" ")
+    return Mount(parse_devno(devno), unescape(root), unescape(point), fstype, unescape(source))
+
+
+def parse_swaps(text: str) -> list[str]:
+    """Return the paths of the swap areas in the text of /proc/swaps."""
+    return [unescape(line.split()[0]) for line in text.splitlines()[1:] if line.strip()]
+
+
+def parse_locks(text: str) -> list[FileLock]:
+    """Parse /proc/locks. Waiting locks (marked `->`) hold nothing and are left out."""
+    locks = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) < 8 or words[1] == "->":
+            continue
+        major_minor, _, inode = words[5].rpartition(":")
+        locks.append(FileLock(words[1], int(words[4]), parse_devno(major_minor, 16), int(inode)))
+    return locks

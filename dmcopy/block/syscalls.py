@@ -1,0 +1,130 @@
+"""The system calls on block devices and files that Python's `os` and `fcntl` do not have.
+
+Each one releases the GIL, is repeated after EINTR, and raises the kernel's OSError. The ioctl
+numbers are those of include/uapi/linux/fs.h on the architectures with the generic encoding
+(x86-64, arm64, riscv, s390x).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from typing import Any, Final, NamedTuple
+
+_BLKROGET: Final = 0x125E
+_BLKSSZGET: Final = 0x1268
+_BLKDISCARD: Final = 0x1277
+_BLKPBSZGET: Final = 0x127B
+_BLKZEROOUT: Final = 0x127F
+
+FALLOC_FL_KEEP_SIZE: Final = 0x01
+FALLOC_FL_PUNCH_HOLE: Final = 0x02
+FALLOC_FL_ZERO_RANGE: Final = 0x10
+
+_AT_EMPTY_PATH: Final = 0x1000
+_STATX_DIOALIGN: Final = 0x2000
+_STATX_SIZE: Final = 256  # sizeof(struct statx); the kernel keeps it
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prototype(name: str, *argtypes: Any) -> Any:
+    function = getattr(_libc, name)
+    function.argtypes = argtypes
+    function.restype = ctypes.c_int
+    return function
+
+
+# glibc's fallocate takes a 32-bit offset on 32-bit machines; fallocate64 is the same everywhere.
+_fallocate64 = _prototype("fallocate64", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_statx = _prototype(
+    "statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p
+)
+
+
+class DirectAlignment(NamedTuple):
+    """What a file asks of O_DIRECT, in bytes; both 0 where it does not do O_DIRECT at all."""
+
+    memory: int
+    offset: int
+
+
+def _checked(result: int) -> bool:
+    """Return False to repeat the call; raise what it failed with."""
+    if result == 0:
+        return True
+    number = ctypes.get_errno()
+    if number == errno.EINTR:
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+def fallocate(fd: int, mode: int, start: int, length: int) -> None:
+    """fallocate(2), byte offsets; Python's own `os.posix_fallocate` has no mode."""
+    while not _checked(_fallocate64(fd, mode, start, length)):
+        pass
+
+
+def direct_alignment(fd: int) -> DirectAlignment | None:
+    """Return what the file system asks of O_DIRECT, or None where the kernel does not say.
+
+    Linux 6.1 and later: statx(2), STATX_DIOALIGN. tmpfs, overlayfs and network file systems stay
+    silent.
+    """
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    try:
+        while not _checked(_statx(fd, b"", _AT_EMPTY_PATH, _STATX_DIOALIGN, buffer)):
+            pass
+    except OSError:
+        return None
+    (mask,) = struct.unpack_from("=I", buffer, 0)
+    if not mask & _STATX_DIOALIGN:
+        return None
+    return DirectAlignment(*struct.unpack_from("=II", buffer, 152))
+
+
+def _ioctl(fd: int, request: int, argument: bytes) -> bytes:
+    while True:
+        try:
+            return fcntl.ioctl(fd, request, argument)
+        except InterruptedError:  # PEP 475 does not reach fcntl.ioctl before Python 3.13
+            continue
+
+
+def _int_ioctl(fd: int, request: int) -> int:
+    (value,) = struct.unpack("=i", _ioctl(fd, request, bytes(4)))
+    return int(value)
+
+
+def block_is_read_only(fd: int) -> bool:
+    """Return whether the block device is set read-only (BLKROGET); open(2) does not tell."""
+    return _int_ioctl(fd, _BLKROGET) != 0
+
+
+def block_logical_size(fd: int) -> int:
+    """Return a block device's logical block size in bytes: the least that can be read."""
+    return _int_ioctl(fd, _BLKSSZGET)
+
+
+def block_physical_size(fd: int) -> int:
+    """Return a block device's physical block size in bytes: the least that is written at once."""
+    return _int_ioctl(fd, _BLKPBSZGET)
+
+
+def block_discard(fd: int, start: int, length: int) -> None:
+    """BLKDISCARD: tell a block device that these bytes are not needed any more."""
+    _ioctl(fd, _BLKDISCARD, struct.pack("=QQ", start, length))
+
+
+def block_zero_out(fd: int, start: int, length: int) -> None:
+    """BLKZEROOUT: make these bytes zero, by the device's own command or by writing zeroes."""
+    _ioctl(fd, _BLKZEROOUT, struct.pack("=QQ", start, length))
+
+
+def byte_size(fd: int) -> int:
+    """Return the size in bytes of a block device or regular file."""
+    # lseek and not BLKGETSIZE64: the same call for files, and no ioctl number with a size in it.
+    return os.lseek(fd, 0, os.SEEK_END)

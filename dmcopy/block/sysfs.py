@@ -1,0 +1,119 @@
+"""Block devices as sysfs shows them: names, numbers, parents, partitions, holders, slaves."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dmcopy.block.mounts import DevNo, parse_devno
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Where the kernel's file systems are; tests put a made-up tree here."""
+
+    sys: Path = Path("/sys")
+    dev: Path = Path("/dev")
+    proc: Path = Path("/proc")
+    run: Path = Path("/run")
+
+
+LIVE: Final = Roots()
+
+
+def read(path: Path) -> str:
+    """Return a small attribute without its newline; "" where it is not there or not readable."""
+    try:
+        return path.read_text(errors="surrogateescape").strip()
+    except OSError:  # a device that goes away takes its attributes with it, at any moment
+        return ""
+
+
+def read_int(path: Path, default: int = 0) -> int:
+    """Return a numeric attribute, or `default`."""
+    text = read(path)
+    return int(text) if text.lstrip("-").isdecimal() else default
+
+
+def entries(path: Path) -> list[str]:
+    """Return a directory's sorted names; nothing where there is no such directory."""
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
+
+
+def names(roots: Roots = LIVE) -> list[str]:
+    """Return the kernel names of all block devices, partitions too."""
+    return entries(roots.sys / "class/block")
+
+
+def directory(name: str, roots: Roots = LIVE) -> Path:
+    """Return the sysfs directory of the device with this kernel name."""
+    return roots.sys / "class/block" / name
+
+
+def node(name: str, roots: Roots = LIVE) -> str:
+    """Return the device node's path. sysfs writes ! for the / in a name (cciss!c0d0)."""
+    return str(roots.dev / name.replace("!", "/"))
+
+
+def devno(name: str, roots: Roots = LIVE) -> DevNo | None:
+    """Return a device's number, or None when it is gone."""
+    text = read(directory(name, roots) / "dev")
+    return parse_devno(text) if text else None
+
+
+def name_of(number: DevNo, roots: Roots = LIVE) -> str:
+    """Return the kernel name of a device number, "" when no block device has it."""
+    link = roots.sys / f"dev/block/{number[0]}:{number[1]}"
+    try:
+        return link.readlink().name
+    except OSError:
+        return ""
+
+
+def parent(name: str, roots: Roots = LIVE) -> str:
+    """Return the whole disk of a partition, "" for what is no partition."""
+    path = directory(name, roots)
+    if not (path / "partition").exists():
+        return ""
+    return path.resolve().parent.name
+
+
+def partitions(name: str, roots: Roots = LIVE) -> list[str]:
+    """Return the kernel names of a disk's partitions."""
+    path = directory(name, roots)
+    return [entry for entry in entries(path) if (path / entry / "partition").exists()]
+
+
+def holders(name: str, roots: Roots = LIVE) -> list[str]:
+    """Return the devices that are made on top of this one: dm, md, bcache."""
+    return entries(directory(name, roots) / "holders")
+
+
+def slaves(name: str, roots: Roots = LIVE) -> list[str]:
+    """Return the devices that this one is made of."""
+    return entries(directory(name, roots) / "slaves")
+
+
+def backing_file(name: str, roots: Roots = LIVE) -> str:
+    """Return the file or device behind a loop device, "" for a free one and for what is none."""
+    return read(directory(name, roots) / "loop/backing_file")
+
+
+def loops(roots: Roots = LIVE) -> dict[str, str]:
+    """Return the backing file of each loop device that has one, by kernel name."""
+    found = {name: backing_file(name, roots) for name in names(roots) if name.startswith("loop")}
+    return {name: path for name, path in found.items() if path}
+
+
+def btrfs_siblings(name: str, roots: Roots = LIVE) -> set[str]:
+    """Return all devices of the mounted btrfs that this device is a part of."""
+    for filesystem in entries(roots.sys / "fs/btrfs"):
+        members = set(entries(roots.sys / "fs/btrfs" / filesystem / "devices"))
+        if name in members:
+            return members
+    return set()
