@@ -1,0 +1,42 @@
+"""Compiling the C limit program, and running it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.bench.process import BenchError, quiet
+
+_SOURCE = Path(__file__).with_name("copyring.c")
+
+
+def compile_ring(directory: Path) -> Path:
+    """Compile the C limit into `directory`; raises BenchError where that cannot be done."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise BenchError("the C limit needs a C compiler (gcc, libc6-dev)")
+    program = directory / "copyring"
+    try:
+        quiet([compiler, "-O2", "-o", str(program), str(_SOURCE), "-luring"])
+    except BenchError:
+        raise BenchError("the C limit did not compile (it needs liburing-dev)") from None
+    return program
+
+
+def ring_argv(
+    program: Path,
+    source: Path,
+    dests: Sequence[Path],
+    *,
+    block: int,
+    depth: int,
+    count: int,
+    pairs: Path | None = None,
+    plain: bool = False,
+) -> list[str]:
+    """Return the words that copy `count` blocks, those of the list `pairs` or the first ones."""
+    how = "plain" if plain else "ring"
+    listed = str(pairs) if pairs else "-"
+    numbers = [str(number) for number in (block, depth, count)]
+    return [str(program), how, *numbers, listed, str(source), *map(str, dests)]

@@ -1,0 +1,43 @@
+"""The machine and the programs that a bench ran on: figures mean nothing without them."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+from tests.bench import peers
+from tests.bench.disks import filesystem
+from tests.bench.process import BenchError, quiet
+
+
+def describe(directory: Path) -> dict[str, str]:
+    """Return facts by name, for people and for the JSON file."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    facts = {
+        "processors": f"{os.cpu_count()}, {_processor()}",
+        "memory": f"{memory / (1 << 30):.0f} GiB",
+        "kernel": platform.release(),
+        "system": platform.freedesktop_os_release().get("PRETTY_NAME", "Linux"),
+        "files on": filesystem(directory),
+        "Python": platform.python_version(),
+        "dmcopy": _commit(),
+    }
+    for program in ("dd", "qemu-img", "nbdcopy", "ddrescue", "fio"):
+        if peers.present(program):
+            facts[program] = peers.version(program)
+    return facts
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return " ".join(line.partition(":")[2].split())
+    return platform.machine()
+
+
+def _commit() -> str:
+    try:
+        return quiet(["git", "describe", "--always", "--dirty"]).strip()
+    except BenchError:
+        return "not a checkout"

@@ -1,0 +1,102 @@
+"""Copies a list of pieces through kcopyd in this process, and times itself. Started by `small`.
+
+Timed is what a user of kcopyd has to do: a client with its pages, for every piece two regions, a
+job and a callback, and the end of the client. Opening the disks and reading the list is not timed,
+nor is it in the C limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import resource
+import sys
+import time
+from array import array
+from pathlib import Path
+
+from dmcopy.block import BlockDevice
+from dmcopy.io import IoRegion, Reactor
+from dmcopy.kcopyd import Client
+from dmcopy.units import PAGE_SECTORS, SECTOR_SHIFT
+
+
+class Feeder:
+    """Keeps `ahead` pieces with the client: each that ends makes room for the next of the list."""
+
+    def __init__(self, client: Client, source: BlockDevice, dest: BlockDevice) -> None:
+        self._client = client
+        self._source = source
+        self._dest = dest
+        self.done = 0
+        self.failed = 0
+
+    def start(self, pairs: list[tuple[int, int]], ahead: int) -> None:
+        """Begin with the first pieces."""
+        self._total = len(pairs)
+        self._left = iter(pairs)
+        for pair in pairs[:ahead]:
+            next(self._left)
+            self._copy(pair)
+
+    def is_done(self) -> bool:
+        """Whether every piece has been called back."""
+        return self.done == self._total
+
+    def _copy(self, pair: tuple[int, int]) -> None:
+        source, dest = pair
+        self._client.copy(
+            IoRegion(self._source, source, PAGE_SECTORS),
+            [IoRegion(self._dest, dest, PAGE_SECTORS)],
+            notify=self._copied,
+        )
+
+    def _copied(self, read_err: int, write_err: int, _context: object) -> None:
+        self.done += 1
+        if read_err or write_err:
+            self.failed += 1
+        pair = next(self._left, None)
+        if pair is not None:
+            self._copy(pair)
+
+
+def run(args: argparse.Namespace) -> dict[str, float]:
+    """Copy the whole list and return seconds of wall clock and of processor time."""
+    offsets = array("Q", args.pairs.read_bytes())
+    sectors = [offset >> SECTOR_SHIFT for offset in offsets]
+    pairs = list(zip(sectors[::2], sectors[1::2], strict=True))
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(BlockDevice.open(str(args.source)))
+        dest = stack.enter_context(BlockDevice.open(str(args.dest), write=True))
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        begin = time.perf_counter()
+        with (
+            Reactor(args.io, inline=args.ahead == 1) as reactor,
+            Client(args.pages, reactor=reactor) as client,
+        ):
+            feeder = Feeder(client, source, dest)
+            feeder.start(pairs, args.ahead)
+            reactor.run_until(feeder.is_done)
+        seconds = time.perf_counter() - begin
+        after = resource.getrusage(resource.RUSAGE_SELF)
+    if feeder.failed:
+        raise SystemExit(f"{feeder.failed} of {len(pairs)} pieces failed")
+    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return {"seconds": seconds, "cpu": cpu}
+
+
+def main() -> None:
+    """Parse, run, print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pages", type=int, required=True, help="pages of the client")
+    parser.add_argument("--ahead", type=int, required=True, help="pieces with the client at once")
+    parser.add_argument("--io", help="force a back end")
+    parser.add_argument("source", type=Path)
+    parser.add_argument("dest", type=Path)
+    parser.add_argument("pairs", type=Path, help="file of pairs of u64, byte offsets")
+    json.dump(run(parser.parse_args()), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
