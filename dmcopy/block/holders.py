@@ -16,9 +16,9 @@ from dmcopy.errors import DeviceError
 class Holder:
     """Somebody who uses a device. `str()` gives one phrase.
 
-    `kind` is mount, swap, dm, md, stacked (another device on top), loop, lock or process; `name` the
-    mount point, dm name, node or command; `on` the kernel name of the device that is held, which
-    may be a partition of the one asked for, or the disk that it is a partition of.
+    `kind` is mount, swap, dm, md, stacked (another device on top), loop, lock or process; `name`
+    the mount point, dm name, node or command; `on` the kernel name of the device that is held,
+    which may be a partition of the one asked for, or the disk that it is a partition of.
     """
 
     kind: str
