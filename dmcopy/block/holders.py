@@ -95,33 +95,37 @@ def _note(name: str, asked: str, roots: Roots) -> str:
     return f"{kind} {name}"
 
 
+def mount_points(roots: Roots = LIVE, pid: str = "self") -> dict[mounts.DevNo, list[str]]:
+    """Return the mount points of each device, as the process `pid` sees them."""
+    points: dict[mounts.DevNo, list[str]] = {}
+    for mount in mounts.parse_mountinfo(sysfs.read(roots.proc / pid / "mountinfo")):
+        number: mounts.DevNo | None = mount.devno
+        if mount.devno[0] == 0 and mount.source.startswith("/"):  # btrfs: the source tells
+            number = _number_at(mount.source)
+        if number:
+            points.setdefault(number, []).append(mount.point)
+    return points
+
+
 def _mounts(name: str, note: str, roots: Roots) -> list[Holder]:
     members = sysfs.btrfs_siblings(name, roots) | {name}
-    numbers = {sysfs.devno(member, roots) for member in members}
-    here = sysfs.read(roots.proc / "self/mountinfo")
-    points = _points(here, numbers)
+    numbers = [number for member in members if (number := sysfs.devno(member, roots))]
+    points = _points(numbers, roots, "self")
     if points:
         return [Holder("mount", point, name, None, note) for point in points]
     # Nothing here: it may be mounted in a container, which /proc/self does not show.
     for pid in processes.in_other_namespaces(roots):
-        points = _points(sysfs.read(roots.proc / str(pid) / "mountinfo"), numbers)
+        points = _points(numbers, roots, str(pid))
         if points:
             where = f"in the mount namespace of process {pid} ({processes.command(pid, roots)})"
-            together = ", ".join(part for part in (note, where) if part)
+            together = ", ".join(filter(None, [note, where]))
             return [Holder("mount", point, name, pid, together) for point in points]
     return []
 
 
-def _points(mountinfo: str, numbers: set[mounts.DevNo | None]) -> list[str]:
-    """Return the mount points of these devices; major 0 is told by the mount's source (btrfs)."""
-    points = []
-    for mount in mounts.parse_mountinfo(mountinfo):
-        number: mounts.DevNo | None = mount.devno
-        if mount.devno[0] == 0 and mount.source.startswith("/"):
-            number = _number_at(mount.source)
-        if number and number in numbers:
-            points.append(mount.point)
-    return points
+def _points(numbers: list[mounts.DevNo], roots: Roots, pid: str) -> list[str]:
+    table = mount_points(roots, pid)
+    return [point for number in numbers for point in table.get(number, ())]
 
 
 def _number_at(path: str) -> mounts.DevNo | None:
@@ -149,8 +153,8 @@ def _stacked(name: str, asked: str, roots: Roots) -> Iterator[Holder]:
         folder = sysfs.directory(top, roots)
         dm_name = sysfs.read(folder / "dm/name")
         kind = "dm" if dm_name else "md" if (folder / "md").is_dir() else "stacked"
-        parts = [top if dm_name else "", note]
-        yield Holder(kind, dm_name or top, name, None, ", ".join(part for part in parts if part))
+        together = ", ".join(filter(None, [top if dm_name else "", note]))
+        yield Holder(kind, dm_name or top, name, None, together)
 
 
 def _loops(path: str, name: str, note: str, roots: Roots) -> list[Holder]:
@@ -178,6 +182,6 @@ def _processes(nodes: dict[str, str], roots: Roots) -> Iterator[Holder]:
     """Yield the processes with one of these paths open; the values are the holders' notes."""
     wanted = {identity: path for path in nodes if (identity := processes.identity_at(path))}
     for pid, path in processes.openers(wanted, roots):
-        parts = ["this process" if pid == os.getpid() else "", nodes[path]]
-        note = ", ".join(part for part in parts if part)
+        mine = "this process" if pid == os.getpid() else ""
+        note = ", ".join(filter(None, [mine, nodes[path]]))
         yield Holder("process", processes.command(pid, roots), os.path.basename(path), pid, note)

@@ -1,0 +1,90 @@
+"""What is on a device: file system or RAID type, UUID and label, by its links or by blkid."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from dmcopy.block import sysfs
+from dmcopy.block.sysfs import LIVE, Roots
+
+# A read from a disk that is dying can take this long and longer; a listing must not.
+_BLKID_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Content:
+    """What blkid knows of a device; empty where it knows nothing."""
+
+    uuid: str = ""
+    label: str = ""
+    fstype: str = ""
+
+
+def links(roots: Roots = LIVE) -> dict[str, list[str]]:
+    """Return the /dev/disk/by-* links of each device, by kernel name."""
+    found: dict[str, list[str]] = {}
+    for folder in sysfs.entries(roots.dev / "disk"):
+        for name in sysfs.entries(roots.dev / "disk" / folder):
+            link = roots.dev / "disk" / folder / name
+            target = os.path.realpath(link)
+            relative = os.path.relpath(target, roots.dev)
+            found.setdefault(relative.replace("/", "!"), []).append(str(link))
+    return found
+
+
+def from_links(paths: Sequence[str]) -> Content:
+    """Return what the by-uuid and by-label links say; the type is not in them."""
+    known = {}
+    for path in paths:
+        folder, name = path.rsplit("/", 2)[-2:]
+        known[folder] = unescape(name)
+    return Content(known.get("by-uuid", ""), known.get("by-label", ""))
+
+
+def unescape(name: str) -> str:
+    r"""Return a link's name as it was: udev writes what is unsafe in a name as \x20."""
+    return re.sub(r"(?:\\x[0-9a-f]{2})+", _unescape_run, name)
+
+
+def _unescape_run(match: re.Match[str]) -> str:
+    return bytes.fromhex(match[0].replace("\\x", "")).decode(errors="replace")
+
+
+def parse_export(text: str) -> dict[str, Content]:
+    """Parse the output of `blkid -p -o export`: paragraphs of KEY=value, by their DEVNAME."""
+    found = {}
+    for paragraph in text.split("\n\n"):
+        pairs = (line.partition("=") for line in paragraph.splitlines())
+        values = {key: re.sub(r"\\(.)", r"\1", value) for key, _, value in pairs}
+        if "DEVNAME" in values:
+            found[values["DEVNAME"]] = Content(
+                values.get("UUID", ""), values.get("LABEL", ""), values.get("TYPE", "")
+            )
+    return found
+
+
+def probe(node: str) -> Content:
+    """Ask blkid what is on a device; nothing where it may not read it or is not installed.
+
+    One device at a time: given several, blkid stops at the first that it cannot open.
+    """
+    argv = ["blkid", "-p", "-o", "export", node]
+    try:
+        done = subprocess.run(
+            argv,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_BLKID_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return Content()
+    return parse_export(done.stdout).get(node, Content())

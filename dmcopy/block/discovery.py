@@ -1,0 +1,137 @@
+"""Finding block devices by whatever name people have for them, and listing them all.
+
+Everything is read from sysfs, the links in /dev/disk and the devices themselves, so the answers are
+the same whether or not udevd runs; udev is asked only for what those leave open.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+from collections.abc import Callable
+from typing import Final
+
+from dmcopy.block import content, sysfs, udev
+from dmcopy.block.content import Content
+from dmcopy.block.info import DeviceInfo, Tables, describe, with_content
+from dmcopy.block.mounts import parse_devno
+from dmcopy.block.sysfs import LIVE, Roots
+from dmcopy.errors import DeviceError, UsageError
+
+_DEVNO: Final = re.compile(r"\d+:\d+")
+
+# fstab's way of saying what kind of name it is.
+_TAGS: Final[dict[str, Callable[[DeviceInfo], str]]] = {
+    "UUID": lambda device: device.uuid,
+    "LABEL": lambda device: device.label,
+    "SERIAL": lambda device: device.serial,
+    "DM": lambda device: device.dm_name,
+}
+
+
+def list_devices(
+    *, empty: bool = False, probe: bool = True, roots: Roots = LIVE
+) -> list[DeviceInfo]:
+    """Return all block devices, partitions after their disks.
+
+    `empty` includes those without a medium (free loop devices, card readers). `probe` lets blkid
+    read the devices for UUID, label and type, which needs root and a moment for each.
+    """
+    tables = Tables.read(roots)
+    found = [describe(name, tables, roots=roots) for name in sysfs.names(roots)]
+    devices = [device for device in found if device and (empty or device.sectors)]
+    if probe:
+        devices = [_probed(device, roots) for device in devices]
+    return sorted(devices, key=_natural)
+
+
+def find(spec: str, *, roots: Roots = LIVE) -> DeviceInfo:
+    """Return the one device that `spec` means.
+
+    A node or link to it (/dev/sda, /dev/disk/by-id/…, /dev/mapper/…), a kernel name (sda), a dm
+    name, a serial, a file system's UUID or label, or MAJOR:MINOR; UUID=, LABEL=, SERIAL= and DM=
+    before a name say which it is. Raises UsageError when no device or several match, DeviceError
+    when the node may not be looked at.
+    """
+    name = _direct_name(spec, roots)
+    if name:
+        device = describe(name, roots=roots)
+        if device is None:
+            raise UsageError(f"{spec}: this device has just gone away")
+        return _probed(device, roots)
+    if not spec.startswith("/"):
+        return _by_tag(spec, spec, roots)
+    folder, _, last = spec.rpartition("/")
+    if folder == str(roots.dev / "mapper"):  # no node without udev, but the name is known
+        return _by_tag(spec, f"DM={last}", roots)
+    if folder in {str(roots.dev / "disk/by-uuid"), str(roots.dev / "disk/by-label")}:
+        tag = folder.rpartition("by-")[2].upper()
+        return _by_tag(spec, f"{tag}={content.unescape(last)}", roots)
+    raise _no_such(spec, roots)
+
+
+def _direct_name(spec: str, roots: Roots) -> str:
+    """Return the kernel name that `spec` leads to without a search, "" when there is none."""
+    if _DEVNO.fullmatch(spec):
+        return sysfs.name_of(parse_devno(spec), roots)
+    if not spec.startswith(("/", ".")):
+        short = spec.replace("/", "!")
+        return short if short in sysfs.names(roots) else ""
+    try:
+        status = os.stat(spec)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise DeviceError(spec, "look at it", error.errno or 0) from error
+    if not stat.S_ISBLK(status.st_mode):
+        raise UsageError(f"{spec} is not a block device")
+    return sysfs.name_of((os.major(status.st_rdev), os.minor(status.st_rdev)), roots)
+
+
+def _by_tag(spec: str, tagged: str, roots: Roots) -> DeviceInfo:
+    """Search all devices; those that blkid has to read only when nothing else matches."""
+    tag, equals, value = tagged.partition("=")
+    getters = [_TAGS[tag]] if equals and tag in _TAGS else list(_TAGS.values())
+    wanted = value if equals and tag in _TAGS else tagged
+    for probe in (False, True):
+        devices = list_devices(empty=True, probe=probe, roots=roots)
+        found = [device for device in devices if any(get(device) == wanted for get in getters)]
+        if len(found) > 1:
+            nodes = ", ".join(device.node for device in found)
+            raise UsageError(f"{spec} is the name of several devices: give one of {nodes}")
+        if found:
+            return found[0] if probe else _probed(found[0], roots)
+    raise _no_such(spec, roots)
+
+
+def _no_such(spec: str, roots: Roots) -> UsageError:
+    devices = list_devices(empty=True, probe=False, roots=roots)
+    known = [name for device in devices for name in _names(device, path=spec.startswith("/"))]
+    near = difflib.get_close_matches(spec, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "'dmcopy devices' lists them"
+    return UsageError(f"{spec}: no block device has this name; {hint}")
+
+
+def _names(device: DeviceInfo, *, path: bool) -> list[str]:
+    if path:
+        return [device.node, *device.links]
+    return [name for name in (device.name, device.dm_name, device.serial, device.uuid) if name]
+
+
+def _probed(device: DeviceInfo, roots: Roots) -> DeviceInfo:
+    """Fill in what is on the device, and what only udev knows."""
+    told = udev.properties(device.name) if roots is LIVE and udev.runs(roots) else {}
+    on_it = Content(
+        told.get("ID_FS_UUID", ""), told.get("ID_FS_LABEL", ""), told.get("ID_FS_TYPE", "")
+    )
+    if not on_it.fstype and device.sectors:
+        on_it = content.probe(device.node)
+    return udev.fill(with_content(device, on_it), told)
+
+
+def _natural(device: DeviceInfo) -> list[tuple[int, str]]:
+    """Sort loop10 after loop2: runs of digits count as numbers."""
+    parts = re.findall(r"\d+|\D+", device.name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
