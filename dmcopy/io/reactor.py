@@ -163,8 +163,11 @@ class Reactor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def next_timer(self) -> float | None:
-        """Return in how many seconds the next timer is due, or None without one."""
+    def next_due(self) -> float | None:
+        """Return in how many seconds a step is due whatever the I/O does; None: only for I/O."""
+        return 0 if self._ready or self._posted else self._next_timer()
+
+    def _next_timer(self) -> float | None:
         while self._timers and self._timers[0].cancelled:
             heapq.heappop(self._timers)
         return max(0.0, self._timers[0].when - self.time()) if self._timers else None
@@ -172,7 +175,7 @@ class Reactor:
     def _patience(self, timeout: float | None) -> float | None:
         if self._ready or self._posted:
             return 0
-        due = self.next_timer() if self._timers else None
+        due = self._next_timer() if self._timers else None
         if due is None:
             return timeout
         return due if timeout is None else min(due, timeout)

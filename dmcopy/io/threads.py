@@ -118,8 +118,13 @@ def perform(request: Request) -> None:
         return
     try:
         _PERFORM[request.op](request)
-    except OSError as error:
-        request.error = error.errno or errno.EIO
+    except Exception as error:
+        request.error = _errno(error)
+
+
+def _errno(error: Exception) -> int:
+    """Return the kernel's errno of an error; a device that was closed meanwhile has none: EBADF."""
+    return getattr(error, "errno", None) or errno.EBADF
 
 
 def _copy(request: CopyIo) -> None:
@@ -127,14 +132,14 @@ def _copy(request: CopyIo) -> None:
     views = request.memory.views(request.extents)
     try:
         read_all(request.source.device.fileno(), views, request.source.sector << 9, request.bytes)
-    except OSError as error:
-        request.error = error.errno or errno.EIO
+    except Exception as error:
+        request.error = _errno(error)
         return
     for index, dest in enumerate(request.dests):
         try:
             write_all(dest.device.fileno(), views, dest.sector << 9, request.bytes)
-        except OSError as error:
-            request.write_failed(index, error.errno or errno.EIO)
+        except Exception as error:
+            request.write_failed(index, _errno(error))
 
 
 def read_all(fd: int, views: list[memoryview], offset: int, length: int) -> None:
@@ -181,15 +186,7 @@ def _write(request: Io) -> None:
 
 
 def _on_device(operation: Callable[[Device, int, int], None]) -> Callable[[Io], None]:
-    def run(request: Io) -> None:
-        try:
-            operation(request.device, request.sector, request.count)
-        except OSError:
-            raise
-        except Exception as error:  # a device's own error type carries the kernel's errno
-            raise OSError(getattr(error, "errno", errno.EIO), str(error)) from error
-
-    return run
+    return lambda request: operation(request.device, request.sector, request.count)
 
 
 _PERFORM: dict[Op, Callable[[Io], None]] = {

@@ -161,6 +161,13 @@ class UringBackend:
         self._armed = True
 
     def _start(self, request: Request) -> None:
+        try:
+            self._put(request)
+        except Exception:  # a device that was closed meanwhile has no descriptor any more
+            request.error = errno.EBADF
+            self._finished.append(request)
+
+    def _put(self, request: Request) -> None:
         if isinstance(request, CopyIo):
             self._start_copy(request)
         elif request.op <= Op.FLUSH:
@@ -173,26 +180,27 @@ class UringBackend:
         if len(dests) != 1 or len(request.extents) != 1:
             Fan(request, self.submit, self._finished.append).start()
             return
+        device, sector, _ = request.source
+        to, to_sector, _ = dests[0]
+        fd, to_fd = device.fileno(), to.fileno()
         slot = self._free.pop()
         entry = 2 * slot
         self._requests[slot] = request
         address = request.memory.address + request.extents[0][0]
         length = request.bytes
-        device, sector, _ = request.source
-        to, to_sector, _ = dests[0]
         # fmt: off
         PAIR.pack_into(
             self._ring.sqes, entry * SQE_SIZE,
-            device.fileno() << 32 | _LINKED_READ, sector << 9, address, length, entry,
-            to.fileno() << 32 | OP_WRITE, to_sector << 9, address, length, entry + 1,
+            fd << 32 | _LINKED_READ, sector << 9, address, length, entry,
+            to_fd << 32 | OP_WRITE, to_sector << 9, address, length, entry + 1,
         )
         # fmt: on
         self._queued += (entry, entry + 1)
 
     def _start_io(self, request: Io) -> None:
+        fd, flags = request.device.fileno(), RWF_DSYNC if request.fua else 0
         slot = self._free.pop()
         self._requests[slot] = request
-        fd, flags = request.device.fileno(), RWF_DSYNC if request.fua else 0
         if request.op == Op.FLUSH:
             code, address, length, flags = OP_FSYNC, 0, 0, FSYNC_DATASYNC
         else:

@@ -1,0 +1,24 @@
+"""kcopyd in userspace: asynchronous copies of sector ranges within a fixed number of pages.
+
+with Client(num_pages=64) as client:
+    job = client.copy(IoRegion(disk, 0, 2048), [IoRegion(a, 0, 2048), IoRegion(b, 4096, 2048)])
+    job.wait()
+    print(job.read_err, job.write_err)
+"""
+
+from dmcopy.kcopyd.client import Client, ClientStatistics, PreparedCallback
+from dmcopy.kcopyd.job import MAX_REGIONS, CopyJob, Failure, Flag
+from dmcopy.kcopyd.pages import PagePool
+from dmcopy.kcopyd.throttle import Throttle
+
+__all__ = [
+    "MAX_REGIONS",
+    "Client",
+    "ClientStatistics",
+    "CopyJob",
+    "Failure",
+    "Flag",
+    "PagePool",
+    "PreparedCallback",
+    "Throttle",
+]

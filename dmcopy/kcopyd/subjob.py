@@ -1,0 +1,237 @@
+"""The parts that a job is done in.
+
+A job longer than a sub-job is cut into slices. A plain slice is one `CopyIo`. A slice that needs a
+look between its read and its writes (IGNORE_ERROR, WRITE_SEQ, SPARSE), or that has no read at all
+(zeroing), goes through `Staged`. Neighbouring small slices go out together as one `MergedCopy`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dmcopy.io.region import IoRegion
+from dmcopy.io.request import CopyIo, Extent, Io, Memory, Op
+from dmcopy.kcopyd.job import CopyJob, Flag
+
+ZERO_BLOCK_BYTES = 4096
+_IGNORE_ERROR, _SPARSE = int(Flag.IGNORE_ERROR), int(Flag.SPARSE)
+
+
+class SubJob(CopyIo):
+    """One slice of a job, `offset` sectors from its start. It is the request that a back end gets.
+
+    `pages` is what it took from the pool: `extents`, rounded up to whole pages.
+    """
+
+    alone = False  # not to be merged (again): a request that it was part of failed
+    skipped = False  # nothing of it was written, though nothing of it failed
+    slept = 0  # how often the throttle made it wait
+    pages: tuple[Extent, ...] = ()
+    extents: tuple[Extent, ...] = ()
+
+    def __init__(
+        self,
+        job: CopyJob,
+        offset: int,
+        source: IoRegion,
+        dests: Sequence[IoRegion],
+        memory: Memory,
+        notify: Callable[[Any], object],
+    ) -> None:
+        self.job = job
+        self.offset = offset
+        self.source = source
+        self.dests = dests
+        self.bytes = source[2] << 9
+        self.memory = memory
+        self.notify = notify
+
+    @property
+    def reads(self) -> bool:
+        """Whether there is something to read; a slice that zeroes stands for its own source."""
+        return self.job.source is not None
+
+    def is_followed_by(self, other: SubJob) -> bool:
+        """Return whether `other` goes on exactly where this one ends, on both sides."""
+        device, sector, count = self.source
+        next_device, next_sector, _ = other.source
+        if next_sector != sector + count or next_device is not device:
+            return False
+        if self.alone or other.alone or self.job.flags or other.job.flags:
+            return False
+        if len(self.dests) != 1 or len(other.dests) != 1:
+            return False
+        device, sector, count = self.dests[0]
+        next_device, next_sector, _ = other.dests[0]
+        return next_sector == sector + count and next_device is device
+
+
+class MergedCopy(CopyIo):
+    """Neighbouring sub-jobs as one request; `parts` are in ascending order."""
+
+    pages: tuple[Extent, ...] = ()
+
+    def __init__(self, parts: list[SubJob], notify: Callable[[Any], object]) -> None:
+        first, last = parts[0], parts[-1]
+        sectors = last.source.end - first.source[1]
+        source, dest = first.source, first.dests[0]
+        super().__init__(
+            IoRegion(source[0], source[1], sectors),
+            [IoRegion(dest[0], dest[1], sectors)],
+            first.memory,
+            (),
+            notify,
+        )
+        self.parts = parts
+
+
+class WriteSequence:
+    """Lets the writes of one job go out in ascending order, whatever order its reads end in.
+
+    The kernel's WRITE_SEQ (dm-kcopyd.c, pop_io_job): a write is issued when its offset is the job's
+    write cursor; once a write has failed, later slices fail with EIO without any I/O. Behind a
+    failed read nothing is written.
+    """
+
+    def __init__(self, job: CopyJob) -> None:
+        self._job = job
+        self._cursor = 0
+        self._held: dict[int, Staged] = {}
+
+    def ready(self, staged: Staged) -> None:
+        """Write the slice when its turn has come, and the slices that waited for it."""
+        self._held[staged.sub.offset] = staged
+        while (next_one := self._held.pop(self._cursor, None)) is not None:
+            self._cursor += next_one.sub.source.count
+            self._issue(next_one)
+
+    def read_failed(self, staged: Staged) -> None:
+        """End the slices that wait behind one that could not be read."""
+        held, self._held = self._held, {}
+        self._cursor = -1
+        staged.finish()
+        for later in held.values():
+            later.skip()
+
+    def _issue(self, staged: Staged) -> None:
+        if self._job.write_err:
+            staged.fail(errno.EIO)
+        else:
+            staged.write()
+
+
+class Staged:
+    """A sub-job in stages: read it (unless it zeroes), wait for its turn, write what there is."""
+
+    def __init__(self, sub: SubJob, submit: Callable[[Io], None]) -> None:
+        self.sub = sub
+        self._submit = submit
+        self._left = 0
+
+    def start(self) -> None:
+        """Submit the read, or go on to the writes of a job that zeroes."""
+        sub = self.sub
+        if sub.reads:
+            self._submit(Io(Op.READ, sub.source, sub.memory, sub.extents, self._read_done))
+        else:
+            self._ready()
+
+    def write(self) -> None:
+        """Submit all writes of the slice."""
+        requests = self._writes()
+        self._left = len(requests)
+        for request in requests:
+            self._submit(request)
+
+    def fail(self, error: int) -> None:
+        """Fail every destination without any I/O."""
+        for index in range(len(self.sub.dests)):
+            self.sub.write_failed(index, error)
+        self.finish()
+
+    def skip(self) -> None:
+        """Write nothing; nothing failed here."""
+        self.sub.skipped = True
+        self.finish()
+
+    def finish(self) -> None:
+        """Hand the sub-job back to its client."""
+        self.sub.notify(self.sub)
+
+    def _ready(self) -> None:
+        sequence = self.sub.job.sequence
+        if sequence is None:
+            self.write()
+        else:
+            sequence.ready(self)
+
+    def _read_done(self, read: Io) -> None:
+        sub = self.sub
+        if not read.error:
+            self._ready()
+            return
+        sub.error = read.error
+        if sub.job.flags & _IGNORE_ERROR:
+            # The kernel means to write zeroes too (dm-io.c, endio), but may leave stale data.
+            sub.memory.fill(sub.extents, bytes(sub.bytes))
+            self._ready()
+        elif sub.job.sequence is not None:
+            sub.job.sequence.read_failed(self)
+        else:
+            self.finish()
+
+    def _writes(self) -> list[Io]:
+        sub = self.sub
+        if not sub.reads:
+            runs = [(True, 0, sub.source.count)]
+        elif sub.job.flags & _SPARSE:
+            block = max(dest.device.logical_block_size for dest in sub.dests)
+            runs = zero_runs(sub.memory.read(sub.extents), max(ZERO_BLOCK_BYTES, block))
+        else:
+            runs = [(False, 0, sub.source.count)]
+        return [
+            self._write(index, dest, zero, offset, count)
+            for index, dest in enumerate(sub.dests)
+            for zero, offset, count in runs
+        ]
+
+    def _write(self, index: int, dest: IoRegion, zero: bool, offset: int, count: int) -> Io:
+        op = Op.WRITE_ZEROES if zero else Op.WRITE
+        extents = () if zero else cut(self.sub.extents, offset << 9, count << 9)
+        region = dest.slice(offset, count)
+        return Io(op, region, self.sub.memory, extents, self._write_done, context=index)
+
+    def _write_done(self, write: Io) -> None:
+        if write.error:
+            self.sub.write_failed(write.context, write.error)
+        self._left -= 1
+        if not self._left:
+            self.finish()
+
+
+def cut(extents: Sequence[Extent], offset: int, length: int) -> tuple[Extent, ...]:
+    """Return the extents of `length` bytes from byte `offset` of `extents` on."""
+    found = []
+    for start, size in extents:
+        if offset < size and length:
+            used = min(size - offset, length)
+            found.append((start + offset, used))
+            length -= used
+        offset = max(0, offset - size)
+    return tuple(found)
+
+
+def zero_runs(data: bytes, block: int) -> list[tuple[bool, int, int]]:
+    """Split data into runs `(is zero, offset, count)` in sectors, on blocks of `block` bytes."""
+    runs: list[tuple[bool, int, int]] = []
+    zeroes = bytes(block)
+    for start in range(0, len(data), block):
+        part = data[start : start + block]
+        zero = part == zeroes[: len(part)]
+        if runs and runs[-1][0] == zero:
+            runs[-1] = (zero, runs[-1][1], runs[-1][2] + (len(part) >> 9))
+        else:
+            runs.append((zero, start >> 9, len(part) >> 9))
+    return runs
