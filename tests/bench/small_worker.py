@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         before = resource.getrusage(resource.RUSAGE_SELF)
         begin = time.perf_counter()
         with (
-            Reactor(args.io, inline=args.ahead == 1) as reactor,
-            Client(args.pages, reactor=reactor) as client,
+            Reactor(args.io, inline=args.depth == 1) as reactor,
+            Client(args.pages, reactor=reactor, depth=args.depth) as client,
         ):
             feeder = Feeder(client, source, dest)
             feeder.start(pairs, args.ahead)
@@ -90,6 +90,7 @@ def main() -> None:
     """Parse, run, print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pages", type=int, required=True, help="pages of the client")
+    parser.add_argument("--depth", type=int, required=True, help="requests in flight")
     parser.add_argument("--ahead", type=int, required=True, help="pieces with the client at once")
     parser.add_argument("--io", help="force a back end")
     parser.add_argument("source", type=Path)
