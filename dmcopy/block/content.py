@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dmcopy.block import sysfs
+from dmcopy.block import sysfs, tools
 from dmcopy.block.sysfs import LIVE, Roots
+from dmcopy.errors import DeadlineError, MissingError
 
 # A read from a disk that is dying can take this long and longer; a listing must not.
 _BLKID_SECONDS: Final = 10.0
@@ -73,18 +73,8 @@ def probe(node: str) -> Content:
 
     One device at a time: given several, blkid stops at the first that it cannot open.
     """
-    argv = ["blkid", "-p", "-o", "export", node]
     try:
-        done = subprocess.run(
-            argv,
-            env={**os.environ, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=_BLKID_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = tools.run(["blkid", "-p", "-o", "export", node], timeout=_BLKID_SECONDS)
+    except (OSError, MissingError, DeadlineError):
         return Content()
     return parse_export(done.stdout).get(node, Content())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dmcopy.block import mounts, processes, sysfs
 from dmcopy.block.sysfs import LIVE, Roots
-from dmcopy.errors import DeviceError
+from dmcopy.errors import DeviceError, UsageError
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,16 @@ def who(path: str, *, roots: Roots = LIVE) -> list[Holder]:
     """Return whoever uses the block device or regular file at `path`; nobody gives an empty list.
 
     For a disk this covers its partitions, and for a partition what holds the whole disk. Processes
-    of other users are seen by root only. Raises DeviceError when there is nothing at `path`.
+    of other users are seen by root only. Raises DeviceError when there is nothing at `path`, and
+    UsageError when it is neither.
     """
     try:
         status = os.stat(path)
     except OSError as error:
         raise DeviceError(path, "look at it", error.errno or 0) from error
-    if not stat.S_ISBLK(status.st_mode):
+    if not stat.S_ISBLK(status.st_mode) and not stat.S_ISREG(status.st_mode):
+        raise UsageError(f"{path} is neither a block device nor a regular file")
+    if stat.S_ISREG(status.st_mode):
         return [*file_users(path, roots=roots), *_processes({path: ""}, roots)]
     name = sysfs.name_of((os.major(status.st_rdev), os.minor(status.st_rdev)), roots)
     nodes = {

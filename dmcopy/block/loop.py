@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dmcopy.block import holders, sysfs
+from dmcopy.block import holders, sysfs, tools
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, MissingError, UsageError
 from dmcopy.units import SECTOR_SHIFT
-
-_log = logging.getLogger(__name__)
 
 ATTACH_SECONDS: Final = 10.0
 DETACH_SECONDS: Final = 10.0
@@ -106,7 +102,7 @@ def _attach(words: list[str], file: str) -> str:
     """
     deadline = time.monotonic() + ATTACH_SECONDS
     while True:
-        done = _losetup([*words, file])
+        done = tools.run(["losetup", *words, file], timeout=ATTACH_SECONDS * 3)
         if done.returncode == 0:
             return done.stdout.strip()
         if "busy" not in done.stderr or time.monotonic() > deadline:
@@ -135,7 +131,7 @@ def detach(device: LoopDevice) -> None:
     while _is_attached(device):
         if time.monotonic() > deadline:
             raise _detach_failed(device, said)
-        done = _losetup(["--detach", device.path])
+        done = tools.run(["losetup", "--detach", device.path], timeout=DETACH_SECONDS * 3)
         said = done.stderr.strip()
         if _is_attached(device):
             time.sleep(_POLL_SECONDS)
@@ -160,25 +156,3 @@ def _wait_for_node(device: LoopDevice) -> None:
         if time.monotonic() > deadline:
             raise DeadlineError(f"{device.path} did not appear within {ATTACH_SECONDS:g} s")
         time.sleep(_POLL_SECONDS)
-
-
-def _losetup(words: list[str]) -> subprocess.CompletedProcess[str]:
-    argv = ["losetup", *words]
-    started = time.monotonic()
-    try:
-        done = subprocess.run(
-            argv,
-            env={**os.environ, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=ATTACH_SECONDS * 3,
-        )
-    except FileNotFoundError:
-        raise MissingError("losetup is not installed (apt-get install mount)") from None
-    except subprocess.TimeoutExpired:
-        raise DeadlineError(f"{' '.join(argv)} did not end within its deadline") from None
-    seconds = time.monotonic() - started
-    _log.debug("%s: exit %d, %.3f s, %s", argv, done.returncode, seconds, done.stderr.strip())
-    return done

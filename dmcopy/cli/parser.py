@@ -28,11 +28,21 @@ class Parser(argparse.ArgumentParser):
     def _suggestion(self, message: str) -> str:
         choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if choice:
-            return _closest(choice[1], re.findall(r"'([^']*)'", choice[2]))
+            # Newer Pythons print the choices without quotes.
+            return _closest(choice[1], [word.strip("'") for word in choice[2].split(", ")])
         unknown = re.search(r"unrecognized arguments: (-\S+)", message)
         if unknown:
-            return _closest(unknown[1], list(self._option_string_actions))
+            return _closest(unknown[1], _options(self))
         return ""
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the options of a parser and of its verbs: it is the outermost that argparse asks."""
+    found = list(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [option for verb in action.choices.values() for option in _options(verb)]
+    return found
 
 
 def _closest(word: str, known: list[str]) -> str:

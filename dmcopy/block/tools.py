@@ -1,0 +1,60 @@
+"""Running other programs: an argument list, the C locale, a deadline, and a line in the log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from dmcopy.errors import DeadlineError, MissingError
+
+_log = logging.getLogger(__name__)
+
+# Debian leaves these out of a plain user's PATH, and `su` keeps that PATH for root.
+_SBIN: Final = "/usr/local/sbin:/usr/sbin:/sbin"
+
+PACKAGES: Final = {
+    "blkid": "util-linux",
+    "dmsetup": "dmsetup",
+    "losetup": "mount",
+    "nbd-client": "nbd-client",
+    "qemu-system-x86_64": "qemu-system-x86",
+}
+"""The Debian package of each program that dmcopy runs."""
+
+
+def which(program: str) -> str | None:
+    """Return where a program is, also when the sbin directories are not in PATH."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{_SBIN}")
+
+
+def run(argv: Sequence[str], *, timeout: float) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end and return what it printed, whatever its exit code.
+
+    Raises MissingError when it is not installed, DeadlineError when it outlasts `timeout` seconds.
+    """
+    program = which(argv[0])
+    if program is None:
+        package = PACKAGES.get(argv[0], argv[0])
+        raise MissingError(f"{argv[0]} is not installed (apt-get install {package})")
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            [program, *argv[1:]],
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        raise DeadlineError(f"{' '.join(argv)} did not end within {timeout:g} s") from None
+    seconds = time.monotonic() - started
+    _log.debug("%s: exit %d, %.3f s, %s", argv, done.returncode, seconds, done.stderr.strip())
+    return done

@@ -1,0 +1,150 @@
+"""The checks of `dmcopy doctor`. Each looks; none changes anything or loads a module."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dmcopy.block import tools, udev
+
+_OTHER_KERNEL: Final = "'dmcopy vm' boots a kernel that has it"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's. `needed`: copying does not work without; `fix`: how to get it."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+    fix: str = ""
+    needed: bool = False
+
+
+def _python() -> list[Check]:
+    version = platform.python_version()
+    good = sys.version_info >= (3, 11)
+    return [Check("Python 3.11", good, version, "apt-get install python3", needed=True)]
+
+
+def _backends() -> list[Check]:
+    try:
+        from dmcopy.io.backend import probe
+
+        reasons = probe()
+    except (ImportError, OSError) as error:
+        return [Check("I/O back end", False, str(error), "install dmcopy again", needed=True)]
+    working = [name for name, reason in reasons.items() if not reason]
+    fix = "sysctl kernel.io_uring_disabled=0, or a container profile that allows io_uring"
+    uring = reasons.get("uring", "not in this dmcopy")
+    return [
+        Check("I/O back end", bool(working), ", ".join(working), "", needed=True),
+        Check("io_uring", not uring, uring or "works", fix),
+    ]
+
+
+def _root() -> list[Check]:
+    user = os.geteuid()
+    detail = "uid 0" if user == 0 else f"uid {user}: files only, no devices"
+    return [Check("root", user == 0, detail, "run as root (sudo)")]
+
+
+def _loop() -> list[Check]:
+    there = os.path.exists("/dev/loop-control")
+    return [
+        Check("loop devices", there, "/dev/loop-control" if there else "", "modprobe loop"),
+        _tool("losetup"),
+        _tool("blkid"),
+    ]
+
+
+def _udev() -> list[Check]:
+    running = udev.runs()
+    try:
+        udev.Monitor("kernel", 1 << 16).close()
+        events = Check(
+            "device events", True, "udev" if running else "kernel's own, through libudev"
+        )
+    except Exception as error:  # whatever is wrong with libudev here, it is what this line is for
+        events = Check("device events", False, str(error), "apt-get install libudev1")
+    detail = "runs" if running else "does not run; devices are found without it"
+    return [Check("udevd", running, detail, "apt-get install udev"), events]
+
+
+def _device_mapper() -> list[Check]:
+    reason = _refusal("/dev/mapper/control")
+    kernel = Check(
+        "device-mapper", not reason, reason or "in this kernel", f"modprobe dm-mod; {_OTHER_KERNEL}"
+    )
+    targets = [_module(name) for name in ("dm-snapshot", "dm-mirror")] if kernel.ok else []
+    return [kernel, *targets, _tool("dmsetup")]
+
+
+def _guests() -> list[Check]:
+    there = _refusal("/dev/kvm") == ""
+    detail = "can be opened, which is no proof that a guest runs" if there else "guests are slow"
+    return [
+        _tool("qemu-system-x86_64"),
+        Check("/dev/kvm", there, detail, "switch on virtualisation, or join the group kvm"),
+    ]
+
+
+def _exports() -> list[Check]:
+    reason = _refusal("/dev/fuse")
+    return [
+        Check("FUSE", not reason, reason or "/dev/fuse", "modprobe fuse"),
+        _module("nbd"),
+        _tool("nbd-client"),
+    ]
+
+
+def _tool(program: str) -> Check:
+    path = tools.which(program)
+    return Check(
+        program, path is not None, path or "", f"apt-get install {tools.PACKAGES[program]}"
+    )
+
+
+def _refusal(path: str) -> str:
+    """Return why a device cannot be opened, "" when it can. Opening these does nothing."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno in (errno.ENODEV, errno.ENXIO):  # a node, and no driver behind it
+            return "not in this kernel"
+        return os.strerror(error.errno or 0)
+    return ""
+
+
+def _module(name: str) -> Check:
+    """Look for a kernel module: loaded or built in, or there to be loaded."""
+    under = name.replace("-", "_")
+    if Path("/sys/module", under).exists():
+        return Check(name, True, "in the kernel")
+    folder = Path("/lib/modules", platform.release())
+    for index, detail in (("modules.builtin", "built in"), ("modules.dep", "loaded when needed")):
+        try:
+            text = (folder / index).read_text()
+        except OSError:
+            continue
+        if f"/{name}.ko" in text or f"/{under}.ko" in text:
+            return Check(name, True, detail)
+    return Check(name, False, f"not in kernel {platform.release()}", _OTHER_KERNEL)
+
+
+CHECKS: Final[tuple[Callable[[], list[Check]], ...]] = (
+    _python,
+    _backends,
+    _root,
+    _loop,
+    _udev,
+    _device_mapper,
+    _guests,
+    _exports,
+)

@@ -1,0 +1,75 @@
+"""What the commands print: JSON for programs, a table for people."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+
+def add_json(parser: argparse.ArgumentParser, *, verb: bool = False) -> None:
+    """Add --json. On a noun's `verb` too: it then leaves alone what was said before the verb."""
+    default = argparse.SUPPRESS if verb else False
+    text = "print JSON on stdout"
+    parser.add_argument("--json", action="store_true", default=default, help=text)
+
+
+def emit_json(value: object) -> None:
+    """Print one JSON document."""
+    print(json.dumps(value, indent=2))
+
+
+def emit_json_line(value: object) -> None:
+    """Print one line of a stream of JSON objects, and see that it gets out at once."""
+    print(json.dumps(value), flush=True)
+
+
+def say(message: str) -> None:
+    """Print a message to people: on stderr, so that it never mixes with data."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def emit_table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
+) -> None:
+    """Print a table; the columns named in `right` are aligned to the right."""
+    clean = [[printable(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _emit_rich(headers, clean, right)
+    else:
+        _emit_plain(headers, clean, right)
+
+
+def printable(text: str) -> str:
+    r"""Return text that is safe on a terminal: a disk's label may hold escape sequences."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def _emit_plain(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]
+) -> None:
+    table = [list(headers), *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(headers))]
+    for row in table:
+        cells = [
+            cell.rjust(width) if header in right else cell.ljust(width)
+            for cell, width, header in zip(row, widths, headers, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _emit_rich(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+    # Here and not above: importing rich takes longer than most commands.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for header in headers:
+        table.add_column(header, justify="right" if header in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: a label may hold rich's own markup
+    Console().print(table)
