@@ -78,7 +78,8 @@ def _list(args: argparse.Namespace) -> int:
 def _row(device: DeviceInfo) -> list[str]:
     content = " ".join(filter(None, [device.fstype, device.label]))
     kind = f"{device.type} (read-only)" if device.read_only else device.type
-    name = f"{device.node} ({device.dm_name})" if device.dm_name else device.node
+    alias = device.dm_name or device.backing_file
+    name = f"{device.node} ({alias})" if alias else device.node
     used = ", ".join([*device.mounts, *device.holders])
     return [name, _size(device), kind, content, device.uuid, device.serial, used]
 

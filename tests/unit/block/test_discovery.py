@@ -1,0 +1,130 @@
+"""Devices described from sysfs and links, and found by all their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dmcopy.block import content
+from dmcopy.block.content import Content
+from dmcopy.block.discovery import find, list_devices
+from dmcopy.errors import UsageError
+
+_UUID = "0a1b2c3d-0000-4000-8000-000000000001"
+
+
+@pytest.fixture
+def disks(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A SATA disk with a partition, a virtio disk, a dm device on both, a free loop device."""
+    kernel.add(
+        "sda",
+        "8:0",
+        sectors=4096,
+        queue__logical_block_size="512",
+        queue__physical_block_size="4096",
+        queue__rotational="1",
+        device__vendor="ATA     ",
+        device__model="SPINNER 9000    ",
+    )
+    page = kernel.roots.sys / "devices/sda/device/vpd_pg80"
+    page.write_bytes(b"\x00\x80\x00\x0a  WD-12345 trailing")
+    kernel.add("sda1", "8:1", sectors=1024, disk="sda")
+    kernel.add("sda10", "8:10", sectors=8, disk="sda")
+    kernel.add("sda2", "8:2", sectors=8, disk="sda")
+    kernel.add("vda", "254:0", serial="scratch0", ro="1", device__vendor="0x1af4")
+    kernel.add("dm-0", "253:0", dm__name="vg-lv", dm__uuid="LVM-abc")
+    kernel.stack("dm-0", "sda1")
+    kernel.add("loop7", "7:7", sectors=0)
+    kernel.link(f"disk/by-uuid/{_UUID}", "sda1")
+    kernel.link(r"disk/by-label/my\x20data", "sda1")
+    kernel.link("disk/by-id/ata-SPINNER", "sda")
+    kernel.put("proc/self/mountinfo", "40 27 8:1 / /data rw - ext4 /dev/sda1 rw\n")
+    known = {str(kernel.roots.dev / "vda"): Content("feed-f00d", "boot", "vfat")}
+    monkeypatch.setattr(content, "probe", lambda node: known.get(node, Content()))
+    return kernel
+
+
+def test_a_disk(disks: Any) -> None:
+    disk = find("sda", roots=disks.roots)
+    assert (disk.name, disk.devno, disk.type, disk.sectors) == ("sda", (8, 0), "disk", 4096)
+    assert (disk.logical_block_size, disk.physical_block_size) == (512, 4096)
+    assert (disk.model, disk.serial) == ("ATA SPINNER 9000", "WD-12345")
+    assert disk.rotational
+    assert not disk.read_only
+    assert disk.links == (str(disks.roots.dev / "disk/by-id/ata-SPINNER"),)
+    assert disk.partitions == ("sda1", "sda10", "sda2")
+
+
+def test_a_partition_has_its_disks_blocks_and_its_own_names(disks: Any) -> None:
+    part = find("sda1", roots=disks.roots)
+    assert (part.type, part.parent, part.physical_block_size) == ("part", "sda", 4096)
+    assert (part.uuid, part.label, part.mounts) == (_UUID, "my data", ("/data",))
+    assert (part.holders, part.serial) == (("dm-0",), "")
+
+
+def test_what_no_link_tells_is_read_from_the_device(disks: Any) -> None:
+    disk = find("vda", roots=disks.roots)
+    assert (disk.uuid, disk.label, disk.fstype) == ("feed-f00d", "boot", "vfat")
+    assert (disk.serial, disk.model, disk.read_only) == ("scratch0", "", True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("8:1", "sda1"),
+        ("scratch0", "vda"),
+        ("SERIAL=WD-12345", "sda"),
+        (_UUID, "sda1"),
+        (f"UUID={_UUID}", "sda1"),
+        ("LABEL=my data", "sda1"),
+        ("feed-f00d", "vda"),
+        ("vg-lv", "dm-0"),
+        ("DM=vg-lv", "dm-0"),
+        ("{dev}/mapper/vg-lv", "dm-0"),
+        ("{dev}/disk/by-uuid/feed-f00d", "vda"),
+        ("{dev}/disk/by-label/boot", "vda"),
+    ],
+)
+def test_names(disks: Any, spec: str, name: str) -> None:
+    assert find(spec.format(dev=disks.roots.dev), roots=disks.roots).name == name
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("sdq", "did you mean sda"),
+        ("zzzzzz", "'dmcopy devices' lists them"),
+        ("{dev}/sdb", "did you mean .*/sda"),
+        ("{dev}/vda", "is not a block device"),  # in this made-up /dev it is a file
+        ("9:9", "no block device has this name"),
+        ("SERIAL=vg-lv", "no block device has this name"),
+    ],
+)
+def test_names_of_nothing(disks: Any, spec: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        find(spec.format(dev=disks.roots.dev), roots=disks.roots)
+
+
+def test_a_name_of_two_is_refused(disks: Any) -> None:
+    disks.add("vdb", "254:16", serial="scratch0")
+    with pytest.raises(UsageError, match=r"several devices: give one of .*/vda, .*/vdb"):
+        find("scratch0", roots=disks.roots)
+
+
+def test_the_list_is_in_natural_order(disks: Any) -> None:
+    names = [device.name for device in list_devices(roots=disks.roots)]
+    assert names == ["dm-0", "sda", "sda1", "sda2", "sda10", "vda"]
+    assert "loop7" in [device.name for device in list_devices(empty=True, roots=disks.roots)]
+
+
+def test_blkid_output() -> None:
+    text = "DEVNAME=/dev/a\nLABEL=my\\ label\nUUID=1-2\nTYPE=ext4\n\nDEVNAME=/dev/b\nPTTYPE=gpt\n"
+    assert content.parse_export(text) == {
+        "/dev/a": Content("1-2", "my label", "ext4"),
+        "/dev/b": Content(),
+    }
+
+
+def test_udevs_escapes() -> None:
+    assert content.unescape(r"caf\xc3\xa9\x20x") == "café x"

@@ -1,0 +1,132 @@
+"""Each way in which a device is kept busy, and its phrase."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmcopy.block.holders import device_users, who
+from dmcopy.errors import DeviceError, UsageError
+
+
+def _phrases(kernel: Any, name: str) -> list[str]:
+    return [str(user) for user in device_users(name, roots=kernel.roots)]
+
+
+def _mount(kernel: Any, devno: str, point: str, source: str = "/dev/x", pid: str = "self") -> None:
+    kernel.put(f"proc/{pid}/mountinfo", f"40 27 {devno} / {point} rw - ext4 {source} rw\n")
+
+
+def test_nobody(kernel: Any) -> None:
+    kernel.add("sda", "8:0")
+    assert _phrases(kernel, "sda") == []
+
+
+def test_a_mount(kernel: Any) -> None:
+    kernel.add("sda", "8:0")
+    _mount(kernel, "8:0", r"/mnt/my\040disk")
+    assert _phrases(kernel, "sda") == ["the file system mounted on /mnt/my disk"]
+
+
+def test_a_mount_of_a_partition(kernel: Any) -> None:
+    kernel.add("sda", "8:0")
+    kernel.add("sda1", "8:1", disk="sda")
+    _mount(kernel, "8:1", "/boot")
+    assert _phrases(kernel, "sda") == ["the file system mounted on /boot (partition sda1)"]
+    assert _phrases(kernel, "sda1") == ["the file system mounted on /boot"]
+
+
+def test_a_mount_in_a_container(kernel: Any) -> None:
+    kernel.add("sda", "8:0")
+    (kernel.roots.proc / "self/ns").mkdir()
+    (kernel.roots.proc / "self/ns/mnt").symlink_to("mnt:[1]")
+    kernel.process(77, "same-namespace")
+    kernel.process(78, "containerd-shim", namespace="mnt:[2]")
+    _mount(kernel, "8:0", "/data", pid="78")
+    assert _phrases(kernel, "sda") == [
+        "the file system mounted on /data (in the mount namespace of process 78 (containerd-shim))"
+    ]
+
+
+def test_the_second_disk_of_a_btrfs(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel.add("sda", "8:0")
+    kernel.add("sdb", "8:16")
+    for name in ("sda", "sdb"):
+        kernel.put(f"sys/fs/btrfs/1234/devices/{name}", "")
+    _mount(kernel, "0:44", "/home", source="/dev/sda")
+    monkeypatch.setattr("dmcopy.block.holders._number_at", {"/dev/sda": (8, 0)}.get)
+    assert _phrases(kernel, "sdb") == ["the file system mounted on /home"]
+
+
+def test_dm_and_md_on_top(kernel: Any) -> None:
+    kernel.add("sda", "8:0")
+    kernel.add("sda1", "8:1", disk="sda")
+    kernel.add("dm-3", "253:3", dm__name="vg-lv")
+    kernel.add("md0", "9:0", md__level="raid1")
+    kernel.add("bcache0", "252:0")
+    kernel.stack("dm-3", "sda1")
+    kernel.stack("md0", "sda")
+    kernel.stack("bcache0", "sda")
+    assert _phrases(kernel, "sda") == [
+        "stacked device bcache0",
+        "md device md0",
+        "dm device vg-lv (dm-3, partition sda1)",
+    ]
+    assert _phrases(kernel, "sda1") == [
+        "dm device vg-lv (dm-3)",
+        "stacked device bcache0 (whole disk sda)",
+        "md device md0 (whole disk sda)",
+    ]
+
+
+def test_swap(kernel: Any) -> None:
+    kernel.add("sda", "8:0")
+    kernel.put("proc/swaps", f"Filename Type\n{kernel.roots.dev}/sda partition 1 0 -2\n")
+    assert _phrases(kernel, "sda") == ["swap"]
+
+
+def test_a_loop_device_made_of_it(kernel: Any) -> None:
+    kernel.add("sda", "8:0")
+    kernel.add("loop0", "7:0", loop__backing_file=f"{kernel.roots.dev}/sda")
+    kernel.add("loop1", "7:1", loop__backing_file="/other/file (deleted)")
+    assert _phrases(kernel, "sda") == [f"loop device {kernel.roots.dev}/loop0"]
+
+
+def test_a_file_and_those_who_have_it(kernel: Any, tmp_path: Path) -> None:
+    file = tmp_path / "disk.img"
+    file.write_text("")
+    status = os.stat(file)
+    major, minor = os.major(status.st_dev), os.minor(status.st_dev)
+    lock = f"1: FLOCK ADVISORY WRITE 50 {major:02x}:{minor:02x}:{status.st_ino} 0 EOF\n"
+    kernel.put("proc/locks", lock)
+    kernel.add("loop0", "7:0", loop__backing_file=str(file))
+    other = tmp_path / "elsewhere" / "disk.img"  # same name, another file
+    other.parent.mkdir()
+    other.write_text("")
+    kernel.process(49, "cat", other)
+    kernel.process(50, "qemu-system-x86_64", file, file)
+    assert [str(user) for user in who(str(file), roots=kernel.roots)] == [
+        f"loop device {kernel.roots.dev}/loop0",
+        "a lock of process 50 (qemu-system-x86_64)",
+        "process 50 (qemu-system-x86_64)",
+    ]
+
+
+def test_this_process_is_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "mine.img"
+    file.write_text("")
+    with open(file, "rb"):
+        (user,) = who(str(file))
+    assert user.kind == "process"
+    assert user.pid == os.getpid()
+    assert "this process" in str(user)
+
+
+def test_what_is_not_there_or_no_device(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="cannot look at it: No such file"):
+        who(str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="neither a block device nor a regular file"):
+        who(str(tmp_path))
