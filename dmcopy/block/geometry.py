@@ -15,6 +15,7 @@ from dmcopy.units import PAGE_SIZE, SECTOR_SIZE
 
 # What a kernel answers to O_DIRECT where it has none; any other error is the disk's.
 _NO_DIRECT: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+_NONE_HERE: Final = "its file system does no direct I/O"
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,13 @@ def _file_blocks(fd: int) -> list[int]:
 
 def _go_direct(fd: int, size: int, blocks: list[int]) -> tuple[int, str]:
     """Set O_DIRECT and try it; return the block size that serves, or why it stayed off."""
+    if not blocks:
+        return 0, _NONE_HERE
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     try:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
     except OSError:
-        return 0, "its file system does no direct I/O"
+        return 0, _NONE_HERE
     block = next((block for block in blocks if _serves(fd, block)), 0)
     # The last sectors of such a file could not be reached: a direct write there would extend it.
     if block and size // SECTOR_SIZE * SECTOR_SIZE % block == 0:
@@ -72,7 +75,7 @@ def _go_direct(fd: int, size: int, blocks: list[int]) -> tuple[int, str]:
     fcntl.fcntl(fd, fcntl.F_SETFL, flags)
     if block:
         return 0, f"its size is not a whole number of {block}-byte blocks"
-    return 0, "its file system does no direct I/O"
+    return 0, "direct reads of it are refused"
 
 
 def _serves(fd: int, block: int) -> bool:

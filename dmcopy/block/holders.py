@@ -68,6 +68,8 @@ def who(path: str, *, roots: Roots = LIVE) -> list[Holder]:
 
 def device_users(name: str, *, roots: Roots = LIVE) -> list[Holder]:
     """Return what the kernel does with the block device of this kernel name: all but processes."""
+    if not name:  # a node that no driver is behind any more
+        return []
     found = [user for member in _family(name, roots) for user in _on_device(member, name, roots)]
     disk = sysfs.parent(name, roots)
     return found + (list(_stacked(disk, name, roots)) if disk else [])
@@ -79,7 +81,7 @@ def file_users(path: str, *, roots: Roots = LIVE) -> list[Holder]:
 
 
 def _family(name: str, roots: Roots) -> list[str]:
-    return [name, *sysfs.partitions(name, roots)]
+    return [name, *sysfs.partitions(name, roots)] if name else []
 
 
 def _on_device(name: str, asked: str, roots: Roots) -> Iterator[Holder]:

@@ -189,13 +189,22 @@ def test_permission_denied_says_what_to_do(image: Path) -> None:
         BlockDevice.open(image, write=True)
 
 
-def test_where_direct_io_does_not_serve(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(geometry, "_serves", lambda _fd, _block: False)
+@pytest.mark.parametrize(
+    ("name", "answer", "reason"),
+    [
+        ("_serves", False, "direct reads of it are refused"),
+        ("_file_blocks", [], "its file system does no direct I/O"),
+    ],
+)
+def test_where_direct_io_does_not_serve(
+    image: Path, monkeypatch: pytest.MonkeyPatch, name: str, answer: Any, reason: str
+) -> None:
+    monkeypatch.setattr(geometry, name, lambda *_: answer)
     with BlockDevice.open(image) as device:
         assert not device.direct
-        assert device.direct_reason == "its file system does no direct I/O"
+        assert device.direct_reason == reason
         assert not fcntl.fcntl(device.fileno(), fcntl.F_GETFL) & os.O_DIRECT
-    with pytest.raises(DeviceError, match=r"cannot use direct I/O: .*; its file system does no"):
+    with pytest.raises(DeviceError, match=f"cannot use direct I/O: .*; {reason}"):
         BlockDevice.open(image, direct=True)
 
 

@@ -130,3 +130,10 @@ def test_what_is_not_there_or_no_device(tmp_path: Path) -> None:
         who(str(tmp_path / "none"))
     with pytest.raises(UsageError, match="neither a block device nor a regular file"):
         who(str(tmp_path))
+
+
+def test_a_node_without_a_device_behind_it(kernel: Any) -> None:
+    kernel.add("sda", "8:0")
+    kernel.add("sda1", "8:1", disk="sda")
+    _mount(kernel, "8:1", "/boot")
+    assert _phrases(kernel, "") == []
