@@ -30,21 +30,23 @@ def runs(roots: Roots = LIVE) -> bool:
     return (roots.run / "udev/control").exists()
 
 
-def _pyudev() -> Any:
+def _load() -> tuple[Any, Any]:
+    """Return pyudev and a context of it; only for those who need it, as it loads libudev."""
     try:
-        import pyudev  # only for those who watch: it loads libudev
-    except ImportError as error:
+        import pyudev
+
+        return pyudev, pyudev.Context()
+    except ImportError as error:  # also what pyudev raises where there is no libudev
         raise MissingError(
-            f"device events need libudev: {error} (apt-get install libudev1)"
+            f"pyudev or libudev is missing: {error} (apt-get install libudev1; pip install pyudev)"
         ) from None
-    return pyudev
 
 
 def properties(name: str) -> dict[str, str]:
     """Return udev's properties of the device with this kernel name; {} when it has none."""
     try:
-        pyudev = _pyudev()
-        device = pyudev.Devices.from_name(pyudev.Context(), "block", name)
+        pyudev, context = _load()
+        device = pyudev.Devices.from_name(context, "block", name)
         return dict(device.properties)
     except (LookupError, OSError, ValueError, MissingError):
         return {}
@@ -65,9 +67,9 @@ class Monitor:
     """Events of block devices from one source, as (action, kernel name)."""
 
     def __init__(self, source: Source, buffer_bytes: int) -> None:
-        pyudev = _pyudev()
+        pyudev, context = _load()
         try:
-            self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source)
+            self._monitor = pyudev.Monitor.from_netlink(context, source)
             self._monitor.filter_by("block")
             # A second descriptor on the same socket, for the options that pyudev has no call for.
             self._socket = socket.socket(fileno=os.dup(self._monitor.fileno()))

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from dmcopy.block import tools, udev
+from dmcopy.errors import DmcopyError
 
+_AS_ROOT: Final = "run as root (sudo)"
+_DENIED: Final = os.strerror(errno.EACCES)
 _OTHER_KERNEL: Final = "'dmcopy vm' boots a kernel that has it"
 
 
@@ -52,7 +55,7 @@ def _backends() -> list[Check]:
 def _root() -> list[Check]:
     user = os.geteuid()
     detail = "uid 0" if user == 0 else f"uid {user}: files only, no devices"
-    return [Check("root", user == 0, detail, "run as root (sudo)")]
+    return [Check("root", user == 0, detail, _AS_ROOT)]
 
 
 def _loop() -> list[Check]:
@@ -68,31 +71,30 @@ def _udev() -> list[Check]:
     running = udev.runs()
     try:
         udev.Monitor("kernel", 1 << 16).close()
-        events = Check(
-            "device events", True, "udev" if running else "kernel's own, through libudev"
-        )
-    except Exception as error:  # whatever is wrong with libudev here, it is what this line is for
-        events = Check("device events", False, str(error), "apt-get install libudev1")
+        source = "udev's" if running else "the kernel's own"
+        events = Check("device events", True, source)
+    except DmcopyError as error:
+        fix = "apt-get install libudev1; pip install pyudev"
+        events = Check("device events", False, str(error).partition(" (")[0], fix)
     detail = "runs" if running else "does not run; devices are found without it"
     return [Check("udevd", running, detail, "apt-get install udev"), events]
 
 
 def _device_mapper() -> list[Check]:
     reason = _refusal("/dev/mapper/control")
-    kernel = Check(
-        "device-mapper", not reason, reason or "in this kernel", f"modprobe dm-mod; {_OTHER_KERNEL}"
-    )
+    fix = _AS_ROOT if reason == _DENIED else f"modprobe dm-mod; {_OTHER_KERNEL}"
+    kernel = Check("device-mapper", not reason, reason or "in this kernel", fix)
     targets = [_module(name) for name in ("dm-snapshot", "dm-mirror")] if kernel.ok else []
     return [kernel, *targets, _tool("dmsetup")]
 
 
 def _guests() -> list[Check]:
-    there = _refusal("/dev/kvm") == ""
-    detail = "can be opened, which is no proof that a guest runs" if there else "guests are slow"
-    return [
-        _tool("qemu-system-x86_64"),
-        Check("/dev/kvm", there, detail, "switch on virtualisation, or join the group kvm"),
-    ]
+    reason = _refusal("/dev/kvm")
+    detail = "can be opened, which is no proof that a guest runs"
+    fix = (
+        "join the group kvm" if reason == _DENIED else "switch on virtualisation (guests are slow)"
+    )
+    return [_tool("qemu-system-x86_64"), Check("/dev/kvm", not reason, reason or detail, fix)]
 
 
 def _exports() -> list[Check]:
