@@ -1,0 +1,1 @@
+"""Mapped devices: one interface, `Mapper`, and the engines behind it."""

@@ -1,0 +1,214 @@
+"""Running dmsetup: an argument list, a deadline, and errors with an errno instead of prose."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TextIO
+
+from dmcopy.errors import DeadlineError, DeviceError, DmcopyError, MissingError
+from dmcopy.mapper.kernel_log import KernelLog
+from dmcopy.mapper.udev import Udev, choose
+
+_log = logging.getLogger(__name__)
+
+# dmsetup knows two exit codes; which error it was stands in its words, in the C locale.
+_TEXTS: Final = {
+    "Operation not permitted": errno.EPERM,
+    "No such file or directory": errno.ENOENT,
+    "Input/output error": errno.EIO,
+    "No such device or address": errno.ENXIO,
+    "Argument list too long": errno.E2BIG,
+    "Cannot allocate memory": errno.ENOMEM,
+    "Permission denied": errno.EACCES,
+    "Device or resource busy": errno.EBUSY,
+    "File exists": errno.EEXIST,
+    "No such device": errno.ENODEV,
+    "Invalid argument": errno.EINVAL,
+    "No space left on device": errno.ENOSPC,
+    "Read-only file system": errno.EROFS,
+    "Operation not supported": errno.EOPNOTSUPP,
+    "Value too large for defined data type": errno.EOVERFLOW,
+    "Inappropriate ioctl for device": errno.ENOTTY,
+    "No data available": errno.ENODATA,
+    "Interrupted system call": errno.EINTR,
+    "Resource temporarily unavailable": errno.EAGAIN,
+    "Device does not exist": errno.ENXIO,
+}
+_NO_DRIVER: Final = "Failure to communicate with kernel device-mapper driver"
+_GRACE_SECONDS: Final = 2.0
+
+
+class DmsetupError(DmcopyError):
+    """dmsetup ended with an error: `errno`, 0 if it said none, and what it and the kernel said."""
+
+    def __init__(self, words: Sequence[str], code: int, said: str, kernel: list[str]) -> None:
+        self.words = tuple(words)
+        self.errno = code
+        self.said = said
+        self.kernel = kernel
+        reason = f"; the kernel says: {kernel[-1]}" if kernel else ""
+        super().__init__(f"dmsetup {shlex.join(words)}: {said or 'failed without a word'}{reason}")
+
+    def about(self, name: str, action: str) -> DeviceError:
+        """Return what a person should read: `action` on the device `name` failed, and why."""
+        hint = f"the kernel says: {self.kernel[-1]}" if self.kernel else self.said
+        if self.errno == errno.ENXIO:
+            hint = "there is no mapped device of that name"
+        return DeviceError(name, action, self.errno or errno.EIO, hint)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A finished call of dmsetup."""
+
+    words: tuple[str, ...]
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+class Dmsetup:
+    """dmsetup as a function. `timeout` in seconds bounds a call that is given no other."""
+
+    def __init__(
+        self, program: str = "dmsetup", *, udev: Udev | None = None, timeout: float = 30.0
+    ) -> None:
+        self.program = program
+        self.timeout = timeout
+        self._udev = udev
+
+    @property
+    def udev(self) -> Udev:
+        """How nodes come about here; looked at once, when first asked."""
+        if self._udev is None:
+            self._udev = choose()
+        return self._udev
+
+    def run(self, *words: str, stdin: str | None = None, timeout: float | None = None) -> str:
+        """Run dmsetup with `words` and return what it printed.
+
+        Raises DmsetupError when it fails, MissingError when it or the kernel's driver is not there,
+        DeadlineError when it does not end in time.
+        """
+        with KernelLog() as log:
+            call = self.call(words, stdin, self.timeout if timeout is None else timeout)
+            if call.code:
+                raise _failure(call, log)
+        return call.stdout
+
+    def change(self, *words: str, stdin: str | None = None, timeout: float | None = None) -> str:
+        """Run a command that makes, changes or removes a device; see `run`."""
+        return self.run(words[0], *self.udev.options, *words[1:], stdin=stdin, timeout=timeout)
+
+    def call(self, words: Sequence[str], stdin: str | None, timeout: float) -> Call:
+        """Run dmsetup to its end, whatever that is; log it."""
+        argv = [self.program, *words]
+        started = time.monotonic()
+        process = self._start(argv)
+        try:
+            out, err = process.communicate(_bytes(stdin), timeout)
+        except subprocess.TimeoutExpired:
+            _stop(process)
+            _log.debug("%s: no end after %.1f s", argv, timeout)
+            raise DeadlineError(_waited(words, timeout)) from None
+        except BaseException:
+            _stop(process)
+            raise
+        call = Call(
+            tuple(words), process.returncode, _text(out), _text(err), time.monotonic() - started
+        )
+        _log.debug("%s: exit %d, %.3f s, %s", argv, call.code, call.seconds, call.stderr.strip())
+        return call
+
+    def _start(self, argv: list[str]) -> subprocess.Popen[bytes]:
+        env = {**os.environ, **self.udev.environment, "LC_ALL": "C"}
+        try:
+            # Standard input is always given: dmsetup reads a table from it whenever it has none.
+            return subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=env,
+            )
+        except FileNotFoundError:
+            raise MissingError(
+                f"{self.program} is not on PATH (apt-get install dmsetup); see 'dmcopy doctor'"
+            ) from None
+
+
+class ScriptDmsetup(Dmsetup):
+    """Prints the commands that would change something; runs only the others."""
+
+    def __init__(self, stream: TextIO | None = None, *, udev: Udev | None = None) -> None:
+        super().__init__(udev=udev)
+        self._stream = stream or sys.stdout
+
+    def change(self, *words: str, stdin: str | None = None, timeout: float | None = None) -> str:
+        """Print the command with its standard input as a shell would be given it."""
+        del timeout
+        command = shlex.join(["dmsetup", words[0], *self.udev.options, *words[1:]])
+        assignments = [f"{key}={value} " for key, value in self.udev.environment.items()]
+        text = "".join([*assignments, command])
+        if stdin is not None:
+            text += f" <<'END-OF-TABLE'\n{stdin.rstrip()}\nEND-OF-TABLE"
+        print(text, file=self._stream)
+        return ""
+
+
+def _bytes(stdin: str | None) -> bytes:
+    return (stdin or "").encode(errors="surrogateescape")
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="surrogateescape")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a dmsetup; one that the kernel does not let go is left to itself."""
+    process.terminate()
+    try:
+        process.communicate(timeout=_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def _waited(words: Sequence[str], timeout: float) -> str:
+    return (
+        f"dmsetup {shlex.join(words)} did not end within {timeout:g} s: it waits for I/O on a "
+        "suspended or failed device, or for udevd"
+    )
+
+
+def _failure(call: Call, log: KernelLog) -> DmcopyError:
+    if _NO_DRIVER in call.stderr:
+        return _no_driver(call.stderr)
+    last = [line for line in call.stderr.splitlines() if line and line != "Command failed."]
+    said = "; ".join(dict.fromkeys(line.removesuffix(".") for line in last))
+    return DmsetupError(call.words, error_code(call.stderr), said, log.lines())
+
+
+def _no_driver(stderr: str) -> DmcopyError:
+    if "Permission denied" in stderr or "Operation not permitted" in stderr:
+        return MissingError("device-mapper needs root: run this with sudo; see 'dmcopy doctor'")
+    return MissingError(
+        "this kernel has no device-mapper (try 'modprobe dm-mod'); see 'dmcopy doctor'"
+    )
+
+
+def error_code(stderr: str) -> int:
+    """Return the errno whose message ends a line of `stderr`; 0 when there is none."""
+    for line in stderr.splitlines():
+        code = _TEXTS.get(line.rpartition(": ")[2].strip().removesuffix("."), 0)
+        if code:
+            return code
+    return 0

@@ -1,0 +1,316 @@
+"""The kernel as an engine: `Mapper` over the dmsetup command."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+import uuid as uuids
+from collections.abc import Callable
+from typing import Final
+
+from dmcopy.block import holders
+from dmcopy.errors import BusyError, DeadlineError, DeviceError, DmcopyError, UsageError
+from dmcopy.mapper import names
+from dmcopy.mapper.base import PREFIX, DeviceInfo, Mapper, Version, check_name
+from dmcopy.mapper.device import Device
+from dmcopy.mapper.dmsetup import Dmsetup, DmsetupError
+from dmcopy.mapper.ledger import Ledger
+from dmcopy.mapper.listing import FIELDS, parse_info
+from dmcopy.mapper.passing import missing_device, table_text
+from dmcopy.status import StatusLine, parse_lines
+from dmcopy.table import Table
+from dmcopy.table.words import quote
+
+UUID_PREFIX: Final = "DMCOPY-"
+_FIRST_PAUSE: Final = 0.02
+_LONGEST_PAUSE: Final = 0.25
+
+
+class KernelMapper(Mapper):
+    """Mapped devices of the running kernel.
+
+    `timeout`, in seconds, is the one deadline of a call, its retries included. `ledger` notes what
+    is made, so that `reap` can remove it after a crash. `prefix` is for the names that `device`
+    and `stack` make.
+    """
+
+    def __init__(
+        self,
+        dmsetup: Dmsetup | None = None,
+        *,
+        ledger: Ledger | None = None,
+        prefix: str = PREFIX,
+        timeout: float = 30.0,
+    ) -> None:
+        self.dmsetup = dmsetup or Dmsetup(timeout=timeout)
+        self.ledger = ledger or Ledger()
+        self.prefix = prefix
+        self.timeout = timeout
+
+    def create(
+        self,
+        name: str,
+        table: Table | None = None,
+        *,
+        uuid: str = "",
+        readonly: bool = False,
+        minor: int | None = None,
+        keep: bool = False,
+    ) -> Device:
+        """Make a device; see `Mapper.create`. `keep` tells `reap` that it is meant to stay."""
+        names.checked(name)
+        uuid = names.checked_uuid(uuid) or f"{UUID_PREFIX}{uuids.uuid4().hex}"
+        text = None if table is None else table_text(table)
+        words = ["create", *names.options(name), "--uuid", uuid]
+        words += ["--readonly"] if readonly else []
+        words += [] if minor is None else ["--minor", str(minor)]
+        words += ["--notable"] if text is None else []
+        entry = self.ledger.add("dm", name, uuid=uuid, keep=keep)
+        try:
+            self._change("create it", name, *words, "--", name, stdin=text, table=table)
+        except BaseException:
+            self._forget_unless_there(name, uuid, entry)
+            raise
+        return Device(self, name)
+
+    def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
+        """Load a table beside the active one; see `Mapper.load`."""
+        words = ["load", *names.options(name), *(["--readonly"] if readonly else [])]
+        text = table_text(table)
+        self._change("load a table", name, *words, "--", name, stdin=text, table=table)
+
+    def clear(self, name: str) -> None:
+        """Drop the loaded table; see `Mapper.clear`."""
+        self._change("clear its table", name, "clear", *names.options(name), "--", name)
+
+    def suspend(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
+        """Hold new I/O; see `Mapper.suspend`."""
+        words = ["suspend", *names.options(name), *_suspend_options(flush, lockfs)]
+        self._change("suspend it", name, *words, "--", name)
+
+    def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
+        """Let I/O go on; see `Mapper.resume`."""
+        words = ["resume", *names.options(name), *_suspend_options(flush, lockfs)]
+        self._change("resume it", name, *words, "--", name)
+
+    def remove(
+        self,
+        name: str,
+        *,
+        deferred: bool = False,
+        force: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Remove a device; see `Mapper.remove`. `force` makes I/O fail first, for good.
+
+        Somebody who has it open for a moment, as udev's rules do after every close, is waited for
+        until the deadline.
+        """
+        seconds = self.timeout if timeout is None else timeout
+        words = ["remove", *names.options(name)]
+        words += ["--deferred"] if deferred else []
+        words += ["--force"] if force else []
+        self._until_idle(
+            name, seconds, lambda left: self.dmsetup.change(*words, "--", name, timeout=left)
+        )
+        self.ledger.drop("dm", name)
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a device another name; see `Mapper.rename`."""
+        names.checked(new_name)
+        options = names.options(name) or names.options(new_name)
+        self._change("rename it", name, "rename", *options, "--", name, new_name)
+        self.ledger.rename("dm", name, new_name)
+
+    def set_uuid(self, name: str, uuid: str) -> None:
+        """Give a device a UUID; see `Mapper.set_uuid`."""
+        names.checked_uuid(uuid)
+        words = ["rename", *names.options(name), "--setuuid", "--", name, uuid]
+        self._change("set its UUID", name, *words)
+
+    def ls(self) -> list[DeviceInfo]:
+        """Return every mapped device of this kernel, by name."""
+        return sorted(parse_info(self._info()), key=lambda info: info.name)
+
+    def info(self, name: str) -> DeviceInfo:
+        """Return what is known of a device; see `Mapper.info`."""
+        found = parse_info(self._ask("look at it", name, self._info, "--", name))
+        if not found:
+            raise DeviceError(name, "look at it", errno.ENXIO)
+        return found[0]
+
+    def table(self, name: str, *, inactive: bool = False, showkeys: bool = False) -> Table:
+        """Return a table; see `Mapper.table`. `showkeys` for the keys of crypt and integrity."""
+        words = [*names.options(name), *(["--inactive"] if inactive else [])]
+        words += ["--showkeys"] if showkeys else []
+        text = self._ask("read its table", name, self.dmsetup.run, "table", *words, "--", name)
+        return Table.read(text)
+
+    def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
+        """Return the status of each line; see `Mapper.status`."""
+        words = [*names.options(name), *([] if flush else ["--noflush"])]
+        return parse_lines(
+            self._ask("read its status", name, self.dmsetup.run, "status", *words, "--", name)
+        )
+
+    def message(self, name: str, *words: str, sector: int = 0) -> str:
+        """Send a message; see `Mapper.message`."""
+        if not all(words) or any("\0" in word for word in words):
+            raise UsageError("a word of a message must not be empty or hold a zero byte")
+        argv = ["message", *names.options(name), "--", name, str(sector), *map(quote, words)]
+        return self._change("send it a message", name, *argv).rstrip("\n")
+
+    def wait(self, name: str, event: int, *, timeout: float) -> int:
+        """Wait for an event; see `Mapper.wait`."""
+        try:
+            words = ["wait", *names.options(name), "--", name, str(event)]
+            self._ask("wait for it", name, self.dmsetup.run, *words, timeout=timeout)
+        except DeadlineError:
+            raise DeadlineError(
+                f"{name}: no event after number {event} within {timeout:g} s"
+            ) from None
+        return self.info(name).events
+
+    def deps(self, name: str) -> tuple[str, ...]:
+        """Return the devices under a device; see `Mapper.deps`."""
+        words = [*names.options(name), "-o", "devno", "--", name]
+        text = self._ask("read its dependencies", name, self.dmsetup.run, "deps", *words)
+        return tuple(":".join(pair) for pair in re.findall(r"\((\d+), ?(\d+)\)", text))
+
+    def targets(self) -> dict[str, Version]:
+        """Return the targets whose modules are loaded; see `Mapper.targets`."""
+        found = re.findall(
+            r"^(\S+)\s+v(\d+)\.(\d+)\.(\d+)", self.dmsetup.run("targets"), re.MULTILINE
+        )
+        return {name: Version(*map(int, numbers)) for name, *numbers in found}
+
+    def path(self, name: str) -> str:
+        """Return the node of a device; see `Mapper.path`."""
+        return f"/dev/mapper/{names.mangle(name)}"
+
+    def refusal(self, table: Table) -> str:
+        """Try a table; see `Mapper.refusal`. Loads the target's module if there is one."""
+        name = f"{PREFIX}try-{uuids.uuid4().hex[:12]}"
+        probe = self.create(name)
+        try:
+            self.load(name, table)
+        except DmcopyError as error:
+            return str(error)
+        finally:
+            probe.remove()
+        return ""
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is a device of this name."""
+        try:
+            self.info(name)
+        except DeviceError as error:
+            if error.errno == errno.ENXIO:
+                return False
+            raise
+        return True
+
+    def _info(self, *words: str) -> str:
+        # In mode hex: in the default mode one odd name of anybody's makes the whole list fail.
+        options = ["--manglename", "hex", "--noheadings", "--separator", "|", "-o", FIELDS]
+        return self.dmsetup.run("info", "-c", *options, *words)
+
+    def _ask(
+        self,
+        action: str,
+        name: str,
+        run: Callable[..., str],
+        *words: str,
+        timeout: float | None = None,
+    ) -> str:
+        check_name(name)
+        try:
+            return run(*words) if timeout is None else run(*words, timeout=timeout)
+        except DmsetupError as error:
+            raise error.about(name, action) from error
+
+    def _change(
+        self,
+        action: str,
+        name: str,
+        *words: str,
+        stdin: str | None = None,
+        table: Table | None = None,
+    ) -> str:
+        check_name(name)
+        try:
+            return self.dmsetup.change(*words, stdin=stdin)
+        except DmsetupError as error:
+            raise self._explain(action, name, table, error) from error
+
+    def _busy(
+        self, action: str, name: str, table: Table | None, error: DmsetupError
+    ) -> DmcopyError:
+        """Find out who is in the way: of the device itself, or of one that its table needs."""
+        if action == "create it" and self.exists(name):
+            return DeviceError(name, action, errno.EEXIST, "remove it first or take another name")
+        for device in table.devices if table is not None else (self.path(name),):
+            found = _holders(_node(device))
+            if found:
+                return BusyError(device, found)
+        return error.about(name, action)
+
+    def _explain(
+        self, action: str, name: str, table: Table | None, error: DmsetupError
+    ) -> DmcopyError:
+        """Turn dmsetup's error into ours."""
+        if error.errno == errno.EBUSY:
+            return self._busy(action, name, table, error)
+        missing = missing_device(table) if table is not None else ""
+        if error.errno in (errno.ENODEV, errno.ENOENT, errno.ENOTBLK) and missing:
+            return DeviceError(name, action, error.errno, missing)
+        return error.about(name, action)
+
+    def _until_idle(self, name: str, seconds: float, attempt: Callable[[float], object]) -> None:
+        """Call `attempt` until it does not fail with EBUSY, or the deadline is over."""
+        deadline = time.monotonic() + seconds
+        pause = _FIRST_PAUSE
+        check_name(name)
+        while True:
+            try:
+                attempt(max(deadline - time.monotonic(), 1.0))
+                return
+            except DmsetupError as error:
+                if error.errno != errno.EBUSY:
+                    raise error.about(name, "remove it") from error
+            if time.monotonic() + pause > deadline:
+                hint = f"it was still open after {seconds:g} s"
+                raise BusyError(name, _holders(self.path(name)), hint)
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _forget_unless_there(self, name: str, uuid: str, entry: str) -> None:
+        """After a failed create: keep the ledger's entry only if the device was made after all."""
+        try:
+            there = self.info(name).uuid == uuid
+        except DeviceError:
+            there = False
+        except DmcopyError:
+            return
+        if there:
+            self.remove(name)
+        else:
+            self.ledger.cancel(entry)
+
+
+def _suspend_options(flush: bool, lockfs: bool) -> list[str]:
+    return [*([] if flush else ["--noflush"]), *([] if lockfs else ["--nolockfs"])]
+
+
+def _node(device: str) -> str:
+    """Return a path for a device of a table, which may be a number."""
+    return f"/dev/block/{device}" if re.fullmatch(r"\d+:\d+", device) else device
+
+
+def _holders(path: str) -> list[str]:
+    try:
+        return [str(holder) for holder in holders.who(os.path.realpath(path))]
+    except DmcopyError:  # it went away meanwhile, or its node is not there
+        return []

@@ -1,0 +1,51 @@
+"""A table as text that dmsetup passes on to the kernel whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from typing import Final
+
+from dmcopy.errors import DeviceError, UsageError
+from dmcopy.table import Table
+
+_PLAIN: Final = re.compile(r"[0-9A-Za-z/._+:@=%~,-]+")
+
+
+def table_text(table: Table) -> str:
+    """Return the text of `table`, checked. Raises UsageError for what the kernel would refuse.
+
+    dmsetup cuts a line at a '#' and reads line by line: a device whose path has odd characters is
+    named by its number instead.
+    """
+    table.check()
+    text = str(table.with_devices(_number_if_odd))
+    if "#" in text or "\0" in text or len(text.splitlines()) != len(table.lines):
+        raise UsageError("dmsetup cannot pass on a word that has a '#' or a line break in it")
+    return text + "\n"
+
+
+def missing_device(table: Table) -> str:
+    """Return the first path in `table` at which there is no block device, empty when all are."""
+    for device in table.devices:
+        try:
+            if "/" in device and not stat.S_ISBLK(os.stat(device).st_mode):
+                return f"{device} is not a block device"
+        except (OSError, ValueError):
+            return f"there is no block device {device}"
+    return ""
+
+
+def _number_if_odd(device: str) -> str:
+    if _PLAIN.fullmatch(device):
+        return device
+    try:
+        found = os.stat(device)
+    except (OSError, ValueError) as error:
+        code = error.errno if isinstance(error, OSError) else errno.EINVAL
+        raise DeviceError(device, "use it in a table", code or errno.ENOENT) from error
+    if not stat.S_ISBLK(found.st_mode):
+        raise DeviceError(device, "use it in a table", errno.ENOTBLK)
+    return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"

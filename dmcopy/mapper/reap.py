@@ -1,0 +1,148 @@
+"""Removing what a crash left behind: what the ledger names, top down, in rounds, nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dmcopy.block import mounts, sysfs
+from dmcopy.block.loop import LoopDevice, detach
+from dmcopy.errors import DmcopyError
+from dmcopy.mapper.base import DeviceInfo, Mapper
+from dmcopy.mapper.ledger import Entry, Ledger, alive
+from dmcopy.mapper.tree import top_down, with_deps
+
+_log = logging.getLogger(__name__)
+
+REMOVE_SECONDS = 3.0
+_END_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Reaped:
+    """What `reap` did: `removed` and `vanished` (gone already) by kind and name, `left` and why."""
+
+    removed: list[Entry] = field(default_factory=list)
+    vanished: list[Entry] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+class Reaper:
+    """Removes what `ledger` names and `wanted` selects; by default what has lost its owner."""
+
+    def __init__(
+        self,
+        mapper: Mapper,
+        ledger: Ledger,
+        wanted: Callable[[Entry], bool] = lambda entry: entry.abandoned,
+    ) -> None:
+        self.mapper = mapper
+        self.ledger = ledger
+        self.wanted = wanted
+        self.result = Reaped()
+
+    def run(self) -> Reaped:
+        """Remove in rounds until a round changes nothing; say what is left and who holds it."""
+        todo = [entry for entry in self.ledger.entries() if self.wanted(entry)]
+        changed = True
+        while todo and changed:
+            self.result.left.clear()
+            before = len(todo)
+            for entry in self._order(todo):
+                if self._try(entry):
+                    todo.remove(entry)
+            changed = len(todo) < before
+        self.ledger.compact()
+        return self.result
+
+    def plan(self) -> list[Entry]:
+        """Return what `run` would try to remove, in order."""
+        return self._order([entry for entry in self.ledger.entries() if self.wanted(entry)])
+
+    def _order(self, entries: list[Entry]) -> list[Entry]:
+        """Servers and mounts first, then devices from the top down, then loop devices."""
+        height = {info.uuid: place for place, info in enumerate(self._devices(entries))}
+        rank = {"server": 0, "mount": 1, "dm": 2, "loop": 3}
+        newest = {entry.id: -place for place, entry in enumerate(entries)}
+        return sorted(
+            entries,
+            key=lambda entry: (rank[entry.kind], height.get(entry.uuid, 0), newest[entry.id]),
+        )
+
+    def _devices(self, entries: list[Entry]) -> list[DeviceInfo]:
+        if not any(entry.kind == "dm" for entry in entries):
+            return []
+        return top_down(with_deps(self.mapper))
+
+    def _try(self, entry: Entry) -> bool:
+        """Remove one thing; return whether it is gone."""
+        try:
+            there = _STEPS[entry.kind](self, entry)
+        except DmcopyError as error:
+            self.result.left[entry.name] = str(error)
+            return False
+        (self.result.removed if there else self.result.vanished).append(entry)
+        self.ledger.cancel(entry.id)
+        _log.info("%s %s: %s", entry.kind, entry.name, "removed" if there else "gone already")
+        return True
+
+    def _device(self, entry: Entry) -> bool:
+        # The UUID says which device it is: the name may be another's by now, or have been changed.
+        found = [info for info in self.mapper.ls() if entry.uuid and info.uuid == entry.uuid]
+        for info in found:
+            # Whoever waits for I/O on it has it open: it cannot go before that has ended.
+            self.mapper.thaw(info.name)
+            self.mapper.remove(info.name, timeout=REMOVE_SECONDS)
+        return bool(found)
+
+    def _loop(self, entry: Entry) -> bool:
+        name = os.path.basename(entry.name)
+        if sysfs.backing_file(name).removesuffix(" (deleted)") != entry.uuid:
+            return False
+        detach(LoopDevice(entry.name, entry.uuid))
+        return True
+
+    def _mount(self, entry: Entry) -> bool:
+        table = mounts.parse_mountinfo(sysfs.read(sysfs.LIVE.proc / "self/mountinfo"))
+        if not any(m.point == entry.name and m.source == entry.uuid for m in table):
+            return False
+        done = subprocess.run(
+            ["umount", "--", entry.name],
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        if done.returncode:
+            raise DmcopyError(f"{entry.name} cannot be unmounted: {done.stderr.strip()}")
+        return True
+
+    def _server(self, entry: Entry) -> bool:
+        if not alive(entry.uuid):
+            return False
+        pid = int(entry.uuid.partition(" ")[0])
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            deadline = time.monotonic() + _END_SECONDS
+            while alive(entry.uuid) and time.monotonic() < deadline:
+                time.sleep(0.02)
+        if alive(entry.uuid):
+            raise DmcopyError(f"process {pid} ({entry.name}) does not end")
+        return True
+
+
+_STEPS: dict[str, Callable[[Reaper, Entry], bool]] = {
+    "dm": Reaper._device,
+    "loop": Reaper._loop,
+    "mount": Reaper._mount,
+    "server": Reaper._server,
+}
