@@ -48,10 +48,10 @@ def loop_device(
 ) -> Iterator[LoopDevice]:
     """Attach `backing` to a free loop device and detach it at the end.
 
-    `direct` lets the loop device bypass the page cache of the backing file, where that file system
-    can; `sector_size` is its logical block size in bytes; `offset` and `size` are in sectors.
-    Raises UsageError, MissingError (losetup, loop support, root), DeviceError, and at the end
-    BusyError when somebody keeps the device.
+    `direct` lets the loop device bypass the page cache of the backing file where its file system
+    can (else it is buffered); `sector_size` is its logical block size in bytes; `offset` and `size`
+    are in sectors. Raises UsageError, MissingError (losetup, loop support, root), DeviceError, and
+    at the end BusyError when somebody keeps the device.
     """
     device = attach(
         backing,
@@ -81,11 +81,10 @@ def attach(
     if not os.path.exists(file):
         raise UsageError(f"{file}: there is no such file to make a loop device of")
     words = ["--find", "--show", f"--sector-size={sector_size}"]
-    words += [f"--direct-io={'on' if direct else 'off'}"]
     words += ["--read-only"] if read_only else []
     words += [f"--offset={offset << SECTOR_SHIFT}"] if offset else []
     words += [f"--sizelimit={size << SECTOR_SHIFT}"] if size is not None else []
-    device = LoopDevice(_attach(words, file), file)
+    device = LoopDevice(_attach(words, file, direct=direct), file)
     try:
         _wait_for_node(device)
     except BaseException:
@@ -94,7 +93,7 @@ def attach(
     return device
 
 
-def _attach(words: list[str], file: str) -> str:
+def _attach(words: list[str], file: str, *, direct: bool) -> str:
     """Run losetup until it has a device; return the node that it names.
 
     Two processes may see the same free device, and one of them is told EBUSY; losetup mostly tries
@@ -102,21 +101,32 @@ def _attach(words: list[str], file: str) -> str:
     """
     deadline = time.monotonic() + ATTACH_SECONDS
     while True:
-        done = tools.run(["losetup", *words, file], timeout=ATTACH_SECONDS * 3)
+        how = f"--direct-io={'on' if direct else 'off'}"
+        done = tools.run(["losetup", how, *words, file], timeout=ATTACH_SECONDS * 3)
         if done.returncode == 0:
             return done.stdout.strip()
-        if "busy" not in done.stderr or time.monotonic() > deadline:
-            raise _attach_failed(file, done.stderr)
-        time.sleep(_POLL_SECONDS)
+        number = _errno_of(done.stderr)
+        if direct and number == errno.EINVAL:
+            # The file system does no direct I/O, as tmpfs before Linux 6.6, or not in such sectors.
+            direct = False
+        elif number == errno.EBUSY and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        else:
+            raise _attach_failed(file, number, done.stderr.strip())
 
 
-def _attach_failed(file: str, stderr: str) -> Exception:
-    said = stderr.strip().removeprefix("losetup: ")
+def _errno_of(stderr: str) -> int:
+    """Return the error that a program's last words end with; EIO where they name none."""
+    said = stderr.strip()
+    return next((n for n in errno.errorcode if said.endswith(os.strerror(n))), errno.EIO)
+
+
+def _attach_failed(file: str, number: int, said: str) -> Exception:
     if os.geteuid() != 0:
         return MissingError(f"{file}: loop devices need root: {said}")
     if not os.path.exists("/dev/loop-control"):
         return MissingError("this kernel has no loop devices: try 'modprobe loop'")
-    return DeviceError(file, "make a loop device of it", errno.EIO, said)
+    return DeviceError(file, "make a loop device of it", number, said)
 
 
 def detach(device: LoopDevice) -> None:
