@@ -61,6 +61,7 @@ class Reactor:
         self.time: Callable[[], float] = backend.time
         self._ready: list[Callable[[], object]] = []
         self._posted: list[Callable[[], object]] = []
+        self._before_io: list[Callable[[], object]] = []
         self._timers: list[Timer] = []
         self._order = itertools.count()
         self._thread = threading.get_ident()
@@ -84,6 +85,10 @@ class Reactor:
     def call_soon(self, notify: Callable[[], object]) -> None:
         """Call `notify` in the next step. Only from the reactor's thread."""
         self._ready.append(notify)
+
+    def call_before_io(self, notify: Callable[[], object]) -> None:
+        """Call `notify` once, right before the next I/O is submitted: for who queues requests."""
+        self._before_io.append(notify)
 
     def call_soon_threadsafe(self, notify: Callable[[], object]) -> None:
         """Call `notify` in the next step. From any thread, and from a signal handler."""
@@ -119,7 +124,11 @@ class Reactor:
             raise UsageError("the reactor is waited for inside one of its own callbacks")
         self._stepping = True
         try:
-            self._run_ready()
+            if self._ready or self._posted:
+                self._run_ready()
+                timeout = 0  # what was waited for may have happened just now
+            while self._before_io:
+                self._call(self._before_io.pop())
             for request in self.backend.poll(self._patience(timeout)):
                 try:
                     request.notify(request)  # type: ignore[misc]
@@ -165,7 +174,7 @@ class Reactor:
 
     def next_due(self) -> float | None:
         """Return in how many seconds a step is due whatever the I/O does; None: only for I/O."""
-        return 0 if self._ready or self._posted else self._next_timer()
+        return 0 if self._ready or self._posted or self._before_io else self._next_timer()
 
     def _next_timer(self) -> float | None:
         while self._timers and self._timers[0].cancelled:

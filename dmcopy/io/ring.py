@@ -36,7 +36,8 @@ SQE_SIZE: Final = 64
 # opcode | flags << 8 | fd << 32; then offset, address, length, user_data.
 PAIR: Final = struct.Struct("<QQQQQ24xQQQQQ24x")
 
-_SETUP, _ENTER = 425, 426
+_SETUP, _ENTER, _REGISTER = 425, 426, 427
+_REGISTER_EVENTFD = 4
 _ENTER_GETEVENTS, _ENTER_EXT_ARG = 1, 8
 _FEAT_SINGLE_MMAP, _FEAT_EXT_ARG = 1, 1 << 8
 _SINGLE_ISSUER_DEFER_TASKRUN = 1 << 12 | 1 << 13
@@ -155,6 +156,11 @@ class Ring:
             )
         words[self._cq_head] = tail
         return found
+
+    def register_eventfd(self, fd: int) -> None:
+        """Have every completion ring an eventfd: poll(2) on a deferred ring itself sees nothing."""
+        if _syscall(_REGISTER, self.fd, _REGISTER_EVENTFD, ctypes.byref(ctypes.c_int(fd)), 1) < 0:
+            raise OSError(ctypes.get_errno(), "io_uring_register")
 
     def close(self) -> None:
         """Close the ring; the kernel cancels what is still in it."""

@@ -176,7 +176,7 @@ class SimulatedBackend:
     def submit(self, request: Request) -> None:
         """Decide when the request completes."""
         if isinstance(request, CopyIo):
-            Fan(request, self.submit, self._finished.append).start()
+            Fan(request, self.submit, self._finish).start()
             return
         delay = self._rng.choice((10e-6, 100e-6, 1e-3)) * (1 + self._rng.random())
         self._order += 1
@@ -203,6 +203,9 @@ class SimulatedBackend:
         self.steps += 1
         _perform(request, covered)
         return [request]
+
+    def _finish(self, request: Request) -> None:
+        self._finished.append(request)
 
     def close(self) -> None:
         """Forget what is in flight."""

@@ -11,6 +11,7 @@ one slow path, not many.
 from __future__ import annotations
 
 import errno
+import os
 import select
 import time
 from array import array
@@ -59,6 +60,7 @@ class UringBackend:
         self._poll = Io(Op.FLUSH, (poller, 0, 0))  # type: ignore[arg-type]
         self._poll.bytes = -1
         self._armed = False
+        self._bell: int | None = None
         self._requests: list[Request] = [self._poll] * slots
         self._vectors: dict[int, array[int]] = {}
         self._free = list(range(slots - 1, _POLL_SLOT, -1))
@@ -70,8 +72,11 @@ class UringBackend:
         self.time = time.monotonic
 
     def fileno(self) -> int:
-        """The ring itself is readable when it holds a completion."""
-        return self._ring.fd
+        """An eventfd that rings at every completion; made at the first call, for who nests us."""
+        if self._bell is None:
+            self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._ring.register_eventfd(self._bell)
+        return self._bell
 
     def submit(self, request: Request) -> None:
         """Put a request on the ring, or keep it for `poll` when it may be done inline."""
@@ -94,6 +99,8 @@ class UringBackend:
             return [alone]
         if not self._armed:
             self._arm()
+        if self._bell is not None:
+            self._drain(self._bell)
         if self._finished:
             timeout = 0
         if self._queued:
@@ -113,6 +120,18 @@ class UringBackend:
         """Close the ring and end the threads."""
         self._workers.close()
         self._ring.close()
+        if self._bell is not None:
+            os.close(self._bell)
+
+    def _finish(self, request: Request) -> None:
+        self._finished.append(request)
+
+    @staticmethod
+    def _drain(bell: int) -> None:
+        try:
+            os.eventfd_read(bell)
+        except BlockingIOError:
+            pass
 
     def _is_idle(self) -> bool:
         return (
@@ -178,7 +197,7 @@ class UringBackend:
     def _start_copy(self, request: CopyIo) -> None:
         dests = request.dests
         if len(dests) != 1 or len(request.extents) != 1:
-            Fan(request, self.submit, self._finished.append).start()
+            Fan(request, self.submit, self._finish).start()
             return
         device, sector, _ = request.source
         to, to_sector, _ = dests[0]

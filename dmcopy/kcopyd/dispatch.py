@@ -127,7 +127,7 @@ class Dispatcher:
     def _want_pump(self) -> None:
         if not self._pump_due:
             self._pump_due = True
-            self._reactor.call_soon(self._pump)
+            self._reactor.call_before_io(self._pump)
 
     def _pump(self) -> None:
         """Start what waits, in order, as far as pages, depth and throttle allow."""
@@ -239,7 +239,7 @@ class Dispatcher:
             self.sectors_written += count * len(job.dests)
             if job.source is not None:
                 self.sectors_read += count
-            if count != job.dests[0][2]:
+            if count != job.dests[0][2] or job.cancelled:
                 for index in range(len(job.dests)):
                     job.record(index, sub.offset, count)
         job.active -= 1

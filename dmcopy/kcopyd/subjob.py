@@ -61,6 +61,8 @@ class SubJob(CopyIo):
             return False
         if self.alone or other.alone or self.job.flags or other.job.flags:
             return False
+        if self.job.source is None or other.job.source is None:
+            return False
         if len(self.dests) != 1 or len(other.dests) != 1:
             return False
         device, sector, count = self.dests[0]
@@ -98,19 +100,23 @@ class WriteSequence:
     def __init__(self, job: CopyJob) -> None:
         self._job = job
         self._cursor = 0
+        self._broken = False
         self._held: dict[int, Staged] = {}
 
     def ready(self, staged: Staged) -> None:
         """Write the slice when its turn has come, and the slices that waited for it."""
+        if self._broken:
+            staged.skip()
+            return
         self._held[staged.sub.offset] = staged
         while (next_one := self._held.pop(self._cursor, None)) is not None:
             self._cursor += next_one.sub.source.count
             self._issue(next_one)
 
     def read_failed(self, staged: Staged) -> None:
-        """End the slices that wait behind one that could not be read."""
+        """End the slices behind one that could not be read: those that wait and those to come."""
         held, self._held = self._held, {}
-        self._cursor = -1
+        self._broken = True
         staged.finish()
         for later in held.values():
             later.skip()

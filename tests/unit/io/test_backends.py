@@ -1,0 +1,330 @@
+"""The real back ends on a regular file: every operation, and everything unusual."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmcopy.block import BlockDevice
+from dmcopy.errors import MissingError, UsageError
+from dmcopy.io import CopyIo, Io, IoRegion, Memory, Op, Reactor, Timer, probe
+from dmcopy.io import threads as threads_module
+from dmcopy.io.reactor import background
+
+SECTORS = 2048
+
+
+@pytest.fixture(params=["uring", "threads", "uring-inline", "threads-inline"])
+def reactor(request: pytest.FixtureRequest) -> Iterator[Reactor]:
+    name, _, inline = request.param.partition("-")
+    if probe()[name]:
+        pytest.skip(f"{name}: {probe()[name]}")
+    with Reactor(name, inline=bool(inline)) as reactor:
+        yield reactor
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[BlockDevice]:
+    path = tmp_path / "device"
+    path.write_bytes(random.Random(1).randbytes(SECTORS << 9))
+    with BlockDevice.open(path, write=True) as device:
+        yield device
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    memory = Memory(64)
+    yield memory
+    memory.close()
+
+
+def do(reactor: Reactor, *requests: Any) -> None:
+    """Submit, and wait for all of them."""
+    left = len(requests)
+
+    def done(_: Any) -> None:
+        nonlocal left
+        left -= 1
+
+    for request in requests:
+        request.notify = done
+        reactor.submit(request)
+    reactor.run_until(lambda: not left, 20, "I/O")
+
+
+def content(device: BlockDevice) -> bytes:
+    return device.pread(0, device.sectors)
+
+
+def test_read_and_write(reactor: Reactor, device: BlockDevice, memory: Memory) -> None:
+    before = content(device)
+    do(reactor, Io(Op.READ, IoRegion(device, 8, 16), memory, ((0, 8192),)))
+    assert memory.read(((0, 8192),)) == before[4096 : 4096 + 8192]
+    do(reactor, Io(Op.WRITE, IoRegion(device, 100, 16), memory, ((0, 8192),), fua=True))
+    do(reactor, Io(Op.FLUSH, IoRegion(device, 0, 0)))
+    assert content(device) == before[:51200] + before[4096:12288] + before[51200 + 8192 :]
+
+
+def test_several_extents(reactor: Reactor, device: BlockDevice, memory: Memory) -> None:
+    before = content(device)
+    extents = ((8192, 4096), (0, 4096), (40960, 8192))
+    do(reactor, Io(Op.READ, IoRegion(device, 64, 32), memory, extents))
+    assert memory.read(extents) == before[32768 : 32768 + 16384]
+    do(reactor, Io(Op.WRITE, IoRegion(device, 0, 32), memory, extents))
+    assert content(device)[:16384] == before[32768 : 32768 + 16384]
+
+
+def test_many_at_once(reactor: Reactor, device: BlockDevice, memory: Memory) -> None:
+    """More than the ring has slots: the rest waits its turn."""
+    before = content(device)
+    reads = [
+        Io(Op.READ, IoRegion(device, 8 * (n % 256), 8), memory, ((4096 * (n % 64), 4096),))
+        for n in range(1000)
+    ]
+    do(reactor, *reads)
+    assert not any(read.error for read in reads)
+    assert before[-4096:] in before
+
+
+def test_discard_and_zero(reactor: Reactor, device: BlockDevice) -> None:
+    before = content(device)
+    requests = [
+        Io(Op.WRITE_ZEROES, IoRegion(device, 8, 8)),
+        Io(Op.DISCARD, IoRegion(device, 800, 80)),
+    ]
+    do(reactor, *requests)
+    assert [request.error for request in requests] == [0, 0]
+    after = content(device)
+    assert after[4096:8192] == bytes(4096)
+    assert after[:4096] == before[:4096]
+    assert after[8192 : 800 << 9] == before[8192 : 800 << 9]
+    assert after[880 << 9 :] == before[880 << 9 :]
+
+
+@pytest.mark.parametrize("extents", [((0, 8192),), ((0, 4096), (8192, 4096))])
+@pytest.mark.parametrize("fan", [1, 3])
+def test_copy(
+    reactor: Reactor, device: BlockDevice, memory: Memory, extents: Any, fan: int
+) -> None:
+    before = content(device)
+    dests = [IoRegion(device, 1000 + 100 * n, 16) for n in range(fan)]
+    copy = CopyIo(IoRegion(device, 0, 16), dests, memory, extents, print)
+    do(reactor, copy)
+    assert (copy.error, copy.write_errors) == (0, {})
+    after = content(device)
+    for dest in dests:
+        assert after[dest.sector << 9 : dest.end << 9] == before[:8192]
+
+
+def test_errors_are_per_region(reactor: Reactor, device: BlockDevice, memory: Memory) -> None:
+    """A destination that cannot be written fails; its neighbour in the same copy does not."""
+    with BlockDevice.open(device.path, claim=False) as read_only:
+        region, extents = IoRegion(device, 0, 16), ((0, 8192),)
+        dests = [IoRegion(device, 100, 16), IoRegion(read_only, 200, 16)]
+        good_and_bad = CopyIo(region, dests, memory, extents, print)
+        alone = CopyIo(region, dests[1:], memory, extents, print)
+        write = Io(Op.WRITE, dests[1], memory, extents)
+        do(reactor, good_and_bad, alone, write)
+    assert good_and_bad.write_errors == {1: errno.EBADF}
+    assert alone.write_errors == {0: errno.EBADF}
+    assert write.error == errno.EBADF
+    assert content(device)[51200:59392] == content(device)[:8192]
+
+
+def test_a_failed_read_writes_nothing(
+    reactor: Reactor, device: BlockDevice, memory: Memory
+) -> None:
+    """The device ends before the region does: a short read, which must not become a short write."""
+    before = content(device)
+    os.truncate(device.path, 4096)
+    source = IoRegion(device, 0, 16)
+    copies = [
+        CopyIo(source, [IoRegion(device, 64, 16)], memory, ((0, 8192),), print),
+        CopyIo(source, [IoRegion(device, 64, 16)] * 2, memory, ((0, 8192),), print),
+    ]
+    read = Io(Op.READ, source, memory, ((16384, 8192),))
+    do(reactor, read, *copies)
+    assert read.error in (errno.EIO, errno.EINVAL)
+    assert all(copy.error in (errno.EIO, errno.EINVAL) for copy in copies)
+    assert not any(copy.write_errors for copy in copies)
+    assert Path(device.path).read_bytes() == before[:4096]
+
+
+def test_a_closed_device_is_an_error_not_an_exception(reactor: Reactor, memory: Memory) -> None:
+    closed = BlockDevice.open(__file__, direct=False)
+    region = IoRegion(closed, 0, 1)
+    closed.close()
+    requests = [
+        Io(Op.READ, region, memory, ((0, 512),)),
+        Io(Op.FLUSH, region),
+        CopyIo(region, [region], memory, ((0, 512),), print),
+        CopyIo(region, [region] * 2, memory, ((0, 512),), print),
+        Io(Op.WRITE_ZEROES, region),
+    ]
+    do(reactor, *requests)
+    assert [request.error for request in requests] == [errno.EBADF] * 5
+
+
+def test_short_transfers_are_finished(
+    device: BlockDevice, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that takes 512 bytes a call still moves all of them, into the right places."""
+    before = content(device)
+    preadv, pwritev = os.preadv, os.pwritev
+
+    def shorter(views: list[memoryview]) -> list[memoryview]:
+        return [views[0][:512]]
+
+    monkeypatch.setattr(
+        threads_module.os, "preadv", lambda fd, views, at: preadv(fd, shorter(views), at)
+    )
+    monkeypatch.setattr(
+        threads_module.os,
+        "pwritev",
+        lambda fd, views, at, flags: pwritev(fd, shorter(views), at, flags),
+    )
+    extents = ((4096, 1024), (0, 4096), (8192, 3072))
+    copy = CopyIo(IoRegion(device, 0, 16), [IoRegion(device, 512, 16)], memory, extents, print)
+    threads_module.perform(copy)
+    monkeypatch.undo()
+    assert (copy.error, copy.write_errors) == (0, {})
+    assert content(device)[512 << 9 : 528 << 9] == before[:8192]
+
+
+def test_signals_do_not_disturb(reactor: Reactor, device: BlockDevice, memory: Memory) -> None:
+    """EINTR: a timer signal every millisecond while copies run."""
+    before = content(device)
+    heard: list[int] = []
+
+    def hear(number: int, _: Any) -> None:
+        reactor.call_soon_threadsafe(lambda: heard.append(number))
+
+    old = signal.signal(signal.SIGALRM, hear)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        for _ in range(50):
+            place = IoRegion(device, 1024, 512)
+            do(reactor, CopyIo(IoRegion(device, 0, 512), [place], memory, ((0, 1 << 18),), print))
+            reactor.run_until(lambda: heard, 20, "a signal")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert content(device)[1024 << 9 : 1536 << 9] == before[: 512 << 9]
+
+
+def test_timers_come_in_order(reactor: Reactor) -> None:
+    said: list[str] = []
+    timers: list[Timer] = [
+        reactor.call_later(0.02, lambda: said.append("second")),
+        reactor.call_later(0.01, lambda: said.append("first")),
+        reactor.call_later(0.015, lambda: said.append("never")),
+    ]
+    timers[2].cancel()
+    reactor.run_until(lambda: len(said) == 2, 20, "two timers")
+    assert said == ["first", "second"]
+
+
+def test_descriptors_are_watched(reactor: Reactor) -> None:
+    reader, writer = os.pipe()
+    said: list[bytes] = []
+    reactor.watch(reader, lambda _: said.append(os.read(reader, 10)))
+    threading.Timer(0.01, os.write, (writer, b"hello")).start()
+    reactor.run_until(lambda: said, 20, "the pipe")
+    reactor.unwatch(reader)
+    os.write(writer, b"again")
+    reactor.step(0.01)
+    assert said == [b"hello"]
+    os.close(reader)
+    os.close(writer)
+
+
+def test_other_threads_wake_it(reactor: Reactor) -> None:
+    said: list[int] = []
+    threading.Timer(0.01, reactor.call_soon_threadsafe, (lambda: said.append(1),)).start()
+    reactor.run_until(lambda: said, 20, "the other thread")
+    assert said == [1]
+
+
+def test_a_wait_ends_at_its_deadline(reactor: Reactor) -> None:
+    from dmcopy.errors import DeadlineError
+
+    with pytest.raises(DeadlineError, match=r"waited 0.05 s for nothing that comes"):
+        reactor.run_until(bool, 0.05, "nothing that comes")
+
+
+def test_in_the_background(device: BlockDevice) -> None:
+    from dmcopy.kcopyd import Client
+
+    before = content(device)
+    with background() as reactor:
+        client = Client(16, reactor=reactor)
+        threads: list[str] = []
+        job = client.copy(
+            IoRegion(device, 0, 800),
+            [IoRegion(device, 1000, 800)],
+            notify=lambda *_: threads.append(threading.current_thread().name),
+        )
+        assert job.wait(20).ok
+        client.destroy()
+    assert threads == ["dmcopy-reactor"]
+    assert content(device)[1000 << 9 : 1800 << 9] == before[: 800 << 9]
+
+
+def test_await_on_real_io(device: BlockDevice) -> None:
+    import asyncio
+
+    from dmcopy.kcopyd import Client
+
+    async def copies() -> list[bool]:
+        with Client(16) as client:
+            jobs = [
+                client.copy(IoRegion(device, 0, 256), [IoRegion(device, 256 * n, 256)])
+                for n in range(1, 8)
+            ]
+            ticks = 0
+
+            async def tick() -> None:
+                nonlocal ticks
+                while True:
+                    ticks += 1
+                    await asyncio.sleep(0)
+
+            ticker = asyncio.ensure_future(tick())
+            done = await asyncio.gather(*jobs)
+            ticker.cancel()
+            assert ticks, "the loop went on"
+            return [job.ok for job in done]
+
+    assert asyncio.run(asyncio.wait_for(copies(), 20)) == [True] * 7
+    assert len({content(device)[n << 17 : n + 1 << 17] for n in range(8)}) == 1
+
+
+def test_a_back_end_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DMCOPY_IO", "threads")
+    with Reactor() as reactor:
+        assert reactor.backend.name == "threads"
+    monkeypatch.setenv("DMCOPY_IO", "libaio")
+    with pytest.raises(UsageError, match="no I/O back end 'libaio': choose one of uring, threads"):
+        Reactor()
+
+
+def test_a_back_end_that_does_not_work_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmcopy.io.backend.probe", lambda: {"uring": "forbidden", "threads": ""})
+    monkeypatch.delenv("DMCOPY_IO", raising=False)
+    with Reactor() as reactor:
+        assert reactor.backend.name == "threads"
+    with pytest.raises(MissingError, match="uring does not work here: forbidden"):
+        Reactor("uring")
+
+
+def test_the_clock_is_monotonic(reactor: Reactor) -> None:
+    assert abs(reactor.time() - time.monotonic()) < 60
