@@ -1,0 +1,90 @@
+"""What a transfer says at its end, and what --dry-run says at its beginning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dmcopy.cli.output import emit_json, printable, say
+from dmcopy.errors import ExitCode
+from dmcopy.io.region import IoRegion
+from dmcopy.transfer.destination import Destination, errno_name
+from dmcopy.transfer.opening import Opened
+from dmcopy.transfer.outcome import Outcome
+from dmcopy.transfer.session import Options
+from dmcopy.units import SECTOR_SHIFT, format_bytes, format_sectors
+
+
+def print_summary(outcome: Outcome) -> None:
+    """Print one line for each destination on stdout, and what is to be done next on stderr."""
+    transfer = outcome.transfer
+    for index, dest in enumerate(transfer.dests):
+        print(f"{printable(dest.path)}: {_fate(outcome, index, dest)}")
+    for failed in sorted([*transfer.bad, *transfer.unread])[:10]:
+        assert transfer.plan.source is not None
+        region = transfer.plan.source.slice(failed.start, failed.end - failed.start)
+        print(f"{printable(str(region))}: not read, {errno_name(failed.errno)}")
+    seconds = max(transfer.seconds, 1e-9)
+    size = format_bytes(transfer.plan.count << SECTOR_SHIFT)
+    rate = format_bytes(int(outcome.rate()))
+    print(f"{size} in {seconds:.3g} s, {rate}/s ({outcome.settings.backend})")
+    _advise(outcome)
+
+
+def _fate(outcome: Outcome, index: int, dest: Destination) -> str:
+    written = format_sectors(dest.sectors)
+    verified = outcome.verified
+    if dest.error:
+        return f"FAILED ({dest.cause}: {errno_name(dest.error)}), {written} written"
+    if verified and verified.mismatches[index]:
+        return f"DIFFERS in {format_sectors(verified.mismatches[index].total())}"
+    if verified and verified.unreadable[index]:
+        return f"NOT VERIFIED, {format_sectors(verified.unreadable[index].total())} unreadable"
+    if dest.failures:
+        return f"PARTIAL, {written} written, {format_sectors(dest.failures.total())} failed"
+    if dest.sectors < dest.region.count:
+        return f"INCOMPLETE, {written} of {format_sectors(dest.region.count)} written"
+    good = "ok, verified" if verified and verified.is_good(index) else "ok"
+    return f"{good}, {written} written"
+
+
+def _advise(outcome: Outcome) -> None:
+    transfer = outcome.transfer
+    if outcome.interrupted:
+        again = f"; the same command with --map {outcome.map_path} goes on from here"
+        say(f"dmcopy: interrupted{again if outcome.map_path else ''}")
+    elif transfer.source_error:
+        path = transfer.plan.source.device.path if transfer.plan.source else ""
+        say(
+            f"dmcopy: {path} cannot be read ({errno_name(transfer.source_error)}); "
+            f"--on-error skip copies all but the bad blocks"
+        )
+    elif outcome.exit_code == ExitCode.FAILED:
+        say("dmcopy: nothing could be written to any destination")
+    elif outcome.exit_code == ExitCode.PARTIAL:
+        say("dmcopy: some destination or block failed; the rest is good")
+    elif outcome.exit_code == ExitCode.MISMATCH:
+        say("dmcopy: what was read back is not what was written")
+
+
+def describe_plan(opened: Opened, options: Options, *, as_json: bool) -> None:
+    """Say what would be done."""
+    facts: dict[str, Any] = {
+        "dry_run": True,
+        "source": _region(opened.source) if opened.source else None,
+        "destinations": [_region(dest) for dest in opened.dests],
+        "to_create": [{"path": path, "sectors": sectors} for path, sectors in opened.missing],
+        "on_error": options.on_error,
+    }
+    if as_json:
+        emit_json(facts)
+        return
+    what = f"copy {printable(str(opened.source))}" if opened.source else "zero"
+    for dest in opened.dests:
+        count = dest.count << SECTOR_SHIFT
+        print(f"would {what} {'to ' if opened.source else ''}{dest} ({format_bytes(count)})")
+    for path, sectors in opened.missing:
+        print(f"would {what} to {printable(path)}, made with {format_sectors(sectors)}")
+
+
+def _region(region: IoRegion) -> dict[str, Any]:
+    return {"path": region.device.path, "sector": region.sector, "count": region.count}

@@ -1,0 +1,126 @@
+"""What `dmcopy copy` and `dmcopy zero` share: options, signals, the run, the summary."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+from dmcopy.cli.output import add_json, emit_json
+from dmcopy.cli.progress import make_renderer
+from dmcopy.cli.summary import describe_plan, print_summary
+from dmcopy.errors import UsageError
+from dmcopy.transfer.opening import Opened, Request, open_all
+from dmcopy.transfer.outcome import Outcome
+from dmcopy.transfer.session import Options, Session
+from dmcopy.units import parse_sectors
+
+PROGRESS: Final = ("auto", "bar", "plain", "json", "none")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that every transfer has."""
+    parser.add_argument("--count", metavar="N", help="how much (default: all that there is)")
+    parser.add_argument("--verify", action="store_true", help="read back and compare")
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="stop: a read error ends the copy, a write error that destination; "
+        "skip: leave out exactly the bad blocks (default: stop)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check and say what would be done")
+    _add_tuning(parser)
+    add_json(parser)
+    parser.add_argument(
+        "--progress",
+        choices=PROGRESS,
+        default="auto",
+        metavar="HOW",
+        help="auto (a bar on a terminal, lines elsewhere), bar, plain, json (lines), none",
+    )
+
+
+def _add_tuning(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how")
+    group.add_argument("--pages", type=int, metavar="N", help="memory for data, in 4096-byte pages")
+    group.add_argument("--depth", type=int, metavar="N", help="requests in flight (default: 8)")
+    group.add_argument("--piece", metavar="SIZE", help="size of one request (default: 1M)")
+    group.add_argument(
+        "--throttle",
+        type=int,
+        default=100,
+        metavar="PERCENT",
+        help="keep the devices busy at most this share of the time",
+    )
+    group.add_argument("--io", choices=("uring", "threads"), help="back end (default: the quicker)")
+
+
+def run_transfer(request: Request, args: argparse.Namespace) -> int:
+    """Do what was asked for, print what came of it, and return the exit code."""
+    options = _options(args)
+    with open_all(request, create=not args.dry_run) as opened:
+        try:
+            if args.dry_run:
+                describe_plan(opened, options, as_json=args.json)
+                return 0
+            outcome = _run(opened, options, args)
+        except BaseException:
+            opened.discard_created()
+            raise
+        if outcome.nothing_written:
+            opened.discard_created()
+    if args.json:
+        emit_json(outcome.as_dict())
+    else:
+        print_summary(outcome)
+    if outcome.transfer.abandoned:
+        # Requests are still in flight and may be for long: the kernel ends them when we are gone.
+        sys.stdout.flush()
+        os._exit(outcome.exit_code)
+    return outcome.exit_code
+
+
+def _run(opened: Opened, options: Options, args: argparse.Namespace) -> Outcome:
+    renderer = make_renderer(args.progress)
+    session = Session(opened, options, renderer.show)
+    with _interrupting(session), contextlib.closing(renderer):
+        return session.run()
+
+
+def _options(args: argparse.Namespace) -> Options:
+    if not 1 <= args.throttle <= 100:
+        raise UsageError(f"--throttle is a percentage from 1 to 100, not {args.throttle}")
+    return Options(
+        backend=args.io,
+        depth=args.depth,
+        piece=None if args.piece is None else parse_sectors(args.piece),
+        pages=args.pages,
+        throttle=args.throttle,
+        on_error=args.on_error,
+        sparse=args.sparse,
+        verify=args.verify,
+    )
+
+
+@contextlib.contextmanager
+def _interrupting(session: Session) -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the session; a second one ends the process at once."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        for number in before:
+            signal.signal(number, lambda *_: os._exit(130))
+        session.interrupt()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,30 @@
+"""Whole-device copies for people: plan, errors per destination, map, verification, progress.
+
+with open_all(Request("/dev/sdb", ("/dev/sdc", "backup.img"))) as opened:
+    outcome = Session(opened, Options(verify=True)).run()
+    print(outcome.exit_code, outcome.as_dict())
+"""
+
+from dmcopy.transfer.copy import Transfer
+from dmcopy.transfer.destination import Destination, FailedRange
+from dmcopy.transfer.opening import Opened, Request, open_all
+from dmcopy.transfer.outcome import Outcome
+from dmcopy.transfer.plan import Piece, Plan
+from dmcopy.transfer.session import Options, Session
+from dmcopy.transfer.verify import Verified, Verifier
+
+__all__ = [
+    "Destination",
+    "FailedRange",
+    "Opened",
+    "Options",
+    "Outcome",
+    "Piece",
+    "Plan",
+    "Request",
+    "Session",
+    "Transfer",
+    "Verified",
+    "Verifier",
+    "open_all",
+]

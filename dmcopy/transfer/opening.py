@@ -1,0 +1,218 @@
+"""Opening the source and the destinations of a copy; making the files that are not there yet.
+
+Everything that can be wrong with what was asked for is found here, before anything is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Self
+
+from dmcopy.block import BlockDevice
+from dmcopy.block.processes import identity_at
+from dmcopy.errors import DeviceError, UsageError
+from dmcopy.io.region import IoRegion
+from dmcopy.transfer.layout import check_apart
+from dmcopy.transfer.plan import check_number, check_regions
+from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE, format_sectors
+
+# Regular files below /dev end up in memory, and a mistyped node's name would fill it; /dev/shm is
+# there for files.
+_DEVICES, _SHARED_MEMORY = "/dev/", "/dev/shm/"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for, in sectors. `source` None: zeroes. `count` None: all there is."""
+
+    source: str | None
+    dests: tuple[str, ...]
+    source_start: int = 0
+    dest_start: int = 0
+    count: int | None = None
+
+
+@dataclass
+class Opened:
+    """The open regions of a copy; a context manager. `created`: the files that it made."""
+
+    source: IoRegion | None = None
+    dests: list[IoRegion] = field(default_factory=list)
+    created: list[str] = field(default_factory=list)
+    missing: list[tuple[str, int]] = field(default_factory=list)
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def device(self, path: str, *, write: bool, direct: bool | None = None) -> BlockDevice:
+        """Open a device or file, until the end of the block."""
+        return self._stack.enter_context(BlockDevice.open(path, write=write, direct=direct))
+
+    def discard_created(self) -> None:
+        """Remove the files that were made for a copy that came to nothing."""
+        for path in self.created:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+        self.created.clear()
+
+
+def open_all(request: Request, *, create: bool = True) -> Opened:
+    """Open everything that `request` names. Raises UsageError, BusyError, DeviceError.
+
+    Files that are not there are created, sparse and as long as needed; without `create` they are
+    only listed in `missing`, with their length in sectors.
+    """
+    _check_names(request)
+    opened = Opened()
+    try:
+        _open_source(opened, request)
+        for path in request.dests:
+            _open_dest(opened, request, path, create)
+        _check(opened)
+    except BaseException:
+        opened.__exit__()
+        opened.discard_created()
+        raise
+    return opened
+
+
+def _check_names(request: Request) -> None:
+    check_number(len(request.dests))
+    seen: dict[object, str] = {}
+    for path in request.dests:
+        key = identity_at(path) or os.path.realpath(path)
+        if key in seen:
+            also = "" if seen[key] == path else f" (also as {seen[key]})"
+            raise UsageError(f"{path} is given twice as a destination{also}")
+        seen[key] = path
+
+
+def _open_source(opened: Opened, request: Request) -> None:
+    if request.source is None:
+        return
+    device = opened.device(request.source, write=False)
+    start, count = request.source_start, request.count
+    if count is None:
+        if device.size_bytes % SECTOR_SIZE:
+            raise UsageError(
+                f"{device.path} is {device.size_bytes} bytes long, which is not a whole number of "
+                f"512-byte sectors: pad it (truncate -s %512), or give --count "
+                f"{max(0, device.sectors - start)} for the whole sectors"
+            )
+        count = device.sectors - start
+    if count <= 0 or start + count > device.sectors:
+        asked = f"sectors {start}+{count}" if request.count is not None else f"sector {start}"
+        raise UsageError(
+            f"{device.path} has {format_sectors(device.sectors)}: {asked} cannot be copied from it"
+        )
+    opened.source = IoRegion(_reachable(opened, device, start, count, write=False), start, count)
+
+
+def _open_dest(opened: Opened, request: Request, path: str, create: bool) -> None:
+    start = request.dest_start
+    count = opened.source.count if opened.source else request.count
+    if not os.path.lexists(path):
+        if count is None:
+            raise UsageError(f"{path}: there is no such device or file; to make one, give --count")
+        if not create:
+            _check_creatable(path)
+            opened.missing.append((path, start + count))
+            return
+        _create(opened, path, start + count)
+    device = opened.device(path, write=True)
+    if count is None:
+        count = device.sectors - start
+    if count <= 0 or start + count > device.sectors:
+        raise UsageError(
+            f"{path} is too small: it has {format_sectors(device.sectors)}, and "
+            f"{format_sectors(start + max(count, 1))} are needed; {_what_to_do(device, start)}"
+        )
+    device = _reachable(opened, device, start, count, write=True)
+    opened.dests.append(IoRegion(device, start, count))
+
+
+def _what_to_do(device: BlockDevice, start: int) -> str:
+    fits = device.sectors - start
+    shorter = f"copy less with --count {fits}" if fits > 0 else "give a smaller --to"
+    longer = "take a larger device" if device.is_block else "make it longer (truncate -s)"
+    return f"{shorter}, or {longer}"
+
+
+def _reachable(
+    opened: Opened, device: BlockDevice, start: int, count: int, *, write: bool
+) -> BlockDevice:
+    """Return a handle that can address the range: direct I/O on a file may want larger blocks."""
+    misfit = ((start | count) << SECTOR_SHIFT) % device.logical_block_size
+    if not misfit or device.is_block:
+        return device
+    device.close()  # before the next: its lock would refuse us
+    return opened.device(device.path, write=write, direct=False)
+
+
+def _check_creatable(path: str) -> str:
+    """Return the folder for a new file. Raises UsageError where none should be or can be made."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if f"{folder}/".startswith(_DEVICES) and not f"{folder}/".startswith(_SHARED_MEMORY):
+        raise UsageError(f"{path}: there is no such device, and no file is made below /dev")
+    if not os.path.isdir(folder):
+        raise UsageError(f"{path}: there is no folder {folder} to make it in")
+    return folder
+
+
+def _create(opened: Opened, path: str, sectors: int) -> None:
+    folder = _check_creatable(path)
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        opened.created.append(path)
+        try:
+            os.ftruncate(fd, sectors << SECTOR_SHIFT)
+        finally:
+            os.close(fd)
+        _sync_folder(folder)
+    except OSError as error:
+        hint = "the file system takes no file of that size" if error.errno == errno.EFBIG else ""
+        raise DeviceError(path, "create it", error.errno or 0, hint) from error
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a new name durable: a flushed file without a name would be gone after a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError:  # some file systems cannot; then they have no need or no way
+        pass
+    finally:
+        os.close(fd)
+
+
+def _check(opened: Opened) -> None:
+    if opened.dests:
+        check_regions(opened.source, opened.dests)
+    for dest in opened.dests:
+        if opened.source is not None:
+            check_apart(opened.source, dest)
+
+
+def is_same(path: str, others: Sequence[str]) -> str:
+    """Return which of `others` is the same device or file as `path`, "" when none is."""
+    identity = identity_at(path)
+    return next((other for other in others if identity and identity_at(other) == identity), "")
+
+
+def is_device(path: str) -> bool:
+    """Whether there is a block device at `path`."""
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)
+    except OSError:
+        return False

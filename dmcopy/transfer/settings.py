@@ -1,0 +1,111 @@
+"""How a copy is done when nobody says: back end, depth, piece and pages.
+
+Measured on RAM-backed loop devices (`scripts/bench copy`): for pieces of 256 KiB and more from one
+device to one other, workers that each do a whole copy, read and write, are the fastest. Several
+destinations want their writes side by side, and small pieces want fewer system calls: that is what
+the ring is for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from dmcopy.errors import UsageError
+from dmcopy.io.backend import probe
+from dmcopy.io.reactor import Reactor
+from dmcopy.io.region import IoRegion
+from dmcopy.kcopyd.client import MAX_SUB_JOB_SECTORS
+from dmcopy.transfer.plan import block_of
+from dmcopy.units import PAGE_SECTORS, SECTOR_SHIFT, format_bytes
+
+DEPTH: Final = 8
+BULK_SECTORS: Final = 512
+"""From this size on a piece is bulk: moving it costs more than handing it over."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The final choice. `pages` of 4096 bytes, `piece` in sectors."""
+
+    backend: str
+    depth: int
+    piece: int
+    pages: int
+
+    @property
+    def sub_job(self) -> int:
+        """The sub-job size for a `Client`: the piece, in whole pages."""
+        return -(-self.piece // PAGE_SECTORS) * PAGE_SECTORS
+
+    @property
+    def outstanding(self) -> int:
+        """How many jobs to give to the client at once, so that it always has a next one."""
+        return 2 * self.depth
+
+    def reactor(self) -> Reactor:
+        """Return a reactor of the calling thread. With a depth of 1, plain calls are quickest."""
+        return Reactor(self.backend, inline=self.depth == 1)
+
+
+def choose(
+    source: IoRegion | None,
+    dests: Sequence[IoRegion],
+    *,
+    backend: str | None = None,
+    depth: int | None = None,
+    piece: int | None = None,
+    pages: int | None = None,
+) -> Settings:
+    """Choose what was not given. Raises UsageError for what does not go together."""
+    block = block_of((source, *dests) if source else dests)
+    _check(block, depth, piece, pages)
+    depth = depth or DEPTH
+    if source is None:  # zeroing takes no pages
+        pages = pages or -(-block // PAGE_SECTORS)
+    if piece is None:
+        piece = _fitting(block, pages)
+    return Settings(
+        backend=backend or os.environ.get("DMCOPY_IO") or _best(source, len(dests), piece),
+        depth=depth,
+        piece=piece,
+        pages=pages or depth * -(-piece // PAGE_SECTORS),
+    )
+
+
+def _check(block: int, depth: int | None, piece: int | None, pages: int | None) -> None:
+    if depth is not None and not 1 <= depth <= 1024:
+        raise UsageError(f"the depth is 1 to 1024 requests in flight, not {depth}")
+    if pages is not None and pages * PAGE_SECTORS < block:
+        raise UsageError(
+            f"{pages} pages are less than one block of {block << SECTOR_SHIFT} bytes: "
+            f"give at least --pages {-(-block // PAGE_SECTORS)}"
+        )
+    if piece is None:
+        return
+    if not block <= piece <= MAX_SUB_JOB_SECTORS or piece % block:
+        raise UsageError(
+            f"a piece is {format_bytes(block << SECTOR_SHIFT)} (one block) to 1 MiB in whole "
+            f"blocks, not {format_bytes(piece << SECTOR_SHIFT)}"
+        )
+    if pages is not None and pages * PAGE_SECTORS < piece:
+        raise UsageError(
+            f"{pages} pages hold less than one piece of {format_bytes(piece << SECTOR_SHIFT)}: "
+            f"give at least --pages {-(-piece // PAGE_SECTORS)}, or a smaller --piece"
+        )
+
+
+def _fitting(block: int, pages: int | None) -> int:
+    """Return the largest piece of which a given pool holds four, so that they can overlap."""
+    if pages is None:
+        return MAX_SUB_JOB_SECTORS
+    quarter = pages * PAGE_SECTORS // 4 // PAGE_SECTORS * PAGE_SECTORS
+    return min(MAX_SUB_JOB_SECTORS, max(quarter // block * block, block))
+
+
+def _best(source: IoRegion | None, dests: int, piece: int) -> str:
+    if source is None or (dests == 1 and piece >= BULK_SECTORS):
+        return "threads"
+    return "threads" if probe()["uring"] else "uring"
