@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,6 +44,15 @@ def from_links(paths: Sequence[str]) -> Content:
         folder, name = path.rsplit("/", 2)[-2:]
         known[folder] = unescape(name)
     return Content(known.get("by-uuid", ""), known.get("by-label", ""))
+
+
+def from_udev(told: Mapping[str, str]) -> Content:
+    """Return what udev's properties say. The plain ones have spaces replaced, _ENC is exact."""
+    return Content(
+        unescape(told.get("ID_FS_UUID_ENC", "")),
+        unescape(told.get("ID_FS_LABEL_ENC", "")),
+        told.get("ID_FS_TYPE", ""),
+    )
 
 
 def unescape(name: str) -> str:

@@ -1,7 +1,8 @@
 """Finding block devices by whatever name people have for them, and listing them all.
 
 Everything is read from sysfs, the links in /dev/disk and the devices themselves, so the answers are
-the same whether or not udevd runs; udev is asked only for what those leave open.
+the same whether or not udevd runs. udev is asked only for what those leave open: what is on a disk
+that only root may read, the serial of a drive that tells it to nobody but udev (optical ones).
 """
 
 from __future__ import annotations
@@ -123,11 +124,9 @@ def _names(device: DeviceInfo, *, path: bool) -> list[str]:
 def _probed(device: DeviceInfo, roots: Roots) -> DeviceInfo:
     """Fill in what is on the device, and what only udev knows."""
     told = udev.properties(device.name) if roots is LIVE and udev.runs(roots) else {}
-    on_it = Content(
-        told.get("ID_FS_UUID", ""), told.get("ID_FS_LABEL", ""), told.get("ID_FS_TYPE", "")
-    )
-    if not on_it.fstype and device.sectors:
-        on_it = content.probe(device.node)
+    on_it = content.probe(device.node) if device.sectors else Content()
+    if on_it == Content():  # nothing on it, or it takes root to read it
+        on_it = content.from_udev(told)
     return udev.fill(with_content(device, on_it), told)
 
 

@@ -105,11 +105,14 @@ def describe(name: str, tables: Tables | None = None, *, roots: Roots = LIVE) ->
 
 
 def with_content(device: DeviceInfo, found: Content) -> DeviceInfo:
-    """Return the description with what was found on the device filled in."""
+    """Return the description with what was found on the device filled in.
+
+    That is fresher than the links, which udev makes some time after a mkfs.
+    """
     return dataclasses.replace(
         device,
-        uuid=device.uuid or found.uuid,
-        label=device.label or found.label,
+        uuid=found.uuid or device.uuid,
+        label=found.label or device.label,
         fstype=found.fstype,
     )
 

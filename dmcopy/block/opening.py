@@ -59,6 +59,9 @@ def open_fd(path: str, *, write: bool, claim: bool) -> int:
             raise DeviceError(path, "write to it", errno.EROFS, "the device is set read-only")
         if write and claim:
             _claim(path, fd)
+    except BlockingIOError:
+        os.close(fd)  # before the search: this process would be found, too
+        raise _locked(path) from None
     except BaseException:
         os.close(fd)
         raise
@@ -120,10 +123,18 @@ def _lock(path: str, fd: int) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _error(path, holders.file_users(path)) from None
+        raise
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise DeviceError(path, "lock it", error.errno or 0) from error
+
+
+def _locked(path: str) -> BusyError:
+    found = holders.who(path)
+    # On overlayfs and btrfs the kernel's list of locks has other device numbers than stat(2), so
+    # the lock is not found there; then whoever has the file open is the one.
+    locks = [holder for holder in found if holder.kind == "lock"]
+    return _error(path, locks or found)
 
 
 def _error(path: str, found: list[Holder]) -> BusyError:

@@ -139,6 +139,8 @@ def test_a_read_only_device_cannot_be_written(loops: Any) -> None:
 
 def test_an_error_of_the_disk_is_a_device_error(loops: Any) -> None:
     (loop,) = loops(64)
+    if Path(f"/sys/block/{loop.name}/loop/dio").read_text().strip() != "1":
+        pytest.skip("a buffered loop device reads zeroes past the end of its file, and no error")
     with BlockDevice.open(loop.path, write=True) as device:
         os.truncate(loop.backing, 4096)
         with pytest.raises(DeviceError, match=r"cannot read 8 sectors from 32") as caught:

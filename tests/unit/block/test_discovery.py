@@ -128,3 +128,8 @@ def test_blkid_output() -> None:
 
 def test_udevs_escapes() -> None:
     assert content.unescape(r"caf\xc3\xa9\x20x") == "café x"
+
+
+def test_udevs_properties_are_taken_exactly() -> None:
+    told = {"ID_FS_LABEL": "my_data", "ID_FS_LABEL_ENC": r"my\x20data", "ID_FS_TYPE": "ext4"}
+    assert content.from_udev(told) == Content("", "my data", "ext4")
