@@ -20,6 +20,7 @@ NOUNS: Final = {
     "demo": "the whole story on sparse files, no root",
     "doctor": "what works on this machine, and what to install for the rest",
     "devices": "find block devices, watch them, and name who holds one",
+    "dm": "create, load, watch and explain mapped devices: dmsetup with types",
     "copy": "copy a device or file to one or more others",
     "zero": "fill a device or file with zeroes",
     "vm": "boot a kernel with real device-mapper and run a command in it",

@@ -72,10 +72,12 @@ class Mapper(abc.ABC):
         uuid: str = "",
         readonly: bool = False,
         minor: int | None = None,
+        keep: bool = False,
     ) -> Device:
         """Make a device, load `table` and resume it; without a table, only make it.
 
-        All or nothing: after an error there is no device of that name.
+        All or nothing: after an error there is no device of that name. `keep` says that it is meant
+        to outlive this process; others are removed by `reap` once it has ended.
         """
 
     @abc.abstractmethod
@@ -167,13 +169,25 @@ class Mapper(abc.ABC):
         """Return whether there is a device of this name."""
         return any(info.name == name for info in self.ls())
 
-    def create_all(self, devices: list[ConciseDevice]) -> list[Device]:
+    def handle(self, name: str) -> Device:
+        """Return a handle on a device that is there already."""
+        return Device(self, name)
+
+    def create_all(self, devices: list[ConciseDevice], *, keep: bool = False) -> list[Device]:
         """Create devices in order, all or none: after an error those made so far are gone."""
         made: list[Device] = []
         try:
             for one in devices:
-                options = {"uuid": one.uuid, "readonly": one.readonly}
-                made.append(self.create(one.name, one.table, minor=one.minor, **options))  # type: ignore[arg-type]
+                made.append(
+                    self.create(
+                        one.name,
+                        one.table,
+                        uuid=one.uuid,
+                        readonly=one.readonly,
+                        minor=one.minor,
+                        keep=keep,
+                    )
+                )
         except BaseException as error:
             for device in reversed(made):
                 _note(error, device.remove)

@@ -85,6 +85,8 @@ class _Alarm:
             self._arm()
 
     def _arm(self) -> None:
+        if self._fd < 0:
+            return
         header = bytearray(_SIZE)
         struct.pack_into("=5I", header, 0, 4, 37, 0, _SIZE, _SIZE)  # version, data size and start
         try:

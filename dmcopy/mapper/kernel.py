@@ -59,7 +59,7 @@ class KernelMapper(Mapper):
         minor: int | None = None,
         keep: bool = False,
     ) -> Device:
-        """Make a device; see `Mapper.create`. `keep` tells `reap` that it is meant to stay."""
+        """Make a device; see `Mapper.create`."""
         names.checked(name)
         uuid = names.checked_uuid(uuid) or f"{UUID_PREFIX}{uuids.uuid4().hex}"
         text = None if table is None else table_text(table)

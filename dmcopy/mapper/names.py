@@ -5,8 +5,10 @@ Rules: man dmsetup, "Mangled names"; the set of characters is the one that udev 
 
 from __future__ import annotations
 
+import os
 import re
 
+from dmcopy.block import sysfs
 from dmcopy.errors import UsageError
 from dmcopy.mapper.base import check_name
 
@@ -53,3 +55,16 @@ def checked_uuid(uuid: str) -> str:
 def options(name: str) -> list[str]:
     r"""Return what dmsetup must be told to find an existing device whose name has a \xNN in it."""
     return ["--manglename", "hex"] if _CODED.search(name.encode(errors="surrogateescape")) else []
+
+
+def device_name(text: str) -> str:
+    """Return the name that a person means: a name, or the path of a node that is there."""
+    if "/" not in text:
+        return text
+    if text.startswith("/dev/mapper/"):
+        return unmangle(text.removeprefix("/dev/mapper/"))
+    node = os.path.basename(os.path.realpath(text))
+    name = sysfs.read(sysfs.directory(node) / "dm/name")
+    if not name:
+        raise UsageError(f"{text} is not the node of a mapped device")
+    return unmangle(name)

@@ -225,7 +225,7 @@ def test_wait_gives_the_new_number_or_says_what_it_waited_for(
     assert mapper.wait("lin", 4, timeout=5) == 5
     assert fake.words[0] == "wait -- lin 4"
     fake.answer(ok("wait", sleep=30))
-    with pytest.raises(DeadlineError, match="lin: no event after number 4 within 0.2 s"):
+    with pytest.raises(DeadlineError, match=r"lin: no event after number 4 within 0\.2 s"):
         mapper.wait("lin", 4, timeout=0.2)
 
 
