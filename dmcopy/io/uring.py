@@ -181,18 +181,15 @@ class UringBackend:
 
     def _start(self, request: Request) -> None:
         try:
-            self._put(request)
+            if isinstance(request, CopyIo):
+                self._start_copy(request)
+            elif request.op <= Op.FLUSH:
+                self._start_io(request)
+            else:
+                self._workers.submit(request)
         except Exception:  # a device that was closed meanwhile has no descriptor any more
             request.error = errno.EBADF
             self._finished.append(request)
-
-    def _put(self, request: Request) -> None:
-        if isinstance(request, CopyIo):
-            self._start_copy(request)
-        elif request.op <= Op.FLUSH:
-            self._start_io(request)
-        else:
-            self._workers.submit(request)
 
     def _start_copy(self, request: CopyIo) -> None:
         dests = request.dests

@@ -126,7 +126,7 @@ class Client:
         check_copy(source, dests)
         if source[2] > self.sub_job_sectors:
             check_sliceable((source, *dests), self.sub_job_sectors)
-        return self._begin(CopyJob(self, source, dests, int(flags), notify, context))
+        return self._begin(CopyJob(self, source, dests, flags and int(flags), notify, context))
 
     def zero(
         self,

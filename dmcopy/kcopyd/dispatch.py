@@ -8,6 +8,7 @@ go back before the callback, and the job counts until its callback has returned.
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable
 
@@ -79,13 +80,16 @@ class Dispatcher:
         if dropped:
             self._waiting = deque(sub for sub in self._waiting if sub.job is not job)
             job.active -= len(dropped)
+            for sub in dropped:
+                if sub.alone:  # a merged request that failed may have written some of it
+                    job.write_failed(0, sub.dests[0], errno.ECANCELED)
         if not job.active:
             self._reactor.call_soon(lambda: self._finish(job))
 
     def begin(self, job: CopyJob) -> None:
         """Queue a job: whole, or its first slices."""
         self.jobs += 1
-        if job.flags & _WRITE_SEQ:
+        if job.flags and job.flags & _WRITE_SEQ:
             # The two exclude each other (dm-kcopyd.c, dm_kcopyd_copy).
             job.flags &= ~_IGNORE_ERROR
             job.sequence = WriteSequence(job)
@@ -93,8 +97,14 @@ class Dispatcher:
         if not count:
             self._reactor.call_soon(lambda: self._finish(job))
         elif count <= self._sub_job_sectors:
+            job.cursor = count
+            job.active = 1
             source = job.source or job.dests[0]
-            self._queue(SubJob(job, 0, source, job.dests, self._pool.memory, self._on_done), count)
+            self._waiting.append(
+                SubJob(job, 0, source, job.dests, self._pool.memory, self._on_done)
+            )
+            if not self._pump_due:
+                self._want_pump()
         else:
             for _ in range(SPLIT_COUNT):
                 self._next_slice(job)
@@ -110,13 +120,11 @@ class Dispatcher:
             dests = [dest.slice(offset, count) for dest in job.dests]
             source = job.source.slice(offset, count) if job.source else dests[0]
             sub = SubJob(job, offset, source, dests, self._pool.memory, self._on_done)
-            self._queue(sub, count)
-
-    def _queue(self, sub: SubJob, count: int) -> None:
-        sub.job.cursor += count
-        sub.job.active += 1
-        self._waiting.append(sub)
-        self._want_pump()
+            job.cursor += count
+            job.active += 1
+            self._waiting.append(sub)
+            if not self._pump_due:
+                self._want_pump()
 
     def _slice_sectors(self, job: CopyJob) -> int:
         if job.source is None:
@@ -125,9 +133,8 @@ class Dispatcher:
         return self._sub_job_sectors // block * block
 
     def _want_pump(self) -> None:
-        if not self._pump_due:
-            self._pump_due = True
-            self._reactor.call_before_io(self._pump)
+        self._pump_due = True
+        self._reactor.call_before_io(self._pump)
 
     def _pump(self) -> None:
         """Start what waits, in order, as far as pages, depth and throttle allow."""
@@ -137,25 +144,24 @@ class Dispatcher:
             sub = waiting[0]
             if self._throttle.percent < 100 and self._is_held_back(sub):
                 return
-            if len(waiting) > 1 and sub.is_followed_by(waiting[1]):
-                started = self._start_merged()
-            else:
-                started = self._start(sub)
-            if not started:
+            merge = len(waiting) > 1 and sub.is_followed_by(waiting[1])
+            if not (self._start_merged() if merge else self._start(sub)):
                 return
 
     def _start(self, sub: SubJob) -> bool:
         """Start the first that waits; False when there are too few pages for it."""
-        if sub.job.source is not None:
-            pages = self._pool.take((sub.bytes + PAGE_SIZE - 1) // PAGE_SIZE)
+        job = sub.job
+        if job.source is not None:
+            size = sub.bytes
+            pages = self._pool.take((size + PAGE_SIZE - 1) // PAGE_SIZE)
             if pages is None:
                 return False
             sub.pages = pages
-            sub.extents = cut(pages, 0, sub.bytes) if sub.bytes % PAGE_SIZE else pages
+            sub.extents = cut(pages, 0, size) if size % PAGE_SIZE else pages
         self._waiting.popleft()
         self.in_flight += 1
         self._throttle.in_flight += 1
-        if sub.job.flags or sub.job.source is None:
+        if job.flags or job.source is None:
             Staged(sub, self._reactor.submit).start()
         else:
             self._reactor.submit(sub)
@@ -227,7 +233,14 @@ class Dispatcher:
 
     def _sub_job_done(self, sub: SubJob) -> None:
         self._io_done(sub.pages)
-        self._settle(sub)
+        job = sub.job
+        if sub.dests is not job.dests or sub.error or sub.write_errors or job.cancelled:
+            self._settle(sub)
+            return
+        # The whole job in one piece, and all is well: no need to book ranges, job.ok says it all.
+        self._count(job, sub.source[2])
+        job.active = 0
+        self._finish(job)
 
     def _settle(self, sub: SubJob) -> None:
         """Book a sub-job's outcome, and go on with its job or end it."""
@@ -236,17 +249,19 @@ class Dispatcher:
         if sub.error or sub.write_errors or sub.skipped:
             self._book_failures(sub)
         else:
-            self.sectors_written += count * len(job.dests)
-            if job.source is not None:
-                self.sectors_read += count
-            if count != job.dests[0][2] or job.cancelled:
-                for index in range(len(job.dests)):
-                    job.record(index, sub.offset, count)
+            self._count(job, count)
+            for index in range(len(job.dests)):
+                job.record(index, sub.offset, count)
         job.active -= 1
         if job.cursor < job.dests[0][2]:
             self._next_slice(job)
         if not job.active:
             self._finish(job)
+
+    def _count(self, job: CopyJob, sectors: int) -> None:
+        self.sectors_written += sectors * len(job.dests)
+        if job.source is not None:
+            self.sectors_read += sectors
 
     def _book_failures(self, sub: SubJob) -> None:
         job = sub.job
@@ -270,4 +285,7 @@ class Dispatcher:
             job.finish()
         finally:
             # As in the kernel, after the callback: whoever waits in destroy() waits for it too.
-            self.job_ended()
+            self.jobs -= 1
+            self.jobs_done += 1
+            if self.on_idle is not None and not self.jobs:
+                self.on_idle()

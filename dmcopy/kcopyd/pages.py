@@ -57,11 +57,10 @@ class PagePool:
         self.memory.close()
 
     def _keep(self, run: Extents, length: int) -> None:
-        runs = self._runs.get(length)
-        if runs is None:
-            self._runs[length] = [run]
+        if length in self._runs:
+            self._runs[length].append(run)
         else:
-            runs.append(run)
+            self._runs[length] = [run]
 
     def _cut(self, length: int) -> Extents:
         """Take `length` bytes off the shortest run that is long enough; the pool has that much."""

@@ -58,7 +58,7 @@ class SubJob(CopyIo):
         device, sector, count = self.source
         next_device, next_sector, _ = other.source
         if next_sector != sector + count or next_device is not device:
-            return False
+            return False  # by far the most frequent answer
         if self.alone or other.alone or self.job.flags or other.job.flags:
             return False
         if self.job.source is None or other.job.source is None:
