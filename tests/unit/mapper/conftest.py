@@ -54,6 +54,14 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     return Fake(tmp_path / "answers.json")
 
 
+@pytest.fixture(autouse=True)
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count syncs instead of waiting for a busy disk."""
+    found: list[int] = []
+    monkeypatch.setattr(os, "fsync", found.append)
+    return found
+
+
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / "state" / "ledger.jsonl")

@@ -107,6 +107,13 @@ def test_the_ledger_keeps_what_is_not_gone(ledger: Ledger) -> None:
     assert nothing.entries() == []
 
 
+def test_each_entry_is_synced_before_the_thing_is_made(ledger: Ledger, synced: list[int]) -> None:
+    ledger.add("dm", "one")
+    assert len(synced) == 1
+    ledger.drop("dm", "one")
+    assert len(synced) == 2
+
+
 def test_a_line_that_a_crash_cut_short_spoils_no_other(ledger: Ledger) -> None:
     ledger.add("dm", "one")
     with ledger.path.open("a") as file:
