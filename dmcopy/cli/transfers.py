@@ -33,6 +33,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="stop: a read error ends the copy, a write error that destination; "
         "skip: leave out exactly the bad blocks (default: stop)",
     )
+    parser.add_argument(
+        "--map", metavar="FILE", help="note what is done in FILE (ddrescue's format); go on from it"
+    )
+    parser.add_argument("--retry", action="store_true", help="try the map's bad blocks again")
     parser.add_argument("--dry-run", action="store_true", help="check and say what would be done")
     _add_tuning(parser)
     add_json(parser)
@@ -104,6 +108,8 @@ def _options(args: argparse.Namespace) -> Options:
         on_error=args.on_error,
         sparse=args.sparse,
         verify=args.verify,
+        map_path=args.map or "",
+        retry=args.retry,
     )
 
 

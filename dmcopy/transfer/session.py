@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dmcopy.errors import DeviceError, UsageError
 from dmcopy.io.reactor import Reactor
 from dmcopy.kcopyd import Client, Throttle
 from dmcopy.ranges import RangeSet
 from dmcopy.transfer import events
 from dmcopy.transfer.copy import OnError, Transfer
-from dmcopy.transfer.opening import Opened
+from dmcopy.transfer.opening import Opened, is_same
 from dmcopy.transfer.outcome import Outcome
 from dmcopy.transfer.plan import Plan, block_of, find_holes
 from dmcopy.transfer.settings import Settings, choose
+from dmcopy.transfer.store import SUFFIX, Store
 from dmcopy.transfer.verify import Verifier
 
 
@@ -47,6 +49,7 @@ class Session:
         self._observe = observer
         self._stop: Callable[[], object] | None = None
         self._interrupted = False
+        self._map_error = ""
         source, dests = opened.source, tuple(opened.dests)
         self.settings: Settings = choose(
             source,
@@ -61,26 +64,24 @@ class Session:
             holes = find_holes(source, block_of((source, *dests)))
         self.plan = Plan(source, dests, self.settings.piece, options.sparse, holes)
         self._reactor: Reactor | None = None
+        self._store = self._make_store()
 
     def run(self) -> Outcome:
-        """Copy, and verify if that was asked for."""
+        """Copy, and verify if that was asked for. Raises UsageError when the map does not fit."""
         reactor = self._reactor = self.settings.reactor()
         client = self._client(reactor)
-        transfer = Transfer(
-            client,
-            self.plan,
-            on_error=self.options.on_error,
-            observer=self._observe,
-            outstanding=self.settings.outstanding,
-        )
-        outcome = Outcome(transfer, self.settings, created=self._opened.created)
-        self._drive(transfer.interrupt, transfer.run)
-        if transfer.abandoned:
+        try:
+            outcome = self._copy(client)
+        except BaseException:
+            client.destroy()
+            reactor.close()
+            raise
+        if outcome.transfer.abandoned:  # neither can be closed with requests in flight
             return outcome
         client.destroy()
-        if self.options.verify and not transfer.interrupted and not transfer.source_error:
-            self._verify(reactor, outcome)
-        reactor.close()
+        with reactor:
+            if self.options.verify and not (outcome.interrupted or outcome.transfer.source_error):
+                self._verify(reactor, outcome)
         return outcome
 
     def interrupt(self) -> None:
@@ -88,6 +89,59 @@ class Session:
         self._interrupted = True
         if self._stop is not None and self._reactor is not None:
             self._reactor.call_soon_threadsafe(self._stop)
+
+    def _copy(self, client: Client) -> Outcome:
+        transfer = Transfer(
+            client,
+            self.plan,
+            on_error=self.options.on_error,
+            observer=self._observe,
+            saved=self._save if self._store else None,
+            outstanding=self.settings.outstanding,
+        )
+        outcome = Outcome(transfer, self.settings, created=self._opened.created)
+        store = self._store
+        if store is not None:
+            self._open_map(store, outcome)
+        self._drive(transfer.interrupt, transfer.run)
+        outcome.map_error = self._map_error
+        if store is not None and store.fresh and outcome.nothing_written:
+            store.remove()  # a map of nothing would only be in the way
+            outcome.map_path = ""
+        return outcome
+
+    def _make_store(self) -> Store | None:
+        path = self.options.map_path
+        if not path:
+            return None
+        devices = [region.device.path for region in self.plan.regions]
+        used = is_same(path, devices) or is_same(path + SUFFIX, devices)
+        if used:
+            raise UsageError(f"{path} cannot be the map: it is {used}, which is to be copied")
+        return Store(path)
+
+    def _open_map(self, store: Store, outcome: Outcome) -> None:
+        """Go on where a map ends; save it once before anything is written, to see that it works."""
+        transfer = outcome.transfer
+        retry = self.options.retry or self.options.on_error == "stop"
+        store.load(transfer, retry=retry)
+        outcome.map_path = store.path
+        outcome.resumed = sum(dest.sectors for dest in transfer.dests)
+        try:
+            store.save(transfer)
+        except OSError as error:
+            raise DeviceError(store.path, "save the map", error.errno or 0) from error
+
+    def _save(self, transfer: Transfer) -> None:
+        assert self._store is not None
+        try:
+            self._store.save(transfer)
+        except OSError as error:  # the copy is worth more than its map
+            first, self._map_error = not self._map_error, error.strerror or str(error)
+            if first:
+                self._observe(events.MapFailed(self._store.path, self._map_error))
+        else:
+            self._map_error = ""
 
     def _client(self, reactor: Reactor) -> Client:
         settings = self.settings
