@@ -81,23 +81,15 @@ def version(program: str) -> str:
 
 
 def dmcopy(
-    source: Path,
-    dests: Sequence[Path],
-    *,
-    piece: int = MIB,
-    depth: int = 8,
-    io: str | None = None,
-    count: int | None = None,
+    source: Path, dests: Sequence[Path], *, io: str | None = None, count: int | None = None
 ) -> list[str]:
-    """The words for dmcopy itself: a pool that holds exactly `depth` pieces."""
+    """The words for dmcopy itself, which is to choose piece, depth and back end on its own.
+
+    `io` forces a back end; `count` bytes instead of all.
+    """
     words = [sys.executable, "-m", "dmcopy", "copy", str(source), *map(str, dests)]
-    words += ["--piece", f"{piece >> 10}K", "--depth", str(depth)]
-    words += ["--pages", str(depth * piece // 4096)]
-    if io is not None:
-        words += ["--io", io]
-    if count is not None:
-        words += ["--count", f"{count}B"]
-    return words
+    words += ["--io", io] if io else []
+    return [*words, "--count", f"{count}B"] if count else words
 
 
 def copied(commands: Sequence[Sequence[str]], size: int) -> Run:
