@@ -17,6 +17,8 @@ from dmcopy.units import SECTOR_SHIFT, format_bytes
 
 BAR_AFTER_SECONDS: Final = 0.3
 LINE_EVERY_SECONDS: Final = 5.0
+ERRORS_SAID: Final = 5
+"""So many failed ranges of one device are said at once; all of them are in the summary."""
 
 
 class Renderer(Protocol):
@@ -29,16 +31,16 @@ class Renderer(Protocol):
         """Leave the terminal as it was."""
 
 
-def make_renderer(how: str) -> Renderer:
-    """Return the renderer called `how`; auto: a bar on a terminal, lines elsewhere."""
+def make_renderer(how: str, *, at_once: bool = False) -> Renderer:
+    """Return the renderer called `how`; auto: a bar on a terminal, lines elsewhere.
+
+    `at_once`: draw the bar of even the shortest copy.
+    """
     if how == "auto":
         how = "bar" if sys.stderr.isatty() else "plain"
-    kinds: dict[str, type[Renderer]] = {
-        "bar": Bar,
-        "plain": Plain,
-        "json": JsonLines,
-        "none": Silent,
-    }
+    if how == "bar":
+        return Bar(0.0 if at_once else BAR_AFTER_SECONDS)
+    kinds: dict[str, type[Renderer]] = {"plain": Plain, "json": JsonLines, "none": Silent}
     return kinds[how]()
 
 
@@ -52,16 +54,34 @@ class Silent:
         """Do nothing."""
 
 
+class _Words:
+    """Says events in words, and keeps still when a disk fails block after block."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, int] = {}
+
+    def of(self, event: events.Event) -> str:
+        """Return what to print for an event; "" for nothing."""
+        if isinstance(event, events.ReadFailed | events.WriteFailed | events.Mismatch):
+            said = self._said[event.path] = self._said.get(event.path, 0) + 1
+            if said == ERRORS_SAID + 1:
+                return f"{printable(event.path)}: there are more, see the summary"
+            if said > ERRORS_SAID:
+                return ""
+        return sentence(event)
+
+
 class Plain:
     """Errors at once, and a line of progress every five seconds."""
 
     def __init__(self) -> None:
+        self._words = _Words()
         self._next = time.monotonic() + LINE_EVERY_SECONDS
 
     def show(self, event: events.Event) -> None:
         """Print the event, if it is one to be printed."""
         if not isinstance(event, events.Progress):
-            text = sentence(event)
+            text = self._words.of(event)
             if text:
                 say(text)
         elif time.monotonic() >= self._next:
@@ -92,7 +112,9 @@ class JsonLines:
 class Bar:
     """A progress bar for each phase, errors above it."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: float = BAR_AFTER_SECONDS) -> None:
+        self._words = _Words()
+        self._after = after
         self._progress: Any = None
         self._tasks: dict[str, Any] = {}
 
@@ -101,7 +123,7 @@ class Bar:
         if isinstance(event, events.Progress):
             self._move(event)
             return
-        text = sentence(event)
+        text = self._words.of(event)
         if text and self._progress is not None:
             self._progress.console.print(text, markup=False, highlight=False)
         elif text:
@@ -115,7 +137,7 @@ class Bar:
 
     def _move(self, event: events.Progress) -> None:
         if self._progress is None:
-            if event.seconds < BAR_AFTER_SECONDS:
+            if event.seconds < self._after:
                 return
             self._progress = _rich_progress()
             self._progress.start()

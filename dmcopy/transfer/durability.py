@@ -78,7 +78,7 @@ class Durability:
             self._reactor.call_soon(self._one_done)
 
     def _submit(self, dest: Destination, covered: RangeSet) -> None:
-        region = IoRegion(dest.region.device, dest.region.sector, 0)
+        region = IoRegion(dest.region.device, 0, dest.region.device.sectors)
         self._reactor.submit(
             Io(Op.FLUSH, region, notify=lambda flush: self._flushed(dest, covered, flush.error))
         )
