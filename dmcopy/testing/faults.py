@@ -94,7 +94,8 @@ class FaultyBackend:
 
     def poll(self, timeout: float | None) -> list[Request]:
         """See `IoBackend.poll`."""
-        finished, self._finished = self._finished, []
+        finished = self._finished[:]
+        self._finished.clear()  # in place: whoever fans a copy out holds on to its append
         return finished + self.inner.poll(0 if finished else timeout)
 
     def close(self) -> None:

@@ -1,12 +1,16 @@
-"""One history of a client: seeded jobs, faults and cancels, and what must hold afterwards."""
+"""One history of a client: seeded jobs, faults and cancels, and what must hold afterwards.
+
+A history is lived in a world: simulated disks here, files and loop devices elsewhere.
+"""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from dmcopy.errors import DeadlineError
-from dmcopy.io import IoRegion, Op, Reactor
+from dmcopy.io import Device, IoRegion, Op, Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client, CopyJob, Flag, PreparedCallback, Throttle
 from dmcopy.ranges import RangeSet
@@ -29,26 +33,60 @@ class Called:
     results: list[tuple[int, int]] = field(default_factory=list)
 
 
+class World(Protocol):
+    """Where disks come from, and how a history looks at them and breaks them."""
+
+    reactor: Reactor
+
+    def disk(self, name: str, content: bytes, block: int) -> Device:
+        """Return a disk that holds `content`."""
+
+    def content(self, disk: Device) -> bytes:
+        """Return all that a disk holds."""
+
+    def fail(self, disk: Device, op: Op, sector: int, count: int, times: int | None) -> None:
+        """Have requests fail with EIO."""
+
+
+class SimulatedWorld:
+    """Disks in memory."""
+
+    def __init__(self, seed: int) -> None:
+        self.reactor = Reactor(SimulatedBackend(seed))
+
+    def disk(self, name: str, content: bytes, block: int) -> SimulatedDisk:
+        """See `World`."""
+        disk = SimulatedDisk(len(content) >> 9, name, logical_block_size=block)
+        disk.load(content)
+        return disk
+
+    def content(self, disk: Any) -> bytes:
+        """See `World`."""
+        return bytes(disk.content)
+
+    def fail(self, disk: Any, op: Op, sector: int, count: int, times: int | None) -> None:
+        """See `World`."""
+        disk.fail(op, sector, count, times=times)
+
+
 class History:
     """A source disk, destinations, a client; jobs with disjoint destinations, so order is free."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, world: World) -> None:
         self.rng = rng = random.Random(seed)
-        self.reactor = Reactor(SimulatedBackend(seed))
+        self.world = world
+        self.reactor = world.reactor
         self.trouble: list[BaseException] = []
         self.reactor.on_exception = self.trouble.append
         block = rng.choice((512, 512, 4096))
         self.step = block >> 9
         self.sectors = 64 * rng.randint(2, 12)
-        self.source = SimulatedDisk(self.sectors, "source", logical_block_size=block)
+        self.source = world.disk("source", self._content(), block)
+        self.before = [rng.randbytes(self.sectors << 9) for _ in range(rng.randint(1, 4))]
         self.dests = [
-            SimulatedDisk(self.sectors, f"dest{n}", logical_block_size=block)
-            for n in range(rng.randint(1, 4))
+            world.disk(f"dest{number}", content, block)
+            for number, content in enumerate(self.before)
         ]
-        self.source.load(self._content())
-        for disk in self.dests:
-            disk.load(rng.randbytes(self.sectors << 9))
-        self.before = [bytes(disk.content) for disk in self.dests]
         self.pages = rng.choice((1, 2, 3, 5, 8, 16, 64))
         throttle = Throttle(rng.choice((100, 100, 100, 50)))
         self.client = Client(
@@ -83,12 +121,14 @@ class History:
         for prepared in self.prepared:
             assert prepared[1].results == [(1, 2)]
         touched = [RangeSet() for _ in self.dests]
+        self.after = [self.world.content(disk) for disk in self.dests]
+        self.origin = self.world.content(self.source)
         for job, called in self.jobs:
             assert called.results == [(job.read_err, job.write_err)], "exactly one callback"
             self._check_job(job, touched)
-        for disk, before, ranges in zip(self.dests, self.before, touched, strict=True):
+        for after, before, ranges in zip(self.after, self.before, touched, strict=True):
             for start, end in ranges.gaps(0, self.sectors):
-                now = disk.content[start << 9 : end << 9]
+                now = after[start << 9 : end << 9]
                 assert now == before[start << 9 : end << 9], "outside of every job"
 
     def _check_job(self, job: CopyJob, touched: list[RangeSet]) -> None:
@@ -114,13 +154,13 @@ class History:
     def _check_written(self, job: CopyJob, dest: IoRegion, written: RangeSet) -> None:
         expected = bytearray(job.count << 9)
         if job.source is not None:
-            expected[:] = self.source.read(job.source.sector, job.count)
+            expected[:] = self.origin[job.source.sector << 9 : job.source.end << 9]
             for failure in job.read_failures:  # only IGNORE_ERROR writes there, and zeroes
                 start = failure.region.sector - job.source.sector << 9
                 expected[start : start + (failure.region.count << 9)] = bytes(
                     failure.region.count << 9
                 )
-        content = dest.device.read(dest.sector, dest.count)  # type: ignore[attr-defined]
+        content = self.after[self.dests.index(dest.device)][dest.sector << 9 : dest.end << 9]
         for start, end in written:
             assert content[start << 9 : end << 9] == expected[start << 9 : end << 9], (
                 "what was copied"
@@ -153,7 +193,7 @@ class History:
         assert not called.results
         self.jobs.append((job, called))
 
-    def _some_dests(self) -> list[SimulatedDisk]:
+    def _some_dests(self) -> list[Device]:
         return self.rng.sample(self.dests, self.rng.randint(1, len(self.dests)))
 
     def _anywhere(self, count: int) -> int:
@@ -164,12 +204,12 @@ class History:
         disk = rng.choice([self.source, *self.dests])
         op = Op.READ if disk is self.source else rng.choice((Op.WRITE, Op.WRITE_ZEROES))
         start = rng.randrange(self.sectors)
-        disk.fail(op, start, rng.choice((1, 8, self.sectors)), times=rng.choice((1, None)))
+        self.world.fail(disk, op, start, rng.choice((1, 8, self.sectors)), rng.choice((1, None)))
 
 
-def play(seed: int) -> None:
+def play(seed: int, world: World | None = None) -> None:
     """Live one history and check it."""
-    history = History(seed)
+    history = History(seed, world or SimulatedWorld(seed))
     try:
         history.run()
     except DeadlineError as error:
