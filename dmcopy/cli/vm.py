@@ -1,0 +1,168 @@
+"""`dmcopy vm kernels|run|shell|test`: the rig."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import signal
+import struct
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Final
+
+from dmcopy.errors import DeadlineError, MissingError, UsageError
+from dmcopy.vm import Guest, kernels
+from dmcopy.vm.base import BOOT_TIMEOUT, RUN_TIMEOUT
+from dmcopy.vm.disks import parse_disk
+from dmcopy.vm.qemu import QemuGuest
+
+_EXAMPLES: Final = """\
+examples:
+  dmcopy vm run --kernel 6.12 -- uname -r
+  dmcopy vm run --disk 1G,serial=a --disk 64M,serial=b -- lsblk
+  dmcopy vm shell --kernel ~/linux/arch/x86/boot/bzImage
+  dmcopy vm test --kernel 6.1,6.12 -- -k snapshot
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verbs."""
+    parser.epilog = _EXAMPLES
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    listing = verbs.add_parser("kernels", help="list kernels, and fetch those that are named")
+    listing.add_argument("fetch", nargs="*", metavar="KERNEL", help="fetch this one: 6.1, 6.12")
+    listing.add_argument("--update", action="store_true", help="fetch newer packages if there are")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    run = verbs.add_parser("run", help="boot, run a command as root, end with its status")
+    _add_guest_options(run)
+    run.add_argument("-n", "--no-stdin", action="store_true", help="give the command no input")
+    run.add_argument("command", nargs="+", metavar="CMD", help="the command and its arguments")
+    shell = verbs.add_parser("shell", help="boot, and open a shell")
+    _add_guest_options(shell)
+    test = verbs.add_parser("test", help="run the tests marked `kernel` with pytest, in guests")
+    test.add_argument("--kernel", default=",".join(kernels.SUITES), help="default: %(default)s")
+    test.add_argument("arguments", nargs="*", metavar="ARG", help="arguments for pytest")
+
+
+def _add_guest_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--kernel", default=kernels.DEFAULT, help="6.1, 6.12 or a path (default: %(default)s)")
+    add("--disk", action="append", default=[], help="SIZE,serial=NAME[,file=PATH]; repeatable")
+    add("--memory", default="1G", help="default: %(default)s")
+    add("--timeout", type=float, metavar="S", help="seconds for all of it")
+    add("--share", action="append", default=[], metavar="DIR", help="writable, at the same path")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one verb."""
+    verb: Callable[[argparse.Namespace], int] = {
+        "kernels": _kernels,
+        "run": _run,
+        "shell": _shell,
+        "test": _test,
+    }[args.verb]
+    return verb(args)
+
+
+def _kernels(args: argparse.Namespace) -> int:
+    for name in args.fetch:
+        if args.update and name in kernels.SUITES:
+            kernels.fetch(name)
+        else:
+            kernels.find(name)
+    here = kernels.cached()
+    rows: list[dict[str, str | None]] = [
+        {"kernel": kernel.short, "version": kernel.version, "path": str(kernel.image)}
+        for kernel in here
+    ]
+    missing = [name for name in kernels.SUITES if name not in {kernel.short for kernel in here}]
+    rows += [{"kernel": name, "version": None, "path": None} for name in missing]
+    if args.json:
+        print(json.dumps(rows))
+        return 0
+    for row in rows:
+        where = row["path"] or f"not fetched; Debian {kernels.SUITES[str(row['kernel'])]} has it"
+        print(f"{row['kernel']:<6} {row['version'] or '-':<22} {where}")
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    deadline = time.monotonic() + (args.timeout or BOOT_TIMEOUT + RUN_TIMEOUT)
+    stdin = None if args.no_stdin else _input()
+    with _guest(args) as guest:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineError(f"nothing of the {args.timeout:.0f} s was left after the boot")
+        done = guest.run(
+            args.command, timeout=left, stdin=stdin, stdout=_writer(1), stderr=_writer(2)
+        )
+    return done.status
+
+
+def _guest(args: argparse.Namespace) -> Guest:
+    if args.timeout is not None and args.timeout <= 0:
+        raise UsageError(f"--timeout {args.timeout:g}: give a number of seconds above 0")
+    return QemuGuest(
+        kernel=args.kernel,
+        disks=[parse_disk(text) for text in args.disk],
+        memory=args.memory,
+        timeout=min(args.timeout or BOOT_TIMEOUT, BOOT_TIMEOUT),
+        share=[Path(folder) for folder in args.share],
+    )
+
+
+def _input() -> IO[bytes] | None:
+    """Our standard input, unless reading it would stop us: a job in the background of a shell."""
+    if sys.stdin is None or sys.stdin.closed:
+        return None
+    fd = sys.stdin.fileno()
+    if os.isatty(fd) and os.tcgetpgrp(fd) != os.getpgrp():
+        return None
+    return sys.stdin.buffer
+
+
+def _writer(fd: int) -> Callable[[bytes], object]:
+    def write(data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+
+    return write
+
+
+def _shell(args: argparse.Namespace) -> int:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("vm shell needs a terminal: use vm run -- CMD elsewhere")
+    with _guest(args) as guest:
+        before = termios.tcgetattr(0)
+        tty.setraw(0)
+        try:
+            with open(0, "rb", buffering=0, closefd=False) as terminal:
+                command = guest.start(
+                    ["/bin/bash", "-l"], stdin=terminal, stdout=_writer(1), tty=True
+                )
+                signal.signal(signal.SIGWINCH, lambda *_: command.resize(_window()))
+                command.resize(_window())
+                return guest.wait(command, args.timeout or 7 * 86400).status
+        finally:
+            termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def _window() -> bytes:
+    return fcntl.ioctl(0, termios.TIOCGWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
+
+
+def _test(args: argparse.Namespace) -> int:
+    try:
+        import pytest  # noqa: F401
+    except ImportError:
+        raise MissingError("no pytest here: pip install 'dmcopy[pytest]'") from None
+    argv = [sys.executable, "-m", "pytest", "--vm", args.kernel, "-m", "kernel", *args.arguments]
+    sys.stdout.flush()
+    os.execv(argv[0], argv)

@@ -1,0 +1,78 @@
+"""KVM or TCG: decided by booting something, because /dev/kvm alone proves nothing.
+
+It can exist, open, and then hang a stock kernel for ever (nested clouds do that). So a real kernel
+has to reach its own panic for want of a root under KVM, within seconds; the answer holds until
+the host is booted again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from dmcopy.vm.cache import cache_dir
+from dmcopy.vm.leash import Leashed
+
+TRIAL_SECONDS: Final = 10.0
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def choose(qemu: str, image: Path) -> str:
+    """Return "kvm" or "tcg" for this machine, and say on stderr which one it is and why.
+
+    `DMCOPY_ACCEL` forces one. `image` is the kernel for the trial.
+    """
+    forced = os.environ.get("DMCOPY_ACCEL")
+    accel, why = (forced, "by DMCOPY_ACCEL") if forced else _decide(qemu, image)
+    print(f"dmcopy: accelerator {accel}: {why}", file=sys.stderr)
+    return accel
+
+
+def _decide(qemu: str, image: Path) -> tuple[str, str]:
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg", "no usable /dev/kvm"
+    kept = cache_dir() / "accel.json"
+    here = {"boot": _BOOT_ID.read_text().strip(), "qemu": qemu, "uid": os.getuid()}
+    known = _read(kept)
+    if known.get("on") == here:
+        return str(known["accel"]), f"{known['why']} (tried since this machine booted)"
+    works = try_kvm(qemu, image)
+    accel = "kvm" if works else "tcg"
+    why = (
+        "a kernel boots with /dev/kvm"
+        if works
+        else f"/dev/kvm is there but a kernel did not boot with it in {TRIAL_SECONDS:.0f} s"
+    )
+    fresh = kept.with_suffix(f".{os.getpid()}")
+    fresh.write_text(json.dumps({"on": here, "accel": accel, "why": why}))
+    fresh.replace(kept)
+    return accel, why
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def try_kvm(qemu: str, image: Path) -> bool:
+    """Boot `image` under KVM without a root: True if it comes to its panic and ends in time."""
+    folder = Path(tempfile.mkdtemp(prefix="dmcopy-vm-"))
+    console = folder / "console"
+    argv = [
+        *(qemu, "-accel", "kvm", "-cpu", "host", "-m", "256M", "-nodefaults", "-no-reboot"),
+        *("-no-user-config", "-display", "none", "-serial", f"file:{console}"),
+        *("-kernel", str(image), "-append", "console=ttyS0 panic=-1"),
+    ]
+    process = Leashed(folder, argv)
+    try:
+        ended = process.wait(TRIAL_SECONDS) is not None
+        return ended and console.exists() and b"Kernel panic" in console.read_bytes()
+    finally:
+        process.close()

@@ -1,0 +1,106 @@
+"""What every provider of guests answers to."""
+
+from __future__ import annotations
+
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Self
+
+from dmcopy.vm.channel import Command, Result, Sink
+from dmcopy.vm.disks import Disk, check_disks
+
+BOOT_TIMEOUT: Final = 180.0
+RUN_TIMEOUT: Final = 600.0
+
+
+class Guest(ABC):
+    """A booted machine with a kernel of its own. Use it with `with`, or close it.
+
+    Commands run as root, in the folder that the host's process is in, with an environment of the
+    guest's own plus `env`.
+    """
+
+    def __init__(self, disks: Iterable[Disk]) -> None:
+        self.disks = list(disks)
+        check_disks(self.disks)
+
+    @property
+    @abstractmethod
+    def release(self) -> str:
+        """The guest's kernel release, as uname -r gives it."""
+
+    @abstractmethod
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: IO[bytes] | bytes | None = None,
+        stdout: Sink | None = None,
+        stderr: Sink | None = None,
+        tty: bool = False,
+    ) -> Command:
+        """Start a command and return at once; `wait` on what this returns. See `run`."""
+
+    @abstractmethod
+    def wait(self, command: Command, timeout: float = RUN_TIMEOUT) -> Result:
+        """Wait for a started command. Raises DeadlineError, LostVMError."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float = RUN_TIMEOUT,
+        cwd: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: IO[bytes] | bytes | None = None,
+        stdout: Sink | None = None,
+        stderr: Sink | None = None,
+    ) -> Result:
+        """Run a command to its end; a status other than 0 is not an error.
+
+        Output goes to the sinks piece by piece, and what has no sink is in the result. After
+        `timeout` seconds the command is killed: DeadlineError. A guest that dies or no longer
+        answers: LostVMError.
+        """
+        command = self.start(argv, cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr)
+        return self.wait(command, timeout)
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Cut the power. The disks keep what was flushed; the guest is closed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Shut the guest down and remove what it needed. Disks with a path of their own stay."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self.kill()  # whoever presses Ctrl-C does not want to wait for a shutdown
+        else:
+            self.close()
+
+    def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
+        binaries = Path(sys.executable).parent
+        return {
+            "PATH": f"{binaries}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/root",
+            "LANG": "C.UTF-8",
+            "TERM": os.environ.get("TERM", "dumb"),
+            "DMCOPY_VM": "1",
+            "DMCOPY_DISKS": " ".join(disk.serial for disk in self.disks),
+            **(extra or {}),
+        }

@@ -1,0 +1,244 @@
+"""The host's side of a command channel: starts commands in a guest and follows them.
+
+Nothing runs in the background. Whoever waits for one command moves the traffic of all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Final
+
+from dmcopy.errors import ClosedError, DeadlineError
+from dmcopy.vm.agent import STDIN_WINDOW, Decoder, Kind, pack
+
+_PIECE: Final = 256 << 10
+_GRACE: Final = 15.0
+
+Sink = Callable[[bytes], object]
+
+
+class ChannelLostError(Exception):
+    """The guest's end of the channel went away, or no longer answers. The message says which."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a command. `status` is what a shell sees: 128 + N after signal N."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """The standard output as text."""
+        return self.stdout.decode(errors="replace")
+
+
+class Channel:
+    """Commands in a guest, over a connected socket whose other end is the agent."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._decoder = Decoder()
+        self._outgoing = bytearray()
+        self._commands: dict[int, Command] = {}
+        self._number = 0
+        self.release = ""
+
+    def wait_hello(self, deadline: float) -> str:
+        """Wait for the agent's first word and return the guest's kernel release."""
+        while not self.release:
+            if not self.move(deadline):
+                raise DeadlineError("the guest's agent said nothing")
+        return self.release
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str,
+        env: Mapping[str, str],
+        stdin: IO[bytes] | bytes | None = None,
+        stdout: Sink | None = None,
+        stderr: Sink | None = None,
+        tty: bool = False,
+    ) -> Command:
+        """Start `argv` and return at once. Output goes to the sinks; without one it is kept."""
+        if not argv:
+            raise ClosedError("a command has at least one word")
+        self._number += 1
+        request = {"argv": list(argv), "cwd": cwd, "env": dict(env), "tty": tty}
+        command = Command(self, self._number, tuple(argv), stdin, stdout, stderr)
+        self._commands[self._number] = command
+        self.send(Kind.RUN, self._number, json.dumps(request).encode())
+        return command
+
+    def send(self, kind: Kind, number: int, payload: bytes = b"") -> None:
+        """Queue one frame; it leaves while somebody waits."""
+        self._outgoing += pack(kind, number, payload)
+        self._write()
+
+    def move(self, deadline: float) -> bool:
+        """Move what can be moved, waiting for something to happen; False once past `deadline`.
+
+        Raises ChannelLostError when the guest has gone.
+        """
+        ours = self._socket.fileno()
+        inputs = {
+            fd: command
+            for command in self._commands.values()
+            if (fd := command.wants_input()) is not None
+        }
+        reading, writing, _ = select.select(
+            [ours, *inputs],
+            [ours] if self._outgoing else [],
+            [],
+            max(0.0, deadline - time.monotonic()),
+        )
+        if writing:
+            self._write()
+        for fd in reading:
+            if fd == ours:
+                self._read()
+            else:
+                inputs[fd].forward_input()
+        return bool(reading or writing)
+
+    def close(self) -> None:
+        """Let the guest go: it shuts down by itself."""
+        self._socket.close()
+
+    def _write(self) -> None:
+        try:
+            while self._outgoing:
+                sent = self._socket.send(self._outgoing[:_PIECE])
+                del self._outgoing[:sent]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise ChannelLostError(f"the guest hung up ({error.strerror})") from None
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_PIECE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            raise ChannelLostError("the guest hung up")
+        for kind, number, payload in self._decoder.feed(data):
+            if kind == Kind.HELLO:
+                self.release = json.loads(payload)["release"]
+            elif number in self._commands:
+                self._commands[number].take(kind, payload)
+                if kind == Kind.EXIT:
+                    del self._commands[number]
+
+
+class Command:
+    """One command in a guest."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        number: int,
+        argv: tuple[str, ...],
+        stdin: IO[bytes] | bytes | None,
+        stdout: Sink | None,
+        stderr: Sink | None,
+    ) -> None:
+        self._channel = channel
+        self._number = number
+        self._argv = argv
+        self._kept = {Kind.OUT: bytearray(), Kind.ERR: bytearray()}
+        self._sinks = {Kind.OUT: stdout, Kind.ERR: stderr}
+        self._file = None if isinstance(stdin, bytes) else stdin
+        self._bytes = stdin if isinstance(stdin, bytes) else b""
+        self._window = STDIN_WINDOW
+        self._ended = False
+        self.status: int | None = None
+
+    def wait(self, timeout: float) -> Result:
+        """Wait until the command has ended.
+
+        After `timeout` seconds it is killed and DeadlineError says so; ChannelLostError means that the
+        guest has gone, or does not even answer to the kill.
+        """
+        deadline = time.monotonic() + timeout
+        self._feed()
+        while self.status is None:
+            if not self._channel.move(deadline) and time.monotonic() >= deadline:
+                self._give_up(timeout)
+        return Result(
+            self._argv, self.status, bytes(self._kept[Kind.OUT]), bytes(self._kept[Kind.ERR])
+        )
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command and whatever it started."""
+        self._channel.send(Kind.SIGNAL, self._number, bytes([number]))
+
+    def resize(self, size: bytes) -> None:
+        """Tell the command's terminal its size, a packed `struct winsize`."""
+        self._channel.send(Kind.RESIZE, self._number, size)
+
+    def wants_input(self) -> int | None:
+        """The descriptor to read input from when there is room for it, else None."""
+        if self._file is None or self._ended or self._window <= 0:
+            return None
+        return self._file.fileno()
+
+    def forward_input(self) -> None:
+        """Pass on what the input has now."""
+        assert self._file is not None
+        read = getattr(self._file, "read1", self._file.read)
+        self._send_input(read(min(self._window, 32 << 10)))
+
+    def take(self, kind: Kind, payload: bytes) -> None:
+        """Take a frame that the guest sent about this command."""
+        if kind == Kind.EXIT:
+            self.status = payload[0]
+        elif kind == Kind.TAKEN:
+            self._window += int.from_bytes(payload, "big")
+            self._feed()
+        else:
+            sink = self._sinks[kind]
+            if sink is None:
+                self._kept[kind] += payload
+            else:
+                sink(payload)
+
+    def _feed(self) -> None:
+        """Pass on input that is in memory, as far as the guest has room; then the end of it."""
+        if self._file is not None or self._ended:
+            return
+        while self._bytes and self._window > 0:
+            piece = self._bytes[: self._window]
+            self._bytes = self._bytes[len(piece) :]
+            self._send_input(piece)
+        if not self._bytes:
+            self._send_input(b"")
+
+    def _send_input(self, data: bytes) -> None:
+        self._window -= len(data)
+        self._ended = not data
+        self._channel.send(Kind.STDIN, self._number, data)
+
+    def _give_up(self, timeout: float) -> None:
+        self.signal(signal.SIGKILL)
+        deadline = time.monotonic() + _GRACE
+        while self.status is None:
+            if not self._channel.move(deadline) and time.monotonic() >= deadline:
+                raise ChannelLostError(
+                    f"no answer for {_GRACE:.0f} s after {timeout:.0f} s of work"
+                )
+        raise DeadlineError(f"{self._argv[0]}: not done within {timeout:.0f} s in the guest")

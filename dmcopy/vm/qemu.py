@@ -1,0 +1,296 @@
+"""Guests under QEMU: a kernel over the host's own root file system, copy-on-write.
+
+The guest sees the host's files through 9p, read-only, with a layer in its memory that takes every
+write, so it needs no image and no installation, and nothing that it does stays. QEMU serves the
+files itself: one process is all there is to end. Works without root.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Final
+
+from dmcopy.errors import ClosedError, DeadlineError, LostVMError, MissingError, UsageError
+from dmcopy.units import parse_bytes
+from dmcopy.vm import accel, initramfs, kernels
+from dmcopy.vm.agent import PORT, Kind
+from dmcopy.vm.base import BOOT_TIMEOUT, RUN_TIMEOUT, Guest
+from dmcopy.vm.cache import keep_log
+from dmcopy.vm.channel import Channel, ChannelLostError, Command, Result, Sink
+from dmcopy.vm.disks import Disk
+from dmcopy.vm.leash import Leashed
+
+_PROGRAM: Final = "qemu-system-x86_64"
+_SHUTDOWN_TIMEOUT: Final = 30.0
+_TAIL_LINES: Final = 8
+# Where the guest has file systems of its own, what the host has there is out of its sight.
+_HIDDEN: Final = ("/proc", "/sys", "/dev", "/run")
+
+
+class QemuGuest(Guest):
+    """A guest under QEMU. `share` are folders of the host that it writes to, at the same path."""
+
+    def __init__(
+        self,
+        kernel: str = kernels.DEFAULT,
+        disks: Iterable[Disk] = (),
+        memory: str = "1G",
+        timeout: float = BOOT_TIMEOUT,
+        share: Iterable[Path] = (),
+    ) -> None:
+        super().__init__(disks)
+        self._channel: Channel | None = None
+        self._qemu: Leashed | None = None
+        memory_bytes = parse_bytes(memory, default="m")
+        shares = [_visible(path) for path in share]
+        program = find_qemu()
+        found = kernels.find(kernel)
+        acceleration = accel.choose(program, found.image)
+        self._folder = Path(tempfile.mkdtemp(prefix="dmcopy-vm-"))
+        self._console = self._folder / "console"
+        try:
+            self._write_initrd(found, shares)
+            argv = [
+                *machine(program, acceleration, memory_bytes >> 20),
+                *kernel_options(found.image, self._folder),
+                *agent_port(self._folder / "agent"),
+                *shared_folders(shares),
+                *self._disk_options(),
+            ]
+            self._boot(argv, timeout)
+        except BaseException:
+            self._end()
+            raise
+
+    @property
+    def release(self) -> str:
+        return self._alive().release
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: IO[bytes] | bytes | None = None,
+        stdout: Sink | None = None,
+        stderr: Sink | None = None,
+        tty: bool = False,
+    ) -> Command:
+        return self._alive().start(
+            argv,
+            cwd=str(_visible(Path(cwd or Path.cwd()))),
+            env=self._environment(env),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            tty=tty,
+        )
+
+    def wait(self, command: Command, timeout: float = RUN_TIMEOUT) -> Result:
+        self._alive()
+        try:
+            return command.wait(timeout)
+        except ChannelLostError as error:
+            raise self._lost(str(error)) from None
+
+    def kill(self) -> None:
+        self._end()
+
+    def close(self) -> None:
+        if self._channel is not None and self._qemu is not None:
+            try:
+                self._channel.send(Kind.BYE, 0)
+                self._drain(time.monotonic() + _SHUTDOWN_TIMEOUT)
+            except ChannelLostError:
+                self._qemu.wait(_SHUTDOWN_TIMEOUT)
+        self._end()
+
+    def _drain(self, deadline: float) -> None:
+        assert self._channel is not None
+        while self._channel.move(deadline):
+            pass
+
+    def _write_initrd(self, kernel: kernels.Kernel, shares: Sequence[Path]) -> None:
+        settings = {
+            "version": kernel.version,
+            "modules": str(_visible(kernel.modules)) if kernel.modules else "",
+            "python": str(_visible(Path(sys.executable).resolve())),
+            "shares": " ".join(
+                f"dmcopy.share{number}:{_escaped(path)}" for number, path in enumerate(shares)
+            ),
+        }
+        config = "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items())
+        (self._folder / "initrd").write_bytes(initramfs.build(kernel, config))
+
+    def _disk_options(self) -> list[str]:
+        argv = []
+        for number, disk in enumerate(self.disks):
+            path = disk.create(self._folder / f"disk{number}")
+            argv += disk_options(number, disk.serial, path)
+        return argv
+
+    def _boot(self, argv: list[str], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(self._folder / "agent"))
+            listener.listen(1)
+            self._qemu = Leashed(self._folder, argv)
+            self._accept(listener)
+        assert self._channel is not None
+        try:
+            self._channel.wait_hello(deadline)
+        except ChannelLostError as error:
+            raise self._lost(f"{error} while it booted") from None
+        except DeadlineError:
+            raise self._lost(f"it did not boot within {timeout:.0f} s") from None
+
+    def _accept(self, listener: socket.socket) -> None:
+        """QEMU connects before it starts the guest, or ends with a complaint."""
+        assert self._qemu is not None
+        listener.settimeout(0.1)
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except TimeoutError:
+                if self._qemu.wait(0) is None and time.monotonic() < deadline:
+                    continue
+                said = _text(self._folder / "output").strip() or "nothing"
+                raise MissingError(f"{_PROGRAM} did not start; it said: {said}") from None
+            self._channel = Channel(sock)
+            return
+
+    def _lost(self, what: str) -> LostVMError:
+        assert self._qemu is not None
+        if self._qemu.wait(1) is None:
+            what = f"{what}, and QEMU is still running"
+        log = keep_log(self._console, "console")
+        tail = "\n".join(_text(self._console).rstrip().splitlines()[-_TAIL_LINES:])
+        self._end()
+        return LostVMError(
+            f"lost VM: {what}; whole console log: {log}; its last lines:\n{tail}", str(log)
+        )
+
+    def _end(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._qemu is not None:
+            self._qemu.close()
+            self._qemu = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _alive(self) -> Channel:
+        if self._channel is None:
+            raise ClosedError("the guest is closed: boot another one")
+        return self._channel
+
+
+def find_qemu() -> str:
+    """Return the path of QEMU. Raises MissingError where there is none, or another processor."""
+    if os.uname().machine != "x86_64":
+        raise MissingError(f"the rig runs on x86_64 only, and this machine is {os.uname().machine}")
+    found = shutil.which(_PROGRAM)
+    if found is None:
+        raise MissingError(
+            f"no {_PROGRAM} here: apt-get install --no-install-recommends qemu-system-x86"
+        )
+    return found
+
+
+# fmt: off
+def machine(program: str, acceleration: str, memory_mib: int) -> list[str]:
+    """QEMU's arguments for the machine: nothing in it that a test has no use for."""
+    kvm = acceleration == "kvm"
+    return [
+        program, "-nodefaults", "-no-user-config", "-display", "none",
+        "-name", "dmcopy",
+        "-machine", "pc,vmport=off,hpet=off",
+        "-accel", "kvm" if kvm else "tcg,thread=multi,tb-size=256",
+        "-cpu", "host" if kvm else "max",
+        "-smp", str(min(2, os.cpu_count() or 1)),
+        "-m", f"{memory_mib}M",
+        "-no-reboot",  # with panic=-1: a panic ends QEMU
+    ]
+
+
+def kernel_options(image: Path, folder: Path) -> list[str]:
+    """QEMU's arguments for the kernel, the initial RAM disk and the console."""
+    return [
+        "-kernel", str(image),
+        "-initrd", str(folder / "initrd"),
+        "-append", " ".join([
+            "console=ttyS0", "loglevel=4", "panic=-1", "oops=panic",
+            # What only costs time in a guest that lives for a minute.
+            "mitigations=off", "cryptomgr.notests", "random.trust_cpu=on", "tsc=unstable",
+            "audit=0", "apparmor=0", "selinux=0", "noresume", "nokaslr",
+        ]),
+        "-serial", f"file:{_optarg(folder / 'console')}",
+    ]
+
+
+def agent_port(path: Path) -> list[str]:
+    """QEMU's arguments for the named port that the agent talks through."""
+    return [
+        "-device", "virtio-serial-pci",
+        "-chardev", f"socket,id=agent,path={_optarg(path)}",
+        "-device", f"virtserialport,chardev=agent,name={PORT}",
+    ]
+
+
+def shared_folders(shares: Sequence[Path]) -> list[str]:
+    """QEMU's arguments for the host's root, read-only, and the folders that a guest writes to."""
+    # multidevs=remap: folders of several file systems in one share, each with its own numbers.
+    common = "security_model=none,multidevs=remap"
+    argv = [
+        "-fsdev", f"local,id=root,path=/,readonly=on,{common}",
+        "-device", "virtio-9p-pci,fsdev=root,mount_tag=dmcopy.root",
+    ]
+    for number, path in enumerate(shares):
+        argv += [
+            "-fsdev", f"local,id=share{number},path={_optarg(path)},{common}",
+            "-device", f"virtio-9p-pci,fsdev=share{number},mount_tag=dmcopy.share{number}",
+        ]
+    return argv
+
+
+def disk_options(number: int, serial: str, path: Path) -> list[str]:
+    """QEMU's arguments for one virtio disk over a file."""
+    return [
+        "-drive", f"if=none,id=disk{number},format=raw,discard=unmap,file={_optarg(path)}",
+        "-device", f"virtio-blk-pci,drive=disk{number},serial={serial}",
+    ]
+# fmt: on
+
+
+def _optarg(path: Path) -> str:
+    """A path within a QEMU option, where a comma is written twice."""
+    return str(path).replace(",", ",,")
+
+
+def _escaped(path: Path) -> str:
+    """A path as printf %b understands it, with nothing in it that splits a shell's words."""
+    return "".join(
+        f"\\0{byte:03o}" if byte <= 32 or byte == 92 else chr(byte) for byte in bytes(path)
+    )
+
+
+def _visible(path: Path) -> Path:
+    path = path.absolute()
+    for hidden in _HIDDEN:
+        if path.is_relative_to(hidden):
+            raise UsageError(f"{path} is not visible in a guest, which has its own {hidden}")
+    return path
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
