@@ -171,7 +171,7 @@ class Command:
     def wait(self, timeout: float) -> Result:
         """Wait until the command has ended.
 
-        After `timeout` seconds it is killed and DeadlineError says so; ChannelLostError means that the
+        After `timeout` seconds it is killed: DeadlineError. ChannelLostError means that the
         guest has gone, or does not even answer to the kill.
         """
         deadline = time.monotonic() + timeout
