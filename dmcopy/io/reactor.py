@@ -64,7 +64,7 @@ class Reactor:
         self._before_io: list[Callable[[], object]] = []
         self._timers: list[Timer] = []
         self._order = itertools.count()
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()
         self._stepping = False
         self._closed = False
         self.on_exception: Callable[[BaseException], object] = _log_exception
@@ -75,7 +75,7 @@ class Reactor:
     @property
     def is_mine(self) -> bool:
         """Whether this is the reactor's own thread."""
-        return threading.get_ident() == self._thread
+        return threading.get_ident() == self.thread
 
     @property
     def in_callback(self) -> bool:

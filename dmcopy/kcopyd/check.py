@@ -10,17 +10,15 @@ from dmcopy.kcopyd.job import MAX_REGIONS
 
 
 def check_copy(source: IoRegion, dests: Sequence[IoRegion]) -> None:
-    """Raise UsageError unless `source` can be copied to `dests`."""
-    if len(dests) == 1:
-        _check_pair(source, dests[0])
-    else:
+    """Raise UsageError unless `source` can be copied to `dests`.
+
+    Every job comes here, and nearly all are one small good copy: those are let through quickly.
+    """
+    if len(dests) != 1:
         _check_fan(source, dests)
-
-
-def _check_pair(source: IoRegion, dest: IoRegion) -> None:
-    """Check a copy to one destination; quick where nothing is wrong, since every job comes here."""
+        return
     device, sector, count = source
-    to, to_sector, to_count = dest
+    to, to_sector, to_count = dests[0]
     if (
         count != to_count
         or sector < 0
@@ -31,9 +29,9 @@ def _check_pair(source: IoRegion, dest: IoRegion) -> None:
         or to.read_only
         or ((sector | count) << 9) % device.logical_block_size
         or ((to_sector | count) << 9) % to.logical_block_size
-        or (device.identity == to.identity and source.overlaps(dest))
+        or (device.identity == to.identity and source.overlaps(dests[0]))
     ):
-        _check_fan(source, [dest])
+        _check_fan(source, dests)
 
 
 def _check_fan(source: IoRegion, dests: Sequence[IoRegion]) -> None:

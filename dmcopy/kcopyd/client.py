@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, Self
 
 from dmcopy.errors import ClosedError, DeadlineError, UsageError
@@ -126,7 +127,9 @@ class Client:
         check_copy(source, dests)
         if source[2] > self.sub_job_sectors:
             check_sliceable((source, *dests), self.sub_job_sectors)
-        return self._begin(CopyJob(self, source, dests, flags and int(flags), notify, context))
+        job = CopyJob(self, source, dests, flags and int(flags), notify, context)
+        self._begin(job)
+        return job
 
     def zero(
         self,
@@ -139,7 +142,9 @@ class Client:
         if self._destroyed:
             raise ClosedError("the client was destroyed")
         check_dests(dests)
-        return self._begin(CopyJob(self, None, dests, int(flags), notify, context))
+        job = CopyJob(self, None, dests, int(flags), notify, context)
+        self._begin(job)
+        return job
 
     def prepare_callback(self, notify: Notify, context: Any = None) -> PreparedCallback:
         """Return a callback to be fired later, in turn with the callbacks of the client's jobs.
@@ -215,12 +220,11 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.destroy()
 
-    def _begin(self, job: CopyJob) -> CopyJob:
-        if self.reactor.is_mine:
+    def _begin(self, job: CopyJob) -> None:
+        if get_ident() == self.reactor.thread:
             self._work.begin(job)
         else:
             self.reactor.call_soon_threadsafe(lambda: self._work.begin(job))
-        return job
 
 
 def _sub_job_sectors(wanted: int | None, num_pages: int) -> int:

@@ -238,8 +238,8 @@ class Dispatcher:
             self._settle(sub)
             return
         # The whole job in one piece, and all is well: no need to book ranges, job.ok says it all.
-        self._count(job, sub.source[2])
         job.active = 0
+        self._count(job, sub.source[2])
         self._finish(job)
 
     def _settle(self, sub: SubJob) -> None:

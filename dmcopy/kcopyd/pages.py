@@ -46,10 +46,14 @@ class PagePool:
 
     def give(self, extents: Extents) -> None:
         """Put back what `take` returned."""
-        for extent in extents:
-            length = extent[1]
+        length = extents[0][1]
+        if len(extents) == 1 and length in self._runs:
             self.free += length // PAGE_SIZE
-            self._keep(extents if len(extents) == 1 else (extent,), length)
+            self._runs[length].append(extents)
+            return
+        for extent in extents:
+            self.free += extent[1] // PAGE_SIZE
+            self._keep((extent,), extent[1])
 
     def close(self) -> None:
         """Give the memory back to the system. Every page must be back."""
