@@ -19,6 +19,7 @@ def describe(directory: Path) -> dict[str, str]:
         "memory": f"{memory / (1 << 30):.0f} GiB",
         "kernel": platform.release(),
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", "Linux"),
+        "load before": f"{os.getloadavg()[0]:.1f}",
         "files on": filesystem(directory),
         "Python": platform.python_version(),
         "dmcopy": _commit(),
