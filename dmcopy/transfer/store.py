@@ -46,8 +46,7 @@ class Store:
 
         `retry`: try the bad blocks again. Raises UsageError when the map is of another copy.
         """
-        self._source = _source_of(transfer.plan.source)
-        self._dests = [_identity_of(dest) for dest in transfer.dests]
+        self.bind(transfer)
         if not self.exists:
             return
         if not os.path.exists(self.dests_path):
@@ -55,20 +54,34 @@ class Store:
                 f"{self.path} has no {self.dests_path} beside it, so it does not say what each "
                 f"destination has: give another --map, or remove it to begin again"
             )
-        content = mapfile.parse(_read(self.path))
-        found = self._parse(_read(self.dests_path))
+        self.restore(transfer, _read(self.path), _read(self.dests_path), retry=retry)
+
+    def save(self, transfer: Transfer) -> None:
+        """Write both files. Raises OSError."""
+        source, dests = self.dump(transfer)
+        _replace(self.dests_path, dests)
+        _replace(self.path, source)
+        self.exists = True
+
+    def bind(self, transfer: Transfer) -> None:
+        """Note what is copied to where, by names that outlast a reboot."""
+        self._source = _source_of(transfer.plan.source)
+        self._dests = [_identity_of(dest) for dest in transfer.dests]
+
+    def dump(self, transfer: Transfer) -> tuple[str, str]:
+        """Return the texts of the two files, the map's first; `bind` comes before."""
+        return mapfile.build(make_map(transfer)), json.dumps(self._describe(transfer)) + "\n"
+
+    def restore(self, transfer: Transfer, source: str, dests: str, *, retry: bool = False) -> None:
+        """Let `transfer` go on from the texts that `dump` made."""
+        content = mapfile.parse(source)
+        found = self._parse(dests)
         self._check(found, transfer)
         kept = self._match(found["destinations"], transfer.dests)
         for dest, state in zip(transfer.dests, kept, strict=True):
             dest.resume(_inward(state["written"], transfer.plan.block, dest.region.count))
         if not retry and transfer.plan.source is not None:
             _resume_bad(transfer, content, found.get("errors", []))
-
-    def save(self, transfer: Transfer) -> None:
-        """Write both files. Raises OSError."""
-        _replace(self.dests_path, json.dumps(self._describe(transfer)) + "\n")
-        _replace(self.path, mapfile.build(make_map(transfer)))
-        self.exists = True
 
     def remove(self) -> None:
         """Remove both files, the map first."""

@@ -1,0 +1,11 @@
+"""Many seeded histories of whole copies: errors, interruptions, power cuts, and going on."""
+
+from __future__ import annotations
+
+from tests.simulated.conftest import Seeds
+from tests.simulated.transfer.history import History
+
+
+def test_any_history_ends_with_true_copies(seeds: Seeds) -> None:
+    for seed in seeds(500):
+        History(seed).play()

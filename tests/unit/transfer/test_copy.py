@@ -1,0 +1,217 @@
+"""What a transfer does about each kind of error, on simulated disks."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dmcopy.errors import UsageError
+from dmcopy.io import IoRegion, Op, Reactor
+from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.kcopyd import Client
+from dmcopy.ranges import RangeSet
+from dmcopy.transfer import Plan, Transfer, events
+from dmcopy.transfer.destination import Destination, FailedRange
+from dmcopy.transfer.plan import Piece
+
+SECTORS = 640
+
+
+class Bench:
+    """A source of random data, three empty destinations, and a transfer."""
+
+    def __init__(self, block: int = 512) -> None:
+        self.source, *self.dests = (
+            SimulatedDisk(SECTORS, name, logical_block_size=block)
+            for name in ("source", "dest0", "dest1", "dest2")
+        )
+        self.source.load(random.Random(0).randbytes(SECTORS << 9))
+        self.seen: list[events.Event] = []
+
+    def run(self, during: Callable[[Transfer, Reactor], Any] | None = None, **how: Any) -> Transfer:
+        with Reactor(SimulatedBackend(1)) as reactor:
+            client = Client(64, reactor=reactor, depth=4)
+            source, *dests = (IoRegion(disk, 0, SECTORS) for disk in (self.source, *self.dests))
+            plan = Plan(source, tuple(dests), 64)
+            transfer = Transfer(client, plan, observer=self.seen.append, **how)
+            if during is not None:
+                during(transfer, reactor)
+            transfer.run()
+            client.destroy()
+            return transfer
+
+    def is_copied(self, index: int) -> bool:
+        return self.dests[index].content == self.source.content
+
+    def of(self, kind: type[events.Event]) -> list[Any]:
+        return [event for event in self.seen if isinstance(event, kind)]
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_all_is_well(bench: Bench) -> None:
+    transfer = bench.run()
+    assert all(bench.is_copied(index) for index in range(3))
+    assert [dest.durable for dest in transfer.dests] == [RangeSet([(0, SECTORS)])] * 3
+    last = bench.of(events.Progress)[-1]
+    assert (last.sectors, last.total, last.written) == (SECTORS, SECTORS, (SECTORS,) * 3)
+
+
+def test_stop_drops_the_destination_that_failed_and_the_others_go_on(bench: Bench) -> None:
+    bench.dests[1].fail(Op.WRITE, 300, 1)
+    transfer = bench.run()
+    assert (bench.is_copied(0), bench.is_copied(2)) == (True, True)
+    failed = transfer.dests[1]
+    assert (failed.error, failed.cause) == (errno.EIO, "write")
+    assert list(failed.failures) == [FailedRange(256, 320, errno.EIO)]
+    assert [event.path for event in bench.of(events.Dropped)] == ["dest1"]
+
+
+def test_stop_ends_at_a_read_error(bench: Bench) -> None:
+    bench.source.fail(Op.READ, 300, 1)
+    transfer = bench.run()
+    assert transfer.source_error == errno.EIO
+    assert list(transfer.unread) == [FailedRange(256, 320, errno.EIO)]
+    assert not transfer.bad
+    for dest in transfer.dests:
+        assert dest.ok
+        assert 300 not in dest.written
+        assert dest.durable == dest.written
+
+
+@pytest.mark.parametrize("block", [512, 4096])
+def test_skip_leaves_out_exactly_the_bad_blocks(block: int) -> None:
+    bench, step = Bench(block), block >> 9
+    before = bytes(bench.dests[0].content)
+    bench.source.fail(Op.READ, 300, 3)
+    bench.dests[1].fail(Op.WRITE, 100, 1, error=errno.EILSEQ)
+    transfer = bench.run(on_error="skip")
+    low, high = 300 // step * step, -(-303 // step) * step
+    assert transfer.bad.ranges() == RangeSet([(low, high)])
+    for index, dest in enumerate(transfer.dests):
+        bad = RangeSet([(low, high)])
+        if index == 1:
+            start = 100 // step * step
+            assert list(dest.failures) == [FailedRange(start, start + step, errno.EILSEQ)]
+            bad.add(start, start + step)
+        assert not dest.error
+        assert dest.written == RangeSet(bad.gaps(0, SECTORS))
+        for start, end in bad:
+            same = bench.dests[index].read(start, end - start)
+            assert same == before[start << 9 : end << 9], "nothing was to be written there"
+
+
+def test_skip_looks_no_closer_where_a_disk_is_full(bench: Bench) -> None:
+    fault = bench.dests[0].fail(Op.WRITE, 320, 320, error=errno.ENOSPC)
+    fault.times = 100
+    transfer = bench.run(on_error="skip")
+    assert list(transfer.dests[0].failures) == [FailedRange(320, 640, errno.ENOSPC)]
+    assert fault.times == 95  # five pieces of 64 sectors, tried once each
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_a_source_that_vanishes_ends_the_copy(bench: Bench, on_error: str) -> None:
+    def vanish(_: Transfer, reactor: Reactor) -> None:
+        reactor.call_later(0.002, lambda: setattr(bench.source, "vanished", True))
+
+    transfer = bench.run(vanish, on_error=on_error)
+    assert transfer.source_error == errno.ENODEV
+    assert 0 < transfer.dests[0].sectors < SECTORS
+    assert len(bench.of(events.ReadFailed)) <= 8, "no search for good blocks in a missing disk"
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_a_destination_that_vanishes_is_dropped(bench: Bench, on_error: str) -> None:
+    def vanish(_: Transfer, reactor: Reactor) -> None:
+        reactor.call_later(0.002, lambda: setattr(bench.dests[2], "vanished", True))
+
+    transfer = bench.run(vanish, on_error=on_error)
+    assert (bench.is_copied(0), bench.is_copied(1)) == (True, True)
+    assert transfer.dests[2].error == errno.ENODEV
+
+
+def test_all_destinations_fail(bench: Bench) -> None:
+    for dest in bench.dests:
+        dest.fail(Op.WRITE, 0, SECTORS)
+    transfer = bench.run()
+    assert all(dest.error == errno.EIO for dest in transfer.dests)
+    assert not any(dest.sectors for dest in transfer.dests)
+
+
+def test_what_no_flush_has_covered_is_not_called_written(bench: Bench) -> None:
+    bench.dests[0].fail(Op.FLUSH, 0, SECTORS)
+    transfer = bench.run()
+    dest = transfer.dests[0]
+    assert (dest.error, dest.cause, dest.sectors) == (errno.EIO, "flush", 0)
+    assert list(dest.failures) == [FailedRange(0, SECTORS, errno.EIO)]
+    assert transfer.dests[1].ok
+
+
+def test_a_failed_flush_takes_back_only_what_came_after_the_last_good_one() -> None:
+    disk = SimulatedDisk(100, "disk")
+    dest = Destination(IoRegion(disk, 0, 100))
+    dest.wrote(0, 40)
+    dest.flushed(dest.written.copy())
+    dest.wrote(40, 60)
+    dest.drop(errno.EIO, "flush")
+    assert dest.written == RangeSet([(0, 40)])
+    assert list(dest.failures) == [FailedRange(40, 60, errno.EIO)]
+    assert dest.sectors == 40
+
+
+def test_interrupted_it_ends_soon_and_says_what_is_written(bench: Bench) -> None:
+    def interrupt(transfer: Transfer, reactor: Reactor) -> None:
+        reactor.call_later(0.002, transfer.interrupt)
+
+    transfer = bench.run(interrupt)
+    assert transfer.interrupted
+    assert not transfer.abandoned
+    for index, dest in enumerate(transfer.dests):
+        assert 0 < dest.sectors < SECTORS
+        assert dest.durable == dest.written
+        for start, end in dest.written:
+            assert bench.dests[index].read(start, end - start) == bench.source.read(
+                start, end - start
+            )
+
+
+def test_pieces_give_each_what_it_needs(bench: Bench) -> None:
+    source, first, second, _ = (IoRegion(disk, 0, SECTORS) for disk in (bench.source, *bench.dests))
+    plan = Plan(source, (first, second), 64, holes=RangeSet([(192, 256)]))
+    needs = [RangeSet([(0, 100)]), RangeSet([(80, 130), (192, 260)])]
+    assert list(plan.pieces(needs)) == [
+        Piece(0, 64, (0,)),
+        Piece(64, 16, (0,)),
+        Piece(80, 20, (0, 1)),
+        Piece(100, 28, (1,)),
+        Piece(128, 2, (1,)),
+        Piece(192, 64, (1,), zero=True),
+        Piece(256, 4, (1,)),
+    ]
+
+
+def test_halves_are_whole_blocks() -> None:
+    piece = Piece(80, 24, (0,))
+    assert piece.halves(8) == (Piece(80, 8, (0,)), Piece(88, 16, (0,)))
+    assert piece.halves(1) == (Piece(80, 12, (0,)), Piece(92, 12, (0,)))
+
+
+def test_a_plan_refuses_what_cannot_be(bench: Bench) -> None:
+    source, dest = IoRegion(bench.source, 0, 64), IoRegion(bench.dests[0], 0, 64)
+    with pytest.raises(UsageError, match="1 to 8 destinations, not 0"):
+        Plan(source, (), 64)
+    with pytest.raises(UsageError, match="dest0 is given twice"):
+        Plan(source, (dest, IoRegion(bench.dests[0], 64, 64)), 64)
+    with pytest.raises(UsageError, match="overlaps the source"):
+        Plan(source, (IoRegion(bench.source, 32, 64),), 64)
+    with pytest.raises(UsageError, match="past the end"):
+        Plan(source, (IoRegion(bench.dests[0], 600, 64),), 64)
+    with pytest.raises(UsageError, match="is empty"):
+        Plan(IoRegion(bench.source, 0, 0), (dest,), 64)
