@@ -51,6 +51,14 @@ class Guest(ABC):
     def wait(self, command: Command, timeout: float = RUN_TIMEOUT) -> Result:
         """Wait for a started command. Raises DeadlineError, LostVMError."""
 
+    @abstractmethod
+    def poll(self, command: Command, timeout: float) -> int | None:
+        """Move what a started command reads and writes until something happens.
+
+        Returns its status once it has ended; None after `timeout` seconds or less. Raises
+        LostVMError.
+        """
+
     def run(
         self,
         argv: Sequence[str],

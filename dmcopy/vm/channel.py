@@ -183,6 +183,13 @@ class Command:
             self._argv, self.status, bytes(self._kept[Kind.OUT]), bytes(self._kept[Kind.ERR])
         )
 
+    def poll(self, timeout: float) -> int | None:
+        """Move what there is to move; return the status once there is one."""
+        if self.status is None:
+            self._feed()
+            self._channel.move(time.monotonic() + timeout)
+        return self.status
+
     def signal(self, number: int) -> None:
         """Send a signal to the command and whatever it started."""
         self._channel.send(Kind.SIGNAL, self._number, bytes([number]))

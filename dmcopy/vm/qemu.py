@@ -102,6 +102,13 @@ class QemuGuest(Guest):
         except ChannelLostError as error:
             raise self._lost(str(error)) from None
 
+    def poll(self, command: Command, timeout: float) -> int | None:
+        self._alive()
+        try:
+            return command.poll(timeout)
+        except ChannelLostError as error:
+            raise self._lost(str(error)) from None
+
     def kill(self) -> None:
         self._end()
 

@@ -1,0 +1,228 @@
+"""On the host: `kernel` tests become one item for each kernel, and a guest supplies the results.
+
+A guest boots when the first of its tests is due. One pytest process in it runs all of them in
+order and sends reports, which are replayed here as though the tests had run here: -x, -k, --lf,
+--junitxml and the closing line see nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from dmcopy.errors import DmcopyError
+from dmcopy.testing.reporter import Lines
+
+_LAST_WORDS: Final = 4000
+_PASSED_ON: Final = ("DMCOPY_TEST", "DMCOPY_SEED", "PYTEST_ADDOPTS")
+
+
+class GuestItem(pytest.Item):
+    """A test as it is run by one kernel."""
+
+    def __init__(self, *, original: pytest.Item, kernel: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.original = original
+        self.kernel = kernel
+        self.own_markers = list(original.own_markers)
+        for marker in self.own_markers:
+            self.keywords[marker.name] = marker
+        if self.config.pluginmanager.hasplugin("timeout"):
+            # The test's own limit holds in the guest; here it would count the boot as well.
+            self.add_marker(pytest.mark.timeout(0))
+
+    def runtest(self) -> None:
+        raise AssertionError("a guest runs this")  # pragma: no cover
+
+    def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
+        path, line, name = self.original.reportinfo()
+        return path, line, name.removesuffix(self.original.name) + self.name
+
+
+class Guests:
+    """The plugin behind `--vm`: multiplies the tests, boots the guests, replays the reports."""
+
+    def __init__(self, config: pytest.Config, disk_size: str, serials: Sequence[str]) -> None:
+        self._config = config
+        self._disks = [(disk_size, serial) for serial in serials]
+        self._kernels = [word.strip() for word in config.getoption("--vm").split(",")]
+        if not all(self._kernels):
+            raise pytest.UsageError("--vm: give one or more kernels, as in --vm 6.1,6.12")
+        self._runs: dict[str, GuestRun] = {}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        marked = [item for item in items if item.get_closest_marker("kernel")]
+        others = [item for item in items if not item.get_closest_marker("kernel")]
+        # After the others, and kernel by kernel, so that one guest runs at a time.
+        items[:] = others + [
+            self._item(original, kernel) for kernel in self._kernels for original in marked
+        ]
+
+    def _item(self, original: pytest.Item, kernel: str) -> GuestItem:
+        label = Path(kernel).name
+        name = original.name
+        name = f"{name[:-1]}-{label}]" if name.endswith("]") else f"{name}[{label}]"
+        assert original.parent is not None  # only the session has none
+        item: GuestItem = GuestItem.from_parent(
+            original.parent, name=name, original=original, kernel=kernel
+        )
+        return item
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> bool | None:
+        if not isinstance(item, GuestItem):
+            return None
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for report in self._run_of(item).reports(item):
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        if not (isinstance(nextitem, GuestItem) and nextitem.kernel == item.kernel):
+            self._runs[item.kernel].close()
+        return True
+
+    def _run_of(self, item: GuestItem) -> GuestRun:
+        if item.kernel not in self._runs:
+            mine = [
+                other
+                for other in item.session.items
+                if isinstance(other, GuestItem) and other.kernel == item.kernel
+            ]
+            self._runs[item.kernel] = GuestRun(self._config, item.kernel, mine, self._disks)
+        return self._runs[item.kernel]
+
+    def pytest_sessionfinish(self) -> None:
+        for run in self._runs.values():
+            run.close()
+
+
+class GuestRun:
+    """One guest, one pytest process in it, and the reports that have come so far."""
+
+    def __init__(
+        self,
+        config: pytest.Config,
+        kernel: str,
+        items: Sequence[GuestItem],
+        disks: Sequence[tuple[str, str]],
+    ) -> None:
+        from dmcopy import vm  # only a run with --vm pays for this import
+
+        self._config = config
+        self._silence: float = config.getoption("--vm-silence")
+        self._lines = Lines()
+        self._reports: dict[str, list[dict[str, Any]]] = {}
+        self._complaints: list[str] = []
+        self._ended = ""
+        self._guest: vm.Guest | None = None
+        try:
+            self._guest = vm.guest(
+                kernel=kernel,
+                disks=[vm.Disk(size, serial) for size, serial in disks],
+                memory=config.getoption("--vm-memory"),
+            )
+            self._command = self._guest.start(
+                self._argv(items),
+                cwd=config.rootpath,
+                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+                stdout=self._take,
+                stderr=self._lines.other.extend,
+            )
+        except DmcopyError as error:
+            self._ended = str(error)
+
+    def _argv(self, items: Sequence[GuestItem]) -> list[str]:
+        option = self._config.getoption
+        argv = [sys.executable, "-m", "pytest", "--vm-report", "-p", "no:cacheprovider", "-q"]
+        argv += [
+            f"--tb={option('tbstyle')}",
+            f"--rootdir={self._config.rootpath}",
+        ]
+        if option("showlocals"):
+            argv.append("--showlocals")
+        if self._config.inipath is not None:
+            argv += ["-c", str(self._config.inipath)]
+        return [*argv, *(item.original.nodeid for item in items)]
+
+    def reports(self, item: GuestItem) -> list[pytest.TestReport]:
+        """Return the reports of one test once they are all there; a failure if they never come."""
+        name = item.original.nodeid
+        deadline = time.monotonic() + self._silence
+        while not self._ended and not self._complete(name):
+            before = len(self._reports)
+            self._move()
+            if len(self._reports) > before:
+                deadline = time.monotonic() + self._silence
+            elif time.monotonic() > deadline:
+                self._ended = f"no result from the guest for {self._silence:.0f} s"
+        reports = [self._replayed(data, item) for data in self._reports.pop(name, [])]
+        if not reports or reports[-1].when != "teardown":
+            reports.append(self._lost(item))
+        return reports
+
+    def close(self) -> None:
+        """End the guest; at once if its tests are still running."""
+        if self._guest is None:
+            return
+        if self._ended or self._command.status is not None:
+            self._guest.close()
+        else:
+            self._guest.kill()
+        self._guest = None
+        self._ended = self._ended or "the guest was closed"
+
+    def _complete(self, name: str) -> bool:
+        reports = self._reports.get(name, [])
+        return bool(reports) and bool(reports[-1]["when"] == "teardown")
+
+    def _move(self) -> None:
+        assert self._guest is not None
+        try:
+            status = self._guest.poll(self._command, 1.0)
+        except DmcopyError as error:
+            self._ended = str(error)
+            return
+        if status is not None:
+            said = bytes(self._lines.other[-_LAST_WORDS:]).decode(errors="replace")
+            said = "\n".join([*self._complaints, said]).strip()
+            self._ended = f"pytest ended with {status} in the guest; it said:\n{said or 'nothing'}"
+
+    def _take(self, data: bytes) -> None:
+        for report in self._lines.feed(data):
+            if report["$report_type"] == "TestReport":
+                self._reports.setdefault(report["nodeid"], []).append(report)
+            else:
+                self._complaints.append(_longrepr_text(report["longrepr"]))
+
+    def _replayed(self, data: dict[str, Any], item: GuestItem) -> pytest.TestReport:
+        if isinstance(data["longrepr"], list):  # a skip's place and reason, which JSON made a list
+            data["longrepr"] = tuple(data["longrepr"])
+        report: pytest.TestReport = self._config.hook.pytest_report_from_serializable(
+            config=self._config, data=data
+        )
+        report.nodeid = item.nodeid
+        report.location = item.location
+        report.sections = [(str(title), str(text)) for title, text in report.sections]
+        return report
+
+    def _lost(self, item: GuestItem) -> pytest.TestReport:
+        return pytest.TestReport(
+            nodeid=item.nodeid,
+            location=item.location,
+            keywords=dict.fromkeys(item.keywords, 1),
+            outcome="failed",
+            longrepr=f"not run to its end: {self._ended}",
+            when="call",
+        )
+
+
+def _longrepr_text(longrepr: object) -> str:
+    return str(longrepr.get("longrepr", longrepr)) if isinstance(longrepr, dict) else str(longrepr)
