@@ -36,6 +36,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--map", metavar="FILE", help="note what is done in FILE (ddrescue's format); go on from it"
     )
+    parser.add_argument(
+        "--map-interval",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="flush and save the map every S seconds (default: 1)",
+    )
     parser.add_argument("--retry", action="store_true", help="try the map's bad blocks again")
     parser.add_argument("--dry-run", action="store_true", help="check and say what would be done")
     _add_tuning(parser)
@@ -99,6 +106,8 @@ def _run(opened: Opened, options: Options, args: argparse.Namespace) -> Outcome:
 def _options(args: argparse.Namespace) -> Options:
     if not 1 <= args.throttle <= 100:
         raise UsageError(f"--throttle is a percentage from 1 to 100, not {args.throttle}")
+    if not args.map_interval > 0:
+        raise UsageError(f"--map-interval is a number of seconds above 0, not {args.map_interval}")
     return Options(
         backend=args.io,
         depth=args.depth,
@@ -109,6 +118,7 @@ def _options(args: argparse.Namespace) -> Options:
         sparse=args.sparse,
         verify=args.verify,
         map_path=args.map or "",
+        map_interval=args.map_interval,
         retry=args.retry,
     )
 

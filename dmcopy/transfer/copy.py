@@ -23,7 +23,7 @@ from typing import Final, Literal
 from dmcopy.kcopyd import Client, CopyJob, Flag
 from dmcopy.transfer import events
 from dmcopy.transfer.destination import GONE, HOPELESS, Destination, Failures
-from dmcopy.transfer.durability import Durability
+from dmcopy.transfer.durability import INTERVAL_SECONDS, Durability
 from dmcopy.transfer.plan import Piece, Plan
 
 OnError = Literal["stop", "skip"]
@@ -46,7 +46,7 @@ class Transfer:
     """A copy as `plan` says, on `client`; `run` does it.
 
     `outstanding`: the most jobs given to the client at once. `saved()` is called whenever more has
-    become durable, and once at the end.
+    become durable, about every `interval` seconds, and once at the end.
 
     Attributes:
         dests: what became of each destination.
@@ -64,6 +64,7 @@ class Transfer:
         on_error: OnError = "stop",
         observer: events.Observer = events.ignore,
         saved: Callable[[Transfer], object] | None = None,
+        interval: float = INTERVAL_SECONDS,
         outstanding: int = 16,
     ) -> None:
         self.plan = plan
@@ -80,6 +81,7 @@ class Transfer:
         self._skip = on_error == "skip"
         self._observe = observer
         self._saved = saved
+        self._interval = interval
         self._outstanding = outstanding
         self._flags = int(Flag.SPARSE) if plan.sparse else 0
         self._again: list[Piece] = []
@@ -104,7 +106,7 @@ class Transfer:
         self._pieces = self.plan.pieces(needs)
         self._announce()
         if self._saved is not None:
-            self._durability.start()
+            self._durability.start(self._interval)
         self._reactor.call_soon(self._fill)
         self._tick()
 

@@ -120,7 +120,7 @@ class Outcome:
             **_cache(dest.region.device),
         }
         if self.verified:
-            facts["verified"] = self.verified.is_good(index)
+            facts["verified"] = None if dest.error else self.verified.is_good(index)
             facts["mismatches"] = _ranges(self.verified.mismatches[index], start)
         return facts
 

@@ -11,6 +11,7 @@ from dmcopy.kcopyd import Client, Throttle
 from dmcopy.ranges import RangeSet
 from dmcopy.transfer import events
 from dmcopy.transfer.copy import OnError, Transfer
+from dmcopy.transfer.durability import INTERVAL_SECONDS
 from dmcopy.transfer.opening import Opened, is_same
 from dmcopy.transfer.outcome import Outcome
 from dmcopy.transfer.plan import Plan, block_of, find_holes
@@ -32,6 +33,7 @@ class Options:
     sparse: bool = False
     verify: bool = False
     map_path: str = ""
+    map_interval: float = INTERVAL_SECONDS
     retry: bool = False
 
 
@@ -97,6 +99,7 @@ class Session:
             on_error=self.options.on_error,
             observer=self._observe,
             saved=self._save if self._store else None,
+            interval=self.options.map_interval,
             outstanding=self.settings.outstanding,
         )
         outcome = Outcome(transfer, self.settings, created=self._opened.created)

@@ -85,6 +85,7 @@ class History:
             plan,
             on_error="skip" if skip else "stop",
             saved=lambda transfer: self.save(store, transfer),
+            interval=rng.choice((1e-4, 1e-3, 1.0)),
             outstanding=rng.randint(1, 8),
         )
         store.bind(transfer)
@@ -92,8 +93,6 @@ class History:
             store.restore(transfer, *self.saved, retry=last or not skip)
         known = transfer.bad.ranges()
         transfer.start()
-        transfer._durability.stop()
-        transfer._durability.start(rng.choice((1e-4, 1e-3, 1.0)))
         cut = None if last else rng.choice((None, None, "power", "interrupt", "vanish"))
         if cut is not None:
             reactor.call_later(rng.random() * 0.03, lambda: self.cut(cut, transfer, backend))
