@@ -1,0 +1,207 @@
+"""Sessions on real files: verification, holes, interrupted calls, files that change under them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dmcopy.block import BlockDevice
+from dmcopy.errors import ExitCode
+from dmcopy.io import IoRegion, Reactor, probe
+from dmcopy.io.request import Request as IoRequest
+from dmcopy.kcopyd import Client
+from dmcopy.ranges import RangeSet
+from dmcopy.transfer import Options, Outcome, Plan, Request, Session, Transfer, Verifier, open_all
+from dmcopy.transfer.plan import find_holes
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+SIZE = 4 << 20
+
+
+@pytest.fixture(params=["threads", "uring"])
+def engine(request: pytest.FixtureRequest) -> str:
+    if probe()[request.param]:
+        pytest.skip(probe()[request.param])
+    return str(request.param)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("src").write_bytes(os.urandom(SIZE))
+    return tmp_path
+
+
+def copy(*dests: str, **options: object) -> Outcome:
+    with open_all(Request("src", dests)) as opened:
+        return Session(opened, Options(**options)).run()  # type: ignore[arg-type]
+
+
+def test_a_file_that_shrinks_is_a_read_error(engine: str) -> None:
+    kept = 1 << 20 | 512
+    with open_all(Request("src", ("a",))) as opened:
+        os.truncate("src", kept)
+        options = Options(backend=engine, piece=64)
+        assert Session(opened, options).run().exit_code == ExitCode.FAILED
+        skipping = Options(backend=engine, piece=64, on_error="skip")
+        outcome = Session(opened, skipping).run()
+    assert outcome.exit_code == ExitCode.PARTIAL
+    assert outcome.transfer.bad.ranges() == RangeSet([(kept >> 9, SIZE >> 9)])
+    assert Path("a").read_bytes()[:kept] == Path("src").read_bytes()
+
+
+def test_short_writes_are_gone_on_with_until_the_error(engine: str) -> None:
+    """A limit on the file size cuts a write short, and refuses the rest of it."""
+    Path("a").write_bytes(bytes(SIZE))
+    limit = (1 << 20) + 4096
+    words = ["copy", "src", "a", "--io", engine, "--on-error", "skip", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dmcopy", *words, "--piece", "64K", "--depth", "2"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == ExitCode.PARTIAL, done.stderr
+    assert '"EFBIG"' in done.stdout
+    assert Path("a").read_bytes()[: 1 << 20] == Path("src").read_bytes()[: 1 << 20]
+
+
+def test_interrupted_system_calls(engine: str) -> None:
+    rings = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rings.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        for depth in (1, 4):
+            outcome = copy("a", "b", backend=engine, depth=depth, piece=8, verify=True)
+            assert outcome.exit_code == ExitCode.OK
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert rings
+    assert Path("a").read_bytes() == Path("b").read_bytes() == Path("src").read_bytes()
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_verification_names_the_sectors_that_differ(direct: bool) -> None:
+    assert copy("a", "b").exit_code == ExitCode.OK
+    content = bytearray(Path("b").read_bytes())
+    content[1000 * 512 + 7] ^= 1
+    content[1001 * 512 + 511] ^= 128
+    content[-1] ^= 1
+    Path("b").write_bytes(content)
+    with open_all(Request("src", ("a", "b"))) as opened, Reactor() as reactor:
+        if not direct:
+            for region in opened.dests:
+                region.device.direct = False  # type: ignore[misc]
+        client = Client(16, reactor=reactor)
+        plan = Plan(opened.source, tuple(opened.dests), 64)
+        transfer = Transfer(client, plan)
+        for dest in transfer.dests:
+            dest.resume(RangeSet([(0, SIZE >> 9)]))
+        found = Verifier(reactor, plan, transfer.dests, pages=64).run()
+        client.destroy()
+        outcome = Outcome(transfer, Session(opened, Options()).settings, found)
+    last = (SIZE >> 9) - 1
+    assert found.mismatches == [RangeSet(), RangeSet([(1000, 1002), (last, last + 1)])]
+    assert (found.is_good(0), found.is_good(1)) == (True, False)
+    assert outcome.exit_code == ExitCode.MISMATCH
+    told = outcome.as_dict()["destinations"][1]
+    assert told["mismatches"] == [{"sector": 1000, "count": 2}, {"sector": last, "count": 1}]
+
+
+def test_holes() -> None:
+    with open("src", "wb") as file:
+        file.truncate(16 << 20)
+        for start in (0, 5 << 20, 15 << 20):
+            file.seek(start)
+            file.write(b"x" * (1 << 20))
+    with BlockDevice.open("src") as device:
+        holes = find_holes(IoRegion(device, 0, device.sectors), 8)
+        inner = find_holes(IoRegion(device, 3 << 11, 4 << 11), 8)
+    assert holes == RangeSet([(1 << 11, 5 << 11), (6 << 11, 15 << 11)])
+    assert inner == RangeSet([(0, 2 << 11), (3 << 11, 4 << 11)])
+
+
+def test_a_new_file_that_got_nothing_is_removed() -> None:
+    with open_all(Request("src", ("a",))) as opened:
+        assert opened.created == ["a"]
+        opened.discard_created()
+    assert not Path("a").exists()
+    os.truncate("src", 512)
+    with open_all(Request("src", ("b",))) as opened:
+        os.truncate("src", 0)
+        outcome = Session(opened, Options(map_path="map")).run()
+        assert (outcome.exit_code, outcome.nothing_written) == (ExitCode.FAILED, True)
+    assert not Path("map").exists(), "nor is a map of nothing kept"
+
+
+class Stuck:
+    """A back end whose writes never end, as on a disk that hangs."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self.inner = reactor.backend
+        self.name, self.time, self.fileno = self.inner.name, self.inner.time, self.inner.fileno
+        self.held: list[IoRequest] = []
+        reactor.backend = self
+        reactor.submit = self.submit
+
+    def submit(self, request: IoRequest) -> None:
+        self.held.append(request)
+
+    def poll(self, timeout: float | None) -> list[IoRequest]:
+        return self.inner.poll(timeout)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@pytest.fixture
+def waker() -> Iterator[list[threading.Timer]]:
+    timers: list[threading.Timer] = []
+    yield timers
+    for timer in timers:
+        timer.join(10)
+
+
+def test_an_interruption_does_not_wait_for_a_disk_that_hangs(
+    waker: list[threading.Timer],
+) -> None:
+    with open_all(Request("src", ("a",))) as opened, Reactor("threads") as reactor:
+        stuck = Stuck(reactor)
+        client = Client(64, reactor=reactor)
+        transfer = Transfer(client, Plan(opened.source, tuple(opened.dests), 128))
+        timer = threading.Timer(0.05, reactor.call_soon_threadsafe, [transfer.interrupt])
+        waker.append(timer)
+        timer.start()
+        transfer.start()
+        reactor.run_until(lambda: transfer.finished, 30)
+        assert (transfer.interrupted, transfer.abandoned) == (True, True)
+        while stuck.held:  # let it end after all, so that the client can be destroyed
+            request = stuck.held.pop()
+            request.error = errno.EIO
+            assert request.notify is not None
+            request.notify(request)
+            reactor.step(0.01)
+        client.destroy(10)
+
+
+def test_an_interruption_before_anything_began() -> None:
+    with open_all(Request("src", ("a",))) as opened:
+        session = Session(opened, Options())
+        session.interrupt()
+        began = time.monotonic()
+        outcome = session.run()
+    assert outcome.exit_code == ExitCode.INTERRUPTED
+    assert time.monotonic() - began < 30
