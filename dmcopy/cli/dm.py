@@ -315,7 +315,7 @@ def _stats(args: argparse.Namespace) -> None:
 
 
 def _reap(args: argparse.Namespace) -> int:
-    ledger = Ledger()
+    ledger = Ledger() if args.dry_run else args.mapper.ledger
     chosen = {"wanted": lambda entry: entry.keep or entry.abandoned} if args.all else {}
     reaper = Reaper(args.mapper, ledger, **chosen)
     if args.dry_run:

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dmcopy.errors import DmcopyError, UsageError
+from dmcopy.errors import BusyError, DmcopyError, UsageError
 from dmcopy.mapper.device import Device
 from dmcopy.status import StatusLine
 from dmcopy.table import ConciseDevice, Table
 
 PREFIX = "dmcopy-"
+QUICK_SECONDS = 2.0
 
 
 class Version(NamedTuple):
@@ -235,8 +236,12 @@ class Mapper(abc.ABC):
             self.resume(name, flush=False, lockfs=False)
 
     def _finish(self, made: Device) -> None:
-        self.thaw(made.name)
-        made.remove()
+        try:
+            self.remove(made.name, timeout=QUICK_SECONDS)
+        except BusyError:
+            # Whoever waits for I/O on a suspended device keeps it open; resumed, it lets go.
+            self.thaw(made.name)
+            self.remove(made.name)
 
 
 class Stack:

@@ -54,12 +54,13 @@ class DmsetupError(DmcopyError):
         self.errno = code
         self.said = said
         self.kernel = kernel
-        reason = f"; the kernel says: {kernel[-1]}" if kernel else ""
+        self.reason = _reason(kernel)
+        reason = f"; the kernel says: {self.reason}" if kernel else ""
         super().__init__(f"dmsetup {shlex.join(words)}: {said or 'failed without a word'}{reason}")
 
     def about(self, name: str, action: str) -> DeviceError:
         """Return what a person should read: `action` on the device `name` failed, and why."""
-        hint = f"the kernel says: {self.kernel[-1]}" if self.kernel else self.said
+        hint = f"the kernel says: {self.reason}" if self.reason else self.said
         if self.errno == errno.ENXIO:
             hint = "there is no mapped device of that name"
         return DeviceError(name, action, self.errno or errno.EIO, hint)
@@ -163,6 +164,12 @@ class ScriptDmsetup(Dmsetup):
             text += f" <<'END-OF-TABLE'\n{stdin.rstrip()}\nEND-OF-TABLE"
         print(text, file=self._stream)
         return ""
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """Return the line that says why: the others say that there was an error."""
+    tables = [line for line in lines if line.startswith("table:")]
+    return next(iter(tables or lines), "")
 
 
 def _bytes(stdin: str | None) -> bytes:

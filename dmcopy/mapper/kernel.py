@@ -112,9 +112,7 @@ class KernelMapper(Mapper):
         words = ["remove", *names.options(name)]
         words += ["--deferred"] if deferred else []
         words += ["--force"] if force else []
-        self._until_idle(
-            name, seconds, lambda left: self.dmsetup.change(*words, "--", name, timeout=left)
-        )
+        self._until_idle(name, seconds, lambda: self.dmsetup.change(*words, "--", name))
         self.ledger.drop("dm", name)
 
     def rename(self, name: str, new_name: str) -> None:
@@ -268,14 +266,17 @@ class KernelMapper(Mapper):
             return DeviceError(name, action, error.errno, missing)
         return error.about(name, action)
 
-    def _until_idle(self, name: str, seconds: float, attempt: Callable[[float], object]) -> None:
-        """Call `attempt` until it does not fail with EBUSY, or the deadline is over."""
+    def _until_idle(self, name: str, seconds: float, attempt: Callable[[], object]) -> None:
+        """Call `attempt` until it does not fail with EBUSY, or the deadline is over.
+
+        An attempt is never cut short by it: a dmsetup that is killed leaves its work half done.
+        """
         deadline = time.monotonic() + seconds
         pause = _FIRST_PAUSE
         check_name(name)
         while True:
             try:
-                attempt(max(deadline - time.monotonic(), 1.0))
+                attempt()
                 return
             except DmsetupError as error:
                 if error.errno != errno.EBUSY:

@@ -90,7 +90,12 @@ class Flakey(Target):
 
         6.1 echoes that as the count 0, 6.12 as `2 error_reads error_writes` (measured).
         """
-        value = Target.canonical(self)
+        found = each_feature(self.name, Target.canonical(self).features or (), FEATURES)
+        words = (
+            [*one[:2], one[2].lower(), *one[3:]] if one[0] == "corrupt_bio_byte" else one
+            for one in found
+        )
+        value = dataclasses.replace(self, features=tuple(word for one in words for word in one))
         if set(value.features or ()) in (set(), {"error_reads", "error_writes"}):
             return dataclasses.replace(value, features=())
         return value

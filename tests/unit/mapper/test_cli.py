@@ -233,7 +233,7 @@ def test_run_removes_the_device_and_gives_the_commands_exit_code(
     command = ["sh", "-c", "echo $DMCOPY_DEVICE; exit 7"]
     assert dm("run", "work", "--table", "0 8 zero", "--", *command) == 7
     assert capfd.readouterr().out == "/dev/mapper/work\n"
-    assert [call["words"][0] for call in fake.calls] == ["create", "info", "remove"]
+    assert [call["words"][0] for call in fake.calls] == ["create", "remove"]
     assert dm("run", "work", "--table", "0 8 zero") == ExitCode.USAGE
 
 

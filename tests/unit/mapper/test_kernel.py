@@ -276,11 +276,11 @@ def test_several_devices_are_made_all_or_none(mapper: KernelMapper, fake: Fake) 
 
 
 def test_a_device_lives_as_long_as_its_block(mapper: KernelMapper, fake: Fake) -> None:
-    fake.answer(info(LIN), {"words": []})
+    fake.answer({"words": []})
     with mapper.device("one", ZERO) as device:
         assert device.name == "dmcopy-one"
         assert open_path(device) == "/dev/mapper/dmcopy-one"
-    assert [call["words"][0] for call in fake.calls] == ["create", "info", "remove"]
+    assert [call["words"][0] for call in fake.calls] == ["create", "remove"]
 
 
 def open_path(device: object) -> str:
@@ -297,18 +297,24 @@ def test_the_first_error_is_the_one_that_is_seen(mapper: KernelMapper, fake: Fak
 
 
 def test_a_stack_goes_from_the_top_and_a_suspended_device_is_resumed(
-    mapper: KernelMapper, fake: Fake
+    mapper: KernelMapper, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    suspended = "x||254|0|0|1|0|Live|Suspended|Writeable"
-    fake.answer(info(suspended), {"words": []})
+    monkeypatch.setattr("dmcopy.mapper.base.QUICK_SECONDS", 0)
+    suspended = "x||254|0|0|1|0|Both|Suspended|Writeable"
+    busy = ioctl("remove", "dmcopy-top", "Device or resource busy")
+    fake.answer(
+        failed("remove", "--", "dmcopy-top", stderr=busy, times=1), info(suspended), {"words": []}
+    )
     with mapper.stack() as stack:
         low = stack.device("low", ZERO)
         stack.device("top", Table.of(8, Linear(low.path, 0)))
-    tail = [call["words"] for call in fake.calls if call["words"][0] in ("resume", "remove")]
-    assert [(words[0], words[-1]) for words in tail] == [
+    tail = [(call["words"][0], call["words"][-1]) for call in fake.calls[2:]]
+    assert tail == [
+        ("remove", "dmcopy-top"),
+        ("info", "dmcopy-top"),
+        ("clear", "dmcopy-top"),
         ("resume", "dmcopy-top"),
         ("remove", "dmcopy-top"),
-        ("resume", "dmcopy-low"),
         ("remove", "dmcopy-low"),
     ]
 

@@ -141,6 +141,10 @@ def test_what_a_newer_kernel_prints_is_kept_raw_but_a_person_is_told() -> None:
         ),
         ("0 8 flakey a 0 1 1", "0 8 flakey a 0 1 1 0"),
         ("0 8 flakey a 0 1 1 2 error_writes error_reads", "0 8 flakey a 0 1 1 0"),
+        (
+            "0 8 flakey a 0 1 1 6 corrupt_bio_byte 1 R 2 0 drop_writes",
+            "0 8 flakey a 0 1 1 6 drop_writes corrupt_bio_byte 1 r 2 0",
+        ),
         ("0 64 mirror core 1 8 2 a 0 b 0 0", "0 64 mirror core 1 8 2 a 0 b 0"),
         (
             "0 64 crypt c 00 0 a 0 2 sector_size:4096 Allow_Discards",

@@ -1,0 +1,84 @@
+"""Disks in memory, a mapper with a ledger of its own, and a check that no test leaves a device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dmcopy.block.loop import LoopDevice, attach, detach
+from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.mapper.ledger import Ledger
+from dmcopy.mapper.names import unmangle
+from dmcopy.mapper.tree import top_down, with_deps
+
+SECTORS = 32768
+
+
+class Disks:
+    """Loop devices over files in memory: `a`, `b`, `c`, each of SECTORS sectors."""
+
+    def __init__(self, folder: Path) -> None:
+        self.loops: list[LoopDevice] = []
+        for name in "abc":
+            path = folder / name
+            path.touch()
+            os.truncate(path, SECTORS * 512)
+            self.loops.append(attach(path))
+        self.a, self.b, self.c = (loop.path for loop in self.loops)
+
+    def wipe(self) -> None:
+        """Zero what the targets keep at the beginning of a disk."""
+        for loop in self.loops:
+            with open(loop.path, "r+b", buffering=0) as file:
+                file.write(bytes(1 << 17))
+                os.fsync(file.fileno())
+
+    def fill(self, text: str) -> str:
+        """Return `text` with A, B, L for the disks."""
+        names = {"A": self.a, "B": self.b, "L": self.c}
+        return " ".join(names.get(word, word) for word in text.split(" "))
+
+
+@pytest.fixture(scope="session")
+def raw_disks() -> Iterator[Disks]:
+    """The disks with whatever is on them."""
+    folder = Path("/dev/shm") / f"dmcopy-test-{os.getpid()}"
+    folder.mkdir()
+    disks = Disks(folder)
+    yield disks
+    for loop in disks.loops:
+        detach(loop)
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+@pytest.fixture
+def disks(raw_disks: Disks) -> Disks:
+    """The disks, with nothing on them that a target would take for its own."""
+    raw_disks.wipe()
+    return raw_disks
+
+
+@pytest.fixture
+def mapper(tmp_path: Path) -> Iterator[KernelMapper]:
+    """A mapper with a ledger of its own; afterwards no device of the test's may be left."""
+    mapper = KernelMapper(ledger=Ledger(tmp_path / "ledger.jsonl"))
+    before = devices()
+    yield mapper
+    left = devices() - before
+    if left:
+        for info in top_down(with_deps(mapper)):
+            if info.name in left:
+                mapper.thaw(info.name)
+                mapper.remove(info.name)
+    assert not left, "the test left devices"
+    assert mapper.ledger.entries() == [], "the test left an entry in the ledger"
+
+
+def devices() -> set[str]:
+    """Return the names of all mapped devices, without a call of dmsetup."""
+    return {unmangle(path.read_text().strip()) for path in Path("/sys/block").glob("dm-*/dm/name")}

@@ -1,0 +1,158 @@
+"""Nothing is left behind: after many cycles with others opening nodes, and after a kill -9."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.mapper.ledger import Ledger
+from dmcopy.mapper.reap import Reaper
+from dmcopy.table import Linear, Table, Zero
+
+from .conftest import Disks
+
+pytestmark = pytest.mark.kernel
+
+
+class Opener:
+    """Opens and closes the nodes of our devices at random, as udev, blkid and others do."""
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+        self.opened = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        chance = random.Random(1)
+        while not self._stop.wait(chance.uniform(0, 0.02)):
+            for node in Path("/dev/mapper").glob(self.pattern):
+                try:
+                    # For writing: its close makes udev look at the device once more.
+                    with open(node, chance.choice(["rb", "r+b"]), buffering=0):
+                        self.opened += 1
+                        self._stop.wait(chance.uniform(0, 0.1))
+                except OSError:
+                    continue
+
+
+def _cycles(mapper: KernelMapper, disks: Disks, count: int) -> None:
+    table = Table.of(8, Linear(disks.a, 0))
+    with Opener("dmcopy-cycle*") as opener:
+        for number in range(count):
+            with mapper.device(f"cycle{number % 3}", table):
+                pass
+    assert opener.opened > count // 10
+
+
+def test_fifty_cycles_with_somebody_opening_the_nodes(mapper: KernelMapper, disks: Disks) -> None:
+    _cycles(mapper, disks, 50)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_five_hundred_cycles(mapper: KernelMapper, disks: Disks) -> None:
+    if os.environ.get("DMCOPY_TEST") != "long":
+        pytest.skip("500 cycles: only with DMCOPY_TEST=long (./scripts/test --long)")
+    _cycles(mapper, disks, 500)
+
+
+VICTIM = """
+import os, sys, time
+from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.mapper.ledger import Ledger
+from dmcopy.table import Linear, Table
+
+mapper = KernelMapper(ledger=Ledger(sys.argv[1]))
+with mapper.stack() as stack:
+    below = sys.argv[2]
+    for name in ("one", "two", "three"):
+        below = stack.device(name, Table.of(64, Linear(below, 0))).path
+    mapper.load("dmcopy-two", Table.of(8, Linear(sys.argv[2], 0)))
+    mapper.suspend("dmcopy-two")
+    print("ready", flush=True)
+    with open(below, "rb", buffering=0) as file:  # waits for the suspended device, for ever
+        time.sleep(600)
+"""
+
+
+@pytest.fixture
+def victim(disks: Disks, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    words = [sys.executable, "-c", VICTIM, str(tmp_path / "ledger.jsonl"), disks.b]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+def test_reap_after_kill_9_leaves_the_machine_as_it_was(
+    mapper: KernelMapper, victim: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    other = mapper.create("dmcopy-somebody-elses", Table.of(8, Zero()), uuid="theirs")
+    mapper.ledger.drop("dm", other.name)
+    assert Reaper(mapper, ledger).run().removed == []  # its owner lives
+    victim.send_signal(signal.SIGKILL)
+    victim.wait(10)
+    assert len(ledger.entries()) == 3
+    result = Reaper(mapper, ledger).run()
+    names = [entry.name for entry in result.removed]
+    assert names == ["dmcopy-three", "dmcopy-two", "dmcopy-one"]
+    assert (result.left, ledger.entries()) == ({}, [])
+    assert [info.name for info in mapper.ls()] == [other.name]
+    other.remove()
+
+
+def test_reap_says_who_holds_what_it_leaves(
+    mapper: KernelMapper, victim: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    victim.send_signal(signal.SIGKILL)
+    victim.wait(10)
+    mapper.thaw("dmcopy-two")
+    with open("/dev/mapper/dmcopy-two", "rb", buffering=0):
+        result = Reaper(mapper, ledger).run()
+        assert [entry.name for entry in result.removed] == ["dmcopy-three"]
+        assert f"process {os.getpid()}" in result.left["dmcopy-two"]
+        assert "dm device dmcopy-two" in result.left["dmcopy-one"]
+    deadline = time.monotonic() + 10
+    while Reaper(mapper, ledger).run().left:
+        assert time.monotonic() < deadline
+    assert ledger.entries() == []
+
+
+def test_the_command_line_reaps(
+    mapper: KernelMapper, victim: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    victim.send_signal(signal.SIGKILL)
+    victim.wait(10)
+    code = (
+        "import sys; from pathlib import Path; from dmcopy.mapper import ledger; "
+        "ledger.default_path = lambda: Path(sys.argv[1]); "
+        "from dmcopy.cli.main import main; sys.exit(main(['dm', 'reap', '--json']))"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "ledger.jsonl")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"left": {}' in done.stdout
+    assert mapper.ls() == []
