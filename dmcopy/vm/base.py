@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,8 +81,12 @@ class Guest(ABC):
         return self.wait(command, timeout)
 
     @abstractmethod
-    def kill(self) -> None:
-        """Cut the power. The disks keep what was flushed; the guest is closed."""
+    def kill(self, chooser: random.Random | None = None) -> None:
+        """Cut the power; the guest is closed.
+
+        The disks keep what the guest flushed, and no more; with `chooser`, also a random half of
+        the sectors that it had written since. A disk with a path can then be booted again.
+        """
 
     @abstractmethod
     def close(self) -> None:

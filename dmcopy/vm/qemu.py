@@ -8,6 +8,7 @@ files itself: one process is all there is to end. Works without root.
 from __future__ import annotations
 
 import os
+import random
 import shlex
 import shutil
 import socket
@@ -27,6 +28,7 @@ from dmcopy.vm.cache import keep_log
 from dmcopy.vm.channel import Channel, ChannelLostError, Command, Result, Sink
 from dmcopy.vm.disks import Disk
 from dmcopy.vm.leash import Leashed
+from dmcopy.vm.volatile import DiskServer
 
 _PROGRAM: Final = "qemu-system-x86_64"
 _SHUTDOWN_TIMEOUT: Final = 30.0
@@ -49,6 +51,7 @@ class QemuGuest(Guest):
         super().__init__(disks)
         self._channel: Channel | None = None
         self._qemu: Leashed | None = None
+        self._servers: list[DiskServer] = []
         memory_bytes = parse_bytes(memory, default="m")
         shares = [_visible(path) for path in share]
         program = find_qemu()
@@ -109,8 +112,8 @@ class QemuGuest(Guest):
         except ChannelLostError as error:
             raise self._lost(str(error)) from None
 
-    def kill(self) -> None:
-        self._end()
+    def kill(self, chooser: random.Random | None = None) -> None:
+        self._end(lose=True, chooser=chooser)
 
     def close(self) -> None:
         if self._channel is not None and self._qemu is not None:
@@ -142,7 +145,9 @@ class QemuGuest(Guest):
         argv = []
         for number, disk in enumerate(self.disks):
             path = disk.create(self._folder / f"disk{number}")
-            argv += disk_options(number, disk.serial, path)
+            address = self._folder / f"disk{number}.socket"
+            self._servers.append(DiskServer(path, address))
+            argv += disk_options(number, disk.serial, address)
         return argv
 
     def _boot(self, argv: list[str], timeout: float) -> None:
@@ -187,13 +192,15 @@ class QemuGuest(Guest):
             f"lost VM: {what}; whole console log: {log}; its last lines:\n{tail}", str(log)
         )
 
-    def _end(self) -> None:
+    def _end(self, *, lose: bool = False, chooser: random.Random | None = None) -> None:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
         if self._qemu is not None:
             self._qemu.close()
             self._qemu = None
+        while self._servers:
+            self._servers.pop(0).stop(lose=lose, chooser=chooser)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _alive(self) -> Channel:
@@ -270,11 +277,12 @@ def shared_folders(shares: Sequence[Path]) -> list[str]:
     return argv
 
 
-def disk_options(number: int, serial: str, path: Path) -> list[str]:
-    """QEMU's arguments for one virtio disk over a file."""
+def disk_options(number: int, serial: str, address: Path) -> list[str]:
+    """QEMU's arguments for one virtio disk, served at a socket."""
     return [
-        "-drive", f"if=none,id=disk{number},format=raw,discard=unmap,file={_optarg(path)}",
-        "-device", f"virtio-blk-pci,drive=disk{number},serial={serial}",
+        "-blockdev", f"nbd,node-name=disk{number},discard=unmap,"
+                     f"server.type=unix,server.path={_optarg(address)}",
+        "-device", f"virtio-blk-pci,drive=disk{number},serial={serial},write-cache=on",
     ]
 # fmt: on
 
