@@ -11,7 +11,6 @@ import ctypes
 import errno
 import mmap
 import os
-import platform
 import struct
 from array import array
 from typing import Any, Final
@@ -175,7 +174,7 @@ def signed(result: int) -> int:
 
 def probe_ring() -> str:
     """Return why io_uring cannot be used here, or '' when a ring did what we rely on."""
-    if platform.machine() != "x86_64":
+    if os.uname().machine != "x86_64":
         return "the ring needs memory barriers that Python does not have outside x86-64"
     try:
         ring = Ring(8)

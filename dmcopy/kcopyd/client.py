@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from threading import get_ident
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from dmcopy.errors import ClosedError, DeadlineError, UsageError
 from dmcopy.io.reactor import Reactor
@@ -35,8 +34,7 @@ SUB_JOB_SECTORS = 1024
 MAX_SUB_JOB_SECTORS = 2048
 
 
-@dataclass(frozen=True)
-class ClientStatistics:
+class ClientStatistics(NamedTuple):
     """A snapshot of a client. `merged`: copies that went out with a neighbour."""
 
     pages: int
@@ -98,10 +96,9 @@ class Client:
             raise UsageError(f"a client needs a depth of at least 1, not {depth}")
         self.pool = PagePool(num_pages)
         self.sub_job_sectors = _sub_job_sectors(sub_job_sectors, num_pages)
-        self.throttle = throttle or Throttle()
         self._owns_reactor = reactor is None
         self.reactor = reactor or Reactor()
-        self._work = Dispatcher(self.reactor, self.pool, self.throttle, self.sub_job_sectors, depth)
+        self._work = Dispatcher(self.reactor, self.pool, throttle, self.sub_job_sectors, depth)
         self._destroyed = False
         self._freed = False
 
@@ -142,7 +139,8 @@ class Client:
         if self._destroyed:
             raise ClosedError("the client was destroyed")
         check_dests(dests)
-        job = CopyJob(self, None, dests, int(flags), notify, context)
+        job = CopyJob(self, dests[0], dests, int(flags), notify, context)
+        job.zeroes = True
         self._begin(job)
         return job
 

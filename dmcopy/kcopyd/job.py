@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from dmcopy.errors import DeadlineError
 from dmcopy.io.region import IoRegion
+from dmcopy.kcopyd.work import Work
 from dmcopy.ranges import RangeSet
 
 if TYPE_CHECKING:
@@ -44,23 +45,29 @@ class Failure(NamedTuple):
     errno: int
 
 
-class CopyJob:
+class CopyJob(Work):
     """A copy that `Client.copy` or `Client.zero` started.
+
+    `source` and `dests` are its regions; a job that `zeroes` has its first destination for a
+    source.
 
     `read_err`, `write_err`: the kernel's results, final when `done`. `read_failures`: the regions
     that could not be read; `write_failures`: those that could not be written, with the index of
     their destination. A failed region is as long as the request that failed (at most a sub-job).
     """
 
+    zeroes = False
     done = False
     cancelled = False
     read_err = 0
     write_err = 0
     read_failures: Sequence[Failure] = ()
     write_failures: Sequence[tuple[int, Failure]] = ()
-    # How far the splitting got, how many sub-jobs are under way, and which sectors were written.
+    # How far the slicing got, how many requests are under way, and which sectors were written:
+    # all of them at once, or as booked slice by slice.
     cursor = 0
     active = 0
+    is_written = False
     sequence: WriteSequence | None = None
     _written: list[RangeSet] | None = None
     _waiters: list[Callable[[], object]] | None = None
@@ -68,17 +75,18 @@ class CopyJob:
     def __init__(
         self,
         client: Client,
-        source: IoRegion | None,
+        source: IoRegion,
         dests: Sequence[IoRegion],
         flags: int,
-        notify: Notify | None,
+        callback: Notify | None,
         context: Any,
     ) -> None:
         self.client = client
         self.source = source
         self.dests = dests
+        self.bytes = source[2] << 9
         self.flags = flags
-        self.notify = notify
+        self.callback = callback
         self.context = context
 
     def __repr__(self) -> str:
@@ -87,12 +95,17 @@ class CopyJob:
 
     def __str__(self) -> str:
         dests = ", ".join(map(str, self.dests))
-        return f"copy of {self.source} to {dests}" if self.source else f"zeroing of {dests}"
+        return f"zeroing of {dests}" if self.zeroes else f"copy of {self.source} to {dests}"
+
+    @property
+    def job(self) -> CopyJob:
+        """The job that it belongs to as a request: itself."""
+        return self
 
     @property
     def count(self) -> int:
         """The job's length in sectors."""
-        return self.dests[0].count
+        return self.source.count
 
     @property
     def ok(self) -> bool:
@@ -107,13 +120,13 @@ class CopyJob:
         """
         if self._written is not None:
             return self._written[index].copy()
-        return RangeSet([(0, self.count)] if self.ok else [])
+        return RangeSet([(0, self.count)] if self.is_written else [])
 
     def progress(self) -> tuple[int, ...]:
         """Return how many sectors have reached each destination."""
         if self._written is not None:
             return tuple(ranges.total() for ranges in self._written)
-        return (self.count if self.ok else 0,) * len(self.dests)
+        return (self.count if self.is_written else 0,) * len(self.dests)
 
     def cancel(self) -> bool:
         """Start nothing more of it. Returns whether there was still something to cancel.
@@ -158,12 +171,12 @@ class CopyJob:
             self._written = [RangeSet() for _ in self.dests]
         self._written[index].add(start, start + count)
 
-    def read_failed(self, region: IoRegion, errno: int) -> None:
+    def book_read_failure(self, region: IoRegion, errno: int) -> None:
         """Note that a part of the source could not be read."""
         self.read_err = 1
         self.read_failures = [*self.read_failures, Failure(region, errno)]
 
-    def write_failed(self, index: int, region: IoRegion, errno: int) -> None:
+    def book_write_failure(self, index: int, region: IoRegion, errno: int) -> None:
         """Note that a part of destination `index` could not be written."""
         self.write_err |= 1 << index
         self.write_failures = [*self.write_failures, (index, Failure(region, errno))]
@@ -172,8 +185,8 @@ class CopyJob:
         """Become done: run the callback, then whoever waits."""
         self.done = True
         try:
-            if self.notify is not None:
-                self.notify(self.read_err, self.write_err, self.context)
+            if self.callback is not None:
+                self.callback(self.read_err, self.write_err, self.context)
         finally:
             if self._waiters is not None:
                 waiters, self._waiters = self._waiters, None

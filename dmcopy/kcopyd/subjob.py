@@ -1,8 +1,8 @@
 """The parts that a job is done in.
 
-A job longer than a sub-job is cut into slices. A plain slice is one `CopyIo`. A slice that needs a
-look between its read and its writes (IGNORE_ERROR, WRITE_SEQ, SPARSE), or that has no read at all
-(zeroing), goes through `Staged`. Neighbouring small slices go out together as one `MergedCopy`.
+A small plain job is one request. A longer one, or one with flags, is cut into slices. A slice that
+needs a look between its read and its writes (IGNORE_ERROR, WRITE_SEQ, SPARSE), or that has no read
+at all (zeroing), goes through `Staged`. Neighbouring small jobs go out as one `MergedCopy`.
 """
 
 from __future__ import annotations
@@ -14,69 +14,42 @@ from typing import Any
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import CopyIo, Extent, Io, Memory, Op
 from dmcopy.kcopyd.job import CopyJob, Flag
+from dmcopy.kcopyd.work import Work
 
 ZERO_BLOCK_BYTES = 4096
 _IGNORE_ERROR, _SPARSE = int(Flag.IGNORE_ERROR), int(Flag.SPARSE)
 
 
-class SubJob(CopyIo):
-    """One slice of a job, `offset` sectors from its start. It is the request that a back end gets.
+class SubJob(Work):
+    """One slice of a job, `offset` sectors from its start."""
 
-    `pages` is what it took from the pool: `extents`, rounded up to whole pages.
-    """
-
-    alone = False  # not to be merged (again): a request that it was part of failed
+    alone = True  # a slice is as long as requests get
     skipped = False  # nothing of it was written, though nothing of it failed
-    slept = 0  # how often the throttle made it wait
-    pages: tuple[Extent, ...] = ()
-    extents: tuple[Extent, ...] = ()
 
     def __init__(
         self,
         job: CopyJob,
         offset: int,
-        source: IoRegion,
-        dests: Sequence[IoRegion],
+        count: int,
         memory: Memory,
         notify: Callable[[Any], object],
     ) -> None:
+        source = job.source.slice(offset, count)
+        super().__init__(
+            source, [dest.slice(offset, count) for dest in job.dests], memory, (), notify
+        )
         self.job = job
         self.offset = offset
-        self.source = source
-        self.dests = dests
-        self.bytes = source[2] << 9
-        self.memory = memory
-        self.notify = notify
-
-    @property
-    def reads(self) -> bool:
-        """Whether there is something to read; a slice that zeroes stands for its own source."""
-        return self.job.source is not None
-
-    def is_followed_by(self, other: SubJob) -> bool:
-        """Return whether `other` goes on exactly where this one ends, on both sides."""
-        device, sector, count = self.source
-        next_device, next_sector, _ = other.source
-        if next_sector != sector + count or next_device is not device:
-            return False  # by far the most frequent answer
-        if self.alone or other.alone or self.job.flags or other.job.flags:
-            return False
-        if self.job.source is None or other.job.source is None:
-            return False
-        if len(self.dests) != 1 or len(other.dests) != 1:
-            return False
-        device, sector, count = self.dests[0]
-        next_device, next_sector, _ = other.dests[0]
-        return next_sector == sector + count and next_device is device
+        self.is_plain = not job.flags and not job.zeroes
 
 
 class MergedCopy(CopyIo):
-    """Neighbouring sub-jobs as one request; `parts` are in ascending order."""
+    """Neighbouring small jobs as one request; `jobs` are in ascending order."""
 
     pages: tuple[Extent, ...] = ()
 
-    def __init__(self, parts: list[SubJob], notify: Callable[[Any], object]) -> None:
-        first, last = parts[0], parts[-1]
+    def __init__(self, jobs: list[CopyJob], notify: Callable[[Any], object]) -> None:
+        first, last = jobs[0], jobs[-1]
         sectors = last.source.end - first.source[1]
         source, dest = first.source, first.dests[0]
         super().__init__(
@@ -86,7 +59,7 @@ class MergedCopy(CopyIo):
             (),
             notify,
         )
-        self.parts = parts
+        self.jobs = jobs
 
 
 class WriteSequence:
@@ -139,7 +112,7 @@ class Staged:
     def start(self) -> None:
         """Submit the read, or go on to the writes of a job that zeroes."""
         sub = self.sub
-        if sub.reads:
+        if not sub.job.zeroes:
             self._submit(Io(Op.READ, sub.source, sub.memory, sub.extents, self._read_done))
         else:
             self._ready()
@@ -190,7 +163,7 @@ class Staged:
 
     def _writes(self) -> list[Io]:
         sub = self.sub
-        if not sub.reads:
+        if sub.job.zeroes:
             runs = [(True, 0, sub.source.count)]
         elif sub.job.flags & _SPARSE:
             block = max(dest.device.logical_block_size for dest in sub.dests)

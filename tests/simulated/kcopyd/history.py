@@ -153,7 +153,7 @@ class History:
 
     def _check_written(self, job: CopyJob, dest: IoRegion, written: RangeSet) -> None:
         expected = bytearray(job.count << 9)
-        if job.source is not None:
+        if not job.zeroes:
             expected[:] = self.origin[job.source.sector << 9 : job.source.end << 9]
             for failure in job.read_failures:  # only IGNORE_ERROR writes there, and zeroes
                 start = failure.region.sector - job.source.sector << 9

@@ -116,7 +116,7 @@ class ClientMachine(RuleBasedStateMachine):
                     assert now == self._expected(job, sector)
 
     def _expected(self, job: CopyJob, sector: int) -> bytes:
-        if job.source is None:
+        if job.zeroes:
             return bytes(512)
         place = job.source.sector + sector
         for failure in job.read_failures:
