@@ -116,6 +116,13 @@ class _Command:
             self.stdin = -1
         return taken
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the process and those that it started."""
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:  # it has not come as far as having a group of its own
+            os.kill(self.pid, number)
+
     def close(self) -> int:
         """Reap the process; return its status."""
         _, status = os.waitpid(self.pid, 0)
@@ -157,6 +164,7 @@ class Agent:
 
     def __init__(self, port: int) -> None:
         os.set_blocking(port, False)
+        os.set_inheritable(port, False)
         self._port = port
         self._decoder = Decoder()
         self._commands: dict[int, _Command] = {}
@@ -241,8 +249,7 @@ class Agent:
             command.ending = command.ending or not payload
             self._pass_stdin(command)
         elif kind == Kind.SIGNAL:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(command.pid, payload[0])
+            command.signal(payload[0])
         elif kind == Kind.RESIZE:
             fcntl.ioctl(next(iter(command.outputs)), 0x5414, payload)  # TIOCSWINSZ
         return True

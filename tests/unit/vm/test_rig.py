@@ -1,0 +1,228 @@
+"""Disks, the cache and its locks, the accelerator's memory, the RAM disk, QEMU's arguments."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dmcopy.errors import DeadlineError, MissingError, UsageError
+from dmcopy.vm import accel, cache, disks, initramfs, qemu
+from dmcopy.vm.disks import Disk, parse_disk
+from dmcopy.vm.leash import Leashed
+
+from .conftest import gone
+
+
+def test_a_disk_in_words(tmp_path: Path) -> None:
+    disk = parse_disk("1G,serial=a")
+    assert (disk.size_bytes, disk.device) == (1 << 30, "/dev/disk/by-id/virtio-a")
+    assert parse_disk(f"64M,serial=b,file={tmp_path}/x").path == tmp_path / "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("1Q,serial=a", "'1Q' is not a size"),
+        ("1G", "is not a disk"),
+        ("1G,serial=a,bus=ide", "is not a disk"),
+        ("1G,serial=a b", "'a b' is not a serial"),
+        ("1G,serial=" + "x" * 21, "is not a serial"),
+        ("0,serial=a", "whole sectors"),
+        ("513B,serial=a", "whole sectors"),
+    ],
+)
+def test_what_is_no_disk(text: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        parse_disk(text)
+
+
+def test_two_disks_of_one_serial() -> None:
+    with pytest.raises(UsageError, match="two disks have the serial a"):
+        disks.check_disks([Disk("1M", "a"), Disk("2M", "a")])
+
+
+def test_a_disk_keeps_its_file(tmp_path: Path) -> None:
+    disk = Disk("1M", "a", tmp_path / "a.img")
+    disk.create(tmp_path / "unused").write_bytes(b"x" * (1 << 20))
+    assert disk.create(tmp_path / "unused").read_bytes() == b"x" * (1 << 20)
+    with pytest.raises(UsageError, match="asked for with 2097152"):
+        Disk("2M", "a", tmp_path / "a.img").create(tmp_path / "unused")
+
+
+def test_a_lock_is_exclusive_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with (
+        cache.locked(path, "fetching", 1),
+        pytest.raises(DeadlineError, match="another dmcopy has been fetching"),
+        cache.locked(path, "fetching", 0.1),
+    ):
+        pass
+    assert not path.exists()
+    path.touch()  # as a process that was killed leaves it
+    with cache.locked(path, "fetching", 1):
+        pass
+
+
+def test_no_place_for_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    with pytest.raises(MissingError, match="set XDG_CACHE_HOME"):
+        cache.cache_dir()
+
+
+def test_the_newest_logs_are_kept(cache: Path, tmp_path: Path) -> None:
+    from dmcopy.vm.cache import keep_log
+
+    console = tmp_path / "console"
+    console.write_text("Kernel panic")
+    for number in range(25):
+        assert keep_log(console, f"console{number}").read_text() == "Kernel panic"
+    assert len(list((cache / "logs").iterdir())) == 20
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_accelerator_is_tried_once_a_boot(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trials: list[str] = []
+
+    monkeypatch.setattr(accel, "try_kvm", lambda program, _: bool(trials.append(program)))
+    monkeypatch.setattr(accel.os, "access", lambda *_: True)
+    assert accel.choose("qemu", tmp_path) == accel.choose("qemu", tmp_path) == "tcg"
+    assert trials == ["qemu"]
+    assert "/dev/kvm is there but a kernel did not boot with it" in capsys.readouterr().err
+    boot_id = tmp_path / "boot_id"
+    boot_id.write_text("another boot\n")
+    monkeypatch.setattr(accel, "_BOOT_ID", boot_id)
+    monkeypatch.setattr(accel, "try_kvm", lambda *_: True)
+    assert accel.choose("qemu", tmp_path) == "kvm"
+
+
+@pytest.mark.usefixtures("cache")
+def test_no_kvm_and_a_forced_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accel.os, "access", lambda *_: False)
+    assert accel.choose("qemu", Path("x")) == "tcg"
+    monkeypatch.setenv("DMCOPY_ACCEL", "kvm")
+    assert accel.choose("qemu", Path("x")) == "kvm"
+
+
+def test_the_ram_disk_is_an_archive(tmp_path: Path) -> None:
+    archive = initramfs.Archive()
+    archive.folder("etc")
+    archive.file("etc/odd", b"12345")
+    archive.file("etc/empty", b"")
+    path = tmp_path / "archive"
+    path.write_bytes(archive.finish())
+    data, seen = path.read_bytes(), {}
+    while True:
+        fields = [int(data[6 + 8 * i : 14 + 8 * i], 16) for i in range(13)]
+        assert data[:6] == b"070701"
+        name_end = 110 + fields[11]
+        name = data[110 : name_end - 1].decode()
+        start = -(-name_end // 4) * 4
+        seen[name] = data[start : start + fields[6]]
+        data = data[-(-(start + fields[6]) // 4) * 4 :]
+        if name == "TRAILER!!!":
+            break
+    assert seen == {"etc": b"", "etc/odd": b"12345", "etc/empty": b"", "TRAILER!!!": b""}
+    assert data == b""
+
+
+def test_no_busybox_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initramfs.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(MissingError, match="install busybox-static"):
+        initramfs.busybox()
+
+
+def test_no_qemu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu.shutil, "which", lambda _: None)
+    with pytest.raises(MissingError, match="no qemu-system-x86_64 here: apt-get install"):
+        qemu.find_qemu()
+
+
+def test_arguments_for_qemu() -> None:
+    argv = qemu.machine("qemu", "tcg", 512)
+    assert argv[argv.index("-m") + 1] == "512M"
+    assert "tcg,thread=multi,tb-size=256" in argv
+    assert "host" in qemu.machine("qemu", "kvm", 512)
+    shared = qemu.shared_folders([Path("/a,b")])
+    assert "path=/a,,b" in shared[5]
+    assert "readonly=on" in shared[1]
+    assert "readonly" not in shared[5]
+    assert "serial=s1" in qemu.disk_options(0, "s1", Path("/x"))[3]
+
+
+def test_a_path_in_the_guests_settings_is_one_word() -> None:
+    escaped = qemu._escaped(Path("/a b\tc"))
+    assert escaped == "/a\\0040b\\0011c"
+    said = subprocess.run(["sh", "-c", 'printf "%b" "$1"', "sh", escaped], capture_output=True)
+    assert said.stdout == b"/a b\tc"
+
+
+@pytest.mark.parametrize("path", ["/dev/shm/x", "/run/x", "/proc", "/sys/block"])
+def test_what_a_guest_cannot_see_is_refused(path: str) -> None:
+    with pytest.raises(UsageError, match="is not visible in a guest"):
+        qemu._visible(Path(path))
+
+
+def leashed_sleep(folder: Path) -> tuple[Leashed, int]:
+    folder.mkdir()
+    program = Leashed(folder, ["sh", "-c", 'echo $$ >"$1/pid"; exec sleep 100', "sh", str(folder)])
+    while not (folder / "pid").exists() or not (folder / "pid").read_text():
+        assert program.wait(0.02) is None
+    return program, int((folder / "pid").read_text())
+
+
+def test_the_leash_ends_its_program_and_removes_the_folder(tmp_path: Path) -> None:
+    program, pid = leashed_sleep(tmp_path / "run")
+    program.close()
+    assert gone(pid)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_program_that_ends_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    program = Leashed(tmp_path / "run", ["sh", "-c", "echo why; exit 7"])
+    assert program.wait(20) == 7
+    assert (tmp_path / "run/output").read_text() == "why\n"
+    program.close()
+
+
+def test_a_leash_that_is_killed_takes_its_program_along(tmp_path: Path) -> None:
+    program, pid = leashed_sleep(tmp_path / "run")
+    program._process.send_signal(signal.SIGKILL)
+    assert gone(pid)
+    program.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_owner_that_is_killed_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "run"
+    code = (
+        "import sys; from pathlib import Path; from dmcopy.vm.leash import Leashed\n"
+        "folder = Path(sys.argv[1]); folder.mkdir()\n"
+        "program = Leashed(folder, ['sh', '-c', 'echo $$ >\"$1/pid\"; exec sleep 100', 'sh', "
+        "str(folder)])\n"
+        "program.wait(100)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.DEVNULL)
+    while not (folder / "pid").exists() or not (folder / "pid").read_text():
+        assert owner.poll() is None
+    pid = int((folder / "pid").read_text())
+    os.kill(owner.pid, number)
+    owner.wait(20)
+    assert gone(pid)
+    assert not folder.exists() or not list(folder.iterdir()) or _goes(folder)
+
+
+def _goes(folder: Path) -> bool:
+    import time
+
+    deadline = time.monotonic() + 20
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not folder.exists()
