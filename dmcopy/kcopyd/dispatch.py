@@ -153,7 +153,7 @@ class Dispatcher:
         """Start the first that waits; False when there are too few pages for it."""
         if not work.job.zeroes:
             size = work.bytes
-            pages = self._pool.take((size + PAGE_SIZE - 1) // PAGE_SIZE)
+            pages = self._pool.take(size)
             if pages is None:
                 return False
             work.pages = pages
@@ -175,7 +175,7 @@ class Dispatcher:
             return False
         if len(jobs) == 1:
             return self._start(jobs[0])
-        pages = self._pool.take((size + PAGE_SIZE - 1) // PAGE_SIZE)
+        pages = self._pool.take(size)
         assert pages is not None, "neighbours are as many as there are pages for"
         merged = MergedCopy(jobs, self._merged_done)
         merged.pages = pages
@@ -224,19 +224,19 @@ class Dispatcher:
     def _job_done(self, job: CopyJob) -> None:
         """Book a small job, done in one request, and end it."""
         self._io_done(job.pages)
-        job.active = 0
         if job.error or job.write_errors:
             self._book_failures(job, job, 0)
         else:
             self._book_success(job)
+        job.active = 0
         self._finish(job)
 
     def _merged_done(self, merged: MergedCopy) -> None:
         self._io_done(merged.pages)
         if not merged.error and not merged.write_errors:
             for job in merged.jobs:
-                job.active = 0
                 self._book_success(job)
+                job.active = 0
                 self._finish(job)
             return
         # Whose sectors failed? Each job tells by itself: first in the queue, so not overtaken.
@@ -252,7 +252,9 @@ class Dispatcher:
         if sub.error or sub.write_errors or sub.skipped:
             self._book_failures(job, sub, sub.offset, skipped=sub.skipped)
         else:
-            self._count(job, sub.source.count)
+            self.sectors_written += sub.source.count * len(job.dests)
+            if not job.zeroes:
+                self.sectors_read += sub.source.count
             for index in range(len(job.dests)):
                 job.record(index, sub.offset, sub.source.count)
         job.active -= 1
@@ -262,12 +264,9 @@ class Dispatcher:
 
     def _book_success(self, job: CopyJob) -> None:
         job.is_written = True
-        self._count(job, job.source[2])
-
-    def _count(self, job: CopyJob, sectors: int) -> None:
+        sectors = job.source[2]
+        self.sectors_read += sectors
         self.sectors_written += sectors * len(job.dests)
-        if not job.zeroes:
-            self.sectors_read += sectors
 
     def _book_failures(
         self, job: CopyJob, work: CopyIo, offset: int, *, skipped: bool = False

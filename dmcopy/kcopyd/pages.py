@@ -27,44 +27,45 @@ class PagePool:
         if num_pages < 1:
             raise UsageError(f"a client needs at least one page, not {num_pages}")
         self.total = num_pages
-        self.free = num_pages
         self.memory = Memory(num_pages)
+        self._free = self.memory.size_bytes
         # Free runs by their length in bytes; the last one given back goes out first, still warm.
-        self._runs: dict[int, list[Extents]] = {
-            self.memory.size_bytes: [((0, num_pages * PAGE_SIZE),)]
-        }
+        self._runs: dict[int, list[Extents]] = {self._free: [((0, self._free),)]}
 
-    def take(self, pages: int) -> Extents | None:
-        """Take `pages` pages, or take nothing and return None when there are not that many."""
-        if pages > self.free:
+    @property
+    def free(self) -> int:
+        """How many pages are free."""
+        return self._free // PAGE_SIZE
+
+    def take(self, size: int) -> Extents | None:
+        """Take pages for `size` bytes; nothing is taken, and None returned, when there are too few.
+
+        The extents are whole pages, so they may be longer than `size`.
+        """
+        size += -size % PAGE_SIZE
+        if size > self._free:
             return None
-        self.free -= pages
-        runs = self._runs.get(pages * PAGE_SIZE)
-        if runs:
-            return runs.pop()
-        return self._cut(pages * PAGE_SIZE)
+        self._free -= size
+        runs = self._runs.get(size)
+        return runs.pop() if runs else self._cut(size)
 
     def give(self, extents: Extents) -> None:
         """Put back what `take` returned."""
-        length = extents[0][1]
-        if len(extents) == 1 and length in self._runs:
-            self.free += length // PAGE_SIZE
-            self._runs[length].append(extents)
-            return
         for extent in extents:
-            self.free += extent[1] // PAGE_SIZE
-            self._keep((extent,), extent[1])
+            size = extent[1]
+            self._free += size
+            if size in self._runs:
+                self._runs[size].append((extent,))
+            else:
+                self._runs[size] = [(extent,)]
 
     def close(self) -> None:
         """Give the memory back to the system. Every page must be back."""
         assert self.free == self.total, f"{self.total - self.free} pages are still in use"
         self.memory.close()
 
-    def _keep(self, run: Extents, length: int) -> None:
-        if length in self._runs:
-            self._runs[length].append(run)
-        else:
-            self._runs[length] = [run]
+    def _keep(self, start: int, length: int) -> None:
+        self._runs.setdefault(length, []).append(((start, length),))
 
     def _cut(self, length: int) -> Extents:
         """Take `length` bytes off the shortest run that is long enough; the pool has that much."""
@@ -76,7 +77,7 @@ class PagePool:
             return self._gather(length)
         ((start, whole),) = self._runs[enough].pop()
         if whole > length:
-            self._keep(((start + length, whole - length),), whole - length)
+            self._keep(start + length, whole - length)
         return ((start, length),)
 
     def _shortest(self, length: int) -> int | None:
@@ -95,7 +96,7 @@ class PagePool:
             else:
                 joined.append((start, length))
         for extent in joined:
-            self._keep((extent,), extent[1])
+            self._keep(*extent)
 
     def _gather(self, length: int) -> Extents:
         """Take `length` bytes from several runs, the longest first."""
@@ -107,5 +108,5 @@ class PagePool:
                 taken.append((start, used))
                 length -= used
                 if used < whole:
-                    self._keep(((start + used, whole - used),), whole - used)
+                    self._keep(start + used, whole - used)
         return tuple(taken)

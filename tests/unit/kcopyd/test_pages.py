@@ -12,28 +12,28 @@ from dmcopy.kcopyd.pages import Extents, PagePool
 
 def test_takes_all_or_nothing() -> None:
     pool = PagePool(4)
-    taken = pool.take(3)
+    taken = pool.take(3 * 4096)
     assert taken == ((0, 3 * 4096),)
-    assert pool.take(2) is None
+    assert pool.take(2 * 4096) is None
     assert pool.free == 1
     pool.give(taken)
-    assert pool.take(4) == ((0, 4 * 4096),)
+    assert pool.take(4 * 4096) == ((0, 4 * 4096),)
 
 
 def test_joins_neighbours_before_it_gives_pieces() -> None:
     pool = PagePool(4)
-    pages = [pool.take(1) for _ in range(4)]
+    pages = [pool.take(1 * 4096) for _ in range(4)]
     for page in (2, 0, 1):
         pool.give(pages[page] or ())
-    assert pool.take(3) == ((0, 3 * 4096),)
+    assert pool.take(3 * 4096) == ((0, 3 * 4096),)
 
 
 def test_gives_pieces_when_it_must() -> None:
     pool = PagePool(3)
-    pages = [pool.take(1) for _ in range(3)]
+    pages = [pool.take(1 * 4096) for _ in range(3)]
     pool.give(pages[0] or ())
     pool.give(pages[2] or ())
-    assert sorted(pool.take(2) or ()) == [(0, 4096), (2 * 4096, 4096)]
+    assert sorted(pool.take(2 * 4096) or ()) == [(0, 4096), (2 * 4096, 4096)]
 
 
 @pytest.mark.parametrize("pages", [0, -1])
@@ -49,7 +49,7 @@ def test_no_page_is_out_twice(total: int, steps: list[tuple[bool, int]]) -> None
     for take, pages in steps:
         if take:
             free = pool.free
-            taken = pool.take(pages)
+            taken = pool.take(pages * 4096)
             assert (taken is None) == (pages > free)
             out += [taken] if taken else []
         elif out:
