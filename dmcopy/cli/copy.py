@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from dmcopy.cli.transfers import add_options, run_transfer
+from dmcopy.cli.transfers import add_options, resolve, run_transfer
 from dmcopy.transfer.opening import Request
 from dmcopy.units import parse_sectors
 
@@ -15,10 +15,12 @@ examples:
   dmcopy copy --map sdb.map --on-error skip /dev/sdb rescued.img
   dmcopy copy --from 1M --to 0 --count 64M --verify disk.img /dev/sdc
 
-Sizes and positions are in sectors of 512 bytes, or take a suffix: 8K, 64M, 1G, 4096B. A file that
-is not there yet is made. Ends with 0 when all is well, 1 when the source or every destination
-failed, 2 for what cannot be, 3 when some destination or block failed and the rest is good, 4 when
-the verification found a difference, 6 when something is in use, 130 when interrupted.
+Sizes and positions are in sectors of 512 bytes, or take a suffix: 8K, 64M, 1G, 4096B. A device may
+be named by UUID=, LABEL=, SERIAL= or DM=, too. A file that is not there yet is made.
+
+Ends with 0 when all is well, 1 when the source or every destination failed, 2 for what cannot be, 3
+when some destination or block failed and the rest is good, 4 when the verification found a
+difference, 6 when something is in use, 130 when interrupted.
 """
 
 
@@ -40,8 +42,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Copy."""
     request = Request(
-        source=args.source,
-        dests=tuple(args.dests),
+        source=resolve(args.source),
+        dests=tuple(resolve(dest) for dest in args.dests),
         source_start=parse_sectors(args.start),
         dest_start=parse_sectors(args.to),
         count=None if args.count is None else parse_sectors(args.count),

@@ -17,9 +17,10 @@ from dmcopy.io import IoRegion, Op, Reactor
 from dmcopy.kcopyd import Client, CopyJob, Flag
 from dmcopy.ranges import RangeSet
 from dmcopy.testing.faults import FaultyBackend
-from dmcopy.transfer import Destination, Plan, Transfer, Verified, Verifier, events
+from dmcopy.transfer import Destination, Plan, Transfer, events
 from dmcopy.transfer.destination import errno_name
 from dmcopy.transfer.plan import block_of
+from dmcopy.transfer.verify import Verified, Verifier
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT, format_bytes, format_sectors
 
 PAGES: Final = 64

@@ -97,10 +97,9 @@ class JsonLines:
 
     def show(self, event: events.Event) -> None:
         """Print the event."""
-        import dataclasses
         import json
 
-        line = {"event": _snake(type(event).__name__), **dataclasses.asdict(event)}
+        line = {"event": _snake(type(event).__name__), **event._asdict()}
         if "errno" in line:
             line["errno"] = errno_name(line["errno"])
         print(json.dumps(line), file=sys.stderr, flush=True)

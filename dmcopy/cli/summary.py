@@ -11,6 +11,7 @@ from dmcopy.transfer.destination import Destination, errno_name
 from dmcopy.transfer.opening import Opened
 from dmcopy.transfer.outcome import Outcome
 from dmcopy.transfer.session import Options
+from dmcopy.transfer.settings import Settings
 from dmcopy.units import SECTOR_SHIFT, format_bytes, format_sectors
 
 
@@ -66,14 +67,18 @@ def _advise(outcome: Outcome) -> None:
         say("dmcopy: what was read back is not what was written")
 
 
-def describe_plan(opened: Opened, options: Options, *, as_json: bool) -> None:
-    """Say what would be done."""
+def describe_plan(
+    opened: Opened, settings: Settings | None, options: Options, *, as_json: bool
+) -> None:
+    """Say what would be done. `settings` is None when every destination is still to be made."""
     facts: dict[str, Any] = {
         "dry_run": True,
         "source": _region(opened.source) if opened.source else None,
         "destinations": [_region(dest) for dest in opened.dests],
         "to_create": [{"path": path, "sectors": sectors} for path, sectors in opened.missing],
         "on_error": options.on_error,
+        "backend": settings.backend if settings else None,
+        "piece_sectors": settings.piece if settings else None,
     }
     if as_json:
         emit_json(facts)

@@ -19,6 +19,7 @@ from dmcopy.transfer.outcome import Outcome
 from dmcopy.transfer.session import Options, Session
 from dmcopy.units import parse_sectors
 
+_TAGS: Final = ("UUID=", "LABEL=", "SERIAL=", "DM=")
 PROGRESS: Final = ("auto", "bar", "plain", "json", "none")
 
 
@@ -71,13 +72,23 @@ def _add_tuning(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--io", choices=("uring", "threads"), help="back end (default: the quicker)")
 
 
+def resolve(name: str) -> str:
+    """Return the node that UUID=, LABEL=, SERIAL= or DM= names; any other name is a path."""
+    if not name.startswith(_TAGS) or os.path.exists(name):
+        return name
+    from dmcopy.block.discovery import find
+
+    return find(name).node
+
+
 def run_transfer(request: Request, args: argparse.Namespace) -> int:
     """Do what was asked for, print what came of it, and return the exit code."""
     options = _options(args)
     with open_all(request, create=not args.dry_run) as opened:
         try:
             if args.dry_run:
-                describe_plan(opened, options, as_json=args.json)
+                settings = Session(opened, options).settings if opened.dests else None
+                describe_plan(opened, settings, options, as_json=args.json)
                 return 0
             outcome = _run(opened, options, args)
         except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from dmcopy.cli.transfers import add_options, run_transfer
+from dmcopy.cli.transfers import add_options, resolve, run_transfer
 from dmcopy.transfer.opening import Request
 from dmcopy.units import parse_sectors
 
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Zero."""
     request = Request(
         source=None,
-        dests=tuple(args.dests),
+        dests=tuple(resolve(dest) for dest in args.dests),
         dest_start=parse_sectors(args.to),
         count=None if args.count is None else parse_sectors(args.count),
     )

@@ -3,6 +3,9 @@
 with open_all(Request("/dev/sdb", ("/dev/sdc", "backup.img"))) as opened:
     outcome = Session(opened, Options(verify=True)).run()
     print(outcome.exit_code, outcome.as_dict())
+
+
+`dmcopy.transfer.verify` and `dmcopy.transfer.store` stand for themselves: most copies need neither.
 """
 
 from dmcopy.transfer.copy import Transfer
@@ -11,7 +14,6 @@ from dmcopy.transfer.opening import Opened, Request, open_all
 from dmcopy.transfer.outcome import Outcome
 from dmcopy.transfer.plan import Piece, Plan
 from dmcopy.transfer.session import Options, Session
-from dmcopy.transfer.verify import Verified, Verifier
 
 __all__ = [
     "Destination",
@@ -24,7 +26,5 @@ __all__ = [
     "Request",
     "Session",
     "Transfer",
-    "Verified",
-    "Verifier",
     "open_all",
 ]

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Event:
-    """Any of the events below."""
-
-
-@dataclass(frozen=True)
-class Started(Event):
+class Started(NamedTuple):
     """The copy begins. `sectors` are to be copied, `already` of them an earlier run has done."""
 
     source: str
@@ -21,8 +15,7 @@ class Started(Event):
     already: int
 
 
-@dataclass(frozen=True)
-class Progress(Event):
+class Progress(NamedTuple):
     """How far it is: `sectors` of `total` are settled, written or known to be bad.
 
     `written`: sectors written to each destination. `seconds` since the phase began. `phase` is
@@ -36,28 +29,25 @@ class Progress(Event):
     seconds: float
 
 
-@dataclass(frozen=True)
-class ReadFailed(Event):
+class ReadFailed(NamedTuple):
     """Sectors of the source, from `sector` of the device on, cannot be read."""
 
     path: str
     sector: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
     errno: int
 
 
-@dataclass(frozen=True)
-class WriteFailed(Event):
+class WriteFailed(NamedTuple):
     """Sectors of a destination, from `sector` of the device on, cannot be written."""
 
     path: str
     sector: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
     errno: int
 
 
-@dataclass(frozen=True)
-class Dropped(Event):
+class Dropped(NamedTuple):
     """Nothing more is written to this destination. `cause` is write or flush."""
 
     path: str
@@ -65,23 +55,22 @@ class Dropped(Event):
     errno: int
 
 
-@dataclass(frozen=True)
-class MapFailed(Event):
+class MapFailed(NamedTuple):
     """The map file could not be saved; the copy goes on, with the map as it was."""
 
     path: str
     message: str
 
 
-@dataclass(frozen=True)
-class Mismatch(Event):
+class Mismatch(NamedTuple):
     """What was read back from a destination differs from the source."""
 
     path: str
     sector: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
 
 
+Event = Started | Progress | ReadFailed | WriteFailed | Dropped | MapFailed | Mismatch
 Observer = Callable[[Event], None]
 
 

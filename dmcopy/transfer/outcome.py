@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmcopy.errors import ExitCode
 from dmcopy.io.region import Device, IoRegion
@@ -12,8 +12,10 @@ from dmcopy.ranges import RangeSet
 from dmcopy.transfer.copy import Transfer
 from dmcopy.transfer.destination import Destination, FailedRange, errno_name
 from dmcopy.transfer.settings import Settings
-from dmcopy.transfer.verify import Verified
 from dmcopy.units import SECTOR_SHIFT
+
+if TYPE_CHECKING:
+    from dmcopy.transfer.verify import Verified
 
 
 @dataclass
@@ -44,8 +46,10 @@ class Outcome:
 
     def is_ok(self, index: int) -> bool:
         """Whether destination `index` has every sector that could be read, as far as is known."""
-        dest = self.transfer.dests[index]
-        return dest.ok and not (self.verified and self.verified.mismatches[index])
+        verified = self.verified
+        if verified and (verified.mismatches[index] or verified.unreadable[index]):
+            return False
+        return self.transfer.dests[index].ok
 
     @property
     def exit_code(self) -> ExitCode:
@@ -59,7 +63,7 @@ class Outcome:
             return ExitCode.FAILED
         if all(dest.error for dest in transfer.dests):
             return ExitCode.FAILED
-        if transfer.bad or not all(dest.ok for dest in transfer.dests):
+        if transfer.bad or not all(self.is_ok(index) for index in range(len(transfer.dests))):
             return ExitCode.PARTIAL
         return ExitCode.OK
 
@@ -122,6 +126,7 @@ class Outcome:
         if self.verified:
             facts["verified"] = None if dest.error else self.verified.is_good(index)
             facts["mismatches"] = _ranges(self.verified.mismatches[index], start)
+            facts["unreadable"] = _failures(self.verified.unreadable[index], start)
         return facts
 
 

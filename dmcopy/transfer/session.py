@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dmcopy.errors import DeviceError, UsageError
 from dmcopy.io.reactor import Reactor
@@ -16,8 +17,9 @@ from dmcopy.transfer.opening import Opened, is_same
 from dmcopy.transfer.outcome import Outcome
 from dmcopy.transfer.plan import Plan, block_of, find_holes
 from dmcopy.transfer.settings import Settings, choose
-from dmcopy.transfer.store import SUFFIX, Store
-from dmcopy.transfer.verify import Verifier
+
+if TYPE_CHECKING:
+    from dmcopy.transfer.store import Store
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class Session:
         path = self.options.map_path
         if not path:
             return None
+        from dmcopy.transfer.store import SUFFIX, Store  # not for a copy without a map
+
         devices = [region.device.path for region in self.plan.regions]
         used = is_same(path, devices) or is_same(path + SUFFIX, devices)
         if used:
@@ -157,6 +161,8 @@ class Session:
         )
 
     def _verify(self, reactor: Reactor, outcome: Outcome) -> None:
+        from dmcopy.transfer.verify import Verifier
+
         verifier = Verifier(
             reactor,
             self.plan,

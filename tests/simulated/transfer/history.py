@@ -14,9 +14,10 @@ from dmcopy.io import IoRegion, Op, Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client
 from dmcopy.ranges import RangeSet
-from dmcopy.transfer import Plan, Transfer, Verifier
+from dmcopy.transfer import Plan, Transfer
 from dmcopy.transfer.destination import Destination
 from dmcopy.transfer.store import Store
+from dmcopy.transfer.verify import Verifier
 from dmcopy.units import PAGE_SECTORS
 
 

@@ -125,6 +125,9 @@ def test_dry_run_changes_nothing(run: Run) -> None:
     assert "new" in out
     assert not Path("new").exists()
     assert Path("a").read_bytes() == bytes(SIZE)
+    code, _, err = run("copy", "src", "a", "--dry-run", "--piece", "2M")
+    assert code == 2
+    assert "a piece is" in err
     facts = json.loads(run("copy", "src", "new", "--dry-run", "--json")[1])
     assert facts["to_create"] == [{"path": "new", "sectors": SIZE >> 9}]
 
@@ -148,6 +151,7 @@ BAD: list[tuple[str, list[str], int, str]] = [
     ("odd from", ["src", "a", "--from", "1B"], 2, "not a whole number"),
     ("odd source", ["odd", "a"], 2, "odd is 1000 bytes long, which is not a whole number"),
     ("empty source", ["empty", "a"], 2, "empty has 0s"),
+    ("no such serial", ["SERIAL=dmcopy-none", "a"], 2, "SERIAL=dmcopy-none"),
     ("not a size", ["src", "a", "--count", "many"], 2, "'many' is not a size"),
     ("negative", ["src", "a", "--count=-1"], 2, "'-1' is not a size"),
     ("no source", ["nix", "a"], 2, "nix: there is no such device or file"),

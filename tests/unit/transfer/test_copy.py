@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from dmcopy.errors import UsageError
+from dmcopy.errors import ExitCode, UsageError
 from dmcopy.io import IoRegion, Op, Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client
 from dmcopy.ranges import RangeSet
-from dmcopy.transfer import Plan, Transfer, events
+from dmcopy.transfer import Outcome, Plan, Transfer, events
 from dmcopy.transfer.destination import Destination, FailedRange
 from dmcopy.transfer.plan import Piece
+from dmcopy.transfer.settings import Settings
+from dmcopy.transfer.verify import Verifier
 
 SECTORS = 640
 
@@ -164,6 +166,18 @@ def test_a_failed_flush_takes_back_only_what_came_after_the_last_good_one() -> N
     assert dest.written == RangeSet([(0, 40)])
     assert list(dest.failures) == [FailedRange(40, 60, errno.EIO)]
     assert dest.sectors == 40
+
+
+def test_what_cannot_be_read_back_is_not_called_good(bench: Bench) -> None:
+    transfer = bench.run()
+    bench.dests[1].fail(Op.READ, 100, 1)
+    with Reactor(SimulatedBackend(1)) as reactor:
+        found = Verifier(reactor, transfer.plan, transfer.dests, pages=64).run()
+    assert [found.is_good(index) for index in range(3)] == [True, False, True]
+    outcome = Outcome(transfer, Settings("simulated", 8, 64, 64), found)
+    assert outcome.exit_code == ExitCode.PARTIAL
+    (unreadable,) = outcome.as_dict()["destinations"][1]["unreadable"]
+    assert unreadable["sector"] <= 100 < unreadable["sector"] + unreadable["count"]
 
 
 def test_interrupted_it_ends_soon_and_says_what_is_written(bench: Bench) -> None:

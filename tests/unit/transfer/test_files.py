@@ -21,8 +21,9 @@ from dmcopy.io import IoRegion, Reactor, probe
 from dmcopy.io.request import Request as IoRequest
 from dmcopy.kcopyd import Client
 from dmcopy.ranges import RangeSet
-from dmcopy.transfer import Options, Outcome, Plan, Request, Session, Transfer, Verifier, open_all
+from dmcopy.transfer import Options, Outcome, Plan, Request, Session, Transfer, open_all
 from dmcopy.transfer.plan import find_holes
+from dmcopy.transfer.verify import Verifier
 
 pytestmark = pytest.mark.usefixtures("folder")
 
