@@ -70,8 +70,9 @@ class Guests:
         name = original.name
         name = f"{name[:-1]}-{label}]" if name.endswith("]") else f"{name}[{label}]"
         assert original.parent is not None  # only the session has none
+        nodeid = f"{original.parent.nodeid}::{name}"  # in full: --lf compares ids by their parts
         item: GuestItem = GuestItem.from_parent(
-            original.parent, name=name, original=original, kernel=kernel
+            original.parent, name=name, nodeid=nodeid, original=original, kernel=kernel
         )
         return item
 
@@ -169,14 +170,10 @@ class GuestRun:
         return reports
 
     def close(self) -> None:
-        """End the guest; at once if its tests are still running."""
-        if self._guest is None:
-            return
-        if self._ended or self._command.status is not None:
-            self._guest.close()
-        else:
+        """End the guest. Nothing in it is worth a shutdown: its disks go with it."""
+        if self._guest is not None:
             self._guest.kill()
-        self._guest = None
+            self._guest = None
         self._ended = self._ended or "the guest was closed"
 
     def _complete(self, name: str) -> bool:
