@@ -22,6 +22,7 @@ from dmcopy.mapper.ledger import Ledger, NoLedger
 from dmcopy.mapper.names import device_name
 from dmcopy.mapper.reap import Reaper
 from dmcopy.mapper.stats import StatsRegion, regions
+from dmcopy.mapper.udev import Udev
 from dmcopy.table import Error, Table, parse_concise
 
 _EXAMPLES: Final = """\
@@ -36,17 +37,29 @@ examples:
 """
 
 
+# dmsetup's other verbs: run as they are, since there is nothing to add to them.
+PASSED_ON: Final = (
+    *("mknodes", "measure", "setgeometry", "splitname", "mangle", "target-version"),
+    *("udevcookies", "udevcreatecookie", "udevreleasecookie", "udevcomplete", "udevflags"),
+)
+
+
 class _VerbParser(Parser):
-    """A verb's parser; one with `takes_command` leaves what follows `--` alone.
+    """A verb's parser; one with `takes_command` leaves what follows `--` alone, `takes_all` all.
 
     argparse has no way to say this: a REMAINDER swallows the options between a name and the `--`.
     """
 
     takes_command = False
+    takes_all = False
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """Parse what is before the `--`; what follows is `command`."""
         words = list(args or [])
+        if self.takes_all:
+            found, _ = Parser.parse_known_args(self, [], namespace)
+            found.words = words
+            return found, []
         cut = words.index("--") if self.takes_command and "--" in words else len(words)
         found, unknown = Parser.parse_known_args(self, words[:cut], namespace)
         if self.takes_command:
@@ -64,6 +77,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _configure_talking(verbs)
     _configure_stats(verbs)
     dm_facts.configure(verbs)
+    for name in PASSED_ON:
+        passing = verbs.add_parser(name, help=argparse.SUPPRESS)
+        passing.takes_all = True
+        passing.set_defaults(verb=_pass_on, name=name, timeout=30.0)
     never = verbs.add_parser("remove_all", help=argparse.SUPPRESS)
     never.set_defaults(verb=_never, dry_run=False, timeout=30.0)
 
@@ -77,9 +94,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _mapper(args: argparse.Namespace) -> KernelMapper:
     timeout: float = 30.0 if args.timeout is None else args.timeout
+    udev = Udev.NONE if getattr(args, "noudevsync", False) else None
     if getattr(args, "dry_run", False):
-        return KernelMapper(ScriptDmsetup(), ledger=NoLedger(), timeout=timeout)
-    return KernelMapper(Dmsetup(timeout=timeout), ledger=Ledger(), timeout=timeout)
+        return KernelMapper(ScriptDmsetup(udev=udev), ledger=NoLedger(), timeout=timeout)
+    return KernelMapper(Dmsetup(udev=udev, timeout=timeout), ledger=Ledger(), timeout=timeout)
 
 
 def _changing(
@@ -100,6 +118,9 @@ def _changing(
         default=30.0,
         metavar="S",
         help="give up after S seconds",
+    )
+    parser.add_argument(
+        "--noudevsync", action="store_true", help="do not wait until udev has made the node"
     )
     parser.set_defaults(verb=verb)
     return parser
@@ -319,8 +340,8 @@ def _reap(args: argparse.Namespace) -> int:
     chosen = {"wanted": lambda entry: entry.keep or entry.abandoned} if args.all else {}
     reaper = Reaper(args.mapper, ledger, **chosen)
     if args.dry_run:
-        for entry in reaper.plan():
-            print(f"# {entry.kind} {entry.name} ({entry.uuid})")
+        for line in reaper.script():
+            print(line)
         return ExitCode.OK
     result = reaper.run()
     if args.json:
@@ -337,6 +358,10 @@ def _reap(args: argparse.Namespace) -> int:
     for why in result.left.values():
         say(f"dmcopy: left: {why}")
     return ExitCode.BUSY if result.left else ExitCode.OK
+
+
+def _pass_on(args: argparse.Namespace) -> None:
+    print(args.mapper.dmsetup.run(args.name, *args.words), end="")
 
 
 def _never(args: argparse.Namespace) -> None:

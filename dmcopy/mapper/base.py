@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -191,7 +191,7 @@ class Mapper(abc.ABC):
                 )
         except BaseException as error:
             for device in reversed(made):
-                _note(error, device.remove)
+                note_failure(error, device.remove)
             raise
         return made
 
@@ -202,7 +202,7 @@ class Mapper(abc.ABC):
             self.suspend(name, flush=flush, lockfs=lockfs)
             self.resume(name, flush=flush, lockfs=lockfs)
         except BaseException as error:
-            _note(error, lambda: self.thaw(name))
+            note_failure(error, lambda: self.thaw(name))
             raise
 
     @contextlib.contextmanager
@@ -217,7 +217,7 @@ class Mapper(abc.ABC):
         try:
             yield made
         except BaseException as error:
-            _note(error, lambda: self._finish(made))
+            note_failure(error, lambda: self._finish(made))
             raise
         self._finish(made)
 
@@ -268,9 +268,8 @@ def check_name(name: str) -> str:
     return name
 
 
-def _note(error: BaseException, action: object) -> None:
+def note_failure(error: BaseException, action: Callable[[], object]) -> None:
     """Run a cleanup whose own failure must not hide `error`."""
-    assert callable(action)
     try:
         action()
     except DmcopyError as failure:

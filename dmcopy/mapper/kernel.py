@@ -10,10 +10,25 @@ import uuid as uuids
 from collections.abc import Callable
 from typing import Final
 
-from dmcopy.block import holders
-from dmcopy.errors import BusyError, DeadlineError, DeviceError, DmcopyError, UsageError
+from dmcopy.block import holders, sysfs
+from dmcopy.errors import (
+    BusyError,
+    DeadlineError,
+    DeviceError,
+    DmcopyError,
+    MissingError,
+    UsageError,
+)
 from dmcopy.mapper import names
-from dmcopy.mapper.base import PREFIX, DeviceInfo, Mapper, Version, check_name
+from dmcopy.mapper.base import (
+    PREFIX,
+    QUICK_SECONDS,
+    DeviceInfo,
+    Mapper,
+    Version,
+    check_name,
+    note_failure,
+)
 from dmcopy.mapper.device import Device
 from dmcopy.mapper.dmsetup import Dmsetup, DmsetupError
 from dmcopy.mapper.ledger import Ledger
@@ -70,8 +85,8 @@ class KernelMapper(Mapper):
         entry = self.ledger.add("dm", name, uuid=uuid, keep=keep)
         try:
             self._change("create it", name, *words, "--", name, stdin=text, table=table)
-        except BaseException:
-            self._forget_unless_there(name, uuid, entry)
+        except BaseException as error:
+            note_failure(error, lambda: self._undo(name, uuid, entry))
             raise
         return Device(self, name)
 
@@ -242,6 +257,15 @@ class KernelMapper(Mapper):
             return self.dmsetup.change(*words, stdin=stdin)
         except DmsetupError as error:
             raise self._explain(action, name, table, error) from error
+        except DeadlineError:
+            # Such as udev's look at the new device, which waits for one under it.
+            stuck = [device for device in _devices(table) if _is_suspended(device)]
+            if not stuck:
+                raise
+            raise DeadlineError(
+                f"{name}: cannot {action}: {', '.join(stuck)} is suspended, and I/O to it waits; "
+                "resume it first"
+            ) from None
 
     def _busy(
         self, action: str, name: str, table: Table | None, error: DmsetupError
@@ -249,7 +273,7 @@ class KernelMapper(Mapper):
         """Find out who is in the way: of the device itself, or of one that its table needs."""
         if action == "create it" and self.exists(name):
             return DeviceError(name, action, errno.EEXIST, "remove it first or take another name")
-        for device in table.devices if table is not None else (self.path(name),):
+        for device in _devices(table) or (self.path(name),):
             found = _holders(_node(device))
             if found:
                 return BusyError(device, found)
@@ -287,16 +311,14 @@ class KernelMapper(Mapper):
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    def _forget_unless_there(self, name: str, uuid: str, entry: str) -> None:
-        """After a failed create: keep the ledger's entry only if the device was made after all."""
+    def _undo(self, name: str, uuid: str, entry: str) -> None:
+        """After a failed create: remove what was made after all, or forget that it was to be."""
         try:
-            there = self.info(name).uuid == uuid
-        except DeviceError:
-            there = False
-        except DmcopyError:
-            return
-        if there:
-            self.remove(name)
+            made = any((info.name, info.uuid) == (name, uuid) for info in self.ls())
+        except MissingError:
+            made = False
+        if made:
+            self.remove(name, timeout=QUICK_SECONDS)
         else:
             self.ledger.cancel(entry)
 
@@ -315,3 +337,13 @@ def _holders(path: str) -> list[str]:
         return [str(holder) for holder in holders.who(os.path.realpath(path))]
     except DmcopyError:  # it went away meanwhile, or its node is not there
         return []
+
+
+def _devices(table: Table | None) -> tuple[str, ...]:
+    return () if table is None else table.devices
+
+
+def _is_suspended(device: str) -> bool:
+    """Return whether a device of a table is a mapped one, and suspended."""
+    name = os.path.basename(os.path.realpath(_node(device)))
+    return sysfs.read(sysfs.directory(name) / "dm/suspended") == "1"

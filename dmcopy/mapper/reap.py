@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import signal
-import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from dmcopy.block import mounts, sysfs
@@ -16,6 +16,7 @@ from dmcopy.block.loop import LoopDevice, detach
 from dmcopy.errors import DmcopyError
 from dmcopy.mapper.base import DeviceInfo, Mapper
 from dmcopy.mapper.ledger import Entry, Ledger, alive
+from dmcopy.mapper.noted import run_tool
 from dmcopy.mapper.tree import top_down, with_deps
 
 _log = logging.getLogger(__name__)
@@ -65,6 +66,20 @@ class Reaper:
         """Return what `run` would try to remove, in order."""
         return self._order([entry for entry in self.ledger.entries() if self.wanted(entry)])
 
+    def script(self) -> Iterator[str]:
+        """Yield the shell commands that do what `run` would, as far as all goes well."""
+        for entry in self.plan():
+            match entry.kind:
+                case "dm":
+                    words = ["dmsetup", "remove", "--", entry.name]
+                case "loop":
+                    words = ["losetup", "--detach", entry.name]
+                case "mount":
+                    words = ["umount", "--", entry.name]
+                case "server":
+                    words = ["kill", entry.uuid.partition(" ")[0]]
+            yield shlex.join(words)
+
     def _order(self, entries: list[Entry]) -> list[Entry]:
         """Servers and mounts first, then devices from the top down, then loop devices."""
         height = {info.uuid: place for place, info in enumerate(self._devices(entries))}
@@ -85,7 +100,7 @@ class Reaper:
         try:
             there = _STEPS[entry.kind](self, entry)
         except DmcopyError as error:
-            self.result.left[entry.name] = str(error)
+            self.result.left[entry.name or entry.uuid] = str(error)
             return False
         (self.result.removed if there else self.result.vanished).append(entry)
         self.ledger.cancel(entry.id)
@@ -102,27 +117,30 @@ class Reaper:
         return bool(found)
 
     def _loop(self, entry: Entry) -> bool:
+        if not entry.name:
+            return self._unnamed_loop(entry)
         name = os.path.basename(entry.name)
         if sysfs.backing_file(name).removesuffix(" (deleted)") != entry.uuid:
             return False
         detach(LoopDevice(entry.name, entry.uuid))
         return True
 
+    def _unnamed_loop(self, entry: Entry) -> bool:
+        # The crash came before the kernel's answer was noted: a loop device over this file may be
+        # that one or anybody's.
+        nodes = [sysfs.node(name) for name, file in sysfs.loops().items() if file == entry.uuid]
+        if nodes:
+            raise DmcopyError(
+                f"{entry.uuid} is attached to {', '.join(nodes)}, perhaps by a process that was "
+                "killed; if so: losetup --detach"
+            )
+        return False
+
     def _mount(self, entry: Entry) -> bool:
         table = mounts.parse_mountinfo(sysfs.read(sysfs.LIVE.proc / "self/mountinfo"))
-        if not any(m.point == entry.name and m.source == entry.uuid for m in table):
+        if not any(m.point == entry.name and same_source(m.source, entry.uuid) for m in table):
             return False
-        done = subprocess.run(
-            ["umount", "--", entry.name],
-            env={**os.environ, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        if done.returncode:
-            raise DmcopyError(f"{entry.name} cannot be unmounted: {done.stderr.strip()}")
+        run_tool("umount", "--", entry.name)
         return True
 
     def _server(self, entry: Entry) -> bool:
@@ -138,6 +156,11 @@ class Reaper:
         if alive(entry.uuid):
             raise DmcopyError(f"process {pid} ({entry.name}) does not end")
         return True
+
+
+def same_source(shown: str, noted: str) -> bool:
+    """Return whether two paths of a mount's device are the same: /dev/mapper/x is /dev/dm-0."""
+    return shown == noted or os.path.realpath(shown) == os.path.realpath(noted)
 
 
 _STEPS: dict[str, Callable[[Reaper, Entry], bool]] = {

@@ -14,7 +14,8 @@ from dmcopy.errors import BusyError, DeadlineError, DeviceError
 from dmcopy.mapper.dmsetup import Dmsetup
 from dmcopy.mapper.events import follow
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import Ledger
+from dmcopy.mapper.ledger import Entry, Ledger
+from dmcopy.mapper.reap import Reaper
 from dmcopy.mapper.tree import tree, with_deps
 from dmcopy.mapper.udev import Udev
 from dmcopy.table import (
@@ -24,6 +25,7 @@ from dmcopy.table import (
     Linear,
     LogWrites,
     Mirror,
+    Raw,
     Table,
     Zero,
     format_concise,
@@ -232,3 +234,34 @@ def test_nodes_are_made_without_udevd_too(disks: Disks, tmp_path: Path) -> None:
         assert not Path(device.path).is_symlink()
     assert not os.path.lexists(device.path)
     assert KernelMapper().dmsetup.udev is Udev.COOKIES  # the rig runs udevd
+
+
+def test_a_device_that_another_program_left_suspended_is_named(
+    disks: Disks, tmp_path: Path, mapper: KernelMapper
+) -> None:
+    impatient = KernelMapper(Dmsetup(timeout=4), ledger=Ledger(tmp_path / "ledger.jsonl"))
+    with mapper.device("left", Table.of(8, Linear(disks.a, 0))) as left:
+        left.suspend()
+        started = time.monotonic()
+        try:
+            # udev looks at a new device, and its read waits for the one below.
+            top = impatient.create("dmcopy-top", Table.of(8, Linear(left.path, 0)))
+        except DeadlineError as error:
+            assert "/dev/mapper/dmcopy-left is suspended" in str(error)  # noqa: PT017
+        else:
+            top.remove()
+        assert time.monotonic() - started < 30
+        left.resume()
+        # What could not be undone in time is still in the ledger, and can go now.
+        deadline = time.monotonic() + 20
+        while Reaper(mapper, impatient.ledger, wanted=_is_top).run().left:
+            assert time.monotonic() < deadline
+
+
+def _is_top(entry: Entry) -> bool:
+    return entry.name == "dmcopy-top"
+
+
+def test_a_target_that_the_kernel_lacks_is_named(mapper: KernelMapper, disks: Disks) -> None:
+    with pytest.raises(DeviceError, match="tomorrow: unknown target type"):
+        mapper.create("dmcopy-new", Table.of(8, Raw("tomorrow", (disks.a,))))

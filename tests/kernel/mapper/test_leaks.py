@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,13 @@ from typing import Self
 
 import pytest
 
+from dmcopy.block.sysfs import loops
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.ledger import Ledger
 from dmcopy.mapper.reap import Reaper
 from dmcopy.table import Linear, Table, Zero
 
-from .conftest import Disks
+from .conftest import Disks, devices
 
 pytestmark = pytest.mark.kernel
 
@@ -44,7 +46,7 @@ class Opener:
 
     def _run(self) -> None:
         chance = random.Random(1)
-        while not self._stop.wait(chance.uniform(0, 0.02)):
+        while not self._stop.wait(chance.uniform(0, 0.2)):
             for node in Path("/dev/mapper").glob(self.pattern):
                 try:
                     # For writing: its close makes udev look at the device once more.
@@ -156,3 +158,53 @@ def test_the_command_line_reaps(
     assert (done.returncode, done.stderr) == (0, "")
     assert '"left": {}' in done.stdout
     assert mapper.ls() == []
+
+
+WHOLE = """
+import subprocess, sys, time
+from pathlib import Path
+from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.mapper.ledger import Ledger
+from dmcopy.mapper.noted import loop_device, mount, server
+from dmcopy.table import Linear, Table
+
+folder = Path(sys.argv[2])
+(folder / "disk").write_bytes(bytes(4 << 20))
+(folder / "mnt").mkdir()
+ledger = Ledger(sys.argv[1])
+mapper = KernelMapper(ledger=ledger)
+table = Table.of(8192, Linear("", 0))
+with server(ledger, ["sleep", "600"]), loop_device(ledger, folder / "disk") as loop:
+    with mapper.device("whole", table.with_devices(lambda _: loop.path)) as device:
+        subprocess.run(["mkfs.ext4", "-q", device.path], check=True)
+        with mount(ledger, device, folder / "mnt"):
+            print("ready", flush=True)
+            time.sleep(600)
+"""
+
+
+def _machine() -> tuple[set[str], dict[str, str], str]:
+    mounted = "\n".join(
+        line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()
+    )
+    return devices(), loops(), mounted
+
+
+def test_reap_removes_servers_mounts_devices_and_loops(
+    mapper: KernelMapper, tmp_path: Path
+) -> None:
+    folder = Path("/dev/shm") / f"dmcopy-whole-{os.getpid()}"
+    folder.mkdir()
+    before = _machine()
+    words = [sys.executable, "-c", WHOLE, str(tmp_path / "ledger.jsonl"), str(folder)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert _machine() != before
+        process.kill()
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    result = Reaper(mapper, ledger).run()
+    kinds = [entry.kind for entry in result.removed]
+    assert (kinds, result.left) == (["server", "mount", "dm", "loop"], {})
+    assert _machine() == before
+    shutil.rmtree(folder)

@@ -284,7 +284,7 @@ def test_reap_removes_what_has_no_owner_and_says_what_is_left(
         {"words": []},
     )
     assert dm("reap", "--dry-run") == 0
-    plan = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
+    plan = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
     assert plan.index("top") < plan.index("low")
     assert sorted(plan) == ["low", "other", "top"]
     assert dm("reap") == 0
@@ -299,3 +299,15 @@ def _entry(number: str, name: str, uuid: str) -> dict[str, object]:
 
     head = {"id": number, "kind": "dm", "name": name, "uuid": uuid}
     return {**head, "owner": "999999999 1", "boot": boot_id(), "keep": False, "made": 0}
+
+
+def test_other_verbs_are_dmsetups_own(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.answer(ok("splitname", stdout="VG LV LVLayer\n"), {"words": []})
+    assert dm("splitname", "vg-lv", "LVM") == 0
+    assert dm("mknodes") == 0
+    assert dm("create", "one", "--noudevsync", "--notable", "-u", "U") == 0
+    assert capsys.readouterr().out == "VG LV LVLayer\n"
+    assert fake.words == [
+        *("splitname vg-lv LVM", "mknodes"),
+        "create --noudevsync --uuid U --notable -- one",
+    ]

@@ -145,7 +145,7 @@ def test_a_failed_create_is_forgotten_and_explained(
     mapper: KernelMapper, fake: Fake, ledger: Ledger
 ) -> None:
     refused = ioctl("reload", "bad (254:9)", "Invalid argument").replace("  ", " ")
-    fake.answer(failed("create", stderr=refused), NOBODY)
+    fake.answer(failed("create", stderr=refused), info())
     with pytest.raises(DeviceError, match="bad: cannot create it: Invalid argument") as caught:
         mapper.create("bad", ZERO)
     assert caught.value.errno == errno.EINVAL
@@ -154,7 +154,7 @@ def test_a_failed_create_is_forgotten_and_explained(
 
 def test_a_missing_device_of_a_table_is_named(mapper: KernelMapper, fake: Fake) -> None:
     refused = "device-mapper: reload ioctl on bad (254:9) failed: No such device\n"
-    fake.answer(failed("create", stderr=refused), NOBODY)
+    fake.answer(failed("create", stderr=refused), info())
     with pytest.raises(DeviceError, match="there is no block device /dev/nope"):
         mapper.create("bad", Table.of(8, Linear("/dev/nope", 0)))
     fake.answer(failed("load", stderr=refused))
@@ -267,7 +267,7 @@ def test_swap_goes_back_to_the_old_table_when_it_fails(mapper: KernelMapper, fak
 
 def test_several_devices_are_made_all_or_none(mapper: KernelMapper, fake: Fake) -> None:
     bad = ioctl("reload", "c (254:9)", "Invalid argument")
-    fake.answer(ok("create", times=2), failed("create", stderr=bad), NOBODY, ok("remove"))
+    fake.answer(ok("create", times=2), failed("create", stderr=bad), info(), ok("remove"))
     devices = list(parse_concise("a,,,rw,0 8 zero;b,,,ro,0 8 zero;c,,,rw,0 8 zero"))
     assert isinstance(devices[0], ConciseDevice)
     with pytest.raises(DeviceError, match="c: cannot create it"):

@@ -44,6 +44,8 @@ DOCUMENTED = [
     "0 204800 linear /dev/sdb 0\n204800 102400 linear /dev/sdc 0",
     "0 32768 linear /dev/sda1 0\n32768 1024000 linear /dev/sda2 0\n"
     "1056768 204800 linear /dev/sda3 0\n1261568 512000 linear /dev/sda4 0",
+    "0 2 linear /dev/loop0 512\n2 2 linear /dev/loop0 512\n4 2 linear /dev/loop0 512\n"
+    "6 2 linear /dev/loop0 512",
     "0 204800 log-writes /dev/sdb /dev/sdc",
     "0 10 multipath 0 0 1 1 queue-length 0 2 1 8:0 128 8:16 128",
     "0 10 multipath 0 0 1 1 service-time 0 2 2 8:0 128 1 8:16 128 4",
@@ -65,6 +67,7 @@ DOCUMENTED = [
     "0 512 unstriped 2 256 1 /dev/nvme0n1 0",
     "0 512 unstriped 4 256 3 /dev/mapper/striped 0",
     "0 2097152 vdo V4 /dev/dm-1 262144 4096 32768 16380",
+    "0 8388608 vdo V4 /dev/dm-1 524288 4096 32768 16380",
     "0 10485760 vdo V4 /dev/dm-1 786432 4096 32768 16380 maxDiscard 8",
     "0 10485760 vdo V4 /dev/dm-1 786432 512 65550 5000 hash 1 logical 3 physical 2",
     "0 2097152 verity 1 /dev/sda1 /dev/sda2 4096 4096 262144 1 sha256 "

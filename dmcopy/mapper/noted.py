@@ -1,0 +1,99 @@
+"""Loop devices, mounts and servers that are noted in the ledger for as long as they are there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dmcopy.block import loop
+from dmcopy.errors import DeadlineError, DeviceError, MissingError
+from dmcopy.mapper.ledger import Ledger, identity
+
+_SECONDS = 60.0
+
+
+@contextlib.contextmanager
+def loop_device(
+    ledger: Ledger, backing: str | os.PathLike[str], **options: Any
+) -> Iterator[loop.LoopDevice]:
+    """Attach a file as `dmcopy.block.loop.attach` does; noted first under the file's name."""
+    file = str(Path(backing).resolve())
+    entry = ledger.add("loop", "", uuid=file)
+    try:
+        device = loop.attach(file, **options)
+    except BaseException:
+        ledger.cancel(entry)
+        raise
+    named = ledger.add("loop", device.path, uuid=device.backing)
+    ledger.cancel(entry)
+    try:
+        yield device
+    finally:
+        loop.detach(device)
+        ledger.cancel(named)
+
+
+@contextlib.contextmanager
+def mount(
+    ledger: Ledger, device: str | os.PathLike[str], point: str | os.PathLike[str], *options: str
+) -> Iterator[Path]:
+    """Mount `device` on the directory `point`; `options` are mount's, such as "-o", "ro"."""
+    source, target = str(Path(device)), str(Path(point).resolve())
+    entry = ledger.add("mount", target, uuid=source)
+    try:
+        run_tool("mount", *options, "--", source, target)
+    except BaseException:
+        ledger.cancel(entry)
+        raise
+    try:
+        yield Path(target)
+    finally:
+        run_tool("umount", "--", target)
+        ledger.cancel(entry)
+
+
+@contextlib.contextmanager
+def server(ledger: Ledger, words: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Run a program that serves a device; at the end it is asked to stop, and then made to.
+
+    A kill -9 between its start and its entry leaves it running: make such a program end by itself
+    when its parent does.
+    """
+    process = subprocess.Popen(list(words), **options)
+    entry = ledger.add("server", os.path.basename(words[0]), uuid=identity(process.pid))
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        ledger.cancel(entry)
+
+
+def run_tool(*words: str) -> None:
+    """Run mount or umount. Raises DeviceError with what it said, and MissingError."""
+    env = {**os.environ, "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            words,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_SECONDS,
+        )
+    except FileNotFoundError:
+        raise MissingError(f"{words[0]} is not installed (apt-get install mount)") from None
+    except subprocess.TimeoutExpired:
+        raise DeadlineError(f"{words[0]} {words[-1]} did not end within {_SECONDS:g} s") from None
+    if done.returncode:
+        raise DeviceError(words[-1], words[0], errno.EIO, done.stderr.strip())
