@@ -173,16 +173,36 @@ def _check_creatable(path: str) -> str:
 def _create(opened: Opened, path: str, sectors: int) -> None:
     folder = _check_creatable(path)
     try:
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        _create_whole(path, folder, sectors << SECTOR_SHIFT)
         opened.created.append(path)
-        try:
-            os.ftruncate(fd, sectors << SECTOR_SHIFT)
-        finally:
-            os.close(fd)
         _sync_folder(folder)
     except OSError as error:
         hint = "the file system takes no file of that size" if error.errno == errno.EFBIG else ""
         raise DeviceError(path, "create it", error.errno or 0, hint) from error
+
+
+def _create_whole(path: str, folder: str, size: int) -> None:
+    """Make a sparse file that gets its name only when it has its size.
+
+    A kill between the two would else leave an empty file, which the next run would find too small.
+    """
+    nameless = True
+    try:
+        fd = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    except OSError:  # not every file system has files without a name
+        nameless = False
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    try:
+        os.ftruncate(fd, size)
+        if nameless:
+            # Only with a src_dir_fd, here without a meaning, does Python tell the kernel to follow.
+            os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+    except OSError:
+        if not nameless:
+            os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
 
 
 def _sync_folder(folder: str) -> None:

@@ -148,6 +148,19 @@ def test_a_new_file_that_got_nothing_is_removed() -> None:
     assert not Path("map").exists(), "nor is a map of nothing kept"
 
 
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_new_file_has_its_size_from_the_first(
+    nameless: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not nameless:  # as on a file system without O_TMPFILE
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)
+    with open_all(Request("src", ("a",), count=9)) as opened:
+        assert opened.created == ["a"]
+    assert os.stat("a").st_size == 9 * 512
+    assert sorted(os.listdir()) == ["a", "src"]
+    assert os.stat("a").st_mode == os.stat("src").st_mode
+
+
 class Stuck:
     """A back end whose writes never end, as on a disk that hangs."""
 
