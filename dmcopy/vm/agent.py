@@ -260,7 +260,9 @@ class Agent:
             try:
                 data = data[os.write(self._port, data) :]
             except BlockingIOError:
-                select.select([], [self._port], [])
+                poll = select.poll()
+                poll.register(self._port, select.POLLOUT)
+                poll.poll()
 
 
 def _find_port() -> str:

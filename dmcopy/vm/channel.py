@@ -98,20 +98,20 @@ class Channel:
             for command in self._commands.values()
             if (fd := command.wants_input()) is not None
         }
-        reading, writing, _ = select.select(
-            [ours, *inputs],
-            [ours] if self._outgoing else [],
-            [],
-            max(0.0, deadline - time.monotonic()),
-        )
-        if writing:
-            self._write()
-        for fd in reading:
-            if fd == ours:
-                self._read()
-            else:
+        poll = select.poll()
+        for fd in inputs:
+            poll.register(fd, select.POLLIN)
+        poll.register(ours, select.POLLIN | (select.POLLOUT if self._outgoing else 0))
+        ready = poll.poll(1000 * max(0.0, deadline - time.monotonic()))
+        for fd, events in ready:
+            if fd != ours:
                 inputs[fd].forward_input()
-        return bool(reading or writing)
+                continue
+            if events & select.POLLOUT:
+                self._write()
+            if events & ~select.POLLOUT:
+                self._read()
+        return bool(ready)
 
     def close(self) -> None:
         """Let the guest go: it shuts down by itself."""

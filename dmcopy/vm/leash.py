@@ -39,7 +39,7 @@ class Leashed:
     def wait(self, timeout: float) -> int | None:
         """Wait until the program has ended; return its status, or None after `timeout` seconds."""
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], timeout)[0]:
+        if not _ready([self._process.stdout.fileno()], timeout):
             return None
         return int(self._process.stdout.readline() or -signal.SIGKILL)
 
@@ -54,6 +54,14 @@ class Leashed:
             self._process.kill()
             self._process.wait(30)
         self._process.stdout.close()
+
+
+def _ready(fds: list[int], timeout: float | None = None) -> list[int]:
+    """Which descriptors can be read or have hung up; waits for one, `timeout` seconds at most."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll(None if timeout is None else 1000 * timeout)]
 
 
 def _start(folder: str, argv: list[str]) -> int:
@@ -78,16 +86,16 @@ def main(folder: str, argv: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     pid = _start(folder, argv)
     pidfd = os.pidfd_open(pid)
-    ready, _, _ = select.select([0, pidfd], [], [])
-    if pidfd not in ready:
+    ended = pidfd in _ready([0, pidfd])
+    if not ended:
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
-    if pidfd in ready:
+    if ended:
         try:
             os.write(1, b"%d\n" % os.waitstatus_to_exitcode(status))
         except BrokenPipeError:
             pass
-        select.select([0], [], [])  # the owner reads the logs, then lets go
+        _ready([0])  # the owner reads the logs, then lets go
     shutil.rmtree(folder, ignore_errors=True)
     return 0
 
