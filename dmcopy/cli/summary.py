@@ -28,6 +28,8 @@ def print_summary(outcome: Outcome) -> None:
     size = format_bytes(transfer.plan.count << SECTOR_SHIFT)
     rate = format_bytes(int(outcome.rate()))
     print(f"{size} in {seconds:.3g} s, {rate}/s ({outcome.settings.backend})")
+    for path, reason in outcome.buffered().items():
+        print(f"{printable(path)}: through the page cache, since {reason}")
     _advise(outcome)
 
 

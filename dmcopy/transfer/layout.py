@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable
-from pathlib import Path
 from typing import Final
 
 from dmcopy.block import sysfs
@@ -28,32 +27,6 @@ def check_apart(source: IoRegion, dest: IoRegion) -> None:
         return
     if from_start < to_start + dest.count and to_start < from_start + source.count:
         raise UsageError(f"{dest} overlaps the source, {source}: it is the same storage")
-
-
-def stable_name(path: str) -> str:
-    """Return a name for what is at `path` that the same device has after a reboot, too.
-
-    A disk's serial or wwid, a dm device's UUID, a loop device's file; else the path itself, with
-    the inode of a regular file.
-    """
-    real = os.path.realpath(path)
-    identity = identity_at(real)
-    if identity is None or len(identity) == 3:
-        return f"{real}#{identity[2]}" if identity else real
-    name = sysfs.name_of((os.major(identity[1]), os.minor(identity[1])))
-    disk = sysfs.parent(name)
-    known = _known_by(sysfs.directory(disk or name))
-    part = sysfs.read(sysfs.directory(name) / "partition")
-    return f"{known}{'-part' + part if part else ''}" if known else real
-
-
-def _known_by(folder: Path) -> str:
-    for attribute in ("wwid", "device/wwid", "serial", "device/serial", "dm/uuid"):
-        value = sysfs.read(folder / attribute)
-        if value:
-            return f"{attribute.rpartition('/')[2]}:{value}"
-    backing = sysfs.read(folder / "loop/backing_file")
-    return f"loop:{backing}@{sysfs.read(folder / 'loop/offset')}" if backing else ""
 
 
 def _bottom(region: IoRegion) -> tuple[Hashable, int]:

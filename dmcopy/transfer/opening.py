@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -207,7 +206,10 @@ def _create_whole(path: str, folder: str, size: int) -> None:
 
 def _sync_folder(folder: str) -> None:
     """Make a new name durable: a flushed file without a name would be gone after a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # a folder that may be written and not be read
+        return
     try:
         os.fsync(fd)
     except OSError:  # some file systems cannot; then they have no need or no way
@@ -228,11 +230,3 @@ def is_same(path: str, others: Sequence[str]) -> str:
     """Return which of `others` is the same device or file as `path`, "" when none is."""
     identity = identity_at(path)
     return next((other for other in others if identity and identity_at(other) == identity), "")
-
-
-def is_device(path: str) -> bool:
-    """Whether there is a block device at `path`."""
-    try:
-        return stat.S_ISBLK(os.stat(path).st_mode)
-    except OSError:
-        return False

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Outcome:
     """A transfer that has ended. `verified` is None when nobody asked for a verification.
 
-    `note`: what the user should know beyond the facts, such as how to go on; "" mostly.
+    `map_path` is "" without a map, `map_error` why it could not be saved, `resumed` the sectors
+    that an earlier run had written, all destinations together, `created` the files that were made.
     """
 
     transfer: Transfer
@@ -43,6 +44,12 @@ class Outcome:
     def nothing_written(self) -> bool:
         """Whether no sector reached any destination."""
         return not any(dest.sectors for dest in self.transfer.dests)
+
+    def buffered(self) -> dict[str, str]:
+        """Return which devices were not read or written past the page cache, and why."""
+        devices = [region.device for region in self.transfer.plan.regions]
+        reasons = {device.path: _cache(device)["buffered_because"] for device in devices}
+        return {path: reason for path, reason in reasons.items() if reason}
 
     def is_ok(self, index: int) -> bool:
         """Whether destination `index` has every sector that could be read, as far as is known."""

@@ -16,12 +16,11 @@ from itertools import pairwise
 from typing import Any, Final
 
 from dmcopy.errors import DeviceError, MetadataError, UsageError
-from dmcopy.io.region import IoRegion
 from dmcopy.ranges import RangeSet
 from dmcopy.transfer import mapfile
 from dmcopy.transfer.copy import Transfer
 from dmcopy.transfer.destination import Destination, errno_name
-from dmcopy.transfer.layout import stable_name
+from dmcopy.transfer.identity import identity_of, is_of, source_of
 from dmcopy.transfer.mapfile import BAD, DONE, UNTRIED, UNTRIMMED, Block, MapFile
 from dmcopy.units import SECTOR_SHIFT
 
@@ -65,8 +64,8 @@ class Store:
 
     def bind(self, transfer: Transfer) -> None:
         """Note what is copied to where, by names that outlast a reboot."""
-        self._source = _source_of(transfer.plan.source)
-        self._dests = [_identity_of(dest) for dest in transfer.dests]
+        self._source = source_of(transfer.plan.source)
+        self._dests = [identity_of(dest) for dest in transfer.dests]
 
     def dump(self, transfer: Transfer) -> tuple[str, str]:
         """Return the texts of the two files, the map's first; `bind` comes before."""
@@ -123,7 +122,7 @@ class Store:
         left = list(states)
         matched = []
         for dest, now in zip(dests, self._dests, strict=True):
-            state = next((state for state in left if _is_of(state, now)), None)
+            state = next((state for state in left if is_of(state, now)), None)
             if state is None:
                 raise UsageError(
                     f"{self.path} is the map of a copy to "
@@ -197,35 +196,6 @@ def _settled(dest: Destination, count: int) -> RangeSet:
         settled.add(start, end)
     settled.add(dest.region.count, count)
     return settled
-
-
-def _source_of(source: IoRegion | None) -> dict[str, Any] | None:
-    if source is None:
-        return None
-    return {
-        "name": stable_name(source.device.path),
-        "path": source.device.path,
-        "sectors": source.device.sectors,
-        "from": source.sector,
-    }
-
-
-def _identity_of(dest: Destination) -> dict[str, Any]:
-    return {
-        "name": stable_name(dest.path),
-        "path": dest.path,
-        "sectors": dest.region.device.sectors,
-        "to": dest.region.sector,
-        "count": dest.region.count,
-    }
-
-
-def _is_of(state: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a state is the destination's. One that has nothing yet may be another file by now."""
-    same = all(state.get(key) == now[key] for key in ("sectors", "to", "count"))
-    if not state["written"]:
-        return same and (state["name"] == now["name"] or state["path"] == now["path"])
-    return same and state["name"] == now["name"]
 
 
 def _inward(written: list[list[int]], block: int, count: int) -> RangeSet:

@@ -21,7 +21,7 @@ from dmcopy.io import IoRegion, Reactor, probe
 from dmcopy.io.request import Request as IoRequest
 from dmcopy.kcopyd import Client
 from dmcopy.ranges import RangeSet
-from dmcopy.transfer import Options, Outcome, Plan, Request, Session, Transfer, open_all
+from dmcopy.transfer import Options, Outcome, Plan, Request, Session, Transfer, events, open_all
 from dmcopy.transfer.plan import find_holes
 from dmcopy.transfer.verify import Verifier
 
@@ -80,16 +80,25 @@ def test_short_writes_are_gone_on_with_until_the_error(engine: str) -> None:
 
 
 def test_interrupted_system_calls(engine: str) -> None:
-    rings = []
-    before = signal.signal(signal.SIGALRM, lambda *_: rings.append(1))
-    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    rings: list[int] = []
+    over = threading.Event()
+    main = threading.get_ident()
+
+    def ring() -> None:
+        while not over.wait(0.0005):
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: rings.append(1))
+    ringer = threading.Thread(target=ring)
+    ringer.start()
     try:
         for depth in (1, 4):
             outcome = copy("a", "b", backend=engine, depth=depth, piece=8, verify=True)
             assert outcome.exit_code == ExitCode.OK
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        over.set()
+        ringer.join(10)
+        signal.signal(signal.SIGUSR1, before)
     assert rings
     assert Path("a").read_bytes() == Path("b").read_bytes() == Path("src").read_bytes()
 
@@ -219,3 +228,19 @@ def test_an_interruption_before_anything_began() -> None:
         outcome = session.run()
     assert outcome.exit_code == ExitCode.INTERRUPTED
     assert time.monotonic() - began < 30
+
+
+def test_an_interruption_of_the_verification(engine: str) -> None:
+    with open_all(Request("src", ("a",))) as opened:
+        session: Session
+
+        def stop(event: events.Event) -> None:
+            if isinstance(event, events.Progress) and event.phase == "verify":
+                session.interrupt()
+
+        session = Session(opened, Options(backend=engine, piece=8, verify=True), stop)
+        outcome = session.run()
+    assert outcome.exit_code == ExitCode.INTERRUPTED
+    assert outcome.transfer.dests[0].ok, "the copy itself was done"
+    assert outcome.verified is not None
+    assert not outcome.verified.is_good(0)
