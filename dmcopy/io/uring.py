@@ -218,12 +218,14 @@ class UringBackend:
         slot = self._free.pop()
         self._requests[slot] = request
         if request.op == Op.FLUSH:
-            code, address, length, flags = OP_FSYNC, 0, 0, FSYNC_DATASYNC
+            # Offset and length 0 are the whole file; an offset alone would be a range of one byte.
+            code, offset, address, length, flags = OP_FSYNC, 0, 0, 0, FSYNC_DATASYNC
         else:
+            offset = request.sector << 9
             code, address, length = self._place(slot, request)
         SQE.pack_into(
             self._ring.sqes, 2 * slot * SQE_SIZE,
-            code, 0, 0, fd, request.sector << 9, address, length, flags, 2 * slot,
+            code, 0, 0, fd, offset, address, length, flags, 2 * slot,
         )  # fmt: skip
         self._queued.append(2 * slot)
 
