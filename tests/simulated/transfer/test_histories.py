@@ -7,5 +7,5 @@ from tests.simulated.transfer.history import History
 
 
 def test_any_history_ends_with_true_copies(seeds: Seeds) -> None:
-    for seed in seeds(500):
+    for seed in seeds(400):
         History(seed).play()

@@ -93,7 +93,7 @@ def test_interrupted_system_calls(engine: str) -> None:
     ringer.start()
     try:
         for depth in (1, 4):
-            outcome = copy("a", "b", backend=engine, depth=depth, piece=8, verify=True)
+            outcome = copy("a", "b", backend=engine, depth=depth, piece=16, verify=True)
             assert outcome.exit_code == ExitCode.OK
     finally:
         over.set()
