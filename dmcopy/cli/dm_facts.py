@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dmcopy import __version__
+from dmcopy.cli.dm_values import info_values, node_values, status_values, table_values
 from dmcopy.cli.output import add_json, emit_json, emit_json_line, emit_table, printable
+from dmcopy.errors import DeviceError
 from dmcopy.mapper import tree
 from dmcopy.mapper.base import DeviceInfo
 from dmcopy.mapper.device import Device
@@ -18,8 +20,7 @@ from dmcopy.mapper.events import follow
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.names import device_name
 from dmcopy.mapper.stats import StatsRegion
-from dmcopy.table import ConciseDevice, Raw, Table, format_concise
-from dmcopy.table.record import Ratio, Record
+from dmcopy.table import ConciseDevice, Table, format_concise
 from dmcopy.units import SECTOR_SIZE, format_bytes
 
 _P = TypeVar("_P", bound=argparse.ArgumentParser)
@@ -57,6 +58,22 @@ def configure(verbs: argparse._SubParsersAction[_P]) -> None:
     events.add_argument(
         "--follow", action="store_true", help="a JSON line for each event from now on"
     )
+
+
+def table_text(word: str) -> str:
+    """Return the table that a word of the command line is, or names: as a file, or - for stdin."""
+    if word == "-":
+        return sys.stdin.read()
+    # No table begins like a path: as with dmsetup, it may be either.
+    return read_file(word) if word.startswith(("/", "./")) else word
+
+
+def read_file(path: str) -> str:
+    """Return what is in the file of a table."""
+    try:
+        return Path(path).read_text(errors="surrogateescape")
+    except OSError as error:
+        raise DeviceError(path, "read the table", error.errno or 0) from error
 
 
 def seconds(text: str) -> float:
@@ -164,15 +181,7 @@ def _status(args: argparse.Namespace) -> None:
         for name, lines in found.items()
     }
     if args.json:
-        emit_json(
-            {
-                name: [
-                    {**_values(line), "text": str(line.status), "trouble": line.status.trouble}
-                    for line in lines
-                ]
-                for name, lines in chosen.items()
-            }
-        )
+        emit_json({name: list(map(status_values, lines)) for name, lines in chosen.items()})
     else:
         _emit_lines(args, chosen)
 
@@ -223,17 +232,12 @@ def _deps(args: argparse.Namespace) -> None:
 def _tree(args: argparse.Namespace) -> None:
     nodes = tree.tree(tree.with_deps(args.mapper))
     if args.json:
-        emit_json([_node_values(node) for node in nodes])
+        emit_json([node_values(node) for node in nodes])
         return
     for line in tree.draw(nodes):
         print(printable(line))
     if not nodes:
         print("No devices found")
-
-
-def _node_values(node: tree.Node) -> dict[str, object]:
-    below = [_node_values(one) for one in node.below]
-    return {"name": node.name, "number": node.devno, "below": below}
 
 
 def _targets(args: argparse.Namespace) -> None:
@@ -256,12 +260,7 @@ def _version(args: argparse.Namespace) -> None:
 
 
 def _explain(args: argparse.Namespace) -> None:
-    text = args.table
-    if text == "-":
-        text = sys.stdin.read()
-    elif text.startswith(("/", "./")):
-        text = Path(text).read_text(errors="surrogateescape")
-    table = Table.parse(text)
+    table = Table.parse(table_text(args.table))
     if args.json:
         emit_json(table_values(table))
         return
@@ -304,43 +303,3 @@ def emit_stats(args: argparse.Namespace, device: Device, wanted: Iterable[int]) 
             place = f"{number}: {area['start']}+{area['length']}"
             counts = f"{area['reads']} reads, {area['sectors_read']} sectors"
             print(f"{place}: {counts}; {area['writes']} writes, {area['sectors_written']} sectors")
-
-
-def info_values(info: DeviceInfo) -> dict[str, object]:
-    """Return what is known of a device as JSON has it."""
-    values = dataclasses.asdict(info)
-    del values["deps"]
-    return values
-
-
-def table_values(table: Table) -> list[dict[str, object]]:
-    """Return a table as JSON has it: the words, the typed values, and what they mean."""
-    return [
-        {
-            "start": line.start,
-            "length": line.length,
-            "target": line.target_name,
-            "text": str(line.target),
-            "values": _plain(line.target),
-            "known": not isinstance(line.target, Raw),
-            "means": line.target.describe(),
-        }
-        for line in table
-    ]
-
-
-def _values(line: Any) -> dict[str, object]:
-    head = {"start": line.start, "length": line.length, "target": line.target}
-    return {**head, "values": _plain(line.status)}
-
-
-def _plain(value: Any) -> Any:
-    """Return a record as JSON has it: objects for records and ratios, lists for tuples."""
-    if isinstance(value, Record):
-        items = dataclasses.fields(value)
-        return {item.name: _plain(getattr(value, item.name)) for item in items}
-    if isinstance(value, Ratio):
-        return value._asdict()
-    if isinstance(value, tuple):
-        return [_plain(one) for one in value]
-    return value

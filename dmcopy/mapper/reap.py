@@ -21,7 +21,9 @@ from dmcopy.mapper.tree import top_down, with_deps
 
 _log = logging.getLogger(__name__)
 
+# For each device in the first round: who only looks at one for a moment is done by then.
 REMOVE_SECONDS = 3.0
+LATER_SECONDS = 0.5
 _END_SECONDS = 5.0
 
 
@@ -47,11 +49,13 @@ class Reaper:
         self.ledger = ledger
         self.wanted = wanted
         self.result = Reaped()
+        self._patience = REMOVE_SECONDS
 
     def run(self) -> Reaped:
         """Remove in rounds until a round changes nothing; say what is left and who holds it."""
         todo = [entry for entry in self.ledger.entries() if self.wanted(entry)]
         changed = True
+        self._patience = REMOVE_SECONDS
         while todo and changed:
             self.result.left.clear()
             before = len(todo)
@@ -59,6 +63,7 @@ class Reaper:
                 if self._try(entry):
                     todo.remove(entry)
             changed = len(todo) < before
+            self._patience = LATER_SECONDS
         self.ledger.compact()
         return self.result
 
@@ -113,7 +118,7 @@ class Reaper:
         for info in found:
             # Whoever waits for I/O on it has it open: it cannot go before that has ended.
             self.mapper.thaw(info.name)
-            self.mapper.remove(info.name, timeout=REMOVE_SECONDS)
+            self.mapper.remove(info.name, timeout=self._patience)
         return bool(found)
 
     def _loop(self, entry: Entry) -> bool:

@@ -1,0 +1,196 @@
+"""The verbs of `dmcopy dm` that make, change and remove devices."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+
+from dmcopy.cli import dm_facts
+from dmcopy.cli.dm_facts import read_file, table_text
+from dmcopy.cli.dm_verbs import VerbParser, changing
+from dmcopy.cli.output import add_json, emit_json, say
+from dmcopy.errors import ExitCode, UsageError
+from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.mapper.names import device_name
+from dmcopy.table import Error, Table, parse_concise
+
+
+def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
+    """Declare the verbs."""
+    _configure_making(verbs)
+    _configure_states(verbs)
+    _configure_talking(verbs)
+
+
+def _configure_making(verbs: argparse._SubParsersAction[VerbParser]) -> None:
+    create = changing(verbs, "create", "make a device", _create)
+    create.add_argument("device", nargs="?", metavar="NAME")
+    _add_table(create)
+    create.add_argument("-u", "--uuid", default="", help="default: one that begins with DMCOPY-")
+    create.add_argument("-m", "--minor", type=int, help="the minor number to take")
+    create.add_argument("-n", "--notable", action="store_true", help="without a table")
+    create.add_argument(
+        "--concise", metavar="SPEC", help="devices as name,uuid,minor,ro|rw,table;... (- for stdin)"
+    )
+
+    load = changing(verbs, "load", "load a table beside the active one", _load, aliases=("reload",))
+    load.add_argument("device", metavar="NAME")
+    _add_table(load)
+
+    text = "make a device, run the command after --, remove the device"
+    keeping = changing(verbs, "run", text, _run)
+    keeping.add_argument("device", metavar="NAME")
+    _add_table(keeping)
+    keeping.takes_command = True
+
+
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", metavar="FILE", help="a table (default: stdin)")
+    parser.add_argument("--table", metavar="TABLE", help="the table itself")
+    parser.add_argument("-r", "--readonly", action="store_true")
+
+
+def _configure_states(verbs: argparse._SubParsersAction[VerbParser]) -> None:
+    for name, text, verb in (
+        ("suspend", "hold new I/O and wait for what is in flight", _suspend),
+        ("resume", "let I/O go on, with the loaded table if there is one", _resume),
+        ("wipe_table", "replace the table with one that fails all I/O", _wipe),
+    ):
+        parser = changing(verbs, name, text, verb)
+        parser.add_argument("devices", nargs="+", metavar="NAME")
+        parser.add_argument("--noflush", action="store_true", help="do not send queued I/O down")
+        parser.add_argument("--nolockfs", action="store_true", help="do not freeze a file system")
+    clear = changing(verbs, "clear", "drop the table that is loaded and not active", _clear)
+    clear.add_argument("devices", nargs="+", metavar="NAME")
+    remove = changing(verbs, "remove", "remove devices; one that is busy is waited for", _remove)
+    remove.add_argument("devices", nargs="+", metavar="NAME")
+    remove.add_argument("-f", "--force", action="store_true", help="make all I/O fail first")
+    remove.add_argument("--deferred", action="store_true", help="at the last close, if it is open")
+    remove.add_argument("--retry", action="store_true", help="accepted; it always does")
+    rename = changing(verbs, "rename", "give a device another name, or a UUID", _rename)
+    rename.add_argument("--setuuid", action="store_true", help="NEW is a UUID")
+    rename.add_argument("device", metavar="NAME")
+    rename.add_argument("new", metavar="NEW")
+
+
+def _configure_talking(verbs: argparse._SubParsersAction[VerbParser]) -> None:
+    message = changing(verbs, "message", "send words to a target", _message)
+    message.add_argument("device", metavar="NAME")
+    message.add_argument("sector", type=int, metavar="SECTOR")
+    message.add_argument("words", nargs="+", metavar="WORD")
+    wait = verbs.add_parser("wait", help="wait for an event")
+    wait.add_argument("device", metavar="NAME")
+    wait.add_argument("event", type=int, nargs="?", help="the number to wait past (default: now)")
+    wait.add_argument("--noflush", action="store_true", help="accepted: no status is printed")
+    wait.add_argument(
+        "--timeout", type=dm_facts.seconds, default=1e6, metavar="S", help="give up after S seconds"
+    )
+    add_json(wait, verb=True)
+    wait.set_defaults(verb=_wait)
+
+
+def _create(args: argparse.Namespace) -> None:
+    mapper: KernelMapper = args.mapper
+    if args.concise is not None:
+        if args.device or args.table or args.notable or args.uuid or args.minor is not None:
+            raise UsageError("--concise says everything itself: leave the other options out")
+        text = sys.stdin.read() if args.concise == "-" else args.concise
+        mapper.create_all(list(parse_concise(text)), keep=True)
+        return
+    if args.device is None:
+        raise UsageError("say what to call the device: dmcopy dm create NAME")
+    table = None if args.notable else _table(args)
+    mapper.create(
+        args.device,
+        table,
+        uuid=args.uuid,
+        readonly=args.readonly,
+        minor=args.minor,
+        keep=True,
+    )
+
+
+def _load(args: argparse.Namespace) -> None:
+    args.mapper.load(device_name(args.device), _table(args), readonly=args.readonly)
+
+
+def _table(args: argparse.Namespace) -> Table:
+    """Return the table of --table, of a file, or of standard input."""
+    if args.table is not None:
+        text = table_text(args.table)
+    elif args.file not in (None, "-"):
+        text = read_file(args.file)
+    else:
+        if sys.stdin.isatty():
+            say("reading the table from the terminal; end it with Ctrl-D")
+        text = sys.stdin.read()
+    table = Table.parse(text)
+    if not table.lines:
+        raise UsageError("the table has no lines: write start, length, target and its words")
+    return table
+
+
+def _suspend(args: argparse.Namespace) -> None:
+    for name in map(device_name, args.devices):
+        args.mapper.suspend(name, flush=not args.noflush, lockfs=not args.nolockfs)
+
+
+def _resume(args: argparse.Namespace) -> None:
+    for name in map(device_name, args.devices):
+        args.mapper.resume(name, flush=not args.noflush, lockfs=not args.nolockfs)
+
+
+def _wipe(args: argparse.Namespace) -> None:
+    for name in map(device_name, args.devices):
+        length = args.mapper.table(name).length
+        table = Table.of(length, Error())
+        args.mapper.swap(name, table, flush=not args.noflush, lockfs=not args.nolockfs)
+
+
+def _clear(args: argparse.Namespace) -> None:
+    for name in map(device_name, args.devices):
+        args.mapper.clear(name)
+
+
+def _remove(args: argparse.Namespace) -> None:
+    for name in map(device_name, args.devices):
+        args.mapper.remove(name, deferred=args.deferred, force=args.force, timeout=args.timeout)
+
+
+def _rename(args: argparse.Namespace) -> None:
+    change = args.mapper.set_uuid if args.setuuid else args.mapper.rename
+    change(device_name(args.device), args.new)
+
+
+def _message(args: argparse.Namespace) -> None:
+    answer = args.mapper.message(device_name(args.device), *args.words, sector=args.sector)
+    if answer:
+        print(answer)
+
+
+def _wait(args: argparse.Namespace) -> None:
+    name = device_name(args.device)
+    since = args.mapper.info(name).events if args.event is None else args.event
+    number = args.mapper.wait(name, since, timeout=args.timeout)
+    if args.json:
+        emit_json({"device": name, "event": number})
+
+
+def _run(args: argparse.Namespace) -> int:
+    command: list[str] = args.command
+    if not command:
+        raise UsageError("say what to run: dmcopy dm run NAME --table TABLE -- CMD")
+    mapper: KernelMapper = args.mapper
+    mapper.prefix = ""  # the command says the name that the device was given here
+    with mapper.device(args.device, _table(args), readonly=args.readonly) as device:
+        if args.dry_run:
+            print(shlex.join(command))
+            return ExitCode.OK
+        env = {**os.environ, "DMCOPY_DEVICE": device.path}
+        with contextlib.suppress(KeyboardInterrupt):  # it got the Ctrl-C too: wait for its end
+            return subprocess.run(command, env=env, check=False).returncode
+        return ExitCode.INTERRUPTED
