@@ -27,6 +27,7 @@ examples:
   dmcopy dm run work --table '0 8192 linear /dev/vdb 0' -- mkfs.ext4 /dev/mapper/work
   dmcopy dm reap                                                 remove what a crash left behind
 """
+_CALL_SECONDS: Final = 10.0
 # dmsetup's other verbs: run as they are, since there is nothing to add to them.
 PASSED_ON: Final = (
     *("mknodes", "measure", "setgeometry", "splitname", "mangle", "target-version"),
@@ -63,7 +64,9 @@ def _mapper(args: argparse.Namespace) -> KernelMapper:
     udev = Udev.NONE if getattr(args, "noudevsync", False) else None
     if getattr(args, "dry_run", False):
         return KernelMapper(ScriptDmsetup(udev=udev), ledger=NoLedger(), timeout=timeout)
-    return KernelMapper(Dmsetup(udev=udev, timeout=timeout), ledger=Ledger(), timeout=timeout)
+    # A short deadline is for retries and waits: a dmsetup at work is not cut short by it.
+    dmsetup = Dmsetup(udev=udev, timeout=max(timeout, _CALL_SECONDS))
+    return KernelMapper(dmsetup, ledger=Ledger(), timeout=timeout)
 
 
 def _configure_reap(verbs: argparse._SubParsersAction[VerbParser]) -> None:
