@@ -48,12 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code (`dmcopy.errors.ExitCode`)."""
     words = list(sys.argv[1:] if argv is None else argv)
     noun = next((word for word in words if not word.startswith("-")), None)
-    args = _build_parser(noun).parse_args(words)
+    traceback = "--traceback" in words
     try:
+        args = _build_parser(noun).parse_args(words)
         code: int = args.run(args)
         sys.stdout.flush()
     except DmcopyError as error:
-        if args.traceback:
+        if traceback:
             raise
         print(f"dmcopy: {error}", file=sys.stderr)
         return error.exit_code

@@ -33,10 +33,11 @@ class Fault:
         """Return whether the request fails, and count it."""
         if self.times == 0 or request.op != self.op:
             return False
-        if request.sector >= self.sector + self.count:
-            return False
-        if request.sector + request.count <= self.sector:
-            return False
+        if request.op != Op.FLUSH:  # a flush has no range
+            if request.sector >= self.sector + self.count:
+                return False
+            if request.sector + request.count <= self.sector:
+                return False
         if self.times is not None:
             self.times -= 1
         return True

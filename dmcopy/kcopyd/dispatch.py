@@ -241,9 +241,18 @@ class Dispatcher:
             return
         # Whose sectors failed? Each job tells by itself: first in the queue, so not overtaken.
         for job in reversed(merged.jobs):
-            job.alone = True
-            self._waiting.appendleft(job)
+            if job.cancelled:
+                self._give_up(job)
+            else:
+                job.alone = True
+                self._waiting.appendleft(job)
         self._want_pump()
+
+    def _give_up(self, job: CopyJob) -> None:
+        """End a cancelled job that was part of a merged request which failed after writing some."""
+        job.book_write_failure(0, job.dests[0], errno.ECANCELED)
+        job.active = 0
+        self._finish(job)
 
     def _slice_done(self, sub: SubJob) -> None:
         """Book a slice, and go on with its job or end it."""

@@ -111,6 +111,8 @@ def test_faults_hit_by_range_kind_and_count() -> None:
 
     assert [read(7), read(8), read(16), read(15), read(15)] == [0, 121, 0, 121, 0]
     assert run(reactor, write(disk, 8, 1, memory)).error == 0
+    disk.fail(Op.FLUSH, 0, 1)
+    assert run(reactor, Io(Op.FLUSH, IoRegion(disk, 0, 0))).error == errno.EIO
 
 
 def test_a_copy_to_several() -> None:

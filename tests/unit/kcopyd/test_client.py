@@ -191,6 +191,27 @@ def test_an_error_in_merged_copies_hits_only_its_own_job(client: Client) -> None
     assert dest.read(24, 16) == source.read(24, 16)
 
 
+def test_what_was_cancelled_is_not_done_again(client: Client) -> None:
+    """Merged copies fail while their jobs are being cancelled: nothing more of them is written."""
+    source, dest = disk("source", seed=1), disk("dest", seed=2)
+    before = bytes(dest.content)
+    dest.fail(Op.WRITE, 0, 8, times=1)
+    jobs = [
+        client.copy(IoRegion(source, place, 8), [IoRegion(dest, place, 8)])
+        for place in range(0, 32, 8)
+    ]
+    client.reactor.step(0)
+    for job in jobs:
+        job.cancel()
+    for job in jobs:
+        job.wait(10)
+    assert dest.content == before
+    assert [failure.errno for job in jobs for _, failure in job.write_failures] == [
+        errno.ECANCELED
+    ] * 4
+    assert client.statistics().in_flight == 0
+
+
 def test_cancel_leaves_a_defined_state(client: Client) -> None:
     source, dest = disk("source", 65536, seed=1), disk("dest", 65536, seed=2)
     before = bytes(dest.content)
