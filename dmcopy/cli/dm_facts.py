@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 
 from dmcopy import __version__
 from dmcopy.cli.dm_values import info_values, node_values, status_values, table_values
-from dmcopy.cli.output import add_json, emit_json, emit_json_line, emit_table, printable
+from dmcopy.cli.output import add_json, emit_json, emit_json_line, emit_table, printable, say
 from dmcopy.errors import DeviceError
 from dmcopy.mapper import tree
 from dmcopy.mapper.base import DeviceInfo
@@ -272,7 +273,8 @@ def _explain(args: argparse.Namespace) -> None:
 
 def _events(args: argparse.Namespace) -> None:
     if args.follow:
-        for event in follow(args.mapper, timeout=args.timeout):
+        started = functools.partial(say, "watching for events")
+        for event in follow(args.mapper, timeout=args.timeout, started=started):
             emit_json_line(dataclasses.asdict(event))
         return
     found = {info.name: info.events for info in args.mapper.ls()}

@@ -7,7 +7,7 @@ import os
 import select
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -31,14 +31,20 @@ class Event:
 
 
 def follow(
-    mapper: Mapper, *, timeout: float | None = None, control: str = CONTROL
+    mapper: Mapper,
+    *,
+    timeout: float | None = None,
+    started: Callable[[], None] = lambda: None,
+    control: str = CONTROL,
 ) -> Iterator[Event]:
     """Yield what changes from now on; ends after `timeout` seconds, by default never.
 
+    Calls `started` once it has seen what is there: whatever happens after that is reported.
     Devices that come and go are seen when something has an event, or within a second.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     known = {info.name: info for info in mapper.ls()}
+    started()
     with _Alarm(control) as alarm:
         while deadline is None or time.monotonic() < deadline:
             alarm.wait(1.0 if deadline is None else min(1.0, deadline - time.monotonic()))

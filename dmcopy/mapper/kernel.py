@@ -78,7 +78,7 @@ class KernelMapper(Mapper):
         names.checked(name)
         uuid = names.checked_uuid(uuid) or f"{UUID_PREFIX}{uuids.uuid4().hex}"
         text = None if table is None else table_text(table)
-        words = ["create", *names.options(name), "--uuid", uuid]
+        words = ["create", "--uuid", uuid]
         words += ["--readonly"] if readonly else []
         words += [] if minor is None else ["--minor", str(minor)]
         words += ["--notable"] if text is None else []
@@ -271,8 +271,10 @@ class KernelMapper(Mapper):
         self, action: str, name: str, table: Table | None, error: DmsetupError
     ) -> DmcopyError:
         """Find out who is in the way: of the device itself, or of one that its table needs."""
-        if action == "create it" and self.exists(name):
-            return DeviceError(name, action, errno.EEXIST, "remove it first or take another name")
+        # The ioctl that failed tells: a table that needs a busy device fails in "reload".
+        if error.said.startswith(("device-mapper: create ioctl", "device-mapper: rename ioctl")):
+            hint = "a mapped device has this name or UUID already"
+            return DeviceError(name, action, errno.EEXIST, hint)
         for device in _devices(table) or (self.path(name),):
             found = _holders(_node(device))
             if found:

@@ -90,8 +90,12 @@ def test_names_uuids_and_numbers_that_are_taken(mapper: KernelMapper) -> None:
     with pytest.raises(DeviceError, match="File exists") as caught:
         mapper.create("dmcopy-first", ZERO)
     assert caught.value.errno == errno.EEXIST
-    with pytest.raises(DeviceError, match="busy"):
+    with pytest.raises(DeviceError, match="this name or UUID already"):
         mapper.create("dmcopy-second", ZERO, uuid="DMCOPY-U")
+    other = mapper.create("dmcopy-other", ZERO)
+    with pytest.raises(DeviceError, match="this name or UUID already"):
+        mapper.rename("dmcopy-other", "dmcopy-first")
+    other.remove()
     with pytest.raises(DeviceError):
         mapper.set_uuid("dmcopy-first", "DMCOPY-V")
     first.remove()

@@ -1,0 +1,102 @@
+"""`dmcopy dm` as a program, on the real kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.table import Linear, Table
+
+from .conftest import Disks
+
+pytestmark = pytest.mark.kernel
+
+
+def dm(*words: str, code: int = 0, stdin: str = "") -> str:
+    """Run `dmcopy dm` and return what it printed on stdout."""
+    argv = [sys.executable, "-m", "dmcopy", "dm", *words]
+    done = subprocess.run(
+        argv, input=stdin, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+def test_the_six_lines_that_fingers_know(mapper: KernelMapper, disks: Disks) -> None:
+    dm("create", "base", stdin=f"0 8192 snapshot-origin {disks.a}\n")
+    dm("create", "snap", "--table", f"0 8192 snapshot {disks.a} {disks.b} P 8")
+    assert dm("status", "snap") == "0 8192 snapshot 16/32768 16\n"
+    dm("suspend", "base")
+    dm("resume", "base")
+    (line,) = json.loads(dm("status", "--json", "snap"))["snap"]
+    assert line["values"]["used"] == {"used": 16, "total": 32768}
+    assert dm("ls").count("\t(") == 2
+    reloaded = dm("table", "snap")
+    dm("reload", "snap", "--table", reloaded)
+    assert dm("table", "--inactive", "snap") == reloaded
+    dm("clear", "snap")
+    dm("remove", "snap", "base")
+    assert mapper.ls() == []
+
+
+def test_a_dry_run_can_be_replayed_by_hand(mapper: KernelMapper, disks: Disks) -> None:
+    table = f"0 8 linear {disks.a} 0\n8 8 zero\n"
+    script = dm("create", "a 'name'", "--dry-run", stdin=table)
+    assert mapper.ls() == []
+    subprocess.run(["sh", "-e"], input=script, text=True, check=True, timeout=60)
+    (made,) = mapper.ls()
+    assert made.name == "a 'name'"
+    assert len(mapper.table(made.name).lines) == 2
+    script = dm("remove", "--dry-run", made.name)
+    subprocess.run(["sh", "-e"], input=script, text=True, check=True, timeout=60)
+    assert mapper.ls() == []
+
+
+def test_a_command_has_the_device_for_as_long_as_it_runs(
+    mapper: KernelMapper, disks: Disks
+) -> None:
+    command = ["sh", "-c", "test -b $DMCOPY_DEVICE && cat /sys/block/dm-*/dm/name && exit 3"]
+    out = dm("run", "work", "--table", f"0 8 linear {disks.a} 0", "--", *command, code=3)
+    assert out == "work\n"
+    assert mapper.ls() == []
+
+
+def test_tree_and_events(mapper: KernelMapper, disks: Disks) -> None:
+    argv = [sys.executable, "-m", "dmcopy", "dm", "events", "--follow", "--timeout", "60"]
+    pipe = subprocess.PIPE
+    with (
+        mapper.device("low", mapper_table(disks.a)) as low,
+        subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True) as follower,
+    ):
+        assert follower.stdout is not None
+        assert follower.stderr is not None
+        assert follower.stderr.readline() == "watching for events\n"
+        with mapper.device("top", mapper_table(low.path)):
+            lines = dm("tree").splitlines()
+            assert lines[0].startswith("dmcopy-top (")
+            assert lines[1].startswith(" └─dmcopy-low (")
+        seen = []
+        while ("gone", "dmcopy-top") not in seen:
+            event = json.loads(follower.stdout.readline())
+            seen.append((event["what"], event["device"]))
+        assert ("appeared", "dmcopy-top") in seen
+        follower.terminate()
+
+
+def mapper_table(device: str) -> Table:
+    return Table.of(8, Linear(device, 0))
+
+
+def test_errors_name_the_thing_and_what_to_do(disks: Disks) -> None:
+    dm("create", "x", "--table", f"0 8 snapshot {disks.a} {disks.b} P 3", code=2)
+    dm("remove", "nothing-of-that-name", code=1)
+    env = {**os.environ, "PATH": "/nonexistent"}
+    argv = [sys.executable, "-m", "dmcopy", "dm", "ls"]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 5
+    assert "dmcopy doctor" in done.stderr
