@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import pytest
 
@@ -27,43 +24,35 @@ from .conftest import Disks, devices
 pytestmark = pytest.mark.kernel
 
 
-class Opener:
-    """Opens and closes the nodes of our devices at random, as udev, blkid and others do."""
+# Opens and closes the nodes at random, as udev, blkid and others do, until its input ends. A node
+# that was open for writing makes udev look at the device once more.
+OPENER = """
+import random, select, sys
+from pathlib import Path
 
-    def __init__(self, pattern: str) -> None:
-        self.pattern = pattern
-        self.opened = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(10)
-
-    def _run(self) -> None:
-        chance = random.Random(1)
-        while not self._stop.wait(chance.uniform(0, 0.2)):
-            for node in Path("/dev/mapper").glob(self.pattern):
-                try:
-                    # For writing: its close makes udev look at the device once more.
-                    with open(node, chance.choice(["rb", "r+b"]), buffering=0):
-                        self.opened += 1
-                        self._stop.wait(chance.uniform(0, 0.1))
-                except OSError:
-                    continue
+chance, opened = random.Random(1), 0
+while not select.select([sys.stdin], [], [], chance.uniform(0, 0.2))[0]:
+    for node in Path("/dev/mapper").glob("dmcopy-cycle*"):
+        try:
+            with open(node, chance.choice(["rb", "r+b"]), buffering=0):
+                opened += 1
+                select.select([], [], [], chance.uniform(0, 0.1))
+        except OSError:
+            continue
+print(opened)
+"""
 
 
 def _cycles(mapper: KernelMapper, disks: Disks, count: int) -> None:
     table = Table.of(8, Linear(disks.a, 0))
-    with Opener("dmcopy-cycle*") as opener:
+    pipe = subprocess.PIPE
+    words = [sys.executable, "-c", OPENER]
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as opener:
         for number in range(count):
             with mapper.device(f"cycle{number % 3}", table):
                 pass
-    assert opener.opened > count // 10
+        opened, _ = opener.communicate("", timeout=30)
+    assert int(opened) > count // 10
 
 
 def test_fifty_cycles_with_somebody_opening_the_nodes(mapper: KernelMapper, disks: Disks) -> None:
