@@ -45,10 +45,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _configure_stats(verbs)
     dm_facts.configure(verbs)
     for name in PASSED_ON:
-        passing = verbs.add_parser(name, help=argparse.SUPPRESS)
+        passing = verbs.add_parser(name)  # without a help of its own: not in the list of verbs
         passing.takes_all = True
         passing.set_defaults(verb=_pass_on, name=name, timeout=30.0)
-    never = verbs.add_parser("remove_all", help=argparse.SUPPRESS)
+    never = verbs.add_parser("remove_all")
     never.set_defaults(verb=_never, dry_run=False, timeout=30.0)
 
 

@@ -118,4 +118,4 @@ class Multipath(Target):
     def describe(self) -> str:
         """Say in words what the line does."""
         paths = ", ".join(path.device for group in self.groups for path in group.paths)
-        return f"is one disk reached by {paths or 'no path'}, in {len(self.groups)} groups"
+        return f"is one disk reached by {paths or 'no path'} (path groups: {len(self.groups)})"
