@@ -125,7 +125,9 @@ class Reactor:
                 timeout = 0  # what was waited for may have happened just now
             while self._before_io:
                 self._call(self._before_io.pop())
-            for request in self.backend.poll(self._patience(timeout)):
+            if self._timers or self._ready or self._posted:
+                timeout = self._patience(timeout)
+            for request in self.backend.poll(timeout):
                 try:
                     request.notify(request)  # type: ignore[misc]
                 except Exception as error:
@@ -180,7 +182,7 @@ class Reactor:
     def _patience(self, timeout: float | None) -> float | None:
         if self._ready or self._posted:
             return 0
-        due = self._next_timer() if self._timers else None
+        due = self._next_timer()
         if due is None:
             return timeout
         return due if timeout is None else min(due, timeout)

@@ -49,6 +49,9 @@ class Memory:
 
     def views(self, extents: Sequence[Extent]) -> list[memoryview]:
         """Return the memory of `extents` piece by piece."""
+        if len(extents) == 1:
+            ((start, length),) = extents
+            return [self.view[start : start + length]]
         return [self.view[start : start + length] for start, length in extents]
 
     def read(self, extents: Sequence[Extent]) -> bytes:

@@ -128,16 +128,16 @@ def _errno(error: Exception) -> int:
 
 
 def _copy(request: CopyIo) -> None:
-    assert request.memory is not None
     views = request.memory.views(request.extents)
+    device, sector, _ = request.source
     try:
-        read_all(request.source.device.fileno(), views, request.source.sector << 9, request.bytes)
+        read_all(device.fileno(), views, sector << 9, request.bytes)
     except Exception as error:
         request.error = _errno(error)
         return
-    for index, dest in enumerate(request.dests):
+    for index, (dest, to, _) in enumerate(request.dests):
         try:
-            write_all(dest.device.fileno(), views, dest.sector << 9, request.bytes)
+            write_all(dest.fileno(), views, to << 9, request.bytes)
         except Exception as error:
             request.write_failed(index, _errno(error))
 

@@ -98,7 +98,7 @@ class Dispatcher:
             if job.alone:  # a merged request that failed may have written some of it
                 job.book_write_failure(0, job.dests[0], errno.ECANCELED)
         if not job.active:
-            self._reactor.call_soon(lambda: self._finish(job))
+            self._finish_soon(job)
 
     def _begin_slices(self, job: CopyJob) -> None:
         if job.flags & _WRITE_SEQ:
@@ -106,7 +106,7 @@ class Dispatcher:
             job.flags &= ~_IGNORE_ERROR
             job.sequence = WriteSequence(job)
         if not job.count:
-            self._reactor.call_soon(lambda: self._finish(job))
+            self._finish_soon(job)
         for _ in range(SPLIT_COUNT):
             self._next_slice(job)
 
@@ -227,15 +227,20 @@ class Dispatcher:
         if job.error or job.write_errors:
             self._book_failures(job, job, 0)
         else:
-            self._book_success(job)
+            job.is_written = True
+            sectors = job.source[2]
+            self.sectors_read += sectors
+            self.sectors_written += sectors * len(job.dests)
         job.active = 0
         self._finish(job)
 
     def _merged_done(self, merged: MergedCopy) -> None:
         self._io_done(merged.pages)
         if not merged.error and not merged.write_errors:
+            self.sectors_read += merged.source[2]
+            self.sectors_written += merged.source[2]
             for job in merged.jobs:
-                self._book_success(job)
+                job.is_written = True
                 job.active = 0
                 self._finish(job)
             return
@@ -271,12 +276,6 @@ class Dispatcher:
         if not job.active:
             self._finish(job)
 
-    def _book_success(self, job: CopyJob) -> None:
-        job.is_written = True
-        sectors = job.source[2]
-        self.sectors_read += sectors
-        self.sectors_written += sectors * len(job.dests)
-
     def _book_failures(
         self, job: CopyJob, work: CopyIo, offset: int, *, skipped: bool = False
     ) -> None:
@@ -295,10 +294,15 @@ class Dispatcher:
                 self.sectors_written += dest.count
 
     def _finish(self, job: CopyJob) -> None:
-        if job.done:
-            return
         try:
             job.finish()
         finally:
             # As in the kernel, after the callback: whoever waits in destroy() waits for it too.
-            self.job_ended()
+            self.jobs -= 1
+            self.jobs_done += 1
+            if self.on_idle is not None and not self.jobs:
+                self.on_idle()
+
+    def _finish_soon(self, job: CopyJob) -> None:
+        """End a job of which nothing is under way, but never inside copy() or cancel()."""
+        self._reactor.call_soon(lambda: None if job.done else self._finish(job))
