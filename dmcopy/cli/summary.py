@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from dmcopy.cli.output import emit_json, printable, say
 from dmcopy.errors import ExitCode
 from dmcopy.io.region import IoRegion
-from dmcopy.transfer.destination import Destination, errno_name
+from dmcopy.transfer.destination import Destination, FailedRange, errno_name
 from dmcopy.transfer.opening import Opened
 from dmcopy.transfer.outcome import Outcome
 from dmcopy.transfer.session import Options
 from dmcopy.transfer.settings import Settings
 from dmcopy.units import SECTOR_SHIFT, format_bytes, format_sectors
+
+SHOWN_RANGES: Final = 10
 
 
 def print_summary(outcome: Outcome) -> None:
@@ -20,10 +22,9 @@ def print_summary(outcome: Outcome) -> None:
     transfer = outcome.transfer
     for index, dest in enumerate(transfer.dests):
         print(f"{printable(dest.path)}: {_fate(outcome, index, dest)}")
-    for failed in sorted([*transfer.bad, *transfer.unread])[:10]:
-        assert transfer.plan.source is not None
-        region = transfer.plan.source.slice(failed.start, failed.end - failed.start)
-        print(f"{printable(str(region))}: not read, {errno_name(failed.errno)}")
+        _print_failed(dest.region, "not written", [*dest.failures])
+    if transfer.plan.source is not None:
+        _print_failed(transfer.plan.source, "not read", [*transfer.bad, *transfer.unread])
     seconds = max(transfer.seconds, 1e-9)
     size = format_bytes(transfer.plan.count << SECTOR_SHIFT)
     rate = format_bytes(int(outcome.rate()))
@@ -31,6 +32,15 @@ def print_summary(outcome: Outcome) -> None:
     for path, reason in outcome.buffered().items():
         print(f"{printable(path)}: through the page cache, since {reason}")
     _advise(outcome)
+
+
+def _print_failed(whole: IoRegion, what: str, failures: list[FailedRange]) -> None:
+    """Print the first failed ranges, as sectors of the device; --json has them all."""
+    for failed in sorted(failures)[:SHOWN_RANGES]:
+        region = whole.slice(failed.start, failed.end - failed.start)
+        print(f"  {printable(str(region))}: {what}, {errno_name(failed.errno)}")
+    if len(failures) > SHOWN_RANGES:
+        print(f"  and {len(failures) - SHOWN_RANGES} more ranges: --json lists them")
 
 
 def _fate(outcome: Outcome, index: int, dest: Destination) -> str:
