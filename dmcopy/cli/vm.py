@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import IO, Final
 
 from dmcopy.errors import DeadlineError, MissingError, UsageError
+from dmcopy.units import parse_bytes
 from dmcopy.vm import Guest, kernels
-from dmcopy.vm.base import BOOT_TIMEOUT, RUN_TIMEOUT
+from dmcopy.vm.base import BOOT_TIMEOUT
 from dmcopy.vm.disks import parse_disk
 from dmcopy.vm.qemu import QemuGuest
+from dmcopy.vm.vagrant import UP_TIMEOUT, VagrantGuest
 
 _EXAMPLES: Final = """\
 examples:
@@ -52,7 +54,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _add_guest_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--kernel", default=kernels.DEFAULT, help="6.1, 6.12 or a path (default: %(default)s)")
+    add("--kernel", help=f"6.1, 6.12 or a path (default: {kernels.DEFAULT})")
+    add("--provider", choices=("qemu", "vagrant"), default="qemu", help="default: %(default)s")
     add("--disk", action="append", default=[], help="SIZE,serial=NAME[,file=PATH]; repeatable")
     add("--memory", default="1G", help="default: %(default)s")
     add("--timeout", type=float, metavar="S", help="seconds for all of it")
@@ -93,7 +96,7 @@ def _kernels(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    deadline = time.monotonic() + (args.timeout or BOOT_TIMEOUT + RUN_TIMEOUT)
+    deadline = time.monotonic() + (args.timeout or 86400)
     stdin = None if args.no_stdin else _input()
     with _guest(args) as guest:
         left = deadline - time.monotonic()
@@ -108,9 +111,15 @@ def _run(args: argparse.Namespace) -> int:
 def _guest(args: argparse.Namespace) -> Guest:
     if args.timeout is not None and args.timeout <= 0:
         raise UsageError(f"--timeout {args.timeout:g}: give a number of seconds above 0")
+    disks = [parse_disk(text) for text in args.disk]
+    if args.provider == "vagrant":
+        if args.kernel or args.share:
+            raise UsageError("--kernel and --share are not for Vagrant: its box has its own kernel")
+        memory = parse_bytes(args.memory, default="m") >> 20
+        return VagrantGuest(disks, memory, args.timeout or UP_TIMEOUT)
     return QemuGuest(
-        kernel=args.kernel,
-        disks=[parse_disk(text) for text in args.disk],
+        kernel=args.kernel or kernels.DEFAULT,
+        disks=disks,
         memory=args.memory,
         timeout=min(args.timeout or BOOT_TIMEOUT, BOOT_TIMEOUT),
         share=[Path(folder) for folder in args.share],

@@ -20,6 +20,7 @@ import os
 import select
 import signal
 import struct
+import sys
 from typing import Any, Final
 
 PORT: Final = "dmcopy.agent"
@@ -160,12 +161,17 @@ def _become(request: dict[str, Any], child: tuple[int, int, int]) -> None:
 
 
 class Agent:
-    """Serves one host over the descriptor `port` until it says BYE or goes away."""
+    """Serves one host until it says BYE or goes away.
 
-    def __init__(self, port: int) -> None:
-        os.set_blocking(port, False)
-        os.set_inheritable(port, False)
+    Over the descriptor `port`; what is said to the host goes to `out` where that is another one.
+    """
+
+    def __init__(self, port: int, out: int | None = None) -> None:
         self._port = port
+        self._out = port if out is None else out
+        for fd in (self._port, self._out):
+            os.set_blocking(fd, False)
+            os.set_inheritable(fd, False)
         self._decoder = Decoder()
         self._commands: dict[int, _Command] = {}
 
@@ -258,10 +264,10 @@ class Agent:
         data = memoryview(pack(kind, number, payload))
         while data:
             try:
-                data = data[os.write(self._port, data) :]
+                data = data[os.write(self._out, data) :]
             except BlockingIOError:
                 poll = select.poll()
-                poll.register(self._port, select.POLLOUT)
+                poll.register(self._out, select.POLLOUT)
                 poll.poll()
 
 
@@ -276,9 +282,12 @@ def _find_port() -> str:
 
 
 def main() -> None:
-    """Serve the host on the virtio port, as the guest's start script asks."""
+    """Serve the host: on the virtio port, or on standard input and output if told so with `-`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Agent(os.open(_find_port(), os.O_RDWR | os.O_CLOEXEC)).serve()
+    if sys.argv[1:] == ["-"]:
+        Agent(os.dup(0), os.dup(1)).serve()
+    else:
+        Agent(os.open(_find_port(), os.O_RDWR | os.O_CLOEXEC)).serve()
 
 
 if __name__ == "__main__":
