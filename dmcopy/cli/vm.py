@@ -128,9 +128,10 @@ def _guest(args: argparse.Namespace) -> Guest:
 
 def _input() -> IO[bytes] | None:
     """Our standard input, unless reading it would stop us: a job in the background of a shell."""
-    if sys.stdin is None or sys.stdin.closed:
+    try:
+        fd = sys.stdin.fileno()
+    except (AttributeError, ValueError, OSError):  # none, or closed, or no file at all
         return None
-    fd = sys.stdin.fileno()
     if os.isatty(fd) and os.tcgetpgrp(fd) != os.getpgrp():
         return None
     return sys.stdin.buffer

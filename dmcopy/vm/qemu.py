@@ -7,8 +7,8 @@ files itself: one process is all there is to end. Works without root.
 
 from __future__ import annotations
 
-import os
 import random
+import re
 import shlex
 import shutil
 import socket
@@ -21,8 +21,8 @@ from typing import IO, Final
 
 from dmcopy.errors import ClosedError, DeadlineError, LostVMError, MissingError, UsageError
 from dmcopy.units import parse_bytes
-from dmcopy.vm import accel, initramfs, kernels
-from dmcopy.vm.agent import PORT, Kind
+from dmcopy.vm import accel, initramfs, kernels, machine
+from dmcopy.vm.agent import Kind
 from dmcopy.vm.base import BOOT_TIMEOUT, RUN_TIMEOUT, Guest
 from dmcopy.vm.cache import keep_log
 from dmcopy.vm.channel import Channel, ChannelLostError, Command, Result, Sink
@@ -30,9 +30,9 @@ from dmcopy.vm.disks import Disk
 from dmcopy.vm.leash import Leashed
 from dmcopy.vm.volatile import DiskServer
 
-_PROGRAM: Final = "qemu-system-x86_64"
 _SHUTDOWN_TIMEOUT: Final = 30.0
 _TAIL_LINES: Final = 8
+_PANIC: Final = re.compile(r"Kernel panic - not syncing: (.*)")
 # Where the guest has file systems of its own, what the host has there is out of its sight.
 _HIDDEN: Final = ("/proc", "/sys", "/dev", "/run")
 
@@ -54,7 +54,7 @@ class QemuGuest(Guest):
         self._servers: list[DiskServer] = []
         memory_bytes = parse_bytes(memory, default="m")
         shares = [_visible(path) for path in share]
-        program = find_qemu()
+        program = machine.find_qemu()
         found = kernels.find(kernel)
         acceleration = accel.choose(program, found.image)
         self._folder = Path(tempfile.mkdtemp(prefix="dmcopy-vm-"))
@@ -62,10 +62,10 @@ class QemuGuest(Guest):
         try:
             self._write_initrd(found, shares)
             argv = [
-                *machine(program, acceleration, memory_bytes >> 20),
-                *kernel_options(found.image, self._folder),
-                *agent_port(self._folder / "agent"),
-                *shared_folders(shares),
+                *machine.board(program, acceleration, memory_bytes >> 20),
+                *machine.kernel_options(found.image, self._folder),
+                *machine.agent_port(self._folder / "agent"),
+                *machine.shared_folders(shares),
                 *self._disk_options(),
             ]
             self._boot(argv, timeout)
@@ -147,7 +147,7 @@ class QemuGuest(Guest):
             path = disk.create(self._folder / f"disk{number}")
             address = self._folder / f"disk{number}.socket"
             self._servers.append(DiskServer(path, address))
-            argv += disk_options(number, disk.serial, address)
+            argv += machine.disk_options(number, disk.serial, address)
         return argv
 
     def _boot(self, argv: list[str], timeout: float) -> None:
@@ -177,13 +177,16 @@ class QemuGuest(Guest):
                 if self._qemu.wait(0) is None and time.monotonic() < deadline:
                     continue
                 said = _text(self._folder / "output").strip() or "nothing"
-                raise MissingError(f"{_PROGRAM} did not start; it said: {said}") from None
+                raise MissingError(f"{machine.PROGRAM} did not start; it said: {said}") from None
             self._channel = Channel(sock)
             return
 
     def _lost(self, what: str) -> LostVMError:
         assert self._qemu is not None
-        if self._qemu.wait(1) is None:
+        panic = _PANIC.search(_text(self._console))
+        if panic:
+            what = f"the kernel panicked: {panic[1]}"
+        elif self._qemu.wait(1) is None:
             what = f"{what}, and QEMU is still running"
         log = keep_log(self._console, "console")
         tail = "\n".join(_text(self._console).rstrip().splitlines()[-_TAIL_LINES:])
@@ -207,89 +210,6 @@ class QemuGuest(Guest):
         if self._channel is None:
             raise ClosedError("the guest is closed: boot another one")
         return self._channel
-
-
-def find_qemu() -> str:
-    """Return the path of QEMU. Raises MissingError where there is none, or another processor."""
-    if os.uname().machine != "x86_64":
-        raise MissingError(f"the rig runs on x86_64 only, and this machine is {os.uname().machine}")
-    found = shutil.which(_PROGRAM)
-    if found is None:
-        raise MissingError(
-            f"no {_PROGRAM} here: apt-get install --no-install-recommends qemu-system-x86"
-        )
-    return found
-
-
-# fmt: off
-def machine(program: str, acceleration: str, memory_mib: int) -> list[str]:
-    """QEMU's arguments for the machine: nothing in it that a test has no use for."""
-    kvm = acceleration == "kvm"
-    return [
-        program, "-nodefaults", "-no-user-config", "-display", "none",
-        "-name", "dmcopy",
-        "-machine", "pc,vmport=off,hpet=off",
-        "-accel", "kvm" if kvm else "tcg,thread=multi,tb-size=256",
-        "-cpu", "host" if kvm else "max",
-        "-smp", str(min(2, os.cpu_count() or 1)),
-        "-m", f"{memory_mib}M",
-        "-no-reboot",  # with panic=-1: a panic ends QEMU
-    ]
-
-
-def kernel_options(image: Path, folder: Path) -> list[str]:
-    """QEMU's arguments for the kernel, the initial RAM disk and the console."""
-    return [
-        "-kernel", str(image),
-        "-initrd", str(folder / "initrd"),
-        "-append", " ".join([
-            "console=ttyS0", "loglevel=4", "panic=-1", "oops=panic",
-            # What only costs time in a guest that lives for a minute.
-            "mitigations=off", "cryptomgr.notests", "random.trust_cpu=on", "tsc=unstable",
-            "audit=0", "apparmor=0", "selinux=0", "noresume", "nokaslr",
-        ]),
-        "-serial", f"file:{_optarg(folder / 'console')}",
-    ]
-
-
-def agent_port(path: Path) -> list[str]:
-    """QEMU's arguments for the named port that the agent talks through."""
-    return [
-        "-device", "virtio-serial-pci",
-        "-chardev", f"socket,id=agent,path={_optarg(path)}",
-        "-device", f"virtserialport,chardev=agent,name={PORT}",
-    ]
-
-
-def shared_folders(shares: Sequence[Path]) -> list[str]:
-    """QEMU's arguments for the host's root, read-only, and the folders that a guest writes to."""
-    # multidevs=remap: folders of several file systems in one share, each with its own numbers.
-    common = "security_model=none,multidevs=remap"
-    argv = [
-        "-fsdev", f"local,id=root,path=/,readonly=on,{common}",
-        "-device", "virtio-9p-pci,fsdev=root,mount_tag=dmcopy.root",
-    ]
-    for number, path in enumerate(shares):
-        argv += [
-            "-fsdev", f"local,id=share{number},path={_optarg(path)},{common}",
-            "-device", f"virtio-9p-pci,fsdev=share{number},mount_tag=dmcopy.share{number}",
-        ]
-    return argv
-
-
-def disk_options(number: int, serial: str, address: Path) -> list[str]:
-    """QEMU's arguments for one virtio disk, served at a socket."""
-    return [
-        "-blockdev", f"nbd,node-name=disk{number},discard=unmap,"
-                     f"server.type=unix,server.path={_optarg(address)}",
-        "-device", f"virtio-blk-pci,drive=disk{number},serial={serial},write-cache=on",
-    ]
-# fmt: on
-
-
-def _optarg(path: Path) -> str:
-    """A path within a QEMU option, where a comma is written twice."""
-    return str(path).replace(",", ",,")
 
 
 def _escaped(path: Path) -> str:

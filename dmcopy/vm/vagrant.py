@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
@@ -31,14 +31,12 @@ from dmcopy.vm.base import RUN_TIMEOUT, Guest
 from dmcopy.vm.cache import cache_dir, keep_log, locked
 from dmcopy.vm.channel import Channel, ChannelLostError, Command, Result, Sink
 from dmcopy.vm.disks import Disk
-from dmcopy.vm.qemu import find_qemu
+from dmcopy.vm.libvirt import PREFIX, remove_leftovers, running
+from dmcopy.vm.machine import find_qemu
 
 UP_TIMEOUT: Final = 900.0
 _CHECKOUT: Final = Path(__file__).parents[2]
 _INSIDE: Final = Path("/dmcopy")
-_PREFIX: Final = "dmcopy_rig_"
-_POOL: Final = "default"
-_VIRSH: Final = ("virsh", "-c", "qemu:///system")
 _PACKAGES: Final = (
     "vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils "
     "rsync openssh-client mmdebstrap fdisk e2fsprogs"
@@ -63,7 +61,7 @@ class VagrantGuest(Guest):
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked(cache_dir() / "vagrant.lock", "running Vagrant", 60))
-            stack.enter_context(libvirt())
+            stack.enter_context(running())
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dmcopy-vagrant-"))
             self._folder = Path(folder)
             self._folder.chmod(0o755)  # QEMU runs as another user
@@ -130,7 +128,7 @@ class VagrantGuest(Guest):
             "DMCOPY_DRIVER": "kvm" if accel.choose(find_qemu(), image) == "kvm" else "qemu",
             "DMCOPY_MEMORY": str(memory_mib),
             "DMCOPY_NET": "user",
-            "DMCOPY_PREFIX": _PREFIX,
+            "DMCOPYPREFIX": PREFIX,
             "DMCOPY_SSH_PORT": str(_free_port()),
             "DMCOPY_SERIAL": str(self._folder / "console"),
             "VAGRANT_CWD": str(_CHECKOUT / "vagrant"),
@@ -139,7 +137,7 @@ class VagrantGuest(Guest):
             "VAGRANT_CHECKPOINT_DISABLE": "1",
         }
         (self._folder / "console").touch()
-        _remove_leftovers(box.stem)
+        remove_leftovers(box.stem)
 
     def _up(self, timeout: float) -> None:
         began = time.monotonic()
@@ -199,7 +197,7 @@ class VagrantGuest(Guest):
             timeout=300,
             check=False,
         )
-        _remove_leftovers(self._settings["DMCOPY_BOX"])
+        remove_leftovers(self._settings["DMCOPY_BOX"])
         _say(f"vagrant destroy: {time.monotonic() - began:.0f} s")
 
     def _lost(self, what: str, log: Path) -> LostVMError:
@@ -234,67 +232,6 @@ def inside(path: Path) -> Path:
     if not path.is_relative_to(_CHECKOUT):
         raise UsageError(f"{path} is not in the checkout, which is all that a Vagrant guest has")
     return _INSIDE / path.relative_to(_CHECKOUT)
-
-
-@contextlib.contextmanager
-def libvirt() -> Iterator[None]:
-    """Have libvirt's daemons run; those that were started here are stopped afterwards."""
-    if _virsh("version").returncode == 0:
-        yield
-        return
-    started = []
-    try:
-        for daemon in ("virtlogd", "libvirtd"):
-            # Each leaves a process of its own in the background and writes down its number.
-            subprocess.run([f"/usr/sbin/{daemon}", "-d"], check=True, timeout=60)
-            started.append(daemon)
-        _wait_for_libvirt()
-        yield
-    finally:
-        for daemon in reversed(started):
-            _stop(Path(f"/run/{daemon}.pid"))
-
-
-def _wait_for_libvirt() -> None:
-    deadline = time.monotonic() + 60
-    while _virsh("version").returncode:
-        if time.monotonic() > deadline:
-            raise DeadlineError("libvirtd was started and does not answer after 60 s")
-        time.sleep(0.2)
-
-
-def _stop(pid_file: Path) -> None:
-    try:
-        pid = int(pid_file.read_text())
-        pidfd = os.pidfd_open(pid)
-    except (OSError, ValueError):
-        return
-    with os.fdopen(pidfd, "rb"):
-        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        deadline = time.monotonic() + 30
-        while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-
-
-def _remove_leftovers(box: str) -> None:
-    """Remove domains of ours, which a run that was killed left, and the pool's copy of the box.
-
-    The lock is held, so no other run has any.
-    """
-    for name in _virsh("list", "--all", "--name").stdout.split():
-        if name.startswith(_PREFIX):
-            _virsh("destroy", name)
-            _virsh("undefine", name, "--remove-all-storage")
-    for line in _virsh("vol-list", _POOL).stdout.splitlines():
-        name = line.split()[0] if line.split() else ""
-        if name.startswith((_PREFIX, f"{box}_vagrant_box_image")):
-            _virsh("vol-delete", "--pool", _POOL, name)
-
-
-def _virsh(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*_VIRSH, *words], capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 def _box() -> Path:

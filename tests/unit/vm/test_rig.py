@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dmcopy.errors import DeadlineError, MissingError, UsageError
-from dmcopy.vm import accel, cache, disks, initramfs, qemu
+from dmcopy.vm import accel, cache, disks, initramfs, machine, qemu
 from dmcopy.vm.disks import Disk, parse_disk
 from dmcopy.vm.leash import Leashed
 
@@ -139,21 +139,21 @@ def test_no_busybox_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_qemu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qemu.shutil, "which", lambda _: None)
+    monkeypatch.setattr(machine.shutil, "which", lambda _: None)
     with pytest.raises(MissingError, match="no qemu-system-x86_64 here: apt-get install"):
-        qemu.find_qemu()
+        machine.find_qemu()
 
 
 def test_arguments_for_qemu() -> None:
-    argv = qemu.machine("qemu", "tcg", 512)
+    argv = machine.board("qemu", "tcg", 512)
     assert argv[argv.index("-m") + 1] == "512M"
     assert "tcg,thread=multi,tb-size=256" in argv
-    assert "host" in qemu.machine("qemu", "kvm", 512)
-    shared = qemu.shared_folders([Path("/a,b")])
+    assert "host" in machine.board("qemu", "kvm", 512)
+    shared = machine.shared_folders([Path("/a,b")])
     assert "path=/a,,b" in shared[5]
     assert "readonly=on" in shared[1]
     assert "readonly" not in shared[5]
-    assert "serial=s1" in qemu.disk_options(0, "s1", Path("/x"))[3]
+    assert "serial=s1" in machine.disk_options(0, "s1", Path("/x"))[3]
 
 
 def test_a_path_in_the_guests_settings_is_one_word() -> None:

@@ -1,0 +1,97 @@
+"""The machine that QEMU makes: its arguments, in pairs, with a word on each that is not plain."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from dmcopy.errors import MissingError
+from dmcopy.vm.agent import PORT
+
+PROGRAM: Final = "qemu-system-x86_64"
+
+
+def find_qemu() -> str:
+    """Return the path of QEMU. Raises MissingError where there is none, or another processor."""
+    if os.uname().machine != "x86_64":
+        raise MissingError(f"the rig runs on x86_64 only, and this machine is {os.uname().machine}")
+    found = shutil.which(PROGRAM)
+    if found is None:
+        raise MissingError(
+            f"no {PROGRAM} here: apt-get install --no-install-recommends qemu-system-x86"
+        )
+    return found
+
+
+# fmt: off
+def board(program: str, acceleration: str, memory_mib: int) -> list[str]:
+    """QEMU's arguments for the machine: nothing in it that a test has no use for."""
+    kvm = acceleration == "kvm"
+    return [
+        program, "-nodefaults", "-no-user-config", "-display", "none",
+        "-name", "dmcopy",
+        "-machine", "pc,vmport=off,hpet=off",
+        "-accel", "kvm" if kvm else "tcg,thread=multi,tb-size=256",
+        "-cpu", "host" if kvm else "max",
+        "-smp", str(min(2, os.cpu_count() or 1)),
+        "-m", f"{memory_mib}M",
+        "-no-reboot",  # with panic=-1: a panic ends QEMU
+    ]
+
+
+def kernel_options(image: Path, folder: Path) -> list[str]:
+    """QEMU's arguments for the kernel, the initial RAM disk and the console."""
+    return [
+        "-kernel", str(image),
+        "-initrd", str(folder / "initrd"),
+        "-append", " ".join([
+            "console=ttyS0", "loglevel=4", "panic=-1", "oops=panic",
+            # What only costs time in a guest that lives for a minute.
+            "mitigations=off", "cryptomgr.notests", "random.trust_cpu=on", "tsc=unstable",
+            "audit=0", "apparmor=0", "selinux=0", "noresume", "nokaslr",
+        ]),
+        "-serial", f"file:{_optarg(folder / 'console')}",
+    ]
+
+
+def agent_port(path: Path) -> list[str]:
+    """QEMU's arguments for the named port that the agent talks through."""
+    return [
+        "-device", "virtio-serial-pci",
+        "-chardev", f"socket,id=agent,path={_optarg(path)}",
+        "-device", f"virtserialport,chardev=agent,name={PORT}",
+    ]
+
+
+def shared_folders(shares: Sequence[Path]) -> list[str]:
+    """QEMU's arguments for the host's root, read-only, and the folders that a guest writes to."""
+    # multidevs=remap: folders of several file systems in one share, each with its own numbers.
+    common = "security_model=none,multidevs=remap"
+    argv = [
+        "-fsdev", f"local,id=root,path=/,readonly=on,{common}",
+        "-device", "virtio-9p-pci,fsdev=root,mount_tag=dmcopy.root",
+    ]
+    for number, path in enumerate(shares):
+        argv += [
+            "-fsdev", f"local,id=share{number},path={_optarg(path)},{common}",
+            "-device", f"virtio-9p-pci,fsdev=share{number},mount_tag=dmcopy.share{number}",
+        ]
+    return argv
+
+
+def disk_options(number: int, serial: str, address: Path) -> list[str]:
+    """QEMU's arguments for one virtio disk, served at a socket."""
+    return [
+        "-blockdev", f"nbd,node-name=disk{number},discard=unmap,"
+                     f"server.type=unix,server.path={_optarg(address)}",
+        "-device", f"virtio-blk-pci,drive=disk{number},serial={serial},write-cache=on",
+    ]
+# fmt: on
+
+
+def _optarg(path: Path) -> str:
+    """A path within a QEMU option, where a comma is written twice."""
+    return str(path).replace(",", ",,")

@@ -1,0 +1,172 @@
+"""The rig as its user has it: these run on the host and boot guests, so only with --vm."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dmcopy import vm
+from dmcopy.errors import ClosedError, DeadlineError, ExitCode, LostVMError
+
+VM_RUN = [sys.executable, "-m", "dmcopy", "vm", "run"]
+WRITER = """
+import mmap, os
+fd = os.open("/dev/disk/by-id/virtio-crash", os.O_RDWR | os.O_DIRECT)
+block = mmap.mmap(-1, 65536)
+block[:] = b"1" * 65536
+os.pwritev(fd, [block], 0)
+os.fsync(fd)
+block[:] = b"2" * 65536
+os.pwritev(fd, [block], 0)
+print("written", flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def with_vm(request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--vm"):
+        pytest.skip("boots guests: only with --vm")
+
+
+@pytest.fixture
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder of our own for every guest, which must be empty in the end."""
+    folder = tmp_path / "t"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    mounts = Path("/proc/self/mounts").read_text()
+    yield folder
+    deadline = time.monotonic() + 30
+    while (left := leftovers(folder)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+    assert Path("/proc/self/mounts").read_text() == mounts
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Files in the folder, locks in the cache, processes with the folder in their arguments."""
+    from dmcopy.vm.cache import cache_dir
+
+    left = [str(path) for path in folder.iterdir()]
+    left += [str(path) for path in cache_dir().rglob(".lock")]
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                words = (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(folder).encode() in words:
+                left.append(words.replace(b"\0", b" ").decode(errors="replace"))
+    return left
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12"])
+@pytest.mark.usefixtures("clean")
+def test_vm_run_answers_within_a_minute(kernel: str) -> None:
+    began = time.monotonic()
+    argv = [*VM_RUN, "--kernel", kernel, "--disk", "1G,serial=a", "--", "sh", "-c"]
+    script = "uname -r; readlink /dev/disk/by-id/virtio-a; touch here && cat; exit 7"
+    done = subprocess.run([*argv, script], input=b"word", capture_output=True, timeout=120)
+    assert time.monotonic() - began < 60
+    assert done.returncode == 7
+    assert done.stdout.startswith(kernel.encode() + b".")
+    assert done.stdout.endswith(b"\n../../vda\nword")
+    assert b"accelerator" in done.stderr
+    assert not Path("here").exists(), "the guest wrote to the host"
+
+
+@pytest.mark.usefixtures("clean")
+def test_many_commands_in_one_boot(tmp_path: Path) -> None:
+    with vm.guest(share=[tmp_path]) as guest:
+        assert guest.run(["no-such-command"]).status == 127
+        assert len(guest.run(["head", "-c", "100M", "/dev/zero"]).stdout) == 100 << 20
+        data = random.Random(0).randbytes(2 << 20)
+        assert guest.run(["cat"], stdin=data).stdout == data
+        with pytest.raises(DeadlineError, match="sleep: not done within 1 s"):
+            guest.run(["sleep", "1000"], timeout=1)
+        assert guest.run(["sh", "-c", f"echo shared >{tmp_path}/file"]).status == 0
+        assert (tmp_path / "file").read_text() == "shared\n"
+        assert guest.run(["udevadm", "control", "--ping"]).status == 0
+        assert guest.run(["pwd"]).text == f"{Path.cwd()}\n"
+    with pytest.raises(ClosedError):
+        guest.run(["true"])
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_guest_that_panics_is_lost_with_its_last_words() -> None:
+    with vm.guest() as guest, pytest.raises(LostVMError) as caught:
+        guest.run(["sh", "-c", "echo c >/proc/sysrq-trigger"], timeout=60)
+    assert "lost VM: the kernel panicked: sysrq triggered crash; whole" in str(caught.value)
+    log = Path(caught.value.log)
+    assert "sysrq triggered crash" in log.read_text()
+    log.unlink()
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_guest_that_does_not_boot_in_time_is_lost() -> None:
+    with pytest.raises(LostVMError, match="it did not boot within 1 s, and QEMU is") as caught:
+        vm.guest(timeout=1)
+    Path(caught.value.log).unlink()
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_power_cut_takes_what_was_not_flushed(tmp_path: Path) -> None:
+    disks = [vm.Disk("64M", serial="crash", path=tmp_path / "disk")]
+    with vm.guest(disks=disks) as guest:
+        assert guest.run([sys.executable, "-c", WRITER]).text == "written\n"
+        guest.kill()
+    assert (tmp_path / "disk").read_bytes()[:65536] == b"1" * 65536
+    with vm.guest(disks=disks) as guest:
+        done = guest.run(["head", "-c", "65536", "/dev/disk/by-id/virtio-crash"])
+        assert done.stdout == b"1" * 65536
+        assert guest.run([sys.executable, "-c", WRITER]).status == 0
+        guest.kill(random.Random(1))
+    after = (tmp_path / "disk").read_bytes()[:65536]
+    assert {after[at : at + 512] for at in range(0, 65536, 512)} == {b"1" * 512, b"2" * 512}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_ended_leaves_nothing(clean: Path, number: signal.Signals) -> None:
+    run = start_run()
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"up\n"
+    assert leftovers(clean)
+    run.send_signal(number)
+    run.communicate(timeout=60)
+    assert run.returncode == (ExitCode.INTERRUPTED if number == signal.SIGINT else -number)
+
+
+def start_run(seconds: str = "600") -> subprocess.Popen[bytes]:
+    script = f"echo up; exec sleep {seconds}"
+    return subprocess.Popen(
+        [*VM_RUN, "--disk", "64M,serial=a", "-n", "--", "sh", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("clean")
+@pytest.mark.skipif(os.environ.get("DMCOPY_TEST") != "long", reason="20 boots: only with --long")
+@pytest.mark.timeout(1500)
+def test_twenty_runs_five_of_them_killed_half_way() -> None:
+    chance = random.Random(20)
+    for number in range(20):
+        run = start_run(seconds="0")
+        if number % 4 == 3:
+            time.sleep(chance.uniform(0.5, 8))
+            run.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+            run.communicate(timeout=120)
+            assert run.returncode != ExitCode.OK
+        else:
+            out, said = run.communicate(timeout=120)
+            assert (run.returncode, out) == (ExitCode.OK, b"up\n"), said

@@ -1,0 +1,111 @@
+"""`dmcopy vm` with bad input: one sentence and the right exit code, and no guest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dmcopy.cli.main import main
+from dmcopy.errors import ExitCode, UsageError
+from dmcopy.vm import Disk, debian, vagrant
+from dmcopy.vm import machine as qemu_machine
+
+from .test_kernels import VERSION, install, put_in_cache
+
+
+@pytest.fixture(autouse=True)
+def no_guest(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(qemu_machine, "find_qemu", lambda: "/bin/false")
+    monkeypatch.setattr("dmcopy.vm.accel.choose", lambda *_: "tcg")
+    monkeypatch.setattr("dmcopy.vm.initramfs.busybox", lambda: Path("/bin/true"))
+    return cache
+
+
+def vm_run(*words: str) -> int:
+    return main(["vm", "run", *words, "--", "true"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--kernel", "9.9"), "9.9: no such kernel: use one of 6.1, 6.12"),
+        (("--kernel", "/no/such"), "/no/such: no such kernel image or build tree"),
+        (("--disk", "1X,serial=a"), "'1X' is not a size"),
+        (("--disk", "1G,serial=a", "--disk", "1G,serial=a"), "two disks have the serial a"),
+        (("--memory", "much"), "'much' is not a size"),
+        (("--timeout", "0"), "--timeout 0: give a number of seconds above 0"),
+        (("--provider", "vagrant", "--kernel", "6.1"), "not for Vagrant"),
+    ],
+)
+def test_what_cannot_be(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vm_run(*words) == ExitCode.USAGE
+    error = capsys.readouterr().err
+    assert error.startswith("dmcopy: ")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_kernel_without_device_mapper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = install(tmp_path / "root", without="dm-mod")
+    assert vm_run("--kernel", str(image)) == ExitCode.MISSING
+    assert f"kernel {VERSION} has no dm_mod" in capsys.readouterr().err
+
+
+def test_no_qemu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(qemu_machine.shutil, "which", lambda *_, **__: None)
+    assert vm_run() == ExitCode.MISSING
+    assert "no qemu-system-x86_64 here: apt-get install" in capsys.readouterr().err
+
+
+def test_no_space(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(debian, "_SPACE_NEEDED", 1 << 60)
+    monkeypatch.setattr(debian.shutil, "which", lambda *_, **__: "/bin/true")
+    assert vm_run() == ExitCode.MISSING
+    assert "a kernel needs 1024 PiB: make room" in capsys.readouterr().err
+
+
+def test_qemu_that_does_not_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = install(tmp_path / "root")
+    assert vm_run("--kernel", str(image)) == ExitCode.MISSING
+    assert "qemu-system-x86_64 did not start; it said: nothing" in capsys.readouterr().err
+
+
+def test_the_list_of_kernels(no_guest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put_in_cache(no_guest, "6.1.0-50-amd64")
+    assert main(["vm", "kernels", "--json"]) == ExitCode.OK
+    assert json.loads(capsys.readouterr().out) == [
+        {
+            "kernel": "6.1",
+            "version": "6.1.0-50-amd64",
+            "path": f"{no_guest}/kernels/6.1.0-50-amd64/vmlinux",
+        },
+        {"kernel": "6.12", "version": None, "path": None},
+    ]
+    assert main(["vm", "kernels"]) == ExitCode.OK
+    assert "6.12   -                      not fetched; Debian trixie" in capsys.readouterr().out
+
+
+def test_a_shell_needs_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vm", "shell"]) == ExitCode.USAGE
+    assert "vm shell needs a terminal" in capsys.readouterr().err
+
+
+def test_disks_as_vagrant_has_them(tmp_path: Path) -> None:
+    assert vagrant.vagrant_disks([Disk("1G", "a"), Disk("2048M", "b")]) == "a:1G b:2G"
+    with pytest.raises(UsageError, match="whole GiB only"):
+        vagrant.vagrant_disks([Disk("64M", "a")])
+    with pytest.raises(UsageError, match="makes the disks' files itself"):
+        vagrant.vagrant_disks([Disk("1G", "a", tmp_path / "x")])
+
+
+def test_where_the_checkout_is_in_a_vagrant_guest() -> None:
+    checkout = Path(vagrant.__file__).parents[2]
+    assert vagrant.inside(checkout / "tests") == Path("/dmcopy/tests")
+    assert vagrant.inside(Path("/dmcopy/build")) == Path("/dmcopy/build")
+    with pytest.raises(UsageError, match="is not in the checkout"):
+        vagrant.inside(Path("/etc"))
