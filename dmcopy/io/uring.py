@@ -16,10 +16,11 @@ import select
 import time
 from array import array
 from collections import deque
+from collections.abc import Sequence
 
 from dmcopy.io.backend import Fan
 from dmcopy.io.poller import Poller
-from dmcopy.io.request import CopyIo, Io, Op, Request
+from dmcopy.io.request import CopyIo, Extent, Io, Memory, Op, Request
 from dmcopy.io.ring import (
     FSYNC_DATASYNC,
     LINK,
@@ -40,6 +41,7 @@ from dmcopy.io.ring import (
 from dmcopy.io.threads import WorkerPool, perform
 
 _LINKED_READ = OP_READ | (LINK | SKIP_SUCCESS) << 8
+_LINKED_READV = OP_READV | (LINK | SKIP_SUCCESS) << 8
 _DO_OVER = frozenset({errno.EINTR, errno.EAGAIN, errno.ECANCELED})
 _POLL_SLOT = 0
 
@@ -193,7 +195,7 @@ class UringBackend:
 
     def _start_copy(self, request: CopyIo) -> None:
         dests = request.dests
-        if len(dests) != 1 or len(request.extents) != 1:
+        if len(dests) != 1:
             Fan(request, self.submit, self._finish).start()
             return
         device, sector, _ = request.source
@@ -202,13 +204,17 @@ class UringBackend:
         slot = self._free.pop()
         entry = 2 * slot
         self._requests[slot] = request
-        address = request.memory.address + request.extents[0][0]
-        length = request.bytes
+        if len(request.extents) == 1:
+            read, write = _LINKED_READ, OP_WRITE
+            address, length = request.memory.address + request.extents[0][0], request.bytes
+        else:
+            read, write = _LINKED_READV, OP_WRITEV
+            address, length = self._vector(slot, request.memory, request.extents)
         # fmt: off
         PAIR.pack_into(
             self._ring.sqes, entry * SQE_SIZE,
-            fd << 32 | _LINKED_READ, sector << 9, address, length, entry,
-            to_fd << 32 | OP_WRITE, to_sector << 9, address, length, entry + 1,
+            fd << 32 | read, sector << 9, address, length, entry,
+            to_fd << 32 | write, to_sector << 9, address, length, entry + 1,
         )
         # fmt: on
         self._queued += (entry, entry + 1)
@@ -232,12 +238,17 @@ class UringBackend:
     def _place(self, slot: int, request: Io) -> tuple[int, int, int]:
         """Return opcode, address and length of a read or write; several extents need a vector."""
         assert request.memory is not None
-        base = request.memory.address
         write = request.op == Op.WRITE
         if len(request.extents) == 1:
-            return OP_WRITE if write else OP_READ, base + request.extents[0][0], request.bytes
+            address = request.memory.address + request.extents[0][0]
+            return OP_WRITE if write else OP_READ, address, request.bytes
+        address, length = self._vector(slot, request.memory, request.extents)
+        return OP_WRITEV if write else OP_READV, address, length
+
+    def _vector(self, slot: int, memory: Memory, extents: Sequence[Extent]) -> tuple[int, int]:
+        """Return address and length of an iovec array that lives as long as the request."""
         vector = array("Q")
-        for start, length in request.extents:
-            vector.extend((base + start, length))
+        for start, length in extents:
+            vector.extend((memory.address + start, length))
         self._vectors[slot] = vector
-        return OP_WRITEV if write else OP_READV, vector.buffer_info()[0], len(request.extents)
+        return vector.buffer_info()[0], len(extents)
