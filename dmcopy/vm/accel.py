@@ -40,13 +40,9 @@ def _decide(qemu: str, image: Path) -> tuple[str, str]:
     known = _read(kept)
     if known.get("on") == here:
         return str(known["accel"]), f"{known['why']} (tried since this machine booted)"
-    works = try_kvm(qemu, image)
-    accel = "kvm" if works else "tcg"
-    why = (
-        "a kernel boots with /dev/kvm"
-        if works
-        else f"/dev/kvm is there but a kernel did not boot with it in {TRIAL_SECONDS:.0f} s"
-    )
+    refusal = try_kvm(qemu, image)
+    accel = "tcg" if refusal else "kvm"
+    why = f"/dev/kvm is there but {refusal}" if refusal else "a kernel boots with /dev/kvm"
     fresh = kept.with_suffix(f".{os.getpid()}")
     fresh.write_text(json.dumps({"on": here, "accel": accel, "why": why}))
     fresh.replace(kept)
@@ -61,18 +57,25 @@ def _read(path: Path) -> dict[str, object]:
     return known if isinstance(known, dict) else {}
 
 
-def try_kvm(qemu: str, image: Path) -> bool:
-    """Boot `image` under KVM without a root: True if it comes to its panic and ends in time."""
+def try_kvm(qemu: str, image: Path, cpu: str = "host") -> str:
+    """Boot `image` under KVM without a root: it has to come to its panic and end in time.
+
+    Returns "" if it does, else what happened instead.
+    """
     folder = Path(tempfile.mkdtemp(prefix="dmcopy-vm-"))
     console = folder / "console"
     argv = [
-        *(qemu, "-accel", "kvm", "-cpu", "host", "-m", "256M", "-nodefaults", "-no-reboot"),
+        *(qemu, "-accel", "kvm", "-cpu", cpu, "-m", "256M", "-nodefaults", "-no-reboot"),
         *("-no-user-config", "-display", "none", "-serial", f"file:{console}"),
         *("-kernel", str(image), "-append", "console=ttyS0 panic=-1"),
     ]
     process = Leashed(folder, argv)
     try:
-        ended = process.wait(TRIAL_SECONDS) is not None
-        return ended and console.exists() and b"Kernel panic" in console.read_bytes()
+        if process.wait(TRIAL_SECONDS) is None:
+            return f"a kernel that was booted with it hung for {TRIAL_SECONDS:.0f} s"
+        if console.exists() and b"Kernel panic" in console.read_bytes():
+            return ""
+        said = (folder / "output").read_text(errors="replace").strip().splitlines()
+        return f"QEMU cannot use it ({said[0] if said else 'it said nothing'})"
     finally:
         process.close()
