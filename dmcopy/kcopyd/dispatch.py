@@ -141,12 +141,15 @@ class Dispatcher:
     def _pump(self) -> None:
         """Start what waits, in order, as far as pages, depth and throttle allow."""
         self._pump_due = False
-        while self._waiting and self.in_flight < self._depth:
-            first = self._waiting[0]
+        waiting = self._waiting
+        while waiting and self.in_flight < self._depth:
+            first = waiting[0]
             if self._throttle is not None and self._is_held_back(first, self._throttle):
                 return
-            merge = len(self._waiting) > 1 and first.is_followed_by(self._waiting[1])
-            if not (self._start_merged() if merge else self._start(first)):
+            _, sector, count = first.source
+            # Cheap, and nearly always the answer; _start_merged looks at the rest.
+            maybe_merged = len(waiting) > 1 and waiting[1].source[1] == sector + count
+            if not (self._start_merged() if maybe_merged else self._start(first)):
                 return
 
     def _start(self, work: CopyJob | SubJob) -> bool:
@@ -169,12 +172,10 @@ class Dispatcher:
         return True
 
     def _start_merged(self) -> bool:
-        """Start the first that waits together with those that go on where it ends."""
+        """Start the first that waits together with those that go on where it ends, if any do."""
         jobs, size = self._neighbours()
-        if not jobs:
-            return False
-        if len(jobs) == 1:
-            return self._start(jobs[0])
+        if len(jobs) < 2:
+            return self._start(self._waiting[0])
         pages = self._pool.take(size)
         assert pages is not None, "neighbours are as many as there are pages for"
         merged = MergedCopy(jobs, self._merged_done)
@@ -195,9 +196,11 @@ class Dispatcher:
         jobs: list[CopyJob] = []
         size = 0
         for work in self._waiting:
-            if size + work.bytes > limit or (jobs and not jobs[-1].is_followed_by(work)):
+            if not isinstance(work, CopyJob) or size + work.bytes > limit:
                 break
-            jobs.append(work.job)
+            if jobs and not jobs[-1].is_followed_by(work):
+                break
+            jobs.append(work)
             size += work.bytes
         return jobs, size
 

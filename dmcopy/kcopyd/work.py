@@ -24,7 +24,7 @@ class Work(CopyIo):
         device, sector, count = self.source
         next_device, next_sector, _ = other.source
         if next_sector != sector + count or next_device is not device:
-            return False  # by far the most frequent answer
+            return False
         if self.alone or other.alone or len(self.dests) != 1 or len(other.dests) != 1:
             return False
         device, sector, count = self.dests[0]
