@@ -128,7 +128,7 @@ class VagrantGuest(Guest):
             "DMCOPY_DRIVER": "kvm" if accel.choose(find_qemu(), image) == "kvm" else "qemu",
             "DMCOPY_MEMORY": str(memory_mib),
             "DMCOPY_NET": "user",
-            "DMCOPYPREFIX": PREFIX,
+            "DMCOPY_PREFIX": PREFIX,
             "DMCOPY_SSH_PORT": str(_free_port()),
             "DMCOPY_SERIAL": str(self._folder / "console"),
             "VAGRANT_CWD": str(_CHECKOUT / "vagrant"),
