@@ -1,0 +1,211 @@
+"""Running the steps of a workflow, going on after a crash, and taking them back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, Protocol
+
+from dmcopy.errors import DeviceError, DmcopyError
+from dmcopy.mapper.base import DeviceInfo, Mapper, note_failure
+from dmcopy.table import Table
+from dmcopy.workflows.journal import Journal, Record, Step
+
+_HELD_BACK: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+class Action(Protocol):
+    """What a verb of a workflow's own does. Both may be called when it is done already."""
+
+    def do(self, step: Step) -> None:
+        """Do it."""
+
+    def undo(self, step: Step) -> None:
+        """Take it back."""
+
+
+class Runner:
+    """Runs the steps of records on `mapper`, noting in `journal` how far it is.
+
+    `actions` are the verbs that a workflow has besides those of a mapper. `resolve` turns a device
+    of a step's table into what the engine is given; the devices of the record are resolved here,
+    to their numbers, since a node may not be there yet.
+    """
+
+    def __init__(
+        self,
+        mapper: Mapper,
+        journal: Journal,
+        *,
+        actions: Mapping[str, Action] | None = None,
+        resolve: Callable[[str], str] = str,
+    ) -> None:
+        self.mapper = mapper
+        self.journal = journal
+        self._actions = actions or {}
+        self._resolve = resolve
+
+    def run(self, record: Record) -> None:
+        """Do what is left of the steps. After an error they are undone, if they can be.
+
+        A record of an earlier process goes on where that one stopped, also in undoing. Whatever
+        happens, no file is written between steps that are joined, and Ctrl-C waits for their end.
+        """
+        if record.undoing:
+            self.undo(record)
+            return
+        try:
+            while record.settled < len(record.steps):
+                self._run_group(record)
+        except (Exception, KeyboardInterrupt) as error:
+            note_failure(error, lambda: self._after(error, record))
+            raise
+
+    def _after(self, error: BaseException, record: Record) -> None:
+        if self.undoable(record):
+            self.undo(record)
+        else:
+            error.add_note(f"'{record}' stopped halfway: {record.advice}")
+
+    def undo(self, record: Record) -> None:
+        """Take back the steps that were begun, the last one first, and end the record.
+
+        Raises DmcopyError when it is too late for that.
+        """
+        if not self.undoable(record):
+            raise DmcopyError(
+                f"{record.name}: '{record}' cannot be taken back any more; "
+                f"'dmcopy {record.noun} finish {record.name}' ends it"
+            )
+        record.undoing = True
+        while record.begun:
+            start = record.begun - 1
+            while start and record.steps[start].joined:
+                start -= 1
+            self.journal.save(record)
+            with _held_back():
+                for step in reversed(record.steps[start : record.begun]):
+                    self._undo(step)
+            record.begun = start
+            record.settled = min(record.settled, start)
+        self.journal.end(record)
+
+    def undoable(self, record: Record) -> bool:
+        """Return whether the steps can be taken back: no final one has happened."""
+        begun = list(enumerate(record.steps[: record.begun]))
+        return not any(
+            step.final and (number < record.settled or self._happened(step))
+            for number, step in begun
+        )
+
+    def _run_group(self, record: Record) -> None:
+        start, end = record.settled, record.settled + 1
+        while end < len(record.steps) and record.steps[end].joined:
+            end += 1
+        doubtful = record.begun > start
+        record.begun = end
+        self.journal.save(record)
+        with _held_back():
+            for step in record.steps[start:end]:
+                self._do(step, record, doubtful)
+        record.settled = end
+
+    def _do(self, step: Step, record: Record, doubtful: bool) -> None:
+        action = self._actions.get(step.verb)
+        if action is not None:
+            action.do(step)
+            return
+        info = self._info(step.device) if doubtful else None
+        match step.verb:
+            case "create":
+                self._create(step, record, info)
+            case "load":
+                if info is not None and info.inactive:
+                    self.mapper.clear(step.device)
+                self.mapper.load(step.device, self._table(step, record))
+            case "suspend" if info is None or not info.suspended:
+                self.mapper.suspend(step.device)
+            case "resume" if info is None or info.suspended or info.inactive:
+                self.mapper.resume(step.device)
+            case "remove" if not doubtful or info is not None:
+                self.mapper.remove(step.device)
+            case _:
+                pass  # it was done before the crash
+
+    def _create(self, step: Step, record: Record, info: DeviceInfo | None) -> None:
+        table = self._table(step, record) if step.table else None
+        if info is None:
+            self.mapper.create(step.device, table, keep=True)
+        elif table is not None and not info.live:  # the crash came between making and loading
+            if info.inactive:
+                self.mapper.clear(step.device)
+            self.mapper.load(step.device, table)
+            self.mapper.resume(step.device)
+
+    def _undo(self, step: Step) -> None:
+        action = self._actions.get(step.verb)
+        if action is not None:
+            action.undo(step)
+            return
+        info = self._info(step.device)
+        if info is None:
+            return  # its making comes earlier: it never was made, or is gone by now
+        match step.verb:
+            case "create":
+                self.mapper.remove(step.device)
+            case "load" if info.inactive:
+                self.mapper.clear(step.device)
+            case "suspend" if info.suspended or info.inactive:
+                self.mapper.resume(step.device)
+            case "resume":
+                self._undo_resume(step, info)
+            case _:
+                pass
+
+    def _undo_resume(self, step: Step, info: DeviceInfo) -> None:
+        """Bring the table back that was there before, under suspend; `suspend`'s undo resumes."""
+        swapped = info.live and str(self.mapper.table(step.device)) != step.before
+        if info.inactive:
+            self.mapper.clear(step.device)
+        if swapped and step.before:
+            self.mapper.load(step.device, Table.read(step.before))
+        if swapped and not info.suspended:
+            self.mapper.suspend(step.device)
+
+    def _happened(self, step: Step) -> bool:
+        """Return whether a final step that was begun has happened."""
+        info = self._info(step.device)
+        if step.verb == "remove":
+            return info is None
+        if info is None or info.suspended:
+            return False
+        return info.live and str(self.mapper.table(step.device)) != step.before
+
+    def _info(self, name: str) -> DeviceInfo | None:
+        try:
+            return self.mapper.info(name)
+        except DeviceError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            raise
+
+    def _table(self, step: Step, record: Record) -> Table:
+        ours = {self.mapper.path(name): name for name in record.devices}
+
+        def resolved(device: str) -> str:
+            info = self._info(ours[device]) if device in ours else None
+            return (info.devno if info else "") or self._resolve(device)
+
+        return Table.read(step.table).with_devices(resolved)
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Let a Ctrl-C wait: dmsetup, which inherits this, is not cut short either."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
