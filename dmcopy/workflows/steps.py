@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol
@@ -60,7 +61,7 @@ class Runner:
             while record.settled < len(record.steps):
                 self._run_group(record)
         except (Exception, KeyboardInterrupt) as error:
-            note_failure(error, lambda: self._after(error, record))
+            note_failure(error, functools.partial(self._after, error, record))
             raise
 
     def _after(self, error: BaseException, record: Record) -> None:
