@@ -1,0 +1,171 @@
+"""The mirror log on disk: bits, header, growth, and what a damaged one says."""
+
+from __future__ import annotations
+
+import random
+import struct
+import time
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmcopy.errors import MetadataError
+from dmcopy.ondisk import mirror_log
+from dmcopy.ondisk.bitset import Bitset, bitset_bytes
+from dmcopy.ondisk.mirror_log import MirrorLog, log_bytes
+
+# A kernel's own log (6.1 and 6.12 alike): 16 regions, all clean but region 5, written to just now.
+MEASURED = bytes.fromhex("7252694d020000001000000000000000") + bytes(1008)
+MEASURED += bytes.fromhex("dfff000000000000") + bytes(504)
+
+
+@given(st.sets(st.integers(0, 299)), st.integers(1, 300))
+def test_a_bit_set_is_a_set(chosen: set[int], size: int) -> None:
+    bits = Bitset(size)
+    inside = {bit for bit in chosen if bit < size}
+    for bit in inside:
+        bits[bit] = True
+    zeroes = [bit for bit in range(size) if bit not in inside]
+    assert bits.count() == len(inside)
+    assert list(bits.zeroes()) == zeroes
+    assert [bit for low, high in bits.zero_ranges() for bit in range(low, high)] == zeroes
+    for start in range(size + 1):
+        expected = next((bit for bit in zeroes if bit >= start), size)
+        assert bits.next_zero(start) == expected
+    assert len(bits.data) == bitset_bytes(size)
+
+
+@given(st.integers(1, 300), st.integers(0, 300), st.integers(0, 300), st.booleans(), st.booleans())
+def test_a_range_is_filled(size: int, start: int, end: int, value: bool, before: bool) -> None:
+    bits = Bitset(size)
+    bits.fill(0, size, before)
+    start, end = min(start, size), min(end, size)
+    bits.fill(start, end, value)
+    expected = [value if start <= bit < end else before for bit in range(size)]
+    assert [bits[bit] for bit in range(size)] == expected
+
+
+@given(st.integers(0, 200), st.integers(1, 200), st.booleans(), st.randoms())
+def test_growing_and_shrinking(old: int, new: int, value: bool, rng: random.Random) -> None:
+    bits = Bitset(old)
+    for bit in range(old):
+        bits[bit] = rng.random() < 0.5
+    resized = bits.resized(new, value)
+    assert [resized[bit] for bit in range(new)] == [
+        bits[bit] if bit < old else value for bit in range(new)
+    ]
+    # No bit is left behind the last region: the kernel clears them up to the next long.
+    assert resized.count() == sum(resized[bit] for bit in range(new))
+
+
+def test_a_log_of_the_kernels() -> None:
+    log = MirrorLog.parse(MEASURED)
+    assert (log.version, log.nr_regions, log.clean.count()) == (2, 16, 15)
+    assert list(log.dirty()) == [5]
+    assert log.build() == MEASURED
+    assert mirror_log.findings(MEASURED) == []
+
+
+def test_what_is_not_interpreted_stays_and_version_1_becomes_2() -> None:
+    before = bytearray(MEASURED)
+    before[4] = 1
+    before[16:1024] = random.Random(1).randbytes(1008)
+    log = MirrorLog.parse(before)
+    assert log.version == 1
+    after = log.build(before)
+    assert after[16:] == before[16:]
+    assert after[:16] == MEASURED[:16]
+
+
+@pytest.mark.parametrize(
+    ("regions", "block", "expected"),
+    [(1, 512, 1536), (4096, 512, 1536), (4097, 512, 2048), (16, 4096, 4096), (24577, 4096, 8192)],
+)
+def test_a_log_is_whole_blocks(regions: int, block: int, expected: int) -> None:
+    assert log_bytes(regions, block) == expected
+
+
+def _damaged(offset: int, data: bytes) -> bytes:
+    return MEASURED[:offset] + data + MEASURED[offset + len(data) :]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "byte 0: the log ends before its header"),
+        (MEASURED[:15], "byte 15: the log ends before its header"),
+        (MEASURED[:1024], "byte 1024: the log ends here, but its 16 regions"),
+        (MEASURED[:1025], "byte 1025: the log ends here"),
+        (_damaged(0, b"SnAp"), "byte 0: the magic number is"),
+        (_damaged(4, struct.pack("<I", 3)), "byte 4: version 3 is unknown"),
+        (_damaged(8, struct.pack("<Q", 4097)), "byte 1536: the log ends here"),
+        (_damaged(8, struct.pack("<Q", 1 << 32)), "byte 8: 4294967296 regions are more"),
+    ],
+)
+def test_a_damaged_log_is_refused_by_byte(data: bytes, says: str) -> None:
+    with pytest.raises(MetadataError, match=says):
+        MirrorLog.parse(data, "/dev/log")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (_damaged(1026, b"\1"), "byte 1026: bits are set behind the last region, 15"),
+        (_damaged(8, struct.pack("<Q", 13)), "byte 1025: bits are set behind the last region, 12"),
+        (_damaged(8, struct.pack("<Q", 0)), "byte 8: the log is for no region at all"),
+    ],
+)
+def test_what_no_kernel_writes_is_found(data: bytes, says: str) -> None:
+    assert [text for text in mirror_log.findings(data) if says in text]
+
+
+@pytest.mark.parametrize(
+    ("sync", "magic", "dirty", "failed"),
+    [
+        (None, None, {5, 16, 17}, False),  # the log counts; the device has grown by two regions
+        ("nosync", None, set(), False),
+        ("sync", None, set(range(18)), False),
+        (None, b"\0\0\0\0", set(range(18)), False),
+    ],
+)
+def test_what_a_resume_makes_of_a_log(
+    sync: str | None, magic: bytes | None, dirty: set[int], failed: bool
+) -> None:
+    data = MEASURED if magic is None else _damaged(0, magic)
+    log, has_failed = mirror_log.resume(data, 18, sync)
+    assert (set(log.dirty()), has_failed) == (dirty, failed)
+    assert log.nr_regions == 18
+
+
+def test_a_resume_with_fewer_regions_forgets_the_rest() -> None:
+    log, _ = mirror_log.resume(MEASURED, 3, None)
+    assert log.build(MEASURED)[1024:1032] == b"\x07" + bytes(7)
+
+
+def test_an_unreadable_log_or_a_future_one_makes_everything_dirty_and_counts_as_failed() -> None:
+    for data in (None, _damaged(4, b"\7")):
+        log, failed = mirror_log.resume(data, 16, None)
+        assert failed
+        assert log.clean.count() == 0
+
+
+def test_two_million_regions_are_quick_and_small() -> None:
+    # 1 TiB in regions of 512 KiB, every third of the last thousand dirty.
+    count = 1 << 21
+    bits = Bitset(0).resized(count, True)
+    for bit in range(count - 1000, count, 3):
+        bits[bit] = False
+    data = MirrorLog(bits).build()
+    tracemalloc.start()
+    began = time.perf_counter()
+    log, _ = mirror_log.resume(data, count, None)
+    assert log.clean.count() == count - 334
+    assert log.clean.next_zero(0) == count - 1000
+    assert len(list(log.dirty())) == 334
+    seconds = time.perf_counter() - began
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds < 1
+    assert peak < 4 << 20
