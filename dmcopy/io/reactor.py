@@ -19,6 +19,7 @@ from dmcopy.errors import ClosedError, DeadlineError, UsageError
 from dmcopy.io.backend import IoBackend, make_backend
 from dmcopy.io.poller import Poller
 from dmcopy.io.request import Request
+from dmcopy.io.stacked import StackBackend
 
 
 class Timer:
@@ -44,14 +45,24 @@ class Reactor:
     """Callbacks, timers, descriptors and I/O on one thread.
 
     `backend`: 'uring' or 'threads', None for `$DMCOPY_IO` or the best that works, or an object such
-    as a `SimulatedBackend`. `inline`: see `dmcopy.io.backend.make_backend`.
+    as a `SimulatedBackend`. `inline`: see `dmcopy.io.backend.make_backend`. `stacked`: there are
+    devices that map their I/O to others, see `dmcopy.io.stacked`.
     Raises UsageError or MissingError as `make_backend` does.
     """
 
-    def __init__(self, backend: str | IoBackend | None = None, *, inline: bool = False) -> None:
+    def __init__(
+        self,
+        backend: str | IoBackend | None = None,
+        *,
+        inline: bool = False,
+        stacked: bool = False,
+    ) -> None:
         self._poller = Poller()
         if backend is None or isinstance(backend, str):
             backend = make_backend(backend, self._poller, inline=inline)
+        if stacked:
+            backend = StackBackend(backend)
+        self.stacked = stacked
         self.backend = backend
         self.submit: Callable[[Request], None] = backend.submit
         self.time: Callable[[], float] = backend.time

@@ -1,0 +1,64 @@
+"""A back end for stacks: devices that map their I/O to others, above those that do it.
+
+A `StackedDevice` has no descriptor; it takes requests itself. Everything that goes through a
+reactor with this back end (kcopyd, exception stores, mirror logs) then works on such devices as on
+any other, however high they are stacked.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+from dmcopy.io.backend import Fan, IoBackend
+from dmcopy.io.request import CopyIo, Io, Request
+
+
+class StackedDevice(abc.ABC):
+    """A `dmcopy.io.Device` that maps its I/O to other devices."""
+
+    @abc.abstractmethod
+    def submit(self, request: Io) -> None:
+        """Take a request and have its `notify` called on the reactor, never inside of this call."""
+
+
+class StackBackend:
+    """`IoBackend` that gives stacked devices their requests, and all others to `below`."""
+
+    def __init__(self, below: IoBackend) -> None:
+        self.below = below
+        self.name = below.name
+        self.time = below.time
+        self.fileno = below.fileno
+        self.close = below.close
+        self._submit_below = below.submit
+        self._finished: list[Request] = []
+
+    def submit(self, request: Request) -> None:
+        """Route a request by its device; a copy that touches a stacked one goes in parts."""
+        if isinstance(request, Io):
+            device: Any = request.device
+            if isinstance(device, StackedDevice):
+                device.submit(request)
+            else:
+                self._submit_below(request)
+        elif _is_plain(request):
+            self._submit_below(request)
+        else:
+            Fan(request, self.submit, self._finished.append).start()
+
+    def poll(self, timeout: float | None) -> list[Request]:
+        """See `IoBackend.poll`."""
+        if self._finished:
+            timeout = 0
+        found = self.below.poll(timeout)
+        if self._finished:
+            found = found + self._finished
+            self._finished = []
+        return found
+
+
+def _is_plain(copy: CopyIo) -> bool:
+    if isinstance(copy.source[0], StackedDevice):
+        return False
+    return not any(isinstance(dest[0], StackedDevice) for dest in copy.dests)

@@ -1,0 +1,319 @@
+"""A mapped device of the userspace engine: a table of targets, and the way of each bio through it.
+
+It is a `dmcopy.io.Device` like any other, so devices stack, and kcopyd copies to and from it.
+The rules are those of drivers/md/dm.c: bios are cut at the lines of the table and at each target's
+max_io_len; a suspended device keeps new bios back and waits for those in flight; the table can be
+swapped only in between.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+
+from dmcopy.io import whole
+from dmcopy.io.reactor import Reactor
+from dmcopy.io.region import IoRegion
+from dmcopy.io.request import Io, Memory, Op
+from dmcopy.io.stacked import StackedDevice
+from dmcopy.kcopyd.subjob import cut
+from dmcopy.targets.base import DONE, KILL, REMAPPED, REQUEUE, Bio, Target
+from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
+
+_ZERO_BYTES = 1 << 16
+_ZERO_SECTORS = 1 << 15
+
+
+class ActiveTable:
+    """The targets of a table, what they opened, and the block size that comes from it."""
+
+    def __init__(self) -> None:
+        self.targets: list[Target] = []
+        self.sectors = 0
+        self.logical_block_size = SECTOR_SIZE
+        self.readonly = False
+        self.closers: list[Callable[[], object]] = []
+
+    def find(self, sector: int) -> Target:
+        """Return the target that maps `sector`, which must be on the device."""
+        for target in self.targets:
+            if sector < target.begin + target.length:
+                return target
+        raise IndexError(sector)
+
+    def destroy(self) -> None:
+        """Destroy the targets, then close what they opened."""
+        for target in self.targets:
+            target.destroy()
+        for close in self.closers:
+            close()
+
+
+class MappedDevice(StackedDevice):
+    """A mapped device by its name; see `UserMapper`.
+
+    `read`, `write`, `flush`, `zero_out` and `discard` wait for the I/O; only outside of callbacks.
+    `submit` is the way of programs that have more than one request in flight.
+    """
+
+    def __init__(self, name: str, path: str, reactor: Reactor) -> None:
+        self.name = name
+        self.path = path
+        self.reactor = reactor
+        self.table: ActiveTable | None = None
+        self.in_flight = 0
+        self.suspended = True  # as after DM_DEV_CREATE: there is no table yet
+        self.noflush = False
+        self._holds = 1
+        self._only: Target | None = None
+        self._deferred: list[Io] = []
+        self._ended = self._end  # bound once: every bio gets it
+
+    def __repr__(self) -> str:
+        return f"<MappedDevice {self.name} of {self.sectors} sectors>"
+
+    @property
+    def sectors(self) -> int:
+        """The size of the active table."""
+        return self.table.sectors if self.table else 0
+
+    @property
+    def logical_block_size(self) -> int:
+        """The largest of the devices below, in bytes."""
+        return self.table.logical_block_size if self.table else SECTOR_SIZE
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the active table was loaded read-only."""
+        return self.table is not None and self.table.readonly
+
+    @property
+    def identity(self) -> Hashable:
+        """The object is the device."""
+        return id(self)
+
+    def fileno(self) -> int:
+        """There is none."""
+        raise OSError(errno.ENOTBLK, "a device of the userspace engine has no descriptor")
+
+    def read(self, sector: int, count: int) -> bytes:
+        """Return the content of `count` sectors. Raises UsageError, DeviceError, DeadlineError."""
+        return whole.read(self.reactor, self, sector, count)
+
+    def write(self, sector: int, data: bytes | memoryview, *, fua: bool = False) -> None:
+        """Write whole sectors. Raises UsageError, DeviceError, DeadlineError."""
+        whole.write(self.reactor, self, sector, data, fua=fua)
+
+    def flush(self) -> None:
+        """Make everything written so far durable. Raises DeviceError, DeadlineError."""
+        whole.flush(self.reactor, self)
+
+    def zero_out(self, sector: int, count: int) -> None:
+        """Make a range read as zeroes. Raises UsageError, DeviceError, DeadlineError."""
+        whole.zero(self.reactor, self, sector, count)
+
+    def discard(self, sector: int, count: int) -> None:
+        """Discard a range. Raises UsageError, DeviceError (EOPNOTSUPP), DeadlineError."""
+        whole.discard(self.reactor, self, sector, count)
+
+    def activate(self, table: ActiveTable | None) -> None:
+        """Make `table` the active one; the device must be suspended."""
+        self.table = table
+        self._only = table.targets[0] if table and len(table.targets) == 1 else None
+
+    def hold(self) -> None:
+        """Keep new bios back until as many `release` calls; see `Host.hold`."""
+        self._holds += 1
+
+    def release(self) -> None:
+        """Undo one `hold`; the last one lets the bios go on that were kept back."""
+        self._holds -= 1
+        if not self._holds:
+            deferred, self._deferred = self._deferred, []
+            for request in deferred:
+                self.submit(request)
+
+    def submit(self, request: Io) -> None:
+        """Map a request; see `StackedDevice.submit`."""
+        if self._holds:
+            self._deferred.append(request)
+            return
+        self.in_flight += 1
+        if request.op > Op.WRITE:
+            self._submit_special(request)
+            return
+        sector, count = request.sector, request.count
+        target = self._only
+        if target is None or count == 0:
+            target = self._find(request)
+            if target is None:
+                return
+        room = target.begin + target.length - sector
+        longest = target.max_io_len
+        if longest:
+            room = min(room, longest - (sector - target.begin) % longest)
+        if count > room:
+            self._split(request)
+        else:
+            self._map(self._clone(request, sector, count, request.extents), target, request)
+
+    def _map(self, bio: Bio, target: Target, parent: Io | _Group, number: int = 0) -> None:
+        bio.target = target
+        bio.parent = parent
+        bio.number = number
+        bio.data = None
+        result = target.map(bio)
+        if result is REMAPPED:
+            self.reactor.submit(bio)
+        elif result is DONE:
+            self.reactor.call_soon(partial(self._end, bio))
+        elif result is KILL:
+            bio.error = errno.EIO
+            self.reactor.call_soon(partial(self._end, bio))
+
+    def _end(self, bio: Bio) -> None:
+        target = bio.target
+        if target.wants_end_io and not target.end_io(bio):
+            return
+        parent = bio.parent
+        if isinstance(parent, _Group):
+            parent.left -= 1
+            parent.error = parent.error or bio.error
+            if not parent.left:
+                self._finish(parent.request, parent.error)
+        else:
+            self._finish(parent, bio.error)
+
+    def _finish(self, request: Io, error: int) -> None:
+        self.in_flight -= 1
+        if error == REQUEUE:
+            if self.noflush:
+                self._deferred.append(request)
+                return
+            error = errno.EIO
+        request.error = error
+        request.notify(request)  # type: ignore[misc]
+
+    def _find(self, request: Io) -> Target | None:
+        """Return the target of a request's first sector; end the request when there is none."""
+        if self.table is None or request.sector + request.count > self.table.sectors:
+            self._end_soon(request, errno.EIO)
+            return None
+        if not request.count:
+            self._end_soon(request, 0)
+            return None
+        return self.table.find(request.sector)
+
+    def _end_soon(self, request: Io, error: int) -> None:
+        self.reactor.call_soon(partial(self._finish, request, error))
+
+    def _split(self, request: Io) -> None:
+        """Map a request in parts: at the lines of the table and at the targets' max_io_len."""
+        assert self.table is not None
+        parts: list[tuple[Target, int, int]] = []
+        sector, left = request.sector, request.count
+        while left:
+            target = self.table.find(sector) if sector < self.table.sectors else None
+            if target is None:
+                self._end_soon(request, errno.EIO)
+                return
+            count = min(left, target.begin + target.length - sector)
+            limit = target.max_io_len
+            if limit and request.op <= Op.WRITE:
+                count = min(count, limit - (sector - target.begin) % limit)
+            parts.append((target, sector, count))
+            sector += count
+            left -= count
+        group = _Group(request, len(parts))
+        for target, sector, count in parts:
+            extents = cut(request.extents, sector - request.sector << SECTOR_SHIFT,
+                          count << SECTOR_SHIFT)  # fmt: skip
+            self._map(self._clone(request, sector, count, extents), target, group)
+
+    def _clone(
+        self, request: Io, sector: int, count: int, extents: Sequence[tuple[int, int]] = ()
+    ) -> Bio:
+        region = IoRegion(request.device, sector, count)
+        return Bio(request.op, region, request.memory, extents, self._ended, fua=request.fua)
+
+    def _submit_special(self, request: Io) -> None:
+        if self.table is None:
+            self._end_soon(request, errno.EIO)
+        elif request.op == Op.FLUSH:
+            copies = [(target, 0, 0, target.flush_bios) for target in self.table.targets]
+            self._send(request, copies)
+        elif request.op == Op.DISCARD:
+            self._discard(request, self.table)
+        else:
+            self._write_zeroes(request)
+
+    def _discard(self, request: Io, table: ActiveTable) -> None:
+        end = request.sector + request.count
+        copies = []
+        for target in table.targets:
+            first, last = target.begin, target.begin + target.length
+            if first < end and request.sector < last:
+                if not target.discard_bios:
+                    self._end_soon(request, errno.EOPNOTSUPP)
+                    return
+                start = max(first, request.sector)
+                copies += _discards(target, start, min(last, end) - start)
+        self._send(request, copies)
+
+    def _send(self, request: Io, parts: Sequence[tuple[Target, int, int, int]]) -> None:
+        """Map parts (target, sector, count, copies) of a request that has no data."""
+        total = sum(copies for *_, copies in parts)
+        if not total:
+            self._end_soon(request, 0)
+            return
+        group = _Group(request, total)
+        for target, sector, count, copies in parts:
+            for number in range(copies):
+                self._map(self._clone(request, sector, count), target, group, number)
+
+    def _write_zeroes(self, request: Io) -> None:
+        """Write zeroes as data: no target here has a quicker way, and the kernel's have none."""
+        memory = Memory(_ZERO_BYTES >> 12)
+        pieces = range(request.sector, request.sector + request.count, _ZERO_SECTORS)
+        group = _Group(request, len(pieces))
+
+        def done(write: Io) -> None:
+            group.left -= 1
+            group.error = group.error or write.error
+            if not group.left:
+                memory.close()
+                self._finish(request, group.error)
+
+        for sector in pieces:
+            count = min(_ZERO_SECTORS, request.sector + request.count - sector)
+            whole_pieces, rest = divmod(count << SECTOR_SHIFT, _ZERO_BYTES)
+            extents = [(0, _ZERO_BYTES)] * whole_pieces + ([(0, rest)] if rest else [])
+            self.submit(Io(Op.WRITE, IoRegion(self, sector, count), memory, extents, done))
+        if not pieces:
+            memory.close()
+            self._end_soon(request, 0)
+
+
+class _Group:
+    """The parts that a request was cut into."""
+
+    __slots__ = ("error", "left", "request")
+
+    def __init__(self, request: Io, left: int) -> None:
+        self.request = request
+        self.left = left
+        self.error = 0
+
+
+def _discards(target: Target, start: int, count: int) -> list[tuple[Target, int, int, int]]:
+    """Cut a discard where the target wants it cut: at chunks, if it maps chunks itself."""
+    step = target.max_discard
+    if not step:
+        return [(target, start, count, target.discard_bios)]
+    parts = []
+    while count:
+        size = min(count, step - (start - target.begin) % step)
+        parts.append((target, start, size, target.discard_bios))
+        start, count = start + size, count - size
+    return parts

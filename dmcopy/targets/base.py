@@ -1,0 +1,191 @@
+"""What a userspace target is: `Target`, the `Bio` that it maps, and the `Host` that it runs in.
+
+The interface is the kernel's (include/linux/device-mapper.h): a constructor that opens devices and
+refuses what cannot be, `map` for every bio, `end_io`, `presuspend` … `resume`, `status`, `message`.
+Unlike the kernel's, a target here runs on one thread, the reactor, and takes no locks; only its
+constructor, `preresume`, `resume`, `postsuspend` and `destroy` may wait for I/O.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from dmcopy.io.reactor import Reactor
+from dmcopy.io.region import Device
+from dmcopy.io.request import Io
+from dmcopy.table import TableLine
+from dmcopy.table import Target as TableTarget
+
+TARGETS: dict[str, type[Target]] = {}
+REQUEUE = -1
+"""The `error` of a bio that its device must take back: only while suspending without flush."""
+
+_T = TypeVar("_T")
+_TargetClass = TypeVar("_TargetClass", bound="type[Target]")
+
+
+class Map(enum.Enum):
+    """What became of a bio in `Target.map` (the first three: DM_MAPIO_* of device-mapper.h)."""
+
+    SUBMITTED = 0
+    """The target keeps it, and calls `Bio.end` when it is done."""
+    REMAPPED = 1
+    """Its device and sector are changed: it goes there."""
+    KILL = 4
+    """It ends with EIO."""
+    DONE = 5
+    """It ends well, at once. (In the kernel the target ends the bio itself.)"""
+
+
+SUBMITTED, REMAPPED, KILL, DONE = Map.SUBMITTED, Map.REMAPPED, Map.KILL, Map.DONE
+
+
+class Bio(Io):
+    """A request, or a part of one, on its way through one target.
+
+    `target` maps it and hears of its end; `number` counts the copies of a flush or discard that the
+    target asked for. `data` is the target's own. The rest is as in `Io`; a target changes `device`
+    and `sector` to remap it.
+    """
+
+    __slots__ = ("data", "number", "parent", "target")
+
+    target: Target
+    parent: Any
+    number: int
+    data: Any
+
+    def end(self, error: int = 0) -> None:
+        """End it with an errno, or 0. Only from a callback, not inside of `map`."""
+        self.error = error
+        self.notify(self)  # type: ignore[misc]
+
+
+class TargetError(Exception):
+    """A target refuses its table, to be resumed, or a message: an errno and the kernel's words."""
+
+    def __init__(self, reason: str, number: int = errno.EINVAL) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.errno = number
+
+
+class Host(Protocol):
+    """The device that a target is part of, and its engine."""
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+
+    @property
+    def sectors(self) -> int:
+        """The size of the table that the target is part of."""
+
+    @property
+    def reactor(self) -> Reactor:
+        """Where everything happens."""
+
+    @property
+    def suspended(self) -> bool:
+        """Whether the device is suspended."""
+
+    @property
+    def noflush(self) -> bool:
+        """Whether it is being suspended without flush: held bios may end with REQUEUE."""
+
+    def open(self, path: str, *, write: bool = True) -> Device:
+        """Open a device of the table until the table goes. Raises what opening raises."""
+
+    def label(self, device: Device) -> str:
+        """Return the device's name in tables and status lines: major:minor where it has one."""
+
+    def use(self, device: Device, start: int, count: int) -> None:
+        """Say which part of a device is used, to be checked against its size and its blocks."""
+
+    def module(self, cls: Callable[[], _T]) -> _T:
+        """Return the engine's only object of this class: a kernel module's globals."""
+
+    def event(self) -> None:
+        """Raise an event: the device's event number goes up, and who waits for it wakes."""
+
+    def hold(self) -> None:
+        """Keep new bios back and wait for those in flight (dm_internal_suspend_fast in dm.c)."""
+
+    def release(self) -> None:
+        """Undo `hold`."""
+
+
+class Target:
+    """One line of an active table. Subclasses are named after the kernel's, as are their methods.
+
+    Attributes:
+        begin, length: the line, in sectors.
+        max_io_len: no bio given to `map` crosses a multiple of it, counted from `begin`; 0: any.
+        max_discard: the same for discards, which are not cut at max_io_len.
+        flush_bios, discard_bios: how many copies of a flush or discard `map` wants; 0 flush_bios
+            drop flushes, 0 discard_bios refuse discards.
+        wants_end_io: whether `end_io` is to be called.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[tuple[int, int, int]]
+    flush_bios: int = 0
+    discard_bios: int = 0
+    max_io_len: int = 0
+    max_discard: int = 0
+    wants_end_io: bool = False
+
+    def __init__(self, line: TableLine, host: Host) -> None:
+        self.host = host
+        self.begin = line.start
+        self.length = line.length
+        self.value: Any = line.target
+
+    def map(self, bio: Bio) -> Map:
+        """Say where `bio` goes. Its sector counts from the start of the mapped device."""
+        raise NotImplementedError
+
+    def end_io(self, bio: Bio) -> bool:
+        """Hear of the end of a bio that was mapped, `bio.error` set. False: it is not over yet."""
+        raise NotImplementedError
+
+    def status(self) -> str:
+        """Return what `dmsetup status` prints behind the target's name."""
+        return ""
+
+    def table(self) -> TableTarget:
+        """Return the words that `dmsetup table` prints, as a typed value."""
+        value: TableTarget = self.value.canonical()
+        return value
+
+    def message(self, words: tuple[str, ...]) -> str:
+        """Do what a message says; return the answer. Raises TargetError."""
+        del words
+        raise TargetError("the target takes no messages")
+
+    def presuspend(self) -> None:
+        """The device is about to be suspended: stop what runs by itself, end what is held."""
+
+    def presuspend_undo(self) -> None:
+        """The device could not be suspended after all."""
+
+    def postsuspend(self) -> None:
+        """Nothing is in flight any more. May wait for I/O."""
+
+    def preresume(self) -> None:
+        """The device is about to run. Raises TargetError when it cannot; may wait for I/O."""
+
+    def resume(self) -> None:
+        """The device runs. May wait for I/O."""
+
+    def destroy(self) -> None:
+        """The table goes away; the device is suspended, or never ran. May wait for I/O."""
+
+
+def register(cls: _TargetClass) -> _TargetClass:
+    """Make `cls` the target of every line that has its name."""
+    TARGETS[cls.name] = cls
+    return cls

@@ -1,0 +1,166 @@
+"""The plain targets, and the way of bios through a mapped device."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dmcopy.block import BlockDevice
+from dmcopy.errors import BusyError, DeadlineError, DeviceError, UsageError
+from dmcopy.io import IoRegion, Reactor
+from dmcopy.io.request import Io, Memory, Op
+from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.kcopyd import Client
+from dmcopy.mapper.userspace import UserMapper
+from dmcopy.table import Table
+
+
+class Engine:
+    """A userspace engine over simulated disks a, b, c."""
+
+    def __init__(self) -> None:
+        self.disks = {name: SimulatedDisk(256, name) for name in "abc"}
+        reactor = Reactor(SimulatedBackend(7), stacked=True)
+        self.mapper = UserMapper(reactor, open_device=self.open)
+
+    def open(self, path: str, write: bool) -> SimulatedDisk:
+        del write
+        return self.disks[path]
+
+    def make(self, name: str, text: str) -> None:
+        self.mapper.create(name, Table.parse(text))
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    made = Engine()
+    with made.mapper.reactor, made.mapper:
+        yield made
+
+
+def sectors(rng: random.Random, count: int) -> bytes:
+    return rng.randbytes(count << 9)
+
+
+def test_a_linear_device_is_a_window(engine: Engine) -> None:
+    data = sectors(random.Random(1), 16)
+    engine.make("d", "0 32 linear a 8")
+    device = engine.mapper.open("d")
+    device.write(4, data)
+    assert engine.disks["a"].read(12, 16) == data
+    assert device.read(4, 16) == data
+    assert engine.mapper.table("d") == Table.parse("0 32 linear a 8")
+    assert str(engine.mapper.status("d")[0]) == "0 32 linear"
+
+
+def test_requests_are_cut_at_the_lines_of_a_table(engine: Engine) -> None:
+    engine.make("d", "0 8 linear a 0\n8 8 zero\n16 8 linear b 4")
+    device = engine.mapper.open("d")
+    data = sectors(random.Random(2), 24)
+    device.write(0, data)
+    assert device.read(0, 24) == data[: 8 << 9] + bytes(8 << 9) + data[16 << 9 :]
+    assert engine.disks["b"].read(4, 8) == data[16 << 9 :]
+
+
+def test_stripes_take_turns(engine: Engine) -> None:
+    engine.make("d", "0 48 striped 3 4 a 0 b 8 c 16")
+    device = engine.mapper.open("d")
+    data = sectors(random.Random(3), 48)
+    device.write(0, data)
+    assert device.read(0, 48) == data
+    chunks = [data[start : start + 2048] for start in range(0, len(data), 2048)]
+    assert engine.disks["b"].read(8, 16) == b"".join(chunks[1::3])
+    device.discard(2, 40)
+    assert device.read(0, 48) == data[: 2 << 9] + bytes(40 << 9) + data[42 << 9 :]
+
+
+def test_a_failing_stripe_is_told(engine: Engine) -> None:
+    engine.make("bad", "0 64 error")
+    engine.make("d", "0 16 striped 2 4 a 0 /dev/mapper/bad 0")
+    with pytest.raises(DeviceError) as caught:
+        engine.mapper.open("d").read(4, 4)
+    assert caught.value.errno == errno.EIO
+    assert str(engine.mapper.status("d")[0]) == "0 16 striped 2 a /dev/mapper/bad 1 AD"
+    assert engine.mapper.info("d").events == 1
+
+
+def test_stacks_carry_kcopyd(engine: Engine) -> None:
+    engine.make("low", "0 64 linear a 0")
+    engine.make("high", "0 32 linear /dev/mapper/low 16")
+    high = engine.mapper.open("high")
+    data = sectors(random.Random(4), 32)
+    engine.disks["b"].load(data + bytes(engine.disks["b"].sectors * 512 - len(data)))
+    with Client(16, reactor=engine.mapper.reactor) as client:
+        source = IoRegion(engine.disks["b"], 0, 32)
+        assert client.copy(source, [IoRegion(high, 0, 32)]).wait(10).ok
+        assert engine.disks["a"].read(16, 32) == data
+        assert client.zero([IoRegion(high, 0, 32)]).wait(10).ok
+    assert engine.disks["a"].read(16, 32) == bytes(32 << 9)
+    with pytest.raises(BusyError, match="the mapped device high"):
+        engine.mapper.remove("low")
+
+
+def test_a_suspended_device_keeps_its_bios(engine: Engine) -> None:
+    engine.make("d", "0 32 linear a 0")
+    device, reactor = engine.mapper.open("d"), engine.mapper.reactor
+    engine.mapper.suspend("d")
+    memory, done = Memory(1), []
+    memory.fill([(0, 512)], b"x" * 512)
+    reactor.submit(Io(Op.WRITE, IoRegion(device, 0, 1), memory, [(0, 512)], done.append))
+    with pytest.raises(DeadlineError):
+        reactor.run_until(lambda: done, 0.1)
+    engine.mapper.load("d", Table.parse("0 32 linear b 0"))
+    engine.mapper.resume("d")
+    reactor.run_until(lambda: done, 0.1)
+    assert engine.disks["b"].read(0, 1) == b"x" * 512
+    assert engine.disks["a"].read(0, 1) == bytes(512)
+
+
+def test_plain_files_are_claimed_once(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(64 << 9))
+    with UserMapper() as mapper:
+        mapper.create("d", Table.parse(f"0 32 linear {image} 0\n32 32 linear {image} 32"))
+        mapper.create("e", Table.parse(f"0 64 linear {image} 0"))
+        mapper.open("d").write(40, b"y" * 512)
+        assert mapper.open("e").read(40, 1) == b"y" * 512
+        with pytest.raises(BusyError):
+            BlockDevice.open(image, write=True)
+    BlockDevice.open(image, write=True).close()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("0 512 linear a 0", "too small for target"),
+        ("0 8 linear a 256", "too small for target"),
+        ("0 8 crypt aes - 0 a 0", "no target 'crypt'"),
+    ],
+)
+def test_a_refused_table_leaves_no_device(engine: Engine, text: str, reason: str) -> None:
+    with pytest.raises((DeviceError, UsageError), match=reason):
+        engine.make("d", text)
+    assert engine.mapper.ls() == []
+
+
+def test_a_device_without_a_table_fails_what_waits_when_it_goes(engine: Engine) -> None:
+    engine.mapper.create("d")
+    with pytest.raises(DeviceError, match="no table"):
+        engine.mapper.resume("d")
+    info = engine.mapper.info("d")
+    assert info.suspended
+    assert not info.live
+
+
+def test_names_and_uuids_are_unique(engine: Engine) -> None:
+    engine.mapper.create("d", uuid="U")
+    for name, uuid in (("d", ""), ("e", "U")):
+        with pytest.raises(DeviceError, match="already"):
+            engine.mapper.create(name, uuid=uuid)
+    engine.mapper.rename("d", "e")
+    assert [one.name for one in engine.mapper.ls()] == ["e"]
+    assert engine.mapper.info("e").events == 1
