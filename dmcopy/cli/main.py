@@ -23,6 +23,7 @@ NOUNS: Final = {
     "dm": "create, load, watch and explain mapped devices: dmsetup with types",
     "copy": "copy a device or file to one or more others",
     "zero": "fill a device or file with zeroes",
+    "mirror-log": "look at the disk log of a mirror: which regions are clean",
     "vm": "boot a kernel with real device-mapper and run a command in it",
 }
 
@@ -38,7 +39,7 @@ def _build_parser(noun: str | None) -> Parser:
     for name, summary in NOUNS.items():
         sub = nouns.add_parser(name, help=summary, description=summary)
         if name == noun:
-            module = importlib.import_module(f"dmcopy.cli.{name}")
+            module = importlib.import_module(f"dmcopy.cli.{name.replace('-', '_')}")
             module.configure(sub)
             sub.set_defaults(run=module.run)
     return parser

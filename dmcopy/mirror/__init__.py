@@ -1,0 +1,1 @@
+"""Looking at mirrors offline: whether the legs agree, and what the log says of it."""
