@@ -1,0 +1,115 @@
+"""The table of exceptions against a dict, and what ten million of them take."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from array import array
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmcopy.ondisk.exceptions import RUN, ExceptionTable
+
+# Few blocks, so that runs, single ones and the edges of blocks meet; and the largest numbers.
+_OLD = st.integers(0, 700) | st.integers((1 << 64) - 300, (1 << 64) - 1)
+_NEW = st.integers(2, 1 << 20) | st.sampled_from([(1 << 64) - 1, (1 << 64) - 2])
+_RUN = st.tuples(st.integers(0, 700), st.integers(1, 400), _NEW)
+_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("insert"), _OLD, _NEW),
+        st.tuples(st.just("sequence"), st.integers(0, 600), st.integers(250, 270)),
+        st.tuples(st.just("remove"), _OLD),
+        st.tuples(st.just("run"), _RUN),
+        st.tuples(st.just("pairs"), st.lists(st.tuples(_OLD, _NEW), max_size=20)),
+    ),
+    max_size=20,
+)
+
+
+def _flat(pairs: list[tuple[int, int]]) -> array[int]:
+    return array("Q", [number for pair in pairs for number in pair])
+
+
+@given(_STEPS)
+def test_it_is_a_dict(steps: list[tuple[object, ...]]) -> None:
+    table, model = ExceptionTable(), dict[int, int]()
+    for step in steps:
+        match step:
+            case ("insert", int(old), int(new)):
+                table.insert(old, new)
+                model[old] = new
+            case ("sequence", int(old), int(count)):
+                for number in range(old, old + count):
+                    table.insert(number, number + 7)
+                    model[number] = number + 7
+            case ("remove", int(old)):
+                if old in model:
+                    table.remove(old)
+                    del model[old]
+                else:
+                    with pytest.raises(KeyError):
+                        table.remove(old)
+            case ("run", (int(old), int(count), int(new))):
+                run = [(old + k, min(new + k, (1 << 64) - 1)) for k in range(count)]
+                table.extend(_flat(run))
+                model.update(run)
+            case ("pairs", list(pairs)):
+                table.extend(_flat(pairs))
+                model.update(pairs)
+        assert len(table) == len(model)
+        assert sorted(table.items()) == sorted(model.items())
+        for old in (*range(0, 1100, 7), *list(model)[:50]):
+            assert table.get(old) == model.get(old)
+            assert (old in table) == (old in model)
+
+
+def test_what_is_written_in_order_is_compressed() -> None:
+    table = ExceptionTable()
+    for old in range(1000):
+        table.insert(old, old + 2)
+    assert len(table._blocks) == 3  # 768 of them; the last block is not whole yet
+    assert len(table._scattered) == 1000 - 768
+    run = ExceptionTable()
+    run.extend(_flat([(old, old + 2) for old in range(100, 100 + RUN)]))
+    assert not run._scattered
+
+
+@pytest.mark.parametrize("kind", ["consecutive", "random"])
+@pytest.mark.long
+def test_ten_million_fit(kind: str) -> None:
+    """In a process of its own, whose peak is the table's. One million in the normal run."""
+    _load(kind, 10_000_000, seconds=10, mebibytes=1024)
+
+
+@pytest.mark.parametrize("kind", ["consecutive", "random"])
+def test_a_million_fit(kind: str) -> None:
+    _load(kind, 1_000_000, seconds=None, mebibytes=150)
+
+
+def _load(kind: str, count: int, *, seconds: int | None, mebibytes: int) -> None:
+    script = f"""
+import random, resource, time
+from array import array
+from dmcopy.ondisk.exceptions import ExceptionTable
+rnd, table, spent = random.Random(1), ExceptionTable(), 0.0
+for base in range(0, {count}, 256):
+    size = min(256, {count} - base)
+    olds = range(base, base + size)
+    if {kind!r} == "random":
+        olds = [rnd.randrange(1 << 40) for _ in range(size)]
+    area = array("Q", bytes(16 * size))
+    area[0::2], area[1::2] = array("Q", olds), array("Q", range(base + 2, base + 2 + size))
+    began = time.perf_counter()
+    table.extend(area)
+    spent += time.perf_counter() - began
+assert len(table) > {count} * 0.999, len(table)
+print(spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
+    spent, rss = done.stdout.split()
+    assert int(rss) <= mebibytes
+    assert seconds is None or float(spent) <= seconds
