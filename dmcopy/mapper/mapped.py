@@ -150,7 +150,7 @@ class MappedDevice(StackedDevice):
             if target is None:
                 return
         room = target.begin + target.length - sector
-        longest = target.max_io_len
+        longest = target.max_io_len or (request.op and target.max_write_len)
         if longest:
             room = min(room, longest - (sector - target.begin) % longest)
         if count > room:
@@ -219,8 +219,8 @@ class MappedDevice(StackedDevice):
                 self._end_soon(request, errno.EIO)
                 return
             count = min(left, target.begin + target.length - sector)
-            limit = target.max_io_len
-            if limit and request.op <= Op.WRITE:
+            limit = target.max_io_len or (request.op and target.max_write_len)
+            if limit:
                 count = min(count, limit - (sector - target.begin) % limit)
             parts.append((target, sector, count))
             sector += count

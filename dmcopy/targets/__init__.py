@@ -1,6 +1,6 @@
 """Userspace targets: the kernel's, by their kernel names, on dmcopy's own engine."""
 
-from dmcopy.targets import error, linear, striped, zero
+from dmcopy.targets import error, linear, merge, origin, snapshot, striped, zero
 from dmcopy.targets.base import TARGETS, Bio, Host, Map, Target, TargetError
 
 __all__ = [
@@ -12,6 +12,9 @@ __all__ = [
     "TargetError",
     "error",
     "linear",
+    "merge",
+    "origin",
+    "snapshot",
     "striped",
     "zero",
 ]

@@ -124,6 +124,7 @@ class Target:
     Attributes:
         begin, length: the line, in sectors.
         max_io_len: no bio given to `map` crosses a multiple of it, counted from `begin`; 0: any.
+        max_write_len: the same for writes only.
         max_discard: the same for discards, which are not cut at max_io_len.
         flush_bios, discard_bios: how many copies of a flush or discard `map` wants; 0 flush_bios
             drop flushes, 0 discard_bios refuse discards.
@@ -135,6 +136,7 @@ class Target:
     flush_bios: int = 0
     discard_bios: int = 0
     max_io_len: int = 0
+    max_write_len: int = 0
     max_discard: int = 0
     wants_end_io: bool = False
 

@@ -1,0 +1,154 @@
+"""snapshot-origin, and the snapshots of every origin (drivers/md/dm-snap.c).
+
+A write that comes through snapshot-origin first has the old data of its chunk copied out to every
+snapshot. A write that gets to the device on another path is not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from dmcopy.io.region import Device
+from dmcopy.io.request import Op
+from dmcopy.kcopyd import Throttle
+from dmcopy.table import TableLine
+from dmcopy.targets.base import REMAPPED, SUBMITTED, Bio, Host, Map, Target, register
+
+if TYPE_CHECKING:
+    from dmcopy.targets.snapshot import Pending, Snapshot
+
+LONGEST_WRITE = 1 << 31
+"""Where there is no snapshot, origin writes are not cut (rounddown_pow_of_two(UINT_MAX))."""
+
+
+@dataclass
+class Origin:
+    """A device that has snapshots, or a snapshot-origin over it.
+
+    `snapshots` are in the order in which the kernel goes through them: the largest chunks first.
+    `hosts`: of the devices whose writes come here, which a handover holds meanwhile.
+    """
+
+    snapshots: list[Snapshot] = field(default_factory=list)
+    hosts: list[Host] = field(default_factory=list)
+
+    def insert(self, snapshot: Snapshot) -> None:
+        """Add a snapshot, or sort it in again after its chunk size has changed."""
+        if snapshot not in self.snapshots:
+            self.snapshots.append(snapshot)
+        self.snapshots.sort(key=lambda one: -one.chunk_size)
+
+    def minimum_chunk_size(self) -> int:
+        """Return the smallest chunk of all snapshots; 0 when there is none."""
+        return min((one.chunk_size for one in self.snapshots if one.chunk_size), default=0)
+
+    def write(self, sector: int, bio: Bio | None) -> Map:
+        """Have the chunk at `sector` copied out wherever it was not (__origin_write).
+
+        SUBMITTED: it was not, somewhere; `bio` is kept and comes back here after one of the copies.
+        That copy is started last, to give the others a head start.
+        """
+        result = REMAPPED
+        last: Pending | None = None
+        for snapshot in self.snapshots:
+            pending = snapshot.pending_for_origin(sector)
+            if pending is None:
+                continue
+            result = SUBMITTED
+            if bio is not None:
+                pending.origin_bios.append(bio)
+                bio = None
+                if not pending.started:
+                    pending.started = True
+                    last = pending
+            if not pending.started:
+                pending.started = True
+                snapshot.start_copy(pending)
+        if last is not None:
+            last.snapshot.start_copy(last)
+        return result
+
+
+class SnapshotModule:
+    """The globals of dm-snapshot.ko, one of each in an engine.
+
+    `copy_throttle` and `cow_threshold` are its parameters snapshot_copy_throttle (a percentage) and
+    snapshot_cow_threshold (the copies in flight beyond which new writes wait).
+    """
+
+    def __init__(self) -> None:
+        self.copy_throttle = Throttle()
+        self.cow_threshold = 2048
+        self.origins: dict[Hashable, Origin] = {}
+        self._waiters: list[Callable[[], object]] = []
+
+    def origin(self, device: Device) -> Origin:
+        """Return the record of an origin, a new one if it has none."""
+        return self.origins.setdefault(device.identity, Origin())
+
+    def forget_if_unused(self, device: Device) -> None:
+        """Drop the record of an origin that has nothing any more."""
+        origin = self.origins.get(device.identity)
+        if origin is not None and not origin.snapshots and not origin.hosts:
+            del self.origins[device.identity]
+
+    def when_pending_done(self, notify: Callable[[], object]) -> None:
+        """Call `notify` when any pending exception, of whatever snapshot, is done."""
+        self._waiters.append(notify)
+
+    def pending_done(self) -> None:
+        """Tell who waits that a pending exception is done."""
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for notify in waiters:
+                notify()
+
+
+@register
+class SnapshotOrigin(Target):
+    """`snapshot-origin <origin>`.
+
+    A write is cut at the smallest chunk that there was at resume: after a snapshot was added or
+    removed the device must be suspended and resumed, as under the kernel.
+    """
+
+    name: ClassVar[str] = "snapshot-origin"
+    version: ClassVar = (1, 9, 0)
+    flush_bios = 1
+
+    def __init__(self, line: TableLine, host: Host) -> None:
+        super().__init__(line, host)
+        self._device = host.open(self.value.origin)
+        host.use(self._device, 0, self.length)
+        self._module = host.module(SnapshotModule)
+        self._origin = Origin()
+
+    def map(self, bio: Bio) -> Map:
+        """Send reads down; let writes wait for the snapshots."""
+        bio.device = self._device
+        if bio.op != Op.WRITE:
+            return REMAPPED
+        origin = self._origin
+        for snapshot in origin.snapshots:
+            if snapshot.is_congested:
+                snapshot.wait_for_room(lambda: self._go_on(bio))
+                return SUBMITTED
+        return origin.write(bio.sector, bio)
+
+    def resume(self) -> None:
+        """Take part: from now on snapshots of the origin hear of writes."""
+        self._origin = self._module.origin(self._device)
+        self._origin.hosts.append(self.host)
+        self.max_write_len = self._origin.minimum_chunk_size() or LONGEST_WRITE
+
+    def postsuspend(self) -> None:
+        """Take part no more."""
+        self._origin.hosts.remove(self.host)
+        self._module.forget_if_unused(self._device)
+        self._origin = Origin()
+
+    def _go_on(self, bio: Bio) -> None:
+        if self.map(bio) is REMAPPED:
+            self.host.reactor.submit(bio)

@@ -1,0 +1,380 @@
+"""The persistent exception store: P and PO (drivers/md/dm-snap-persistent.c).
+
+Exceptions become durable in batches: data first, then a flush, then the area that names it, with
+FUA. A batch is written when no prepared exception is still being copied, or the area is full.
+Before a full area is written the next one is zeroed, so that a reader finds an end.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from dmcopy.errors import DeviceError, DmcopyError, MetadataError
+from dmcopy.io import whole
+from dmcopy.io.reactor import Reactor
+from dmcopy.io.region import Device, IoRegion
+from dmcopy.io.request import Io, Memory, Op
+from dmcopy.ondisk.exception_store import (
+    ENTRY_BYTES,
+    HEADER_BYTES,
+    VERSION,
+    Header,
+    Layout,
+    build_entry,
+    parse_area,
+    words,
+)
+from dmcopy.ondisk.exceptions import ExceptionTable
+from dmcopy.targets.base import TargetError
+from dmcopy.targets.store import Usage, check_chunk_size
+from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT, SECTOR_SIZE
+
+DEFAULT_CHUNK_SIZE = 32
+"""DM_CHUNK_SIZE_DEFAULT_SECTORS."""
+PREFETCH_CHUNKS = 12
+"""DM_PREFETCH_CHUNKS; of chunks larger than PIECE_BYTES, so many pieces."""
+PIECE_BYTES = 1 << 20
+
+_Commit = tuple[int, int, bool, Callable[[bool], object]]
+
+
+class PersistentStore:
+    """A store on a COW device. `chunk_size` 0 is the default; what is on disk overrides it.
+
+    `overflow`: PO, a snapshot that reports Overflow instead of becoming invalid.
+    """
+
+    can_merge = True
+
+    def __init__(
+        self, reactor: Reactor, cow: Device, chunk_size: int, *, overflow: bool = False
+    ) -> None:
+        self.letters = "PO" if overflow else "P"
+        block = cow.logical_block_size // SECTOR_SIZE
+        self.chunk_size = chunk_size or max(DEFAULT_CHUNK_SIZE, block)
+        self._reactor = reactor
+        self._cow = cow
+        self._valid = True
+        self._next_free = Layout.first_data
+        self._area = 0
+        self._committed = 0
+        self._written = 0  # entries of the area that are on disk
+        self._pending = 0  # prepared and not yet committed
+        self._queue: deque[_Commit] = deque()
+        self._callbacks: list[Callable[[bool], object]] = []
+        self._busy = 0
+        self._writing = False
+        self._draining = False
+        self._set_layout()
+
+    def _set_layout(self) -> None:
+        self._layout = Layout(self.chunk_size)
+        # Requests on an area are whole pages, or whole chunks where these are smaller.
+        self._unit = min(self._layout.chunk_bytes, max(PAGE_SIZE, self._cow.logical_block_size))
+        self._memory = Memory(-(-self._layout.chunk_bytes // PAGE_SIZE))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being written."""
+        return not self._busy and not self._writing
+
+    def attach(self, cow: Device) -> None:
+        """Go on with another handle on the same COW device."""
+        self._cow = cow
+
+    def load(self, exceptions: ExceptionTable) -> bool:
+        """Read the store, or make a new one where the first sector begins with zeroes.
+
+        Returns False for a store that was invalidated. Raises TargetError for what is no store.
+        """
+        try:
+            header = self._read_header()
+            if header is None:
+                self._make_new()
+                return True
+            if header.chunk_size != self.chunk_size:
+                check_chunk_size(header.chunk_size, self._cow)
+                self.chunk_size = header.chunk_size
+                self._memory.close()
+                self._set_layout()
+            self._valid = header.valid
+            if header.valid:
+                self._read_areas(exceptions)
+        except MetadataError as error:
+            number = errno.EINVAL if "version" in str(error) else errno.ENXIO
+            reason = f"Failed to read snapshot metadata: {error}"
+            raise TargetError(reason, number) from error
+        except DmcopyError as error:
+            reason = f"Failed to read snapshot metadata: {error}"
+            raise TargetError(reason, errno.EIO) from error
+        return header.valid
+
+    def prepare(self) -> int | None:
+        """Reserve the next data chunk. A partial chunk at the end of the COW is never used."""
+        chunk = self._next_free
+        if self._cow.sectors < (chunk + 1) * self.chunk_size:
+            return None
+        self._next_free = self._layout.after(chunk)
+        self._pending += 1
+        return chunk
+
+    def commit(self, old: int, new: int, good: bool, notify: Callable[[bool], object]) -> None:
+        """Record an exception; `notify(valid)` once it is durable, with others of its batch."""
+        self._queue.append((old, new, good, notify))
+        self._drain()
+
+    def invalidate(self) -> None:
+        """Write the header with valid 0; a device that fails this keeps its old header."""
+        self._valid = False
+        self._busy += 1
+        memory = Memory(1)
+        memory.view[:HEADER_BYTES] = Header(False, VERSION, self.chunk_size).build()
+        size = min(self._layout.chunk_bytes, max(PAGE_SIZE, self._cow.logical_block_size))
+        region = IoRegion(self._cow, 0, size >> SECTOR_SHIFT)
+
+        def written(io: Io) -> None:
+            del io
+            self._busy -= 1
+            memory.close()
+
+        self._reactor.submit(Io(Op.WRITE, region, memory, [(0, size)], written))
+
+    def close(self) -> None:
+        """Release the area."""
+        self._memory.close()
+
+    def usage(self) -> Usage:
+        """Return how much of the COW is used (persistent_usage)."""
+        size = self.chunk_size
+        return Usage(self._next_free * size, self._cow.sectors, (self._area + 2) * size)
+
+    def last_extent(self, notify: Callable[[int, int, int], object]) -> None:
+        """Find what to merge next: `notify(old, new, count)` of the last run of exceptions.
+
+        `count` chunks from `old` and `new` on, consecutive in both and in one area; 0 when nothing
+        is left, and -errno when the metadata cannot be read (persistent_prepare_merge).
+        """
+        if self._committed:
+            notify(*self._last_run())
+        elif not self._area:
+            notify(0, 0, 0)
+        else:
+            self._area -= 1
+            self._read_back(notify)
+
+    def commit_merge(self, count: int, notify: Callable[[bool], object]) -> None:
+        """Clear the last `count` exceptions, durably, then `notify(whether that worked)`."""
+        first = self._committed - count
+        start, size = first * ENTRY_BYTES, count * ENTRY_BYTES
+        self._memory.view[start : start + size] = bytes(size)
+        self._writing = True
+
+        def written(error: int) -> None:
+            self._writing = False
+            if not error:
+                self._committed = self._written = first
+                # What the order of allocation would have made of it (persistent_commit_merge).
+                self._next_free = self._layout.area_location(self._area) + first + 1
+            notify(not error)
+
+        self._write_entries(first, self._committed, written)
+
+    def _read_header(self) -> Header | None:
+        size = min(self._layout.chunk_bytes, max(PAGE_SIZE, self._cow.logical_block_size))
+        return Header.parse(whole.read(self._reactor, self._cow, 0, size >> SECTOR_SHIFT))
+
+    def _make_new(self) -> None:
+        """Write a header and zero the first area (persistent_read_metadata, a new snapshot)."""
+        first = bytearray(self._unit)
+        first[:HEADER_BYTES] = Header(True, VERSION, self.chunk_size).build()
+        whole.write(self._reactor, self._cow, 0, bytes(first))
+        rest = self.chunk_size - (self._unit >> SECTOR_SHIFT)
+        if rest:
+            whole.zero(self._reactor, self._cow, self._unit >> SECTOR_SHIFT, rest)
+        whole.zero(self._reactor, self._cow, self.chunk_size, self.chunk_size)
+
+    def _read_areas(self, exceptions: ExceptionTable) -> None:
+        """Read areas until one has an end; that one stays in memory to be continued."""
+        reader = _AreaReader(self._reactor, self._cow, self._layout)
+        try:
+            for area, offset, data in reader.pieces():
+                pairs = parse_area(data)
+                exceptions.extend(pairs)
+                if pairs:
+                    self._next_free = max(self._next_free, max(pairs[1::2]) + 1)
+                self._memory.view[offset : offset + len(data)] = data
+                self._area = area
+                self._committed = offset // ENTRY_BYTES + len(pairs) // 2
+                if len(pairs) < len(data) // 8:
+                    break
+        finally:
+            reader.close()
+        self._written = self._committed
+        if self._layout.is_metadata(self._next_free):
+            self._next_free += 1
+
+    def _drain(self) -> None:
+        """Take commits in until a batch is complete, and write it."""
+        if self._draining:
+            return
+        self._draining = True
+        while self._queue and not self._writing:
+            old, new, good, notify = self._queue.popleft()
+            if not good:
+                self._valid = False
+            start = self._committed * ENTRY_BYTES
+            self._memory.view[start : start + ENTRY_BYTES] = build_entry(old, new)
+            self._committed += 1
+            self._callbacks.append(notify)
+            self._pending -= 1
+            if not self._pending or self._committed == self._layout.per_area:
+                self._write_batch()
+        self._draining = False
+
+    def _write_batch(self) -> None:
+        self._writing = True
+        if self._committed == self._layout.per_area and self._valid:
+            location = self._layout.area_location(self._area + 1) * self.chunk_size
+            if location + self.chunk_size > self._cow.sectors:
+                self._zeroed(errno.ENOSPC)  # the last slot of an area needs the next area
+                return
+            region = IoRegion(self._cow, location, self.chunk_size)
+            self._reactor.submit(
+                Io(Op.WRITE_ZEROES, region, notify=lambda io: self._zeroed(io.error))
+            )
+        else:
+            self._zeroed(0)
+
+    def _zeroed(self, error: int) -> None:
+        if error:
+            self._valid = False
+        if self._valid:
+            self._write_entries(self._written, self._committed, self._batch_written)
+        else:
+            self._batch_written(0)
+
+    def _batch_written(self, error: int) -> None:
+        if error:
+            self._valid = False
+        self._written = self._committed
+        if self._committed == self._layout.per_area:
+            self._area += 1
+            self._committed = self._written = 0
+            self._clear()
+        callbacks, self._callbacks = self._callbacks, []
+        valid = self._valid
+        self._writing = False
+        for notify in callbacks:
+            notify(valid)
+        self._drain()
+
+    def _clear(self) -> None:
+        """Zero the area in memory; a new map costs nothing however large the chunk is."""
+        if self._layout.chunk_bytes <= PIECE_BYTES:
+            self._memory.view[:] = bytes(self._memory.size_bytes)
+        else:
+            self._memory.close()
+            self._memory = Memory(self._layout.chunk_bytes // PAGE_SIZE)
+
+    def _write_entries(self, first: int, end: int, notify: Callable[[int], object]) -> None:
+        """Flush the COW, then write the part of the area that holds the entries, with FUA.
+
+        The kernel writes the whole area; what is left out here is on disk already.
+        """
+        unit = self._unit
+        start = first * ENTRY_BYTES // unit * unit
+        size = -(-end * ENTRY_BYTES // unit) * unit - start
+        sector = self._layout.area_location(self._area) * self.chunk_size + (start >> SECTOR_SHIFT)
+        region = IoRegion(self._cow, sector, size >> SECTOR_SHIFT)
+
+        def flushed(io: Io) -> None:
+            if io.error:
+                notify(io.error)
+                return
+            extents = [(start, size)]
+            self._reactor.submit(
+                Io(Op.WRITE, region, self._memory, extents, lambda io: notify(io.error), fua=True)
+            )
+
+        self._reactor.submit(Io(Op.FLUSH, IoRegion(self._cow, 0, 0), notify=flushed))
+
+    def _last_run(self) -> tuple[int, int, int]:
+        """Return old, new and count of the run of exceptions that ends the area."""
+        end = self._committed
+        entries = words(self._memory.view[: end * ENTRY_BYTES])
+        old, new = entries[-2], entries[-1]
+        count = 1
+        while count < end:
+            place = 2 * (end - 1 - count)
+            if entries[place] != old - 1 or entries[place + 1] != new - 1:
+                break
+            old, new, count = old - 1, new - 1, count + 1
+        return old, new, count
+
+    def _read_back(self, notify: Callable[[int, int, int], object]) -> None:
+        """Read the area before the present one, all of whose entries count."""
+        sector = self._layout.area_location(self._area) * self.chunk_size
+        extents = [(0, self._layout.chunk_bytes)]
+
+        def done(io: Io) -> None:
+            if io.error:
+                self._area += 1
+                notify(0, 0, -io.error)
+                return
+            self._committed = self._written = self._layout.per_area
+            notify(*self._last_run())
+
+        region = IoRegion(self._cow, sector, self.chunk_size)
+        self._reactor.submit(Io(Op.READ, region, self._memory, extents, done))
+
+
+class _AreaReader:
+    """Reads the areas of a store piece by piece, several ahead."""
+
+    def __init__(self, reactor: Reactor, cow: Device, layout: Layout) -> None:
+        self._reactor = reactor
+        self._cow = cow
+        self._layout = layout
+        self._piece = min(layout.chunk_bytes, PIECE_BYTES)
+        self._per_area = layout.chunk_bytes // self._piece
+        self._memory = Memory(-(-self._piece * PREFETCH_CHUNKS // PAGE_SIZE))
+
+    def close(self) -> None:
+        """Release the memory."""
+        self._memory.close()
+
+    def pieces(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield (area, byte offset in it, content). Raises DeviceError where the COW ends."""
+        number = 0
+        while True:
+            requests = [self._request(number + ahead, ahead) for ahead in range(PREFETCH_CHUNKS)]
+            self._perform(requests)
+            for request in requests:
+                if request.error:
+                    raise DeviceError(self._cow.path, f"read {request.region}", request.error)
+                area, index = divmod(number, self._per_area)
+                yield area, index * self._piece, self._memory.read(request.extents)
+                number += 1
+
+    def _request(self, number: int, slot: int) -> Io:
+        area, index = divmod(number, self._per_area)
+        start = self._layout.area_location(area) * self._layout.chunk_bytes + index * self._piece
+        region = IoRegion(self._cow, start >> SECTOR_SHIFT, self._piece >> SECTOR_SHIFT)
+        return Io(Op.READ, region, self._memory, [(slot * self._piece, self._piece)])
+
+    def _perform(self, requests: list[Io]) -> None:
+        left = []
+        for request in requests:
+            if request.sector + request.count > self._cow.sectors:
+                request.error = errno.EIO  # the areas go on where the device does not
+            else:
+                left.append(request)
+        count, done = len(left), list[Io]()
+        for request in left:
+            request.notify = done.append
+            self._reactor.submit(request)
+        self._reactor.run_until(
+            lambda: len(done) == count, whole.TIMEOUT_SECONDS, f"the areas of {self._cow.path}"
+        )

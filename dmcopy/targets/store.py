@@ -1,0 +1,114 @@
+"""What a snapshot asks of its exception store, and the store that is kept in memory only.
+
+struct dm_exception_store_type in drivers/md/dm-exception-store.h, and dm-snap-transient.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from dmcopy.io.region import Device
+from dmcopy.ondisk.exception_store import MAX_CHUNK_SIZE
+from dmcopy.ondisk.exceptions import ExceptionTable
+from dmcopy.targets.base import TargetError
+from dmcopy.units import SECTOR_SIZE
+
+
+class Usage(NamedTuple):
+    """What the status line says, in sectors."""
+
+    allocated: int
+    total: int
+    metadata: int
+
+
+class ExceptionStore(Protocol):
+    """Where a snapshot's changed chunks are. `chunk_size` is in sectors."""
+
+    letters: str
+    chunk_size: int
+    can_merge: bool
+
+    def load(self, exceptions: ExceptionTable) -> bool:
+        """Read what is there; False: the store says that it is invalid. Waits for I/O."""
+
+    def attach(self, cow: Device) -> None:
+        """Go on with another handle on the same COW device."""
+
+    def prepare(self) -> int | None:
+        """Reserve a chunk of the COW; None when it is full. Every one must come to `commit`."""
+
+    def commit(self, old: int, new: int, good: bool, notify: Callable[[bool], object]) -> None:
+        """Record an exception whose data is in place, or was lost; then call `notify(valid)`."""
+
+    def invalidate(self) -> None:
+        """Say on the device that the store is no longer valid."""
+
+    def usage(self) -> Usage:
+        """Return how much of the COW is used."""
+
+    def close(self) -> None:
+        """Release the store's memory."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being written."""
+
+
+class TransientStore:
+    """Exceptions in memory: lost with the device. `chunk_size` must be given."""
+
+    letters = "N"
+    can_merge = False
+    is_idle = True
+
+    def __init__(self, cow: Device, chunk_size: int) -> None:
+        self.chunk_size = chunk_size
+        self._cow = cow
+        self._next = 0  # in sectors, as the kernel counts here
+
+    def load(self, exceptions: ExceptionTable) -> bool:
+        """There is nothing to load."""
+        del exceptions
+        return True
+
+    def attach(self, cow: Device) -> None:
+        """Go on with another handle."""
+        self._cow = cow
+
+    def prepare(self) -> int | None:
+        """Reserve the next chunk."""
+        if self._cow.sectors < self._next + self.chunk_size:
+            return None
+        self._next += self.chunk_size
+        return self._next // self.chunk_size - 1
+
+    def commit(self, old: int, new: int, good: bool, notify: Callable[[bool], object]) -> None:
+        """There is nothing to record."""
+        del old, new
+        notify(good)
+
+    def invalidate(self) -> None:
+        """There is nobody to tell."""
+
+    def close(self) -> None:
+        """There is nothing to release."""
+
+    def usage(self) -> Usage:
+        """Return how much of the COW is used; no metadata."""
+        return Usage(self._next, self._cow.sectors, 0)
+
+
+def check_chunk_size(chunk_size: int, *devices: Device) -> None:
+    """Raise TargetError for a chunk size that the kernel refuses.
+
+    dm_exception_store_set_chunk_size in drivers/md/dm-exception-store.c.
+    """
+    if chunk_size & (chunk_size - 1):
+        raise TargetError("Chunk size is not a power of 2")
+    for device in devices:
+        if chunk_size * SECTOR_SIZE % device.logical_block_size:
+            raise TargetError("Chunk size is not a multiple of device blocksize")
+    if chunk_size > MAX_CHUNK_SIZE:
+        raise TargetError("Chunk size is too high")
