@@ -7,12 +7,13 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from dmcopy.block import holders, sysfs, tools
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, MissingError, UsageError
+from dmcopy.ledger import Ledger, NoLedger
 from dmcopy.units import SECTOR_SHIFT
 
 ATTACH_SECONDS: Final = 10.0
@@ -22,10 +23,15 @@ _POLL_SECONDS: Final = 0.02
 
 @dataclass(frozen=True)
 class LoopDevice:
-    """An attached loop device. `path` is its node, such as /dev/loop3."""
+    """An attached loop device. `path` is its node, such as /dev/loop3.
+
+    One that `attach` made is in `ledger`, as `entry`.
+    """
 
     path: str
     backing: str
+    ledger: Ledger = field(default_factory=NoLedger, compare=False, repr=False)
+    entry: str = field(default="", compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -45,13 +51,15 @@ def loop_device(
     read_only: bool = False,
     offset: int = 0,
     size: int | None = None,
+    ledger: Ledger | None = None,
 ) -> Iterator[LoopDevice]:
     """Attach `backing` to a free loop device and detach it at the end.
 
     `direct` lets the loop device bypass the page cache of the backing file where its file system
     can (else it is buffered); `sector_size` is its logical block size in bytes; `offset` and `size`
-    are in sectors. Raises UsageError, MissingError (losetup, loop support, root), DeviceError, and
-    at the end BusyError when somebody keeps the device.
+    are in sectors. It is in `ledger`, by default the user's, until it is detached: after a crash,
+    reaping removes it. Raises UsageError, MissingError (losetup, loop support, root), DeviceError,
+    and at the end BusyError when somebody keeps the device.
     """
     device = attach(
         backing,
@@ -60,6 +68,7 @@ def loop_device(
         read_only=read_only,
         offset=offset,
         size=size,
+        ledger=ledger,
     )
     try:
         yield device
@@ -75,6 +84,7 @@ def attach(
     read_only: bool = False,
     offset: int = 0,
     size: int | None = None,
+    ledger: Ledger | None = None,
 ) -> LoopDevice:
     """Attach `backing` to a free loop device, which stays until `detach`; see `loop_device`."""
     file = str(Path(backing).resolve())  # as the kernel shows it
@@ -84,13 +94,26 @@ def attach(
     words += ["--read-only"] if read_only else []
     words += [f"--offset={offset << SECTOR_SHIFT}"] if offset else []
     words += [f"--sizelimit={size << SECTOR_SHIFT}"] if size is not None else []
-    device = LoopDevice(_attach(words, file, direct=direct), file)
+    device = _noted(words, file, ledger or Ledger(), direct=direct)
     try:
         _wait_for_node(device)
     except BaseException:
         detach(device)
         raise
     return device
+
+
+def _noted(words: list[str], file: str, ledger: Ledger, *, direct: bool) -> LoopDevice:
+    """Attach `file`, with an entry in the ledger from before it is there."""
+    early = ledger.add("loop", "", uuid=file)
+    try:
+        path = _attach(words, file, direct=direct)
+    except BaseException:
+        ledger.cancel(early)
+        raise
+    entry = ledger.add("loop", path, uuid=file)
+    ledger.cancel(early)
+    return LoopDevice(path, file, ledger, entry)
 
 
 def _attach(words: list[str], file: str, *, direct: bool) -> str:
@@ -145,6 +168,7 @@ def detach(device: LoopDevice) -> None:
         said = done.stderr.strip()
         if _is_attached(device):
             time.sleep(_POLL_SECONDS)
+    device.ledger.cancel(device.entry)
 
 
 def _detach_failed(device: LoopDevice, said: str) -> Exception:

@@ -12,6 +12,7 @@ from dmcopy.block.holders import who
 from dmcopy.block.info import DeviceInfo
 from dmcopy.block.watch import Event, watch
 from dmcopy.cli.output import add_json, emit_json, emit_json_line, emit_table, printable, say
+from dmcopy.cli.parser import seconds
 from dmcopy.units import SECTOR_SIZE, format_bytes
 
 _EXAMPLES: Final = """\
@@ -36,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     watching = verbs.add_parser("watch", help="print each device that comes, changes or goes")
     watching.add_argument(
-        "--timeout", type=_seconds, metavar="S", help="stop after S seconds (default: never)"
+        "--timeout", type=seconds, metavar="S", help="stop after S seconds (default: never)"
     )
     watching.set_defaults(verb=_watch)
 
@@ -53,16 +54,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the verb."""
     code: int = args.verb(args)
     return code
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
 
 
 def _list(args: argparse.Namespace) -> int:

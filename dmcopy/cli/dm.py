@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import shlex
+from collections.abc import Callable
 from typing import Final
 
 from dmcopy.cli import dm_changes, dm_facts
 from dmcopy.cli.dm_verbs import VerbParser, changing
+from dmcopy.cli.dm_words import refuse
 from dmcopy.cli.output import add_json, emit_json, say
 from dmcopy.errors import ExitCode, UsageError
+from dmcopy.ledger import Ledger, NoLedger
 from dmcopy.mapper.dmsetup import Dmsetup, ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import Ledger, NoLedger
 from dmcopy.mapper.names import device_name
 from dmcopy.mapper.reap import Reaper
 from dmcopy.mapper.stats import StatsRegion, regions
@@ -24,7 +28,7 @@ examples:
   dmcopy dm explain '0 131072 snapshot /dev/vdb /dev/vdc P 3'    which word is wrong, and why
   dmcopy dm status --json                                        typed values of every device
   dmcopy dm events --follow                                      a JSON line for each event
-  dmcopy dm run work --table '0 8192 linear /dev/vdb 0' -- mkfs.ext4 /dev/mapper/work
+  dmcopy dm with work --table '0 8192 linear /dev/vdb 0' -- mkfs.ext4 /dev/mapper/work
   dmcopy dm reap                                                 remove what a crash left behind
 """
 _CALL_SECONDS: Final = 10.0
@@ -32,6 +36,15 @@ _CALL_SECONDS: Final = 10.0
 PASSED_ON: Final = (
     *("mknodes", "measure", "setgeometry", "splitname", "mangle", "target-version"),
     *("udevcookies", "udevcreatecookie", "udevreleasecookie", "udevcomplete", "udevflags"),
+)
+# Those that reach what others have made, and what to do instead.
+NEVER: Final = {
+    "remove_all": "would remove devices that dmcopy did not make",
+    "udevcomplete_all": "would let others go on before udev is done with their devices",
+}
+DMSETUPS: Final = (
+    *("create", "load", "reload", "suspend", "resume", "wipe_table", "clear", "remove", "rename"),
+    *("message", "wait", "ls", "info", "status", "table", "deps", "targets", "version"),
 )
 
 
@@ -44,12 +57,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _configure_reap(verbs)
     _configure_stats(verbs)
     dm_facts.configure(verbs)
+    for name in DMSETUPS:
+        refuse(verbs.choices[name])
+    # What follows is without a help of its own: not in the list of verbs.
     for name in PASSED_ON:
-        passing = verbs.add_parser(name)  # without a help of its own: not in the list of verbs
-        passing.takes_all = True
-        passing.set_defaults(verb=_pass_on, name=name, timeout=30.0)
-    never = verbs.add_parser("remove_all")
-    never.set_defaults(verb=_never, dry_run=False, timeout=30.0)
+        _other(verbs, name, _pass_on)
+    for name in NEVER:
+        _other(verbs, name, _never)
+    _other(verbs, "help", functools.partial(_help, parser))
+
+
+def _other(
+    verbs: argparse._SubParsersAction[VerbParser],
+    name: str,
+    verb: Callable[[argparse.Namespace], object],
+) -> None:
+    parser = verbs.add_parser(name)
+    parser.takes_all = True
+    parser.set_defaults(verb=verb, name=name, timeout=30.0)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,8 +90,9 @@ def _mapper(args: argparse.Namespace) -> KernelMapper:
     if getattr(args, "dry_run", False):
         return KernelMapper(ScriptDmsetup(udev=udev), ledger=NoLedger(), timeout=timeout)
     # A short deadline is for retries and waits: a dmsetup at work is not cut short by it.
-    dmsetup = Dmsetup(udev=udev, timeout=max(timeout, _CALL_SECONDS))
-    return KernelMapper(dmsetup, ledger=Ledger(), timeout=timeout)
+    ledger = Ledger()
+    dmsetup = Dmsetup(udev=udev, timeout=max(timeout, _CALL_SECONDS), ledger=ledger)
+    return KernelMapper(dmsetup, ledger=ledger, timeout=timeout)
 
 
 def _configure_reap(verbs: argparse._SubParsersAction[VerbParser]) -> None:
@@ -139,12 +165,25 @@ def _reap(args: argparse.Namespace) -> int:
 
 
 def _pass_on(args: argparse.Namespace) -> None:
+    if "--dry-run" in args.words:
+        words = [word for word in args.words if word != "--dry-run"]
+        print(shlex.join(["dmsetup", args.name, *words]))
+        return
+    if args.json or "--json" in args.words:
+        raise UsageError(f"'dm {args.name}' prints dmsetup's own text: leave --json out")
     print(args.mapper.dmsetup.run(args.name, *args.words), end="")
 
 
 def _never(args: argparse.Namespace) -> None:
-    del args
     raise UsageError(
-        "remove_all would remove devices that dmcopy did not make; 'dmcopy dm reap' removes those "
-        "that it did"
+        f"{args.name} {NEVER[args.name]}; 'dmcopy dm reap' removes what dmcopy left behind"
     )
+
+
+def _help(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Print our help, or with -c dmsetup's list of the columns that it knows."""
+    if args.words:
+        call = args.mapper.dmsetup.finish("info", "-c", "-o", "help")
+        print(call.stdout + call.stderr, end="")
+    else:
+        parser.print_help()

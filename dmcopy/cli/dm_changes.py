@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import subprocess
 import sys
 
-from dmcopy.cli import dm_facts
 from dmcopy.cli.dm_facts import read_file, table_text
 from dmcopy.cli.dm_verbs import VerbParser, changing
+from dmcopy.cli.dm_words import add_address, add_selection, addressed, chosen, shift
 from dmcopy.cli.output import add_json, emit_json, say
+from dmcopy.cli.parser import seconds
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.names import device_name
 from dmcopy.table import Error, Table, parse_concise
 
 
@@ -38,11 +39,12 @@ def _configure_making(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     )
 
     load = changing(verbs, "load", "load a table beside the active one", _load, aliases=("reload",))
-    load.add_argument("device", metavar="NAME")
+    load.add_argument("device", nargs="?", metavar="NAME")
     _add_table(load)
+    add_address(load)
 
     text = "make a device, run the command after --, remove the device"
-    keeping = changing(verbs, "run", text, _run)
+    keeping = changing(verbs, "with", text, _with)
     keeping.add_argument("device", metavar="NAME")
     _add_table(keeping)
     keeping.takes_command = True
@@ -61,33 +63,43 @@ def _configure_states(verbs: argparse._SubParsersAction[VerbParser]) -> None:
         ("wipe_table", "replace the table with one that fails all I/O", _wipe),
     ):
         parser = changing(verbs, name, text, verb)
-        parser.add_argument("devices", nargs="+", metavar="NAME")
+        _add_devices(parser)
         parser.add_argument("--noflush", action="store_true", help="do not send queued I/O down")
         parser.add_argument("--nolockfs", action="store_true", help="do not freeze a file system")
     clear = changing(verbs, "clear", "drop the table that is loaded and not active", _clear)
-    clear.add_argument("devices", nargs="+", metavar="NAME")
+    _add_devices(clear)
     remove = changing(verbs, "remove", "remove devices; one that is busy is waited for", _remove)
-    remove.add_argument("devices", nargs="+", metavar="NAME")
-    remove.add_argument("-f", "--force", action="store_true", help="make all I/O fail first")
+    _add_devices(remove)
+    text = "make all I/O fail first, and for good: also if it cannot be removed in the end"
+    remove.add_argument("-f", "--force", action="store_true", help=text)
     remove.add_argument("--deferred", action="store_true", help="at the last close, if it is open")
     remove.add_argument("--retry", action="store_true", help="accepted; it always does")
     rename = changing(verbs, "rename", "give a device another name, or a UUID", _rename)
     rename.add_argument("--setuuid", action="store_true", help="NEW is a UUID")
     rename.add_argument("device", metavar="NAME")
-    rename.add_argument("new", metavar="NEW")
+    rename.add_argument("new", nargs="?", metavar="NEW")
+    add_address(rename)
+
+
+def _add_devices(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("devices", nargs="*", metavar="NAME")
+    add_address(parser)
+    add_selection(parser)
 
 
 def _configure_talking(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     message = changing(verbs, "message", "send words to a target", _message)
     message.add_argument("device", metavar="NAME")
-    message.add_argument("sector", type=int, metavar="SECTOR")
-    message.add_argument("words", nargs="+", metavar="WORD")
+    message.add_argument("sector", metavar="SECTOR", help="of the target; 0 if there is only one")
+    message.add_argument("words", nargs="*", metavar="WORD", help="split at white space")
+    add_address(message)
     wait = verbs.add_parser("wait", help="wait for an event")
-    wait.add_argument("device", metavar="NAME")
-    wait.add_argument("event", type=int, nargs="?", help="the number to wait past (default: now)")
+    wait.add_argument("device", nargs="?", metavar="NAME")
+    wait.add_argument("event", nargs="?", help="the number to wait past (default: now)")
+    add_address(wait)
     wait.add_argument("--noflush", action="store_true", help="accepted: no status is printed")
     wait.add_argument(
-        "--timeout", type=dm_facts.seconds, default=1e6, metavar="S", help="give up after S seconds"
+        "--timeout", type=seconds, default=1e6, metavar="S", help="give up after S seconds"
     )
     add_json(wait, verb=True)
     wait.set_defaults(verb=_wait)
@@ -115,7 +127,9 @@ def _create(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace) -> None:
-    args.mapper.load(device_name(args.device), _table(args), readonly=args.readonly)
+    shift(args, "device", "file")
+    (name,) = chosen(args)
+    args.mapper.load(name, _table(args), readonly=args.readonly)
 
 
 def _table(args: argparse.Namespace) -> Table:
@@ -135,55 +149,82 @@ def _table(args: argparse.Namespace) -> Table:
 
 
 def _suspend(args: argparse.Namespace) -> None:
-    for name in map(device_name, args.devices):
+    for name in chosen(args):
         args.mapper.suspend(name, flush=not args.noflush, lockfs=not args.nolockfs)
 
 
 def _resume(args: argparse.Namespace) -> None:
-    for name in map(device_name, args.devices):
+    for name in chosen(args):
         args.mapper.resume(name, flush=not args.noflush, lockfs=not args.nolockfs)
 
 
 def _wipe(args: argparse.Namespace) -> None:
-    for name in map(device_name, args.devices):
+    for name in chosen(args):
         length = args.mapper.table(name).length
         table = Table.of(length, Error())
         args.mapper.swap(name, table, flush=not args.noflush, lockfs=not args.nolockfs)
 
 
 def _clear(args: argparse.Namespace) -> None:
-    for name in map(device_name, args.devices):
+    for name in chosen(args):
         args.mapper.clear(name)
 
 
 def _remove(args: argparse.Namespace) -> None:
-    for name in map(device_name, args.devices):
+    for name in chosen(args):
         args.mapper.remove(name, deferred=args.deferred, force=args.force, timeout=args.timeout)
 
 
 def _rename(args: argparse.Namespace) -> None:
+    shift(args, "device", "new")
+    (name,) = chosen(args)
+    if args.new is None:
+        raise UsageError("say the new name: dmcopy dm rename NAME NEW")
     change = args.mapper.set_uuid if args.setuuid else args.mapper.rename
-    change(device_name(args.device), args.new)
+    change(name, args.new)
 
 
 def _message(args: argparse.Namespace) -> None:
-    answer = args.mapper.message(device_name(args.device), *args.words, sector=args.sector)
+    if addressed(args):
+        args.device, args.sector, args.words = None, args.device, [args.sector, *args.words]
+    (name,) = chosen(args)
+    if not args.sector.isdecimal():
+        raise UsageError(f"{args.sector!r} is not a sector: dmcopy dm message NAME SECTOR WORD...")
+    # As dmsetup does, which joins them all, and the kernel, which splits them.
+    split = [word for text in args.words for word in _split(text)]
+    if not split:
+        raise UsageError("say what to send: dmcopy dm message NAME SECTOR WORD...")
+    answer = args.mapper.message(name, *split, sector=int(args.sector))
     if answer:
         print(answer)
 
 
+def _split(text: str) -> list[str]:
+    """Return the words of a message; a backslash makes the next character part of a word."""
+    found = re.findall(r"(?:\\.|[^\s\\])+", text, re.DOTALL)
+    return [re.sub(r"\\(.)", r"\1", word, flags=re.DOTALL) for word in found]
+
+
 def _wait(args: argparse.Namespace) -> None:
-    name = device_name(args.device)
-    since = args.mapper.info(name).events if args.event is None else args.event
+    shift(args, "device", "event")
+    (name,) = chosen(args)
+    if args.event is None:
+        since = args.mapper.info(name).events
+        if since:
+            say(f"waiting for the event after number {since}; dmsetup would return at once")
+    elif args.event.isdecimal():
+        since = int(args.event)
+    else:
+        raise UsageError(f"{args.event!r} is not the number of an event")
     number = args.mapper.wait(name, since, timeout=args.timeout)
     if args.json:
         emit_json({"device": name, "event": number})
 
 
-def _run(args: argparse.Namespace) -> int:
+def _with(args: argparse.Namespace) -> int:
     command: list[str] = args.command
     if not command:
-        raise UsageError("say what to run: dmcopy dm run NAME --table TABLE -- CMD")
+        raise UsageError("say what to run: dmcopy dm with NAME --table TABLE -- CMD")
     mapper: KernelMapper = args.mapper
     mapper.prefix = ""  # the command says the name that the device was given here
     with mapper.device(args.device, _table(args), readonly=args.readonly) as device:

@@ -12,44 +12,70 @@ from typing import Any, TypeVar
 
 from dmcopy import __version__
 from dmcopy.cli.dm_values import info_values, node_values, status_values, table_values
-from dmcopy.cli.output import add_json, emit_json, emit_json_line, emit_table, printable, say
-from dmcopy.errors import DeviceError
+from dmcopy.cli.dm_words import (
+    add_address,
+    add_flags,
+    add_selection,
+    add_value,
+    addressed,
+    chosen,
+    report,
+)
+from dmcopy.cli.output import add_json, emit_json, emit_json_line, printable, say
+from dmcopy.cli.parser import seconds
+from dmcopy.errors import DeviceError, UsageError
 from dmcopy.mapper import tree
 from dmcopy.mapper.base import DeviceInfo
 from dmcopy.mapper.device import Device
 from dmcopy.mapper.events import follow
-from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.names import device_name
 from dmcopy.mapper.stats import StatsRegion
-from dmcopy.table import ConciseDevice, Table, format_concise
+from dmcopy.table import Table
 from dmcopy.units import SECTOR_SIZE, format_bytes
 
 _P = TypeVar("_P", bound=argparse.ArgumentParser)
-_COLUMNS = ["Name", "Maj", "Min", "Stat", "Open", "Targ", "Event", "UUID"]
 
 
 def configure(verbs: argparse._SubParsersAction[_P]) -> None:
-    """Declare the verbs."""
+    """Declare the verbs. What dmsetup prints for a verb is what it prints itself; JSON is ours."""
     ls = _looking(verbs, "ls", "list the devices", _ls)
-    ls.add_argument("--tree", action="store_true", help="the same as 'dm tree'")
-    ls.add_argument("--target", metavar="TYPE", help="only those with such a target")
+    add_flags(ls, "--tree", typed=True, help="how they stand on each other")
+    add_value(ls, "--target", typed=True, metavar="TYPE", help="only those with such a target")
+    add_value(ls, "-o", "--options", metavar="OPTION,…", help="devno, devname or blkdevname")
     info = _looking(verbs, "info", "what the kernel knows of devices", _info, devices=True)
-    info.add_argument("-c", "--columns", action="store_true", help="one line for each")
+    _configure_report(info)
     status = _looking(
         verbs, "status", "the status of each line of the tables", _status, devices=True
     )
-    status.add_argument("--noflush", action="store_true", help="commit no metadata for it")
-    status.add_argument("--target", metavar="TYPE", help="only lines of such a target")
+    add_flags(status, "--noflush", typed=True, help="commit no metadata for it")
     table = _looking(
         verbs, "table", "the tables, as they could be loaded again", _table, devices=True
     )
-    table.add_argument("--inactive", action="store_true", help="the loaded ones, not the active")
-    table.add_argument("--showkeys", action="store_true", help="with the keys of crypt")
-    table.add_argument("--concise", action="store_true", help="on one line, for create --concise")
-    table.add_argument("--target", metavar="TYPE", help="only lines of such a target")
-    _looking(verbs, "deps", "the devices that the tables use", _deps, devices=True)
-    _looking(verbs, "tree", "how the devices stand on each other", _tree)
+    add_flags(table, "--inactive", typed=True, help="the loaded ones, not the active")
+    add_flags(table, "--showkeys", typed=True, help="with the keys of crypt and integrity")
+    add_flags(table, "--concise", help="on one line, for create --concise")
+    for parser in (status, table):
+        add_value(
+            parser, "--target", typed=True, metavar="TYPE", help="only lines of such a target"
+        )
+    deps = _looking(verbs, "deps", "the devices that the tables use", _deps, devices=True)
+    add_value(deps, "-o", "--options", metavar="OPTION", help="devno, devname or blkdevname")
     _looking(verbs, "targets", "the targets that are loaded", _targets)
+    for parser in (ls, info, status, table, deps):
+        add_flags(parser, "-v", "--verbose", help="say more, as dmsetup does")
+    _configure_ours(verbs)
+
+
+def _configure_report(info: argparse.ArgumentParser) -> None:
+    add_flags(info, "-c", "-C", "--columns", help="one line for each")
+    add_value(info, "-o", "--options", metavar="FIELD,…", help="which columns; 'help' lists them")
+    add_value(info, "-O", "--sort", metavar="FIELD,…", help="by which columns; -FIELD: backwards")
+    add_value(info, "--separator", metavar="TEXT", help="what to put between columns")
+    for name in ("noheadings", "nameprefixes", "rows", "unquoted", "noopencount", "inactive"):
+        add_flags(info, f"--{name}", help="as in dmsetup")
+
+
+def _configure_ours(verbs: argparse._SubParsersAction[_P]) -> None:
+    _looking(verbs, "tree", "how the devices stand on each other", _tree)
     _looking(verbs, "version", "the versions of dmsetup and of the driver", _version)
     explain = _looking(verbs, "explain", "say what a table does, or which word is wrong", _explain)
     explain.add_argument(
@@ -77,17 +103,6 @@ def read_file(path: str) -> str:
         raise DeviceError(path, "read the table", error.errno or 0) from error
 
 
-def seconds(text: str) -> float:
-    """Return a number of seconds of the command line."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
-
-
 def _looking(
     verbs: argparse._SubParsersAction[_P],
     name: str,
@@ -99,6 +114,8 @@ def _looking(
     parser = verbs.add_parser(name, help=text, description=text)
     if devices:
         parser.add_argument("devices", nargs="*", metavar="NAME", help="default: all")
+        add_address(parser)
+        add_selection(parser)
     default = None if name == "events" else 30.0
     parser.add_argument(
         "--timeout", type=seconds, default=default, metavar="S", help="give up after S seconds"
@@ -108,126 +125,78 @@ def _looking(
     return parser
 
 
-def _ls(args: argparse.Namespace) -> None:
-    if args.tree:
-        _tree(args)
-        return
-    found: list[DeviceInfo] = args.mapper.ls()
-    if args.target:
-        found = [one for one in found if _lines_of(args.mapper.table(one.name), args.target)]
-    if args.json:
-        emit_json([info_values(info) for info in found])
-        return
-    for info in found:
-        print(f"{printable(info.name)}\t({info.devno})")
-    if not found:
-        print("No devices found")
-
-
-def _infos(args: argparse.Namespace) -> list[DeviceInfo]:
-    mapper: KernelMapper = args.mapper
-    return [mapper.info(device_name(name)) for name in args.devices] or mapper.ls()
-
-
 def _names(args: argparse.Namespace) -> list[str]:
-    if args.devices:
-        return [device_name(name) for name in args.devices]
+    """Return which devices --json is for."""
+    if args.devices or addressed(args) or args.select is not None:
+        return chosen(args)
     return [info.name for info in args.mapper.ls()]
 
 
-def _info(args: argparse.Namespace) -> None:
-    found = _infos(args)
-    if args.json:
-        emit_json([info_values(info) for info in found])
-    elif args.columns:
-        emit_table(_COLUMNS, [_columns(info) for info in found], right=_COLUMNS[1:3])
+def _typed(args: argparse.Namespace) -> bool:
+    """Return whether to print JSON. Raises UsageError for options that only dmsetup's text has."""
+    option = getattr(args, "untyped", None)
+    if args.json and option is not None:
+        raise UsageError(f"{option} is for dmsetup's text: --json has everything, leave it out")
+    return bool(args.json)
+
+
+def _ls(args: argparse.Namespace) -> None:
+    if not _typed(args):
+        report(args, "ls")
+    elif args.tree:
+        _tree(args)
     else:
-        print("\n".join(_block(info) for info in found) or "No devices found")
+        found: list[DeviceInfo] = args.mapper.ls()
+        if args.target:
+            found = [one for one in found if _lines_of(args.mapper.table(one.name), args.target)]
+        emit_json([info_values(info) for info in found])
 
 
-def _columns(info: DeviceInfo) -> list[str]:
-    letters = [
-        "L" if info.live else "-",
-        "I" if info.inactive else "-",
-        "s" if info.suspended else "-",
-        "r" if info.readonly else "w",
-    ]
-    major, minor = info.number or ("", "")
-    counts = [str(info.open_count), str(info.segments), str(info.events)]
-    return [info.name, str(major), str(minor), "".join(letters), *counts, info.uuid]
-
-
-def _block(info: DeviceInfo) -> str:
-    tables = [name for name, there in (("LIVE", info.live), ("INACTIVE", info.inactive)) if there]
-    rows = {
-        "Name": printable(info.name),
-        "State": ("SUSPENDED" if info.suspended else "ACTIVE")
-        + (" (READ-ONLY)" if info.readonly else ""),
-        "Tables present": " & ".join(tables) or "None",
-        "Open count": info.open_count,
-        "Event number": info.events,
-        "Major, minor": ", ".join(map(str, info.number or ())),
-        "Number of targets": info.segments,
-        "UUID": info.uuid,
-    }
-    lines = [f"{key + ':':<18} {value}" for key, value in rows.items() if value != ""]
-    return "\n".join(lines) + "\n"
+def _info(args: argparse.Namespace) -> None:
+    if _typed(args):
+        emit_json([info_values(args.mapper.info(name)) for name in _names(args)])
+        return
+    if args.select is not None and not args.columns:
+        raise UsageError("dmsetup info heeds -S only with -c: add it")
+    report(args, "info")
 
 
 def _status(args: argparse.Namespace) -> None:
-    names = _names(args)
-    found = {name: args.mapper.status(name, flush=not args.noflush) for name in names}
-    chosen = {
-        name: [line for line in lines if args.target in (None, line.target)]
-        for name, lines in found.items()
-    }
-    if args.json:
-        emit_json({name: list(map(status_values, lines)) for name, lines in chosen.items()})
-    else:
-        _emit_lines(args, chosen)
+    if not _typed(args):
+        report(args, "status")
+        return
+    found = {name: args.mapper.status(name, flush=not args.noflush) for name in _names(args)}
+    emit_json(
+        {
+            name: [status_values(line) for line in lines if args.target in (None, line.target)]
+            for name, lines in found.items()
+        }
+    )
 
 
 def _table(args: argparse.Namespace) -> None:
+    if not _typed(args):
+        report(args, "table")
+        return
     options = {"inactive": args.inactive, "showkeys": args.showkeys}
     found: dict[str, Table] = {name: args.mapper.table(name, **options) for name in _names(args)}
-    if args.concise:
-        print(format_concise(_concise(args.mapper.info(name), found[name]) for name in found))
-        return
-    chosen = {name: _lines_of(table, args.target) for name, table in found.items()}
-    if args.json:
-        emit_json({name: table_values(Table(tuple(lines))) for name, lines in chosen.items()})
-    else:
-        _emit_lines(args, chosen)
-
-
-def _concise(info: DeviceInfo, table: Table) -> ConciseDevice:
-    minor = info.number[1] if info.number else None
-    return ConciseDevice(info.name, table, info.uuid, minor, info.readonly)
+    emit_json(
+        {
+            name: table_values(Table(tuple(_lines_of(table, args.target))))
+            for name, table in found.items()
+        }
+    )
 
 
 def _lines_of(table: Table, target: str | None) -> list[Any]:
     return [line for line in table if target in (None, line.target_name)]
 
 
-def _emit_lines(args: argparse.Namespace, found: dict[str, list[Any]]) -> None:
-    """Print lines as dmsetup does: with the name before each, unless one device was named."""
-    for name, lines in found.items():
-        prefix = "" if len(args.devices) == 1 else f"{printable(name)}: "
-        for line in lines or ([""] if prefix else []):
-            print(printable(f"{prefix}{line}".rstrip()))
-    if not found:
-        print("No devices found")
-
-
 def _deps(args: argparse.Namespace) -> None:
-    found = {name: args.mapper.deps(name) for name in _names(args)}
-    if args.json:
-        emit_json(found)
-        return
-    for name, deps in found.items():
-        prefix = "" if len(args.devices) == 1 else f"{printable(name)}: "
-        pairs = "".join(f" ({number.replace(':', ', ')})" for number in deps)
-        print(f"{prefix}{len(deps)} dependencies\t:{pairs}")
+    if _typed(args):
+        emit_json({name: args.mapper.deps(name) for name in _names(args)})
+    else:
+        report(args, "deps")
 
 
 def _tree(args: argparse.Namespace) -> None:
@@ -242,12 +211,10 @@ def _tree(args: argparse.Namespace) -> None:
 
 
 def _targets(args: argparse.Namespace) -> None:
-    found = args.mapper.targets()
     if args.json:
-        emit_json({name: list(version) for name, version in found.items()})
-        return
-    for name, version in found.items():
-        print(f"{name:<16} v{version}")
+        emit_json({name: list(version) for name, version in args.mapper.targets().items()})
+    else:
+        report(args, "targets")
 
 
 def _version(args: argparse.Namespace) -> None:

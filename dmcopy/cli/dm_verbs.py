@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from dmcopy.cli import dm_facts
-from dmcopy.cli.parser import Parser
+from dmcopy.cli.dm_words import joined
+from dmcopy.cli.parser import Parser, seconds
 
 
 class VerbParser(Parser):
@@ -26,7 +26,10 @@ class VerbParser(Parser):
             found.words = words
             return found, []
         cut = words.index("--") if self.takes_command and "--" in words else len(words)
-        found, unknown = Parser.parse_known_args(self, words[:cut], namespace)
+        known = joined(self, words[:cut])
+        found, unknown = Parser.parse_known_args(self, known, namespace)
+        if unknown:  # said here, it names the verb, and its help
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
         if self.takes_command:
             found.command = words[cut + 1 :]
         return found, unknown
@@ -46,7 +49,7 @@ def changing(
     )
     parser.add_argument(
         "--timeout",
-        type=dm_facts.seconds,
+        type=seconds,
         default=30.0,
         metavar="S",
         help="give up after S seconds",

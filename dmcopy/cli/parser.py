@@ -22,6 +22,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one sentence and where the help is; exit 2."""
         hint = self._suggestion(message)
+        if hint:
+            # The list of what could be is of no use to somebody who has mistyped one of it.
+            message = re.sub(r" \(choose from .*\)", "", message)
         print(f"{self.prog}: {message}{hint}; see '{self.prog} --help'", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
 
@@ -34,6 +37,17 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             return _closest(unknown[1], _options(self))
         return ""
+
+
+def seconds(text: str) -> float:
+    """Return a number of seconds of the command line, for argparse's `type`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:

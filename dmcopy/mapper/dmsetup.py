@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Final, TextIO
 
 from dmcopy.errors import DeadlineError, DeviceError, DmcopyError, MissingError
+from dmcopy.ledger import Ledger
+from dmcopy.mapper.cookies import cookie
 from dmcopy.mapper.kernel_log import KernelLog
 from dmcopy.mapper.udev import Udev, choose
 
@@ -47,10 +49,16 @@ _GRACE_SECONDS: Final = 2.0
 
 
 class DmsetupError(DmcopyError):
-    """dmsetup ended with an error: `errno`, 0 if it said none, and what it and the kernel said."""
+    """dmsetup ended with an error: `errno`, 0 if it said none, and what it and the kernel said.
 
-    def __init__(self, words: Sequence[str], code: int, said: str, kernel: list[str]) -> None:
+    `printed` is what it printed all the same, on its standard output.
+    """
+
+    def __init__(
+        self, words: Sequence[str], code: int, said: str, kernel: list[str], printed: str = ""
+    ) -> None:
         self.words = tuple(words)
+        self.printed = printed
         self.errno = code
         self.said = said
         self.kernel = kernel
@@ -78,13 +86,23 @@ class Call:
 
 
 class Dmsetup:
-    """dmsetup as a function. `timeout` in seconds bounds a call that is given no other."""
+    """dmsetup as a function. `timeout` in seconds bounds a call that is given no other.
+
+    `ledger` is where the cookies of its calls are noted; without one, dmsetup makes them itself,
+    and leaves one behind when it is killed.
+    """
 
     def __init__(
-        self, program: str = "dmsetup", *, udev: Udev | None = None, timeout: float = 30.0
+        self,
+        program: str = "dmsetup",
+        *,
+        udev: Udev | None = None,
+        timeout: float = 30.0,
+        ledger: Ledger | None = None,
     ) -> None:
         self.program = program
         self.timeout = timeout
+        self.ledger = ledger
         self._udev = udev
 
     @property
@@ -95,7 +113,11 @@ class Dmsetup:
         return self._udev
 
     def run(self, *words: str, stdin: str | None = None, timeout: float | None = None) -> str:
-        """Run dmsetup with `words` and return what it printed.
+        """Run dmsetup with `words` and return what it printed; see `finish`."""
+        return self.finish(*words, stdin=stdin, timeout=timeout).stdout
+
+    def finish(self, *words: str, stdin: str | None = None, timeout: float | None = None) -> Call:
+        """Run dmsetup with `words` and return all that is known of the call.
 
         Raises DmsetupError when it fails, MissingError when it or the kernel's driver is not there,
         DeadlineError when it does not end in time.
@@ -104,11 +126,24 @@ class Dmsetup:
             call = self.call(words, stdin, self.timeout if timeout is None else timeout)
             if call.code:
                 raise _failure(call, log)
-        return call.stdout
+        return call
 
     def change(self, *words: str, stdin: str | None = None, timeout: float | None = None) -> str:
-        """Run a command that makes, changes or removes a device; see `run`."""
-        return self.run(words[0], *self.udev.options, *words[1:], stdin=stdin, timeout=timeout)
+        """Run a command that makes, changes or removes a device; see `finish`.
+
+        Where udevd runs, it returns when udev's rules are done, or raises DeadlineError.
+        """
+        verb, *rest = words
+        limit = self.timeout if timeout is None else timeout
+        if self.ledger is None or self.udev is not Udev.COOKIES or not _takes_cookie(verb, rest):
+            return self.run(verb, *self.udev.options, *rest, stdin=stdin, timeout=limit)
+        deadline = time.monotonic() + limit
+        with cookie(self.ledger) as made:
+            options = [] if made is None else ["--udevcookie", made.option]
+            printed = self.run(verb, *options, *rest, stdin=stdin, timeout=limit)
+            if made is not None:
+                made.wait(max(deadline - time.monotonic(), _GRACE_SECONDS))
+        return printed
 
     def call(self, words: Sequence[str], stdin: str | None, timeout: float) -> Call:
         """Run dmsetup to its end, whatever that is; log it."""
@@ -166,6 +201,14 @@ class ScriptDmsetup(Dmsetup):
         return ""
 
 
+def _takes_cookie(verb: str, words: Sequence[str]) -> bool:
+    """Return whether udev is told of a command, and one cookie is enough for it.
+
+    A forced removal tells udev twice, and the man page warns of one cookie for both.
+    """
+    return verb in ("create", "resume", "remove", "rename") and "--force" not in words
+
+
 def _reason(lines: Sequence[str]) -> str:
     """Return the line that says why: the others say that there was an error."""
     tables = [line for line in lines if line.startswith("table:")]
@@ -201,7 +244,7 @@ def _failure(call: Call, log: KernelLog) -> DmcopyError:
         return _no_driver(call.stderr)
     last = [line for line in call.stderr.splitlines() if line and line != "Command failed."]
     said = "; ".join(dict.fromkeys(line.removesuffix(".") for line in last))
-    return DmsetupError(call.words, error_code(call.stderr), said, log.lines())
+    return DmsetupError(call.words, error_code(call.stderr), said, log.lines(), call.stdout)
 
 
 def _no_driver(stderr: str) -> DmcopyError:

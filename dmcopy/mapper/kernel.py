@@ -19,6 +19,7 @@ from dmcopy.errors import (
     MissingError,
     UsageError,
 )
+from dmcopy.ledger import Ledger
 from dmcopy.mapper import names
 from dmcopy.mapper.base import (
     PREFIX,
@@ -31,7 +32,6 @@ from dmcopy.mapper.base import (
 )
 from dmcopy.mapper.device import Device
 from dmcopy.mapper.dmsetup import Dmsetup, DmsetupError
-from dmcopy.mapper.ledger import Ledger
 from dmcopy.mapper.listing import FIELDS, parse_info
 from dmcopy.mapper.passing import missing_device, table_text
 from dmcopy.status import StatusLine, parse_lines
@@ -59,8 +59,8 @@ class KernelMapper(Mapper):
         prefix: str = PREFIX,
         timeout: float = 30.0,
     ) -> None:
-        self.dmsetup = dmsetup or Dmsetup(timeout=timeout)
         self.ledger = ledger or Ledger()
+        self.dmsetup = dmsetup or Dmsetup(timeout=timeout, ledger=self.ledger)
         self.prefix = prefix
         self.timeout = timeout
 

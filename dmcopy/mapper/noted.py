@@ -1,4 +1,4 @@
-"""Loop devices, mounts and servers that are noted in the ledger for as long as they are there."""
+"""Mounts and servers that are noted in the ledger for as long as they are there."""
 
 from __future__ import annotations
 
@@ -10,32 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmcopy.block import loop
 from dmcopy.errors import DeadlineError, DeviceError, MissingError
-from dmcopy.mapper.ledger import Ledger, identity
+from dmcopy.ledger import Ledger, identity
 
 _SECONDS = 60.0
-
-
-@contextlib.contextmanager
-def loop_device(
-    ledger: Ledger, backing: str | os.PathLike[str], **options: Any
-) -> Iterator[loop.LoopDevice]:
-    """Attach a file as `dmcopy.block.loop.attach` does; noted first under the file's name."""
-    file = str(Path(backing).resolve())
-    entry = ledger.add("loop", "", uuid=file)
-    try:
-        device = loop.attach(file, **options)
-    except BaseException:
-        ledger.cancel(entry)
-        raise
-    named = ledger.add("loop", device.path, uuid=device.backing)
-    ledger.cancel(entry)
-    try:
-        yield device
-    finally:
-        loop.detach(device)
-        ledger.cancel(named)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from dmcopy.block import mounts, sysfs
 from dmcopy.block.loop import LoopDevice, detach
 from dmcopy.errors import DmcopyError
+from dmcopy.ledger import Entry, Ledger, alive
 from dmcopy.mapper.base import DeviceInfo, Mapper
-from dmcopy.mapper.ledger import Entry, Ledger, alive
+from dmcopy.mapper.cookies import left_behind
 from dmcopy.mapper.noted import run_tool
 from dmcopy.mapper.tree import top_down, with_deps
 
@@ -56,6 +57,7 @@ class Reaper:
         todo = [entry for entry in self.ledger.entries() if self.wanted(entry)]
         changed = True
         self._patience = REMOVE_SECONDS
+        self._thaw(todo)
         while todo and changed:
             self.result.left.clear()
             before = len(todo)
@@ -83,12 +85,22 @@ class Reaper:
                     words = ["umount", "--", entry.name]
                 case "server":
                     words = ["kill", entry.uuid.partition(" ")[0]]
+                case "cookie":
+                    words = ["ipcrm", "--semaphore-key", entry.name]
             yield shlex.join(words)
 
+    def _thaw(self, entries: list[Entry]) -> None:
+        """Resume what was left suspended: whoever waits for its I/O has a device over it open."""
+        ours = {entry.uuid for entry in entries if entry.kind == "dm"}
+        for info in self.mapper.ls() if ours else []:
+            if info.uuid in ours:
+                with contextlib.suppress(DmcopyError):  # if it matters, its removal will say so
+                    self.mapper.thaw(info.name)
+
     def _order(self, entries: list[Entry]) -> list[Entry]:
-        """Servers and mounts first, then devices from the top down, then loop devices."""
+        """Servers and mounts first, devices from the top down, loop devices, then cookies."""
         height = {info.uuid: place for place, info in enumerate(self._devices(entries))}
-        rank = {"server": 0, "mount": 1, "dm": 2, "loop": 3}
+        rank = {"server": 0, "mount": 1, "dm": 2, "loop": 3, "cookie": 4}
         newest = {entry.id: -place for place, entry in enumerate(entries)}
         return sorted(
             entries,
@@ -116,8 +128,6 @@ class Reaper:
         # The UUID says which device it is: the name may be another's by now, or have been changed.
         found = [info for info in self.mapper.ls() if entry.uuid and info.uuid == entry.uuid]
         for info in found:
-            # Whoever waits for I/O on it has it open: it cannot go before that has ended.
-            self.mapper.thaw(info.name)
             self.mapper.remove(info.name, timeout=self._patience)
         return bool(found)
 
@@ -162,6 +172,13 @@ class Reaper:
             raise DmcopyError(f"process {pid} ({entry.name}) does not end")
         return True
 
+    def _cookie(self, entry: Entry) -> bool:
+        found = left_behind(entry)
+        if found is None:
+            return False
+        found.remove()
+        return True
+
 
 def same_source(shown: str, noted: str) -> bool:
     """Return whether two paths of a mount's device are the same: /dev/mapper/x is /dev/dm-0."""
@@ -173,4 +190,5 @@ _STEPS: dict[str, Callable[[Reaper, Entry], bool]] = {
     "loop": Reaper._loop,
     "mount": Reaper._mount,
     "server": Reaper._server,
+    "cookie": Reaper._cookie,
 }

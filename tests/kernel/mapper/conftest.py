@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dmcopy.block.loop import LoopDevice, attach, detach
+from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import Ledger
 from dmcopy.mapper.names import unmangle
 from dmcopy.mapper.tree import top_down, with_deps
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from dmcopy.errors import BusyError, DeadlineError, DeviceError
+from dmcopy.ledger import Entry, Ledger
 from dmcopy.mapper.dmsetup import Dmsetup
 from dmcopy.mapper.events import follow
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import Entry, Ledger
 from dmcopy.mapper.reap import Reaper
 from dmcopy.mapper.tree import tree, with_deps
 from dmcopy.mapper.udev import Udev

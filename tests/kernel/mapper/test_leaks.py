@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from dmcopy.block.sysfs import loops
+from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import Ledger
 from dmcopy.mapper.reap import Reaper
 from dmcopy.table import Linear, Table, Zero
 
@@ -70,7 +70,7 @@ def test_cycles_with_somebody_opening_the_nodes(
 VICTIM = """
 import os, sys, time
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import Ledger
+from dmcopy.ledger import Ledger
 from dmcopy.table import Linear, Table
 
 mapper = KernelMapper(ledger=Ledger(sys.argv[1]))
@@ -138,7 +138,7 @@ def test_the_command_line_reaps(
     victim.send_signal(signal.SIGKILL)
     victim.wait(10)
     code = (
-        "import sys; from pathlib import Path; from dmcopy.mapper import ledger; "
+        "import sys; from pathlib import Path; from dmcopy import ledger; "
         "ledger.default_path = lambda: Path(sys.argv[1]); "
         "from dmcopy.cli.main import main; sys.exit(main(['dm', 'reap', '--json']))"
     )
@@ -149,12 +149,53 @@ def test_the_command_line_reaps(
     assert mapper.ls() == []
 
 
+STUCK = """
+import sys
+from dmcopy.ledger import Ledger
+from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.table import Linear, Table
+
+mapper = KernelMapper(ledger=Ledger(sys.argv[1]))
+with mapper.stack() as stack:
+    below = stack.device("below", Table.of(64, Linear(sys.argv[2], 0)))
+    below.suspend()
+    print("ready", flush=True)
+    stack.device("top", Table.of(64, Linear(below.path, 0)))  # udev's look at it never ends
+"""
+
+
+def _cookies(mapper: KernelMapper) -> list[str]:
+    return mapper.dmsetup.run("udevcookies").splitlines()[1:]
+
+
+def test_reap_removes_the_cookie_of_a_command_that_was_killed(
+    mapper: KernelMapper, disks: Disks, tmp_path: Path
+) -> None:
+    assert _cookies(mapper) == []
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    words = [sys.executable, "-c", STUCK, str(ledger.path), disks.b]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        deadline = time.monotonic() + 30
+        while "dmcopy-top" not in devices() or not _cookies(mapper):
+            assert time.monotonic() < deadline
+        process.kill()
+    (line,) = _cookies(mapper)
+    result = Reaper(mapper, ledger).run()
+    found = [(entry.kind, entry.name) for entry in result.removed]
+    assert found[:2] == [("dm", "dmcopy-top"), ("dm", "dmcopy-below")]
+    assert [int(name, 16) for kind, name in found[2:]] == [int(line.split()[0], 16)]
+    assert (result.left, _cookies(mapper)) == ({}, [])
+
+
 WHOLE = """
 import subprocess, sys, time
 from pathlib import Path
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import Ledger
-from dmcopy.mapper.noted import loop_device, mount, server
+from dmcopy.ledger import Ledger
+from dmcopy.block.loop import loop_device
+from dmcopy.mapper.noted import mount, server
 from dmcopy.table import Linear, Table
 
 folder = Path(sys.argv[2])
@@ -163,7 +204,7 @@ folder = Path(sys.argv[2])
 ledger = Ledger(sys.argv[1])
 mapper = KernelMapper(ledger=ledger)
 table = Table.of(8192, Linear("", 0))
-with server(ledger, ["sleep", "600"]), loop_device(ledger, folder / "disk") as loop:
+with server(ledger, ["sleep", "600"]), loop_device(folder / "disk", ledger=ledger) as loop:
     with mapper.device("whole", table.with_devices(lambda _: loop.path)) as device:
         subprocess.run(["mkfs.ext4", "-q", device.path], check=True)
         with mount(ledger, device, folder / "mnt"):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from dmcopy.errors import DeviceError
+from dmcopy.ledger import Ledger
 from dmcopy.mapper.dmsetup import DmsetupError
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import Ledger
 from dmcopy.table import Table
 
 from .conftest import Disks

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +17,9 @@ from dmcopy.block import BlockDevice, sysfs
 from dmcopy.block import loop as loop_module
 from dmcopy.block.loop import loop_device
 from dmcopy.errors import BusyError, UsageError
+from dmcopy.ledger import Ledger
+from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.mapper.reap import Reaper
 
 pytestmark = pytest.mark.loop
 
@@ -61,3 +67,46 @@ def test_who_keeps_it_attached_is_named(loops: Any, monkeypatch: pytest.MonkeyPa
     with BlockDevice.open(device.path), pytest.raises(BusyError, match=f"process {os.getpid()}"):
         loop_module.detach(device)
     loop_module.detach(device)
+
+
+VICTIM = """
+import sys, time
+from dmcopy.block.loop import loop_device
+from dmcopy.ledger import Ledger
+
+with loop_device(sys.argv[1], ledger=Ledger(sys.argv[2])) as device:
+    print(device.path, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_it_is_in_the_ledger_for_as_long_as_it_is_there(loops: Any) -> None:
+    (probe,) = loops(8)
+    ledger = Ledger(loops.folder / "ledger")
+    with loop_device(probe.backing, ledger=ledger) as device:
+        (entry,) = ledger.entries()
+        assert (entry.kind, entry.name, entry.uuid) == ("loop", device.path, device.backing)
+    assert ledger.entries() == []
+    with (
+        pytest.raises(Exception, match="Invalid argument"),
+        loop_device(probe.backing, ledger=ledger, sector_size=7),
+    ):
+        pass
+    assert ledger.entries() == []
+
+
+def test_one_whose_process_was_killed_is_reaped(loops: Any) -> None:
+    (probe,) = loops(8)
+    ledger = Ledger(loops.folder / "ledger")
+    words = [sys.executable, "-c", VICTIM, probe.backing, str(ledger.path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as victim:
+        assert victim.stdout is not None
+        path = victim.stdout.readline().strip()
+        assert sysfs.backing_file(os.path.basename(path)) == probe.backing
+        assert Reaper(KernelMapper(), ledger).run().removed == []  # its owner lives
+        victim.send_signal(signal.SIGKILL)
+        victim.wait(10)
+    result = Reaper(KernelMapper(), ledger).run()
+    assert [(entry.kind, entry.name) for entry in result.removed] == [("loop", path)]
+    assert sysfs.backing_file(os.path.basename(path)) != probe.backing
+    assert ledger.entries() == []

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from dmcopy.ledger import Ledger
 from dmcopy.mapper.dmsetup import Dmsetup
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import Ledger
 from dmcopy.mapper.udev import Udev
 
 Answer = dict[str, Any]

@@ -10,7 +10,7 @@ import pytest
 
 from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode
-from dmcopy.mapper.ledger import Ledger
+from dmcopy.ledger import Ledger
 
 from .conftest import Fake
 from .recorded import EMPTY, INFO, LIN, NO_DRIVER, NOBODY, ODD, failed, info, ioctl, ok
@@ -18,7 +18,7 @@ from .recorded import EMPTY, INFO, LIN, NO_DRIVER, NOBODY, ODD, failed, info, io
 
 @pytest.fixture(autouse=True)
 def _own_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dmcopy.mapper.ledger.default_path", lambda: tmp_path / "ledger.jsonl")
+    monkeypatch.setattr("dmcopy.ledger.default_path", lambda: tmp_path / "ledger.jsonl")
 
 
 def dm(*words: str) -> int:
@@ -79,7 +79,8 @@ def test_verbs_reach_dmsetup(fake: Fake) -> None:
     assert dm("clear", "one") == 0
     assert dm("rename", "one", "two") == 0
     assert dm("rename", "--setuuid", "one", "U") == 0
-    assert dm("message", "one", "0", "mark", "two words") == 0
+    assert dm("message", "one", "0", "create_thin  7", "8") == 0
+    assert dm("message", "one", "0", "mark", r"two\ words") == 0
     assert dm("message", "--", "one", "0", "-x") == 0
     assert dm("remove", "--force", "--retry", "/dev/mapper/a\\x20b", "two") == 0
     assert dm("wipe_table", "one") == 0
@@ -91,6 +92,7 @@ def test_verbs_reach_dmsetup(fake: Fake) -> None:
         "clear -- one",
         "rename -- one two",
         "rename --setuuid -- one U",
+        "message -- one 0 create_thin 7 8",
         r"message -- one 0 mark 'two\ words'",
         "message -- one 0 -x",
         "remove --force -- 'a b'",
@@ -100,38 +102,158 @@ def test_verbs_reach_dmsetup(fake: Fake) -> None:
     assert fake.calls[-3]["stdin"] == "0 64 error\n"
 
 
-def test_output_is_dmsetups(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_printed_is_dmsetups_own_words(
+    fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
     def out(*words: str) -> str:
         assert dm(*words) == 0
         return capsys.readouterr().out
 
     fake.answer(
-        info(LIN, EMPTY, ODD),
-        ok("status", "--", "lin", stdout="0 16384 linear \n"),
-        ok("status", stdout="0 8 snapshot Invalid\n"),
-        ok("table", "--", "empty", stdout="\n"),
-        ok("table", stdout="0 16384 linear 7:0 0\n"),
-        ok("deps", stdout="1 dependencies\t: (7, 0)\n"),
-        ok("targets", stdout="linear           v1.4.0\n"),
-        ok("version", stdout="Library version:   1.02.185\nDriver version:    4.47.0\n"),
+        ok("ls", "--manglename", "hex", "--", stdout="a b\t(254:1)\nlin\t(254:0)\n"),
+        ok("status", stdout="0 8 snapshot \x1b[2J\n"),
+        {"words": []},
     )
-    assert out("ls") == 'a b"c\t(254:1)\nempty\t(254:8)\nlin\t(254:0)\n'
-    assert out("status", "lin") == "0 16384 linear\n"
-    assert out("status", "lin", "x").splitlines() == [
-        *("lin: 0 16384 linear", "x: 0 8 snapshot Invalid")
+    assert out("ls") == "a b\t(254:1)\nlin\t(254:0)\n"
+    assert out("status", "lin") == "0 8 snapshot \\x1b[2J\n"
+    for words in (
+        "info -c --noheadings -o name",
+        "info -C -O -events -o +devno --separator , --rows --nameprefixes --unquoted",
+        "info --columns -S name=~^a",
+        "info -c -u U-1",
+        "info -v -j 254 -m 3",
+        "status --target snapshot --noflush",
+        "table --inactive --showkeys --concise a",
+        "deps -o devname /dev/mapper/a\\x20b other",
+        "ls --tree -o ascii,uuid",
+        "ls --target linear",
+        "targets",
+    ):
+        out(*words.split())
+    assert [words.replace(" --manglename hex", "") for words in fake.words[2:]] == [
+        "info -c --noheadings -o name --",
+        "info -C -O -events -o +devno --separator , --rows --nameprefixes --unquoted --",
+        "info --columns --select 'name=~^a' --",
+        "info -c --uuid U-1 --",
+        "info -v --major 254 --minor 3 --",
+        "status --target snapshot --noflush --",
+        "table --inactive --showkeys --concise -- a",
+        "deps -o devname -- 'a b' other",
+        "ls --tree -o ascii,uuid --",
+        "ls --target linear --",
+        "targets --",
     ]
-    assert out("status", "--target", "snapshot").count("snapshot Invalid") == 2
-    assert out("table").splitlines() == [
-        *('a b"c: 0 16384 linear 7:0 0', "empty:", "lin: 0 16384 linear 7:0 0")
+
+
+def test_devices_are_named_by_uuid_number_or_selection(
+    fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    select = ["info", "-c", "--manglename", "hex", "--noheadings", "-o", "mangled_name", "-S"]
+    fake.answer(
+        ok(*select, "open=0", stdout="a\\x20b\nlin\n"),
+        ok(*select, "open=9"),
+        info(LIN, EMPTY, ODD),
+        {"words": []},
+    )
+    assert dm("remove", "-S", "open=0") == 0
+    assert dm("remove", "-S", "open=9") == 0
+    assert dm("suspend", "-u", "U5") == 0
+    assert dm("resume", "--major", "254", "-m", "0") == 0
+    assert dm("rename", "-u", "U5", "new") == 0
+    assert dm("load", "-u", "U5", "--table", "0 8 zero") == 0
+    assert dm("message", "-j", "254", "-m", "8", "0", "hello", "you") == 0
+    changes = [words for words in fake.words if not words.startswith("info")]
+    assert changes == [
+        *("remove -- 'a b'", "remove -- lin", "suspend -- empty", "resume -- lin"),
+        *("rename -- empty new", "load -- empty", "message -- empty 0 hello you"),
     ]
-    assert out("deps", "lin") == "1 dependencies\t: (7, 0)\n"
-    assert out("targets") == "linear           v1.4.0\n"
-    assert "Driver version:    4.47.0" in out("version")
-    assert out("info", "-c").splitlines()[0].split() == [
-        *("Name", "Maj", "Min", "Stat", "Open", "Targ", "Event", "UUID")
-    ]
-    assert "State:             SUSPENDED (READ-ONLY)" in out("info")
-    assert out("events") == 'a b"c: 0\nempty: 3\nlin: 0\n'
+    assert dm("ls", "--json") == 0
+    assert dm("info", "--json", "-u", "U5") == 0
+    assert capsys.readouterr().out.count('"name": "empty"') == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("remove", "say which device: by name"),
+        ("remove lin -S open=0", "name the devices in one way"),
+        ("remove -S ", "an empty selection means every device"),
+        ("suspend -j 254", "both the major number"),
+        ("suspend -u U5 -j 254 -m 8", "not by both"),
+        ("suspend -u nobody", "no mapped device of UUID nobody"),
+        ("suspend -j 1 -m 2", "no mapped device numbered 1:2"),
+        ("ls --exec true", "loop over 'dmcopy dm ls --json'"),
+        ("ls -S name=a", "'dmcopy dm info -c -S'"),
+        ("info --count 3", "use watch"),
+        ("info -c --interval 3", "use watch"),
+        ("info -S name=a", "only with -c"),
+        ("info -c -o name --json", "-o is for dmsetup's text"),
+        ("create a --udevcookie 5", "a cookie of its own"),
+        ("create a --readahead 8", "blockdev --setra"),
+        ("create a -U 0", "chown"),
+        ("create a -j 254 --table x", "only one major number"),
+        ("resume a --addnodeonresume", "is there in any case"),
+        ("remove a --checks", "checked in any case"),
+        ("remove a -y", "nothing is asked"),
+        ("suspend a -v", "'dmcopy dm info NAME'"),
+        ("table --manglename none", "is always what it is"),
+        ("rename lin", "say the new name"),
+        (
+            "statuss lin",
+            "invalid choice: 'statuss' (did you mean 'status'?); see 'dmcopy dm --help'",
+        ),
+        ("info --noheading", "(did you mean '--noheadings'?); see 'dmcopy dm info --help'"),
+        ("create x --tabel y", "dmcopy dm create: unrecognized arguments: --tabel y (did you mean"),
+        ("remove x --forc", "did you mean '--force'?"),
+        ("with", "required: NAME"),
+        ("explain", "required: TABLE"),
+        ("create", "say what to call the device"),
+        ("create x --minor y", "invalid int value: 'y'"),
+        ("create x --timeout -1", "is not a number of seconds"),
+        ("stats prnt lin", "did you mean 'print'?"),
+        ("tree lin", "unrecognized arguments: lin"),
+        ("message lin x mark", "'x' is not a sector"),
+        ("message lin 0", "say what to send"),
+        ("wait lin soon", "'soon' is not the number of an event"),
+        ("remove_all", "did not make"),
+        ("udevcomplete_all", "let others go on"),
+        ("splitname a --json", "leave --json out"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_sentence(
+    fake: Fake, capsys: pytest.CaptureFixture[str], words: str, message: str
+) -> None:
+    fake.answer(info(LIN, EMPTY, ODD))
+    try:
+        code = dm(*words.split(" "))
+    except SystemExit as stopped:
+        code = stopped.code  # type: ignore[assignment]
+    error = capsys.readouterr().err
+    assert (code, error.count("\n")) == (ExitCode.USAGE, 1)
+    assert message in error
+    assert all(call["words"][0] == "info" for call in fake.calls)
+
+
+def test_dmsetups_own_complaints_are_one_sentence(
+    fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = "Mapped Device Name Fields\n-----\n  name - Name.\n \nUnrecognised field: nosuch\n"
+    missing = failed(
+        "info", "--manglename", stderr="Device does not exist.\n", stdout="Name: lin\n"
+    )
+    fake.answer(failed("info", "--manglename", "hex", "-c", stderr=fields), missing, info(LIN))
+    assert dm("info", "-c", "-o", "nosuch") == ExitCode.USAGE
+    assert capsys.readouterr().err == (
+        "dmcopy: dmsetup says: Unrecognised field: nosuch "
+        "('dmcopy dm info -c -o help' lists the fields)\n"
+    )
+    assert dm("info", "lin", "nobody") == ExitCode.FAILED
+    out, err = capsys.readouterr()
+    assert out == "Name: lin\n"
+    assert err.startswith(
+        "dmcopy: nobody: cannot look at it: No such device or address; there is no"
+    )
+    assert err.count("\n") == 1
 
 
 def test_json_is_typed(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,19 +346,17 @@ def test_errors_are_one_sentence(fake: Fake, capsys: pytest.CaptureFixture[str])
     assert (code, "No such file" in text) == (ExitCode.FAILED, True)
     code, text = error("create", "one", "--table", "")
     assert (code, "no lines" in text) == (ExitCode.USAGE, True)
-    code, text = error("remove_all")
-    assert (code, "reap" in text) == (ExitCode.USAGE, True)
 
 
-def test_run_removes_the_device_and_gives_the_commands_exit_code(
+def test_with_removes_the_device_and_gives_the_commands_exit_code(
     fake: Fake, capfd: pytest.CaptureFixture[str]
 ) -> None:
     fake.answer(info(LIN), {"words": []})
     command = ["sh", "-c", "echo $DMCOPY_DEVICE; exit 7"]
-    assert dm("run", "work", "--table", "0 8 zero", "--", *command) == 7
+    assert dm("with", "work", "--table", "0 8 zero", "--", *command) == 7
     assert capfd.readouterr().out == "/dev/mapper/work\n"
     assert [call["words"][0] for call in fake.calls] == ["create", "remove"]
-    assert dm("run", "work", "--table", "0 8 zero") == ExitCode.USAGE
+    assert dm("with", "work", "--table", "0 8 zero") == ExitCode.USAGE
 
 
 def test_wait_and_stats(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,13 +369,18 @@ def test_wait_and_stats(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert dm("wait", "lin", "4", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"device": "lin", "event": 5}
+    assert dm("wait", "lin") == 0
+    assert "after number 5; dmsetup would return at once" in capsys.readouterr().err
+    assert [words for words in fake.words if words.startswith("wait")] == [
+        *("wait -- lin 4", "wait -- lin 5")
+    ]
     assert dm("stats", "create", "lin", "--bounds", "1,10") == 0
     assert dm("stats", "print", "lin") == 0
     assert dm("stats", "delete", "lin") == 0
     out = capsys.readouterr().out
     assert out == "3\n3: 0+16: 1 reads, 1 sectors; 1 writes, 1 sectors\n"
     assert "message -- lin 0 @stats_delete 3" in fake.words
-    assert shlex.split(fake.words[2])[-2:] == ["histogram:1,10", "dmcopy"]
+    assert shlex.split(fake.words[5])[-2:] == ["histogram:1,10", "dmcopy"]
 
 
 def test_reap_removes_what_has_no_owner_and_says_what_is_left(
@@ -297,7 +422,7 @@ def test_reap_removes_what_has_no_owner_and_says_what_is_left(
 
 
 def _entry(number: str, name: str, uuid: str) -> dict[str, object]:
-    from dmcopy.mapper.ledger import boot_id
+    from dmcopy.ledger import boot_id
 
     head = {"id": number, "kind": "dm", "name": name, "uuid": uuid}
     return {**head, "owner": "999999999 1", "boot": boot_id(), "keep": False, "made": 0}
@@ -307,8 +432,11 @@ def test_other_verbs_are_dmsetups_own(fake: Fake, capsys: pytest.CaptureFixture[
     fake.answer(ok("splitname", stdout="VG LV LVLayer\n"), {"words": []})
     assert dm("splitname", "vg-lv", "LVM") == 0
     assert dm("mknodes") == 0
+    assert dm("mangle", "--dry-run", "a b") == 0
     assert dm("create", "one", "--noudevsync", "--notable", "-u", "U") == 0
-    assert capsys.readouterr().out == "VG LV LVLayer\n"
+    assert capsys.readouterr().out == "VG LV LVLayer\ndmsetup mangle 'a b'\n"
+    assert dm("help") == 0
+    assert "dmcopy dm explain" in capsys.readouterr().out
     assert fake.words == [
         *("splitname vg-lv LVM", "mknodes"),
         "create --noudevsync --uuid U --notable -- one",

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, MissingError, UsageError
+from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import Ledger
 from dmcopy.status import SnapshotStatus
 from dmcopy.table import ConciseDevice, Linear, Raw, Snapshot, Table, Zero, parse_concise
 

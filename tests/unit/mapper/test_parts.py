@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmcopy import ledger as ledgers
 from dmcopy.errors import UsageError
-from dmcopy.mapper import ledger as ledgers
+from dmcopy.ledger import Ledger, NoLedger, alive, identity
 from dmcopy.mapper import names
 from dmcopy.mapper.base import DeviceInfo
 from dmcopy.mapper.dmsetup import error_code
@@ -24,7 +25,6 @@ from dmcopy.mapper.events import follow
 from dmcopy.mapper.faults import Faulty
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.kernel_log import KernelLog
-from dmcopy.mapper.ledger import Ledger, NoLedger, alive, identity
 from dmcopy.mapper.reap import Reaper
 from dmcopy.mapper.tree import draw, top_down, tree
 from dmcopy.mapper.udev import Udev, choose

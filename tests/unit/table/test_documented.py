@@ -69,6 +69,10 @@ DOCUMENTED = [
     "0 2097152 vdo V4 /dev/dm-1 262144 4096 32768 16380",
     "0 8388608 vdo V4 /dev/dm-1 524288 4096 32768 16380",
     "0 10485760 vdo V4 /dev/dm-1 786432 4096 32768 16380 maxDiscard 8",
+    "0 2097152 vdo V3 /dev/dm-1 262144 4096 32768 16380 auto ack 1 bio 4 maxDiscard 8",
+    "0 2097152 vdo V2 /dev/dm-1 262144 4096 32768 16380 on auto vdo0 deduplication off",
+    "0 2097152 vdo V1 /dev/dm-1 262144 4096 disabled 0 32768 16380 on sync vdo0 ack=1,bio=4",
+    "0 2097152 vdo /dev/dm-1 4096 disabled 0 32768 16380 on auto vdo0 .",
     "0 10485760 vdo V4 /dev/dm-1 786432 512 65550 5000 hash 1 logical 3 physical 2",
     "0 2097152 verity 1 /dev/sda1 /dev/sda2 4096 4096 262144 1 sha256 "
     "4392712ba01368efdf14b05c76f9e4df0d53664630b5d48632ed17a137f39076 "

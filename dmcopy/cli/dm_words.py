@@ -1,0 +1,241 @@
+"""dmsetup's options: those that go to it as they are, those that are refused, and why."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from dmcopy.cli.output import printable, say
+from dmcopy.errors import DmcopyError, UsageError
+from dmcopy.mapper.base import DeviceInfo
+from dmcopy.mapper.dmsetup import DmsetupError
+from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.mapper.names import device_name, unmangle
+
+# Options of dmsetup that mean nothing here, or that would do harm, and what to do instead.
+REFUSED: Final = {
+    "--exec": "runs nothing: loop over 'dmcopy dm ls --json'",
+    "--count": "repeats nothing: use watch(1), or 'dmcopy dm events --follow'",
+    "--interval": "repeats nothing: use watch(1), or 'dmcopy dm events --follow'",
+    "--udevcookie": "is not taken: each command waits for udev with a cookie of its own",
+    "--noudevrules": "is not taken: dmcopy leaves the nodes to udev's rules wherever udevd runs",
+    "--verifyudev": "is not needed: where no udevd runs, dmsetup makes the nodes itself",
+    "--addnodeoncreate": "is not needed: the node of a device with a table is there in any case",
+    "--addnodeonresume": "is not needed: the node of a device with a table is there in any case",
+    "--readahead": "is not taken: use 'blockdev --setra' on the node",
+    "--major": "is not taken: the driver has only one major number",
+    "--select": "is not taken: dmsetup itself heeds it in 'dmcopy dm info -c -S' only",
+    "--uid": "is not taken: use chown on the node, or a rule of udev's",
+    "--gid": "is not taken: use chgrp on the node, or a rule of udev's",
+    "--mode": "is not taken: use chmod on the node, or a rule of udev's",
+    "--manglename": "is not taken: a name is always what it is, with no codes in it",
+    "--checks": "is not needed: tables and names are checked in any case",
+    "--yes": "is not needed: nothing is asked",
+    "--verbose": "is not taken: 'dmcopy dm info NAME' says more",
+}
+_SHORT: Final = {
+    "--major": "-j",
+    "--select": "-S",
+    "--uid": "-U",
+    "--gid": "-G",
+    "--mode": "-M",
+    "--yes": "-y",
+    "--verbose": "-v",
+}
+
+
+class PassOn(argparse.Action):
+    """An option that dmsetup is given as it is; `typed` says that --json knows what it means."""
+
+    def __init__(self, *args: Any, typed: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.typed = typed
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Note the option for dmsetup, and its value for us."""
+        del parser
+        words = [option_string or "", *([values] if isinstance(values, str) else [])]
+        setattr(namespace, self.dest, values if isinstance(values, str) else True)
+        namespace.passed = [*getattr(namespace, "passed", []), *words]
+        if not self.typed:
+            namespace.untyped = option_string
+
+
+class _Refuse(argparse.Action):
+    """An option of dmsetup that is refused with one sentence."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Raise UsageError."""
+        del namespace, values
+        raise UsageError(f"{parser.prog}: {option_string} {REFUSED[self.dest]}")
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, *names: str, typed: bool = False, **more: Any
+) -> None:
+    """Declare an option without a value that is passed on."""
+    parser.add_argument(*names, action=PassOn, nargs=0, default=False, typed=typed, **more)
+
+
+def add_value(
+    parser: argparse.ArgumentParser, *names: str, typed: bool = False, **more: Any
+) -> None:
+    """Declare an option with a value that is passed on."""
+    parser.add_argument(*names, action=PassOn, typed=typed, **more)
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """Declare the other ways to name one device."""
+    parser.add_argument("-u", "--uuid", metavar="UUID", help="the device of this UUID")
+    parser.add_argument("-j", "--major", type=int, metavar="N", help="with -m: by its number")
+    parser.add_argument("-m", "--minor", type=int, metavar="N")
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Declare dmsetup's -S."""
+    text = "the devices that match, as in 'name=~^test && open=0' (dmsetup info -c -S help)"
+    parser.add_argument("-S", "--select", metavar="SELECTION", help=text)
+
+
+def refuse(parser: argparse.ArgumentParser) -> None:
+    """Declare those options of dmsetup's that a verb has not declared as its own."""
+    for name in REFUSED:
+        words = [word for word in (_SHORT.get(name), name) if word]
+        if not any(word in parser._option_string_actions for word in words):
+            parser.add_argument(
+                *words, dest=name, action=_Refuse, nargs="?", help=argparse.SUPPRESS
+            )
+
+
+def joined(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """Return `words` with a value that begins with a dash tied to its option: -O -name.
+
+    argparse would take it for an option; dmsetup does not.
+    """
+    found: list[str] = []
+    left = iter(words)
+    for word in left:
+        action = parser._option_string_actions.get(word)
+        value = next(left, None) if isinstance(action, PassOn) and action.nargs is None else None
+        if value is None:
+            found.append(word)
+        else:
+            found.append(f"{word}={value}" if word.startswith("--") else f"{word}{value}")
+    return found
+
+
+def addressed(args: argparse.Namespace) -> bool:
+    """Return whether a device was named by its UUID or number."""
+    return any(value is not None for value in (args.uuid, args.major, args.minor))
+
+
+def shift(args: argparse.Namespace, *names: str) -> None:
+    """Where the device was named by UUID or number, the first word is what comes after a name."""
+    if addressed(args):
+        values = [getattr(args, name) for name in names]
+        for name, value in zip(names[1:], values, strict=False):
+            setattr(args, name, value)
+        setattr(args, names[0], None)
+
+
+def chosen(args: argparse.Namespace) -> list[str]:
+    """Return the names of the devices that the command is for, in whichever way they were named.
+
+    Raises UsageError when they were named in two ways or in none, DeviceError for one that is not
+    there.
+    """
+    devices = getattr(args, "devices", None) or [one for one in [vars(args).get("device")] if one]
+    select = getattr(args, "select", None)
+    ways = sum(map(bool, (devices, addressed(args), select is not None)))
+    if ways != 1:
+        what = "say which device" if not ways else "name the devices in one way only"
+        raise UsageError(
+            f"{what}: by name, by UUID (-u), by number (-j and -m), or by what matches"
+        )
+    if select is not None:
+        return selected(args.mapper, select)
+    return [_addressed(args).name] if addressed(args) else list(map(device_name, devices))
+
+
+def selected(mapper: KernelMapper, selection: str) -> list[str]:
+    """Return the names of the devices that match a selection of dmsetup's; it may be none."""
+    if not selection.strip():
+        raise UsageError("an empty selection means every device: name them, or say what they match")
+    options = ["--manglename", "hex", "--noheadings", "-o", "mangled_name", "-S", selection]
+    try:
+        text = mapper.dmsetup.run("info", "-c", *options)
+    except DmsetupError as error:
+        raise wrong_words(error) from error
+    names = text.split()
+    return [] if names[:2] == ["No", "devices"] else list(map(unmangle, names))
+
+
+def _addressed(args: argparse.Namespace) -> DeviceInfo:
+    if (args.major is None) != (args.minor is None):
+        raise UsageError("say both the major number (-j) and the minor number (-m)")
+    if args.uuid is not None and args.major is not None:
+        raise UsageError("name the device by its UUID or by its number, not by both")
+    number = None if args.major is None else (args.major, args.minor)
+    for info in args.mapper.ls():
+        if (number is None and info.uuid == args.uuid) or (number and info.number == number):
+            return DeviceInfo(name=info.name)
+    what = f"of UUID {args.uuid}" if number is None else f"numbered {number[0]}:{number[1]}"
+    raise UsageError(f"there is no mapped device {what}")
+
+
+def report(args: argparse.Namespace, verb: str) -> None:
+    """Print what dmsetup prints for this verb and these options.
+
+    Names are taken and shown as they are: in dmsetup's default mode, one odd name of anybody's
+    makes the whole list fail.
+    """
+    words = [verb, "--manglename", "hex", *getattr(args, "passed", [])]
+    for name in ("uuid", "major", "minor", "select"):
+        value = getattr(args, name, None)
+        words += [] if value is None else [f"--{name}", str(value)]
+    devices = list(map(device_name, getattr(args, "devices", [])))
+    try:
+        call = args.mapper.dmsetup.finish(*words, "--", *devices)
+    except DmsetupError as error:
+        _print(error.printed)
+        raise _failed(args.mapper, error, devices) from error
+    _print(call.stdout)
+    if call.stderr:
+        say(call.stderr.rstrip())
+
+
+def _print(text: str) -> None:
+    for line in text.splitlines():
+        print("\t".join(map(printable, line.split("\t"))))
+
+
+def _failed(mapper: KernelMapper, error: DmsetupError, devices: list[str]) -> DmcopyError:
+    """Say which of the devices is not there, or which word dmsetup does not know."""
+    there = {info.name for info in mapper.ls()} if devices else set()
+    for name in devices:
+        if name not in there:
+            return error.about(name, "look at it")
+    return wrong_words(error)
+
+
+def wrong_words(error: DmsetupError) -> DmcopyError:
+    """Return dmsetup's complaint of a field, an option or a selection as one sentence."""
+    lines = [line.strip() for line in error.said.split("; ")]
+    wrong = [line for line in lines if re.search("recogni[sz]ed|Selection syntax", line)]
+    if not wrong:
+        return error
+    return UsageError(f"dmsetup says: {wrong[0]} ('dmcopy dm info -c -o help' lists the fields)")
