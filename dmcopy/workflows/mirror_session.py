@@ -1,0 +1,152 @@
+"""Running the plan of a mirror workflow: change the tables, wait for the resync, tidy up."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Final
+
+from dmcopy.errors import DeadlineError, DmcopyError, PartialError
+from dmcopy.mapper.base import Mapper, note_failure
+from dmcopy.workflows.journal import Journal, NoJournal, Record, Step
+from dmcopy.workflows.mirror_resync import Waiter
+from dmcopy.workflows.mirror_swap import actions
+from dmcopy.workflows.steps import Runner
+
+NOUN: Final = "mirror"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A workflow that has been checked, and has changed nothing yet.
+
+    Attributes:
+        verb: what a person asked for, and `name`: of which device.
+        steps: what is done at once.
+        after: what is done when the device is in sync; needed only if `resync`.
+        devices: the names of the mapped devices that it changes.
+        undo_failed: take everything back when a leg fails before the device is in sync.
+    """
+
+    verb: str
+    name: str
+    steps: Sequence[Step]
+    after: Sequence[Step] = ()
+    devices: tuple[str, ...] = ()
+    resync: bool = False
+    undo_failed: bool = False
+
+
+class Session:
+    """Runs plans on `mapper`, and ends interrupted ones. With a `NoJournal` it is a trial."""
+
+    def __init__(self, mapper: Mapper, journal: Journal, waiter: Waiter | None = None) -> None:
+        self.mapper = mapper
+        self.journal = journal
+        self.trial = isinstance(journal, NoJournal)
+        self._waiter = waiter or Waiter(mapper)
+        self._runner = Runner(mapper, journal, actions=actions(mapper, trial=self.trial))
+
+    def run(self, plan: Plan, *, wait: bool = True, timeout: float | None = None) -> None:
+        """Run a plan to its end; with `wait` False only until the resync goes on by itself.
+
+        After an error all is as before, as far as it can be; the error says when it is not. A
+        resync that outlasts `timeout` seconds goes on (DeadlineError): `finish` or `undo` end it.
+        """
+        facts = {
+            "after": [asdict(step) for step in plan.after],
+            "resync": plan.resync,
+            "undo_failed": plan.undo_failed,
+        }
+        record = Record(
+            NOUN, plan.verb, plan.name, list(plan.steps), devices=plan.devices, facts=facts
+        )
+        self.journal.begin(record)
+        self._go_on(record, wait, timeout)
+
+    def interrupted(self, name: str) -> Record | None:
+        """Return the record of the workflow on `name` that nobody works on, None if none is."""
+        record = self.journal.find(NOUN, name)
+        return None if record is None or record.running else record
+
+    def finish(self, name: str, *, timeout: float | None = None) -> str:
+        """End the interrupted workflow on `name`; return a sentence. Raises as `run` does."""
+        record = self._adopt(name)
+        if record.rebooted:
+            return self._forget(record)
+        if record.undoing:
+            self._runner.undo(record)
+            return f"{name}: '{record}' was being taken back, and now is"
+        self._go_on(record, True, timeout)
+        return f"{name}: '{record}' is done"
+
+    def undo(self, name: str) -> str:
+        """Take back the interrupted workflow on `name`; return a sentence."""
+        record = self._adopt(name)
+        if record.rebooted:
+            return self._forget(record)
+        self._runner.undo(record)
+        return f"{name}: '{record}' is taken back"
+
+    def advice(self, record: Record) -> str:
+        """Return what can be done about an interrupted workflow."""
+        if record.rebooted:
+            return f"the machine was restarted since; 'dmcopy mirror undo {record.name}' forgets it"
+        if record.undoing or not self._runner.undoable(record):
+            return f"'dmcopy mirror finish {record.name}' ends it"
+        return record.advice
+
+    def _adopt(self, name: str) -> Record:
+        record = self.journal.find(NOUN, name)
+        if record is None:
+            raise DmcopyError(f"{name}: no mirror workflow is in progress")
+        self.journal.adopt(record)
+        return record
+
+    def _forget(self, record: Record) -> str:
+        # Mapped devices end with the kernel; what is on the disks below is as the crash left it.
+        self.journal.end(record)
+        return (
+            f"{record.name}: '{record}' ended with the restart of the machine, which left no "
+            "mapped device: make it again"
+        )
+
+    def _go_on(self, record: Record, wait: bool, timeout: float | None) -> None:
+        self._runner.run(record)
+        if record.facts["resync"] and not self.trial:
+            if not wait:
+                return
+            self._wait(record, timeout)
+        record.facts["resync"] = False
+        after = [Step(**step) for step in record.facts["after"]]
+        record.facts["after"] = []
+        record.steps += [self._with_before(step) for step in after]
+        self._runner.run(record)
+        self.journal.end(record)
+
+    def _wait(self, record: Record, timeout: float | None) -> None:
+        try:
+            self._waiter.wait(record.name, timeout)
+        except PartialError as error:
+            if record.facts["undo_failed"]:
+                note_failure(error, functools.partial(self._take_back, record, error))
+            else:
+                self.journal.end(record)
+            raise
+        except (DeadlineError, KeyboardInterrupt) as error:
+            error.add_note(f"'{record}' waits for the resync, which goes on: {record.advice}")
+            raise
+
+    def _take_back(self, record: Record, error: BaseException) -> None:
+        self._runner.undo(record)
+        error.add_note(f"'{record}' was taken back: {record.name} is as it was before")
+
+    def _with_before(self, step: Step) -> Step:
+        """Return a step with the table that its device has now, for a way back."""
+        if not step.table or step.verb == "create":
+            return step
+        with contextlib.suppress(DmcopyError):  # not there in a trial run
+            return replace(step, before=str(self.mapper.table(step.device)))
+        return step

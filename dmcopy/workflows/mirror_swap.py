@@ -1,0 +1,125 @@
+"""The one step that mirrors are changed by: another table under a device that is in use."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+from collections.abc import Callable
+from typing import Final
+
+from dmcopy.errors import DeviceError, PartialError
+from dmcopy.mapper.base import DeviceInfo, Mapper, note_failure
+from dmcopy.status import MirrorStatus
+from dmcopy.table import Mirror as MirrorTarget
+from dmcopy.table import Table
+from dmcopy.table.mirror import CoreLog, DiskLog
+from dmcopy.workflows.journal import Step
+from dmcopy.workflows.mirror_devices import Devices, same_table
+from dmcopy.workflows.steps import Action
+
+SWAP: Final = "swap"
+"""Any table, whatever state the device is in: held writes go on with the new one."""
+SETTLE: Final = "settle"
+"""Only while every mirror line is in sync; there is no way back, and no need for one."""
+DETACH: Final = "detach"
+"""Only while in sync, with the file system on the device frozen: what a leg has is consistent."""
+REPLACE: Final = "replace"
+"""As swap; undone, the legs from before are copied to again: they have missed writes."""
+
+
+class Swap:
+    """Loads a table, suspends, resumes; done already, it does nothing. See the verbs above.
+
+    Without `flush` a mirror gives back the writes that it holds for a failed leg, and they go to
+    the new table; with it they would fail (dm-raid1.c, hold_bio; measured on 6.1 and 6.12). Nor may
+    a file system be frozen then: that waits for these very writes.
+    """
+
+    def __init__(
+        self, mapper: Mapper, verb: str, *, checked: bool = True, trial: bool = False
+    ) -> None:
+        self._mapper = mapper
+        self._verb = verb
+        self._frozen = verb == DETACH
+        self._checked = checked and verb in (SETTLE, DETACH) and not trial
+        self._trial = trial
+
+    def do(self, step: Step) -> None:
+        """Make the step's table the active one."""
+        self._activate(step.device, Table.read(step.table), self._check if self._checked else None)
+
+    def undo(self, step: Step) -> None:
+        """Make the one before it the active one again."""
+        info = self._info(step.device)
+        if info is None:
+            return
+        before = Table.read(step.before)
+        if (
+            self._verb == SETTLE
+            or not before.lines
+            or str(self._mapper.table(step.device)) == (step.before)
+        ):
+            self._thaw(info)
+            return
+        if self._verb == REPLACE:
+            before = _copied_to_again(before, Table.read(step.table))
+        self._activate(step.device, before, None)
+
+    def _activate(self, name: str, table: Table, check: Callable[[str], None] | None) -> None:
+        info = self._info(name)
+        if info is not None and info.live and same_table(self._mapper.table(name), table):
+            self._thaw(info)
+            return
+        self._mapper.load(name, Devices(self._mapper).for_engine(table))
+        try:
+            if info is None or not info.suspended:
+                self._mapper.suspend(name, flush=self._frozen, lockfs=self._frozen)
+            if check is not None:
+                check(name)
+            self._mapper.resume(name, flush=self._frozen, lockfs=self._frozen)
+        except BaseException as error:
+            note_failure(error, lambda: self._mapper.thaw(name))
+            raise
+
+    def _thaw(self, info: DeviceInfo) -> None:
+        if info.inactive or info.suspended:
+            self._mapper.thaw(info.name)
+
+    def _check(self, name: str) -> None:
+        for line in self._mapper.status(name, flush=False):
+            status = line.status
+            if isinstance(status, MirrorStatus) and (not status.in_sync or status.trouble):
+                raise PartialError(
+                    f"{name}: {status.trouble or f'only {status.sync} regions are in sync'}"
+                )
+
+    def _info(self, name: str) -> DeviceInfo | None:
+        try:
+            return self._mapper.info(name)
+        except DeviceError as error:
+            if error.errno == errno.ENXIO:  # in a trial run it is only printed
+                return None
+            raise
+
+
+def actions(mapper: Mapper, *, trial: bool = False) -> dict[str, Action]:
+    """Return the steps of mirror workflows; in a `trial`, nothing is there to be checked."""
+    verbs = (SWAP, SETTLE, DETACH, REPLACE)
+    return {verb: Swap(mapper, verb, trial=trial) for verb in verbs}
+
+
+def _copied_to_again(before: Table, after: Table) -> Table:
+    """Return a mirror's table from before a leg was replaced, to be loaded after that.
+
+    Its first leg becomes the one that was first in the table `after`: that one has had every write.
+    """
+    old, new = before.lines[0].target, after.lines[0].target
+    assert isinstance(old, MirrorTarget)
+    assert isinstance(old.log, CoreLog | DiskLog)
+    legs = old.legs
+    if isinstance(new, MirrorTarget):
+        first = [leg for leg in legs if leg == new.legs[0]]
+        legs = (*first, *(leg for leg in legs if leg not in first))
+    log = dataclasses.replace(old.log, sync="sync")
+    target = dataclasses.replace(old, legs=legs, log=log)
+    return Table.of(before.length, target)
