@@ -21,6 +21,7 @@ NOUNS: Final = {
     "doctor": "what works on this machine, and what to install for the rest",
     "devices": "find block devices, watch them, and name who holds one",
     "dm": "create, load, watch and explain mapped devices: dmsetup with types",
+    "snapshot": "take, watch, extend, merge and drop snapshots of live devices",
     "copy": "copy a device or file to one or more others",
     "zero": "fill a device or file with zeroes",
     "mirror-log": "look at the disk log of a mirror: which regions are clean",

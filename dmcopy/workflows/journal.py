@@ -79,6 +79,7 @@ class Record:
         facts: what the workflow wants to find again; JSON values.
         settled: so many steps have surely ended.
         begun: so many were begun; those from `settled` on may have happened or not.
+        committed: it cannot be undone any more: a final step has ended.
         undoing: the steps are being taken back, the last one first.
         owner: the process that runs it, as the ledger has it; `boot`: in which boot.
     """
@@ -91,6 +92,7 @@ class Record:
     facts: dict[str, Any] = field(default_factory=dict)
     settled: int = 0
     begun: int = 0
+    committed: bool = False
     undoing: bool = False
     owner: str = ""
     boot: str = ""
@@ -119,10 +121,10 @@ class Record:
         """What a person can do about it once it is interrupted."""
         if self.undoing:
             return f"'dmcopy {self.noun} undo {self.name}' goes on with taking it back"
-        return (
-            f"'dmcopy {self.noun} finish {self.name}' ends it, "
-            f"'dmcopy {self.noun} undo {self.name}' takes it back"
-        )
+        ending = f"'dmcopy {self.noun} finish {self.name}' ends it"
+        if self.committed:
+            return ending
+        return f"{ending}, 'dmcopy {self.noun} undo {self.name}' takes it back"
 
 
 class Journal:

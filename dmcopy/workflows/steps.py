@@ -95,10 +95,9 @@ class Runner:
 
     def undoable(self, record: Record) -> bool:
         """Return whether the steps can be taken back: no final one has happened."""
-        begun = list(enumerate(record.steps[: record.begun]))
-        return not any(
-            step.final and (number < record.settled or self._happened(step))
-            for number, step in begun
+        doubtful = record.steps[record.settled : record.begun]
+        return not record.committed and not any(
+            step.final and self._happened(step) for step in doubtful
         )
 
     def _run_group(self, record: Record) -> None:
@@ -112,6 +111,7 @@ class Runner:
             for step in record.steps[start:end]:
                 self._do(step, record, doubtful)
         record.settled = end
+        record.committed = record.committed or any(step.final for step in record.steps[start:end])
 
     def _do(self, step: Step, record: Record, doubtful: bool) -> None:
         action = self._actions.get(step.verb)

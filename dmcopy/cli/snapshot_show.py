@@ -1,0 +1,130 @@
+"""What `dmcopy snapshot` prints: states, the progress of a merge, and the script of one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from dmcopy.cli.output import emit_table, printable, say
+from dmcopy.cli.progress import LINE_EVERY_SECONDS, make_renderer
+from dmcopy.errors import UsageError
+from dmcopy.transfer import events
+from dmcopy.units import SECTOR_SHIFT, format_bytes
+from dmcopy.workflows.snapshot import Snapshots
+from dmcopy.workflows.snapshot_merging import Progress
+from dmcopy.workflows.snapshot_status import State
+from dmcopy.workflows.snapshot_survey import Survey
+
+_HEADERS: Final = ("Name", "Origin", "State", "Full", "Used", "COW", "Store", "Chunk")
+# A merge is done when all that is allocated is metadata: used/total metadata of the status.
+_WAIT: Final = """\
+until dmsetup status -- {name} | awk '{{split($4, used, "/"); exit used[1] != $5}}'; do
+  sleep 1
+done"""
+
+
+def emit_states(states: list[State]) -> None:
+    """Print snapshots as a table, and below it what is wrong and what can be done."""
+    if not states:
+        print("no snapshots")
+        return
+    emit_table(_HEADERS, [_row(state) for state in states], right=("Full", "Used"))
+    for state in states:
+        if state.trouble:
+            say(printable(f"dmcopy: {state.name}: {state.trouble}"))
+        if state.interrupted:
+            text = f"'{state.interrupted}' was interrupted: {state.advice}"
+            say(printable(f"dmcopy: {state.name}: {text}"))
+        elif state.working:
+            say(printable(f"dmcopy: {state.name}: '{state.working}' is at work"))
+
+
+def _row(state: State) -> list[str]:
+    used = "" if state.used is None else format_bytes(state.used << SECTOR_SHIFT)
+    return [
+        state.name,
+        state.origin,
+        state.state,
+        "" if state.percent is None else f"{state.percent:.1f}%",
+        used,
+        state.cow,
+        state.store,
+        format_bytes(state.chunk_size << SECTOR_SHIFT),
+    ]
+
+
+def total(snapshots: Snapshots, name: str) -> int:
+    """Return how long the COW of a snapshot is, in sectors. Raises UsageError."""
+    survey = Survey(snapshots.mapper, snapshots.nodes)
+    layout = survey.layout(survey.find(name))
+    if not layout.cow:
+        raise UsageError(f"the COW of {name} is {layout.cow_path} itself: it cannot be extended")
+    return survey.table(layout.cow).length
+
+
+@contextlib.contextmanager
+def progress(how: str) -> Iterator[Callable[[Progress], None]]:
+    """Show the progress of a merge on stderr for the length of a `with` block."""
+    if how == "auto":
+        how = "bar" if sys.stderr.isatty() else "plain"
+    if how == "json":
+        yield _json_line
+        return
+    if how == "plain":
+        yield _Lines().show
+        return
+    renderer = make_renderer(how)
+    try:
+        yield lambda one: renderer.show(_event(one))
+    finally:
+        renderer.close()
+
+
+class _Lines:
+    """Says how far a merge is, every five seconds."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + LINE_EVERY_SECONDS
+
+    def show(self, one: Progress) -> None:
+        """Print a line if it is time."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + LINE_EVERY_SECONDS
+        rate = format_bytes(int(one.rate) << SECTOR_SHIFT)
+        left = "" if one.remaining is None else f", {one.remaining:.0f} s left"
+        say(printable(f"merge {one.name}: {one.percent:.1f}%, {rate}/s{left}"))
+
+
+def _json_line(one: Progress) -> None:
+    remaining = None if one.remaining is None else round(one.remaining, 1)
+    line = {
+        "event": "progress",
+        "phase": "merge",
+        "name": one.name,
+        "left": one.left,
+        "total": one.total,
+        "percent": round(one.percent, 2),
+        "sectors_per_second": round(one.rate, 1),
+        "seconds": round(one.seconds, 3),
+        "seconds_left": remaining,
+    }
+    print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+def _event(one: Progress) -> events.Progress:
+    return events.Progress("merge", one.total - one.left, one.total, (), one.seconds)
+
+
+def script_merge(snapshots: Snapshots, name: str) -> None:
+    """Print the commands of a whole merge, with a loop that waits for its end."""
+    begin, *end = snapshots.merge_plan(name)
+    snapshots.runner.run(begin)
+    for record in end:
+        print(_WAIT.format(name=shlex.quote(record.facts["layout"]["origin"])))
+        snapshots.runner.run(record)

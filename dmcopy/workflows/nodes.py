@@ -1,0 +1,245 @@
+"""What a workflow asks of the devices under a mapper: sizes, content, who stands on whom.
+
+A mapper knows names and tables; this is the rest, and the only place in the workflows that looks
+at sysfs, opens a device or attaches a file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import stat
+import sys
+from pathlib import Path
+from typing import Final, TextIO
+
+from dmcopy.block import content, holders, loop, sysfs, tools
+from dmcopy.block.device import BlockDevice
+from dmcopy.errors import DeviceError, DmcopyError
+from dmcopy.mapper.ledger import Ledger
+from dmcopy.mapper.names import mangle, unmangle
+from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
+
+_NUMBER: Final = re.compile(r"\d+:\d+")
+_STORE_MAGIC: Final = b"SnAp"
+_LOSETUP_SECONDS: Final = 30.0
+
+
+class Nodes:
+    """The devices and files of this machine. `ledger` notes the loop devices that are made.
+
+    A `device` is what a table has: a path or major:minor. Sizes are in sectors, blocks in bytes.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def key(self, device: str) -> str:
+        """Return what is equal for two names of one thing: major:minor, or a file's real path."""
+        if _NUMBER.fullmatch(device):
+            return device
+        try:
+            found = os.stat(device)
+        except OSError:
+            return device
+        if stat.S_ISBLK(found.st_mode):
+            return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+        return os.path.realpath(device)
+
+    def is_file(self, device: str) -> bool:
+        """Return whether it is a regular file, which a loop device makes usable."""
+        return Path(device).is_file()
+
+    def sectors(self, device: str) -> int:
+        """Return a device's size. Raises UsageError when there is none, DeviceError."""
+        with BlockDevice.open(self._path(device), direct=False) as opened:
+            return opened.sectors
+
+    def block_size(self, device: str) -> int:
+        """Return a device's logical block size; of what is not there, the smallest."""
+        try:
+            with BlockDevice.open(self._path(device), direct=False) as opened:
+                return opened.logical_block_size
+        except DmcopyError:
+            return SECTOR_SIZE
+
+    def claim(self, device: str) -> None:
+        """Make sure that nobody uses it. Raises BusyError naming the holder, UsageError."""
+        with BlockDevice.open(self._path(device), write=True, direct=False):
+            pass
+
+    def holders(self, device: str) -> list[str]:
+        """Return who uses it, one phrase each."""
+        try:
+            return [str(holder) for holder in holders.who(os.path.realpath(self._path(device)))]
+        except DmcopyError:
+            return []
+
+    def mounted(self, device: str) -> list[str]:
+        """Return where it, or a partition of it, is mounted."""
+        try:
+            found = holders.who(os.path.realpath(self._path(device)))
+        except DmcopyError:
+            return []
+        return [holder.name for holder in found if holder.kind == "mount"]
+
+    def below(self, device: str) -> set[str]:
+        """Return the keys of a device and of all that it stands on, through files too."""
+        keys: set[str] = set()
+        todo = [self._kernel_name(device)]
+        while todo:
+            name = todo.pop()
+            number = sysfs.devno(name) if name else None
+            key = "" if number is None else "{}:{}".format(*number)
+            if not key or key in keys:
+                continue
+            keys.add(key)
+            todo += [*sysfs.slaves(name), sysfs.parent(name)]
+            backing = sysfs.backing_file(name).removesuffix(" (deleted)")
+            todo += [self._kernel_name(backing)] if backing else []
+        return keys
+
+    def content(self, device: str) -> str:
+        """Return a phrase for what is on a device, "" where nothing is known."""
+        path = self._path(device)
+        with BlockDevice.open(path, direct=False) as opened:
+            if opened.sectors and opened.pread(0, 1)[:4] == _STORE_MAGIC:
+                return "the store of an earlier snapshot"
+        found = content.probe(path)
+        if found.fstype:
+            label = f" {found.label!r}" if found.label else ""
+            return f"{found.fstype}{label}"
+        return _partition_table(path)
+
+    def stable(self, device: str) -> str:
+        """Return a name for a device of a table that means the same after a reboot.
+
+        That is /dev/mapper/NAME, a link in /dev/disk/by-id, the file of a loop device (see
+        `usable`); else the node, which the kernel may give to another disk.
+        """
+        if not _NUMBER.fullmatch(device):
+            return device
+        major, minor = map(int, device.split(":"))
+        name = sysfs.name_of((major, minor))
+        mapped = sysfs.read(sysfs.directory(name) / "dm/name")
+        if mapped:
+            return f"/dev/mapper/{mangle(unmangle(mapped))}"
+        file = sysfs.backing_file(name)
+        if file and self._loops(file) == [sysfs.node(name)]:
+            return file
+        links = content.links().get(name, [])
+        return next((link for link in links if "/by-id/" in link), sysfs.node(name))
+
+    def usable(self, device: str) -> str:
+        """Return what an engine can be given for a device: for a file, its loop device."""
+        if not self.is_file(device):
+            return device
+        found = self._loops(os.path.realpath(device))
+        if len(found) != 1:
+            many = f"{len(found)} loop devices" if found else "no loop device"
+            raise DmcopyError(f"{device}: {many} of it: attach it once (losetup -f {device})")
+        return found[0]
+
+    def wipe(self, device: str, count: int) -> None:
+        """Zero the first `count` sectors, or less where there are less."""
+        with BlockDevice.open(self.usable(device), write=True, direct=False) as opened:
+            opened.zero_out(0, min(count, opened.sectors))
+            opened.flush()
+
+    def attach(self, file: str) -> None:
+        """Make a loop device of a file, which stays; one that there is already is used."""
+        real = os.path.realpath(file)
+        if self._loops(real):
+            return
+        device = loop.attach(real, ledger=self.ledger)
+        self.ledger.add("loop", device.path, uuid=real, keep=True)
+        self.ledger.cancel(device.entry)  # which would have it removed after our end
+
+    def attached(self, file: str) -> bool:
+        """Return whether `attach` made a loop device of this file."""
+        real = os.path.realpath(file)
+        nodes = self._loops(real)
+        noted = [(entry.kind, entry.name, entry.uuid) for entry in self.ledger.entries()]
+        return any(("loop", node, real) in noted for node in nodes)
+
+    def detach(self, file: str) -> None:
+        """Give the loop device back that `attach` made; nobody else's is touched."""
+        real = os.path.realpath(file)
+        if self.attached(file):
+            for node in self._loops(real):
+                loop.detach(loop.LoopDevice(node, real))
+                self.ledger.drop("loop", node)
+
+    def grow(self, file: str, sectors: int) -> None:
+        """Make a file that long, never shorter, and its loop device with it."""
+        if os.stat(file).st_size < sectors << SECTOR_SHIFT:
+            try:
+                os.truncate(file, sectors << SECTOR_SHIFT)
+            except OSError as error:
+                raise DeviceError(file, "make it longer", error.errno or 0) from error
+        words = ["losetup", "--set-capacity", self.usable(file)]
+        done = tools.run(words, timeout=_LOSETUP_SECONDS)
+        if done.returncode:
+            raise DmcopyError(f"{file}: its loop device did not grow: {done.stderr.strip()}")
+
+    def _path(self, device: str) -> str:
+        return f"/dev/block/{device}" if _NUMBER.fullmatch(device) else device
+
+    def _kernel_name(self, device: str) -> str:
+        """Return the kernel's name of a device, or of the one that a file is on."""
+        try:
+            found = os.stat(self._path(device))
+        except OSError:
+            return ""
+        number = found.st_rdev if stat.S_ISBLK(found.st_mode) else found.st_dev
+        return sysfs.name_of((os.major(number), os.minor(number)))
+
+    def _loops(self, file: str) -> list[str]:
+        return [sysfs.node(name) for name, backing in sysfs.loops().items() if backing == file]
+
+
+class ScriptNodes(Nodes):
+    """Prints the commands that would change something, as `ScriptDmsetup` does."""
+
+    def __init__(self, ledger: Ledger, stream: TextIO | None = None) -> None:
+        super().__init__(ledger)
+        self._stream = stream or sys.stdout
+        self._planned: dict[str, str] = {}
+
+    def wipe(self, device: str, count: int) -> None:
+        """Print how to zero the first sectors."""
+        words = ["dd", "if=/dev/zero", f"of={self.usable(device)}", f"bs={SECTOR_SIZE}"]
+        self._print([*words, f"count={count}", "conv=notrunc,fsync"])
+
+    def attach(self, file: str) -> None:
+        """Print how to attach a file to what is the first free loop device now."""
+        done = tools.run(["losetup", "--find"], timeout=_LOSETUP_SECONDS)
+        self._planned[os.path.realpath(file)] = done.stdout.strip()
+        self._print(["losetup", done.stdout.strip(), file])
+
+    def detach(self, file: str) -> None:
+        """Print how to detach the loop device of a file."""
+        if self.attached(file):
+            self._print(["losetup", "--detach", self.usable(file)])
+
+    def grow(self, file: str, sectors: int) -> None:
+        """Print how to make a file and its loop device longer."""
+        self._print(["truncate", f"--size={sectors << SECTOR_SHIFT}", file])
+        self._print(["losetup", "--set-capacity", self.usable(file)])
+
+    def usable(self, device: str) -> str:
+        """Return the loop device that a file has, or would have."""
+        return self._planned.get(os.path.realpath(device)) or super().usable(device)
+
+    def _print(self, words: list[str]) -> None:
+        print(shlex.join(words), file=self._stream)
+
+
+def _partition_table(path: str) -> str:
+    try:
+        done = tools.run(["blkid", "-p", "-o", "value", "-s", "PTTYPE", path], timeout=10.0)
+    except DmcopyError:
+        return ""
+    kind = done.stdout.strip()
+    return f"a partition table ({kind})" if kind else ""

@@ -1,0 +1,218 @@
+"""The devices of one snapshot, their tables, and the steps that make, merge and remove them.
+
+As LVM lays them out, for an origin `data` and its snapshot `snap`:
+
+    data        snapshot-origin over data-real; a file system mounted on it stays mounted
+    data-real   the table that `data` had before
+    snap        snapshot of data-real, with its exceptions on snap-cow
+    snap-cow    linear, over the COW device: so that it can grow
+
+An origin that was no mapped device has no `-real`: the new device `sdb-origin` is used instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from dmcopy.table import Snapshot, SnapshotMerge, SnapshotOrigin, Table
+from dmcopy.workflows.journal import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The names and tables of a snapshot; every path in it outlives a reboot.
+
+    Attributes:
+        name: the snapshot's device.
+        origin: the mapped device through which the origin is written; "" where there is none.
+        real: the hidden device with the origin's own table, "" for an origin that was not mapped.
+        base: the path of what origin and snapshot stand on: of `real`, or the device itself.
+        plain: the origin's own table, "" for one that was not mapped.
+        length: sectors.
+        cow: the mapped device of the exceptions, "" where the COW device is used directly.
+        cow_path: the path of the COW as the snapshot's table has it.
+        parts: the table of `cow`.
+        files: files under the COW that were attached for it.
+        store, chunk_size, features: as in the table of a snapshot.
+    """
+
+    name: str
+    origin: str
+    real: str
+    base: str
+    plain: str
+    length: int
+    cow: str
+    cow_path: str
+    parts: str
+    store: str
+    chunk_size: int
+    features: tuple[str, ...] | None = None
+    files: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Return the names of its mapped devices."""
+        return tuple(filter(None, [self.origin, self.real, self.name, self.cow]))
+
+    @property
+    def store_device(self) -> str:
+        """The device or file that holds the beginning of the exception store."""
+        return Table.read(self.parts).devices[0]
+
+    @property
+    def origin_table(self) -> str:
+        """The table of the origin while it has snapshots."""
+        return str(Table.of(self.length, SnapshotOrigin(self.base)))
+
+    @property
+    def snapshot_table(self) -> str:
+        """The table of the snapshot."""
+        return str(Table.of(self.length, Snapshot(*self._words)))
+
+    @property
+    def merge_table(self) -> str:
+        """The table of the origin while the snapshot is merged into it."""
+        return str(Table.of(self.length, SnapshotMerge(*self._words)))
+
+    @property
+    def _words(self) -> tuple[str, str, str, int, tuple[str, ...] | None]:
+        return (self.base, self.cow_path, self.store, self.chunk_size, self.features)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Return what `as_dict` was made of."""
+        lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **lists})
+
+
+def take(layout: Layout, origin_now: str, *, joining: bool, wipe: int) -> Iterator[Step]:
+    """Yield the steps that take a snapshot. `origin_now`: the origin's active table, "" if none.
+
+    Everything is loaded before anything is suspended; between the suspend, which freezes a file
+    system, and the last resume nothing but three resumes happens. The origin is suspended also when
+    it has snapshots already: where it cuts writes is computed in its resume (the smallest chunk of
+    its snapshots, origin_resume in drivers/md/dm-snap.c).
+    """
+    yield from (Step("attach", file) for file in layout.files)
+    yield Step("wipe", layout.store_device, table=str(wipe))
+    yield Step("create", layout.cow, table=layout.parts)
+    if not origin_now:
+        yield Step("create", layout.name, table=layout.snapshot_table)
+        yield Step("create", layout.origin, table=layout.origin_table)
+        return
+    if not joining:
+        yield Step("create", layout.real)
+        yield Step("load", layout.real, table=layout.plain)
+    yield Step("create", layout.name)
+    yield Step("load", layout.name, table=layout.snapshot_table)
+    if not joining:
+        yield Step("load", layout.origin, table=layout.origin_table)
+    yield Step("suspend", layout.origin)
+    if not joining:
+        yield Step("resume", layout.real, joined=True)
+    yield Step("resume", layout.name, joined=True)
+    yield Step("resume", layout.origin, before=origin_now, joined=True)
+
+
+def drop(layout: Layout, origin_now: str, *, last: bool) -> Iterator[Step]:
+    """Yield the steps that remove a snapshot; with the `last` one, the origin is as before.
+
+    Once the snapshot is gone it cannot come back: writes to the origin are not seen any more.
+    """
+    restored = last and layout.real
+    if restored:
+        yield Step("load", layout.origin, table=layout.plain)
+    yield Step("remove", layout.name, final=True)
+    if restored or (layout.origin and not last):
+        yield from _swap_origin(layout, origin_now, last=last)
+    elif layout.origin:
+        yield Step("retire", layout.origin)
+    yield from _remove_cow(layout)
+
+
+def merge(layout: Layout, origin_now: str) -> Iterator[Step]:
+    """Yield the steps that begin to merge: the exceptions go over to the origin's new table.
+
+    The snapshot must be suspended when the origin is resumed (snapshot_preresume in dm-snap.c).
+    """
+    yield Step("load", layout.origin, table=layout.merge_table)
+    yield Step("suspend", layout.origin)
+    yield Step("suspend", layout.name, joined=True)
+    yield Step("resume", layout.origin, before=origin_now, joined=True, final=True)
+    yield Step("remove", layout.name)
+
+
+def merge_again(layout: Layout, origin_now: str) -> Iterator[Step]:
+    """Yield the steps that go on with a merge after a reboot. `origin_now`: "" for no device."""
+    yield from (Step("attach", file) for file in layout.files)
+    if layout.cow:
+        yield Step("create", layout.cow, table=layout.parts)
+    if not origin_now:
+        if layout.real:
+            yield Step("create", layout.real, table=layout.plain)
+        yield Step("create", layout.origin, table=layout.merge_table)
+        return
+    yield Step("create", layout.real)
+    yield Step("load", layout.real, table=layout.plain)
+    yield Step("load", layout.origin, table=layout.merge_table)
+    yield Step("suspend", layout.origin)
+    yield Step("resume", layout.real, joined=True)
+    yield Step("resume", layout.origin, before=origin_now, joined=True)
+
+
+def merge_anew(layout: Layout) -> Iterator[Step]:
+    """Yield the steps that let a merge go on which stopped at an error: a new device forgets it."""
+    yield Step("remove", layout.origin)
+    yield Step("create", layout.origin, table=layout.merge_table)
+
+
+def merge_end(layout: Layout, origin_now: str, *, last: bool, wipe: int) -> Iterator[Step]:
+    """Yield the steps after a merge: the origin is as before the snapshot was taken.
+
+    The store, which is empty now, is wiped: the COW device can be used for the next snapshot.
+    """
+    table = layout.plain if last and layout.real else layout.origin_table
+    yield Step("load", layout.origin, table=table)
+    yield from _swap_origin(layout, origin_now, last=last)
+    if last and not layout.real:
+        yield Step("retire", layout.origin)
+    if layout.cow:
+        yield Step("remove", layout.cow)
+        yield Step("wipe", layout.store_device, table=str(wipe))
+    yield from (Step("detach", file) for file in layout.files)
+
+
+def extend(layout: Layout, parts: str, cow_now: str, files: dict[str, int]) -> Iterator[Step]:
+    """Yield the steps that make the COW longer, file by file and then the table `parts`.
+
+    Nothing else is to be told: the kernel looks at the size of the COW device whenever it needs
+    another chunk (persistent_prepare_exception in dm-snap-persistent.c; measured on 6.1 and 6.12).
+    """
+    for file, sectors in files.items():
+        yield Step("grow", file, table=str(sectors))
+    yield Step("load", layout.cow, table=parts)
+    yield Step("suspend", layout.cow)
+    yield Step("resume", layout.cow, before=cow_now, joined=True)
+
+
+def _swap_origin(layout: Layout, origin_now: str, *, last: bool) -> Iterator[Step]:
+    yield Step("suspend", layout.origin)
+    if last and layout.real:
+        # Two devices with one table are never active at once: a mirror's log would have two users.
+        yield Step("suspend", layout.real, joined=True)
+    yield Step("resume", layout.origin, before=origin_now, joined=True)
+    if last and layout.real:
+        yield Step("remove", layout.real)
+
+
+def _remove_cow(layout: Layout) -> Iterator[Step]:
+    if layout.cow:
+        yield Step("remove", layout.cow)
+    yield from (Step("detach", file) for file in layout.files)

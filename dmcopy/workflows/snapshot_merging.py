@@ -1,0 +1,184 @@
+"""A merge from its beginning to its end, over interruptions and reboots."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from dmcopy.errors import BusyError, DeadlineError, DmcopyError
+from dmcopy.mapper.base import Mapper
+from dmcopy.status import SnapshotMergeStatus
+from dmcopy.status.snapshot import MERGE_FAILED
+from dmcopy.table import Table
+from dmcopy.workflows import snapshot_layout as layouts
+from dmcopy.workflows.journal import Record, Step
+from dmcopy.workflows.nodes import Nodes
+from dmcopy.workflows.snapshot_layout import Layout
+from dmcopy.workflows.snapshot_survey import Survey
+from dmcopy.workflows.steps import Runner
+
+POLL_SECONDS: Final = 0.5
+GRACE_SECONDS: Final = 3.0
+"""Who only looks at a device for a moment, as udev does after every close, is done by then."""
+_PAUSE: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a merge is: `left` sectors of data of `total` are still in the store."""
+
+    name: str
+    left: int
+    total: int
+    seconds: float
+
+    @property
+    def percent(self) -> float:
+        """How much of the data is merged."""
+        return 100.0 if not self.total else 100 * (self.total - self.left) / self.total
+
+    @property
+    def rate(self) -> float:
+        """Sectors per second since this process began to watch."""
+        return (self.total - self.left) / self.seconds if self.seconds else 0.0
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the end at that rate, None while nothing was merged."""
+        return self.left / self.rate if self.rate else None
+
+
+class Merge:
+    """A merge with a record: phase begin (hand the exceptions over), run (wait), end (clean up)."""
+
+    def __init__(self, mapper: Mapper, nodes: Nodes, runner: Runner, record: Record) -> None:
+        self._mapper = mapper
+        self._nodes = nodes
+        self._runner = runner
+        self._record = record
+        self._layout = Layout.from_dict(record.facts["layout"])
+
+    def run(self, progress: Callable[[Progress], None] | None) -> Layout:
+        """Do what is left of it."""
+        record, journal = self._record, self._runner.journal
+        if record.rebooted:
+            self._after_reboot()
+        journal.adopt(record)
+        if record.facts["phase"] == "begin":
+            self._runner.run(record)
+            self._enter("run")
+        if record.facts["phase"] == "run":
+            self._let_go_on()
+            self._wait(progress or (lambda _: None))
+            self._enter("end", self._end_steps())
+        self._runner.run(record)
+        journal.end(record)
+        return self._layout
+
+    def plan(self) -> list[Record]:
+        """Return what is to be done before the wait and after it, without doing anything."""
+        record = self._record
+        if record.rebooted:
+            self._after_reboot()
+        if record.facts["phase"] == "end":
+            return [record]
+        end = dataclasses.replace(record, steps=self._end_steps(), settled=0, begun=0)
+        return [record, end]
+
+    def _enter(self, phase: str, steps: list[Step] | None = None) -> None:
+        self._record.facts["phase"] = phase
+        self._record.next(steps or [])
+        self._runner.journal.save(self._record)
+
+    def _after_reboot(self) -> None:
+        """Plan the devices anew. What was merged stays merged: the store on the COW knows."""
+        layout, record = self._layout, self._record
+        record.committed = True  # as much as was merged before cannot be taken back
+        if record.facts["phase"] == "end":  # nothing was left but devices, which are gone
+            record.next([Step("wipe", layout.store_device, table=str(layout.chunk_size))])
+            return
+        survey = Survey(self._mapper, self._nodes)
+        there = [name for name in (layout.real, layout.cow) if name in survey.infos]
+        if there:
+            raise DmcopyError(f"{there[0]} is there already: remove it, then merge {layout.name}")
+        now = ""
+        if layout.origin in survey.infos:
+            now = str(survey.table(layout.origin))
+            if not survey.same(Table.read(now), Table.read(layout.plain)):
+                raise DmcopyError(
+                    f"{layout.origin} has another table than before the restart, so the merge "
+                    f"cannot go on; it was: {layout.plain}"
+                )
+            unused(self._mapper, self._nodes, layout.origin, "what is written would be overwritten")
+        record.facts["phase"] = "begin"
+        record.next(list(layouts.merge_again(layout, now)))
+
+    def _let_go_on(self) -> None:
+        """Make the device of a merge that stopped at an error anew: only that clears the error."""
+        origin = self._layout.origin
+        if self._status().state == MERGE_FAILED:
+            unused(self._mapper, self._nodes, origin, "its merge stopped and needs the device")
+            self._record.next(list(layouts.merge_anew(self._layout)))
+            self._runner.run(self._record)
+            self._enter("run")
+
+    def _wait(self, progress: Callable[[Progress], None]) -> None:
+        """Poll: neither the end of a merge nor its failure is an event (6.1, 6.12)."""
+        started, total = time.monotonic(), -1
+        while True:
+            status = self._status()
+            if status.used is None or status.metadata is None:
+                raise DmcopyError(
+                    f"{self._layout.name}: the merge into {self._layout.origin} stopped: "
+                    f"{status.trouble or status}; once the cause is gone, "
+                    f"'dmcopy snapshot merge {self._layout.name}' goes on"
+                )
+            left = status.used.used - status.metadata
+            total = max(total, left)
+            progress(Progress(self._layout.name, left, total, time.monotonic() - started))
+            if not left:
+                return
+            pause(self._mapper, self._layout.origin, POLL_SECONDS)
+
+    def _status(self) -> SnapshotMergeStatus:
+        for line in self._mapper.status(self._layout.origin):
+            if isinstance(line.status, SnapshotMergeStatus):
+                return line.status
+        raise DmcopyError(f"{self._layout.origin} has another table than that of a merge by now")
+
+    def _end_steps(self) -> list[Step]:
+        survey = Survey(self._mapper, self._nodes)
+        base = survey.key(self._layout.base)
+        others = [
+            one
+            for one in survey.snapshots()
+            if one.base == base and not one.merging and one.name != self._layout.name
+        ]
+        return list(
+            layouts.merge_end(
+                self._layout,
+                str(survey.table(self._layout.origin)),
+                last=not others,
+                wipe=self._layout.chunk_size,
+            )
+        )
+
+
+def pause(mapper: Mapper, name: str, seconds: float) -> None:
+    """Let time pass, for `seconds` or until the device has an event."""
+    try:
+        mapper.wait(name, mapper.info(name).events, timeout=seconds)
+    except DeadlineError:
+        pass
+
+
+def unused(mapper: Mapper, nodes: Nodes, name: str, hint: str) -> None:
+    """Raise BusyError when somebody has a device open for longer than a moment."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while mapper.info(name).open_count:
+        if time.monotonic() > deadline:
+            raise BusyError(name, nodes.holders(mapper.path(name)), hint)
+        time.sleep(_PAUSE)

@@ -1,0 +1,120 @@
+"""How the snapshots are: how full, in which state, and what was interrupted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from dmcopy.mapper.base import Mapper
+from dmcopy.status import SnapshotStatus
+from dmcopy.status.snapshot import INVALID, MERGE_FAILED, OVERFLOW
+from dmcopy.workflows.journal import Journal, Record
+from dmcopy.workflows.nodes import Nodes
+from dmcopy.workflows.snapshot_survey import Found, Survey
+
+_STATES: Final = {INVALID: "invalid", MERGE_FAILED: "merge failed", OVERFLOW: "overflow"}
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How one snapshot is. Sizes are in sectors.
+
+    `state`: active, merging, merged, invalid, overflow, merge failed, suspended, interrupted (there
+    is no snapshot, but a workflow of that name that was interrupted), unknown. `origin`: the device
+    through which the origin is used. `used` of `total` sectors of the COW hold data and metadata;
+    None where the state does not say. `trouble`: what is wrong, in words. `working`: the workflow
+    that runs on it. `interrupted`: one that was, and `advice`, what can be done about it.
+    """
+
+    name: str
+    state: str
+    origin: str = ""
+    cow: str = ""
+    store: str = ""
+    chunk_size: int = 0
+    used: int | None = None
+    total: int | None = None
+    metadata: int | None = None
+    percent: float | None = None
+    trouble: str = ""
+    working: str = ""
+    interrupted: str = ""
+    advice: str = ""
+
+
+def states(mapper: Mapper, nodes: Nodes, journal: Journal, name: str = "") -> list[State]:
+    """Return the state of one snapshot or of all, whoever made them."""
+    records = {record.name: record for record in journal.records("snapshot")}
+    merges = {
+        record.facts["layout"]["origin"]: record
+        for record in records.values()
+        if record.verb == "merge"
+    }
+    survey = Survey(mapper, nodes)
+    found = []
+    for one in survey.snapshots():
+        record = merges.get(one.name) if one.merging else records.get(one.name)
+        found.append(_state(mapper, survey, one, record))
+    known = {state.name for state in found}
+    found += [_without_device(record) for record in records.values() if record.name not in known]
+    return sorted(
+        (state for state in found if name in ("", state.name)), key=lambda state: state.name
+    )
+
+
+def read(mapper: Mapper, name: str) -> SnapshotStatus:
+    """Return the status of a snapshot's device: without a state in words, if it has none."""
+    for line in mapper.status(name):
+        if isinstance(line.status, SnapshotStatus):
+            return line.status
+    return SnapshotStatus("Unknown")
+
+
+def _state(mapper: Mapper, survey: Survey, found: Found, record: Record | None) -> State:
+    status = read(mapper, found.name)
+    layout = survey.layout(found)
+    word = _STATES.get(status.state, "unknown" if status.state else "")
+    if not word:
+        active = "active" if not found.merging else "merged" if status.empty else "merging"
+        suspended = any(survey.infos[name].suspended for name in layout.devices)
+        word = "suspended" if suspended else active
+    cow = layout.cow_path if not layout.parts else survey.parts_of(layout.cow)[0][1].device
+    state = State(
+        name=record.name if record is not None else found.name,
+        state=word,
+        origin=found.name if found.merging else layout.origin,
+        cow=cow,
+        store=found.target.store,
+        chunk_size=found.target.chunk_size,
+        used=None if status.used is None else status.used.used,
+        total=None if status.used is None else status.used.total,
+        metadata=status.metadata,
+        percent=None if status.percent is None else round(status.percent, 2),
+        trouble=status.trouble,
+    )
+    return _with(state, record)
+
+
+def _without_device(record: Record) -> State:
+    layout = record.facts["layout"]
+    state = State(
+        name=record.name,
+        state="unknown" if record.running else "interrupted",
+        origin=layout["origin"],
+        cow=layout["cow_path"],
+        store=layout["store"],
+        chunk_size=layout["chunk_size"],
+    )
+    return _with(state, record)
+
+
+def _with(state: State, record: Record | None) -> State:
+    """Return the state with what its record says."""
+    if record is None:
+        return state
+    if record.running:
+        return replace(state, working=str(record))
+    if record.rebooted and record.verb != "merge":
+        ended = f"the restart of the machine ended it; 'dmcopy snapshot undo {record.name}' forgets"
+        return replace(state, interrupted=str(record), advice=f"{ended} it")
+    return replace(state, interrupted=str(record), advice=record.advice)
