@@ -57,7 +57,10 @@ def region_count(sectors: int, region_size: int) -> int:
 
 @dataclass
 class MirrorLog:
-    """A log: its version as it stands on the disk, and a bit for each region, 1 when clean."""
+    """A log: its version as it stands on the disk, and a bit for each region, 1 when clean.
+
+    It is written back as version 2 if it was 1; one that is unknown stays, as in the kernel.
+    """
 
     clean: Bitset
     version: int = VERSION
@@ -83,10 +86,11 @@ class MirrorLog:
         return cls(Bitset(header.nr_regions, data[OFFSET:needs]), header.version)
 
     def build(self, before: bytes | bytearray | memoryview = b"", block_size: int = 512) -> bytes:
-        """Return the bytes to write, in version 2; what `before` has elsewhere stays as it is."""
+        """Return the bytes to write; what `before` has elsewhere stays as it is."""
         data = bytearray(before[: log_bytes(self.nr_regions, block_size)])
         data.extend(bytes(log_bytes(self.nr_regions, block_size) - len(data)))
-        header = Header(nr_regions=self.nr_regions).pack()
+        version = VERSION if self.version == 1 else self.version
+        header = Header(version=version, nr_regions=self.nr_regions).pack()
         data[: len(header)] = header
         data[OFFSET : OFFSET + len(self.clean.data)] = self.clean.data
         return bytes(data)
@@ -164,7 +168,7 @@ def resume(data: bytes | bytearray | None, nr_regions: int, sync: str | None) ->
     if sync is not None or header.magic != MAGIC:
         return Resumed(MirrorLog(Bitset(0).resized(nr_regions, new)), False)
     if header.version not in (1, VERSION):
-        return Resumed(MirrorLog(Bitset(0).resized(nr_regions, new)), True)
+        return Resumed(MirrorLog(Bitset(0).resized(nr_regions, new), header.version), True)
     there = min(header.nr_regions, nr_regions)
     bits = Bitset(there, memoryview(data)[OFFSET:])
     return Resumed(MirrorLog(bits.resized(nr_regions, new)), False)

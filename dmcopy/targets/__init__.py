@@ -1,6 +1,18 @@
 """Userspace targets: the kernel's, by their kernel names, on dmcopy's own engine."""
 
-from dmcopy.targets import error, linear, merge, origin, snapshot, striped, zero
+from dmcopy.targets import (
+    delay,
+    error,
+    flakey,
+    linear,
+    log_writes,
+    merge,
+    mirror,
+    origin,
+    snapshot,
+    striped,
+    zero,
+)
 from dmcopy.targets.base import TARGETS, Bio, Host, Map, Target, TargetError
 
 __all__ = [
@@ -10,9 +22,13 @@ __all__ = [
     "Map",
     "Target",
     "TargetError",
+    "delay",
     "error",
+    "flakey",
     "linear",
+    "log_writes",
     "merge",
+    "mirror",
     "origin",
     "snapshot",
     "striped",

@@ -3,7 +3,7 @@
 The interface is the kernel's (include/linux/device-mapper.h): a constructor that opens devices and
 refuses what cannot be, `map` for every bio, `end_io`, `presuspend` … `resume`, `status`, `message`.
 Unlike the kernel's, a target here runs on one thread, the reactor, and takes no locks; only its
-constructor, `preresume`, `resume`, `postsuspend` and `destroy` may wait for I/O.
+constructor, `presuspend`, `preresume`, `resume`, `postsuspend` and `destroy` may wait for I/O.
 """
 
 from __future__ import annotations
@@ -169,7 +169,10 @@ class Target:
         raise TargetError("the target takes no messages")
 
     def presuspend(self) -> None:
-        """The device is about to be suspended: stop what runs by itself, end what is held."""
+        """The device is about to be suspended: stop what runs by itself, end what is held.
+
+        May wait for I/O of its own; raises DeadlineError, as if nothing had been done.
+        """
 
     def presuspend_undo(self) -> None:
         """The device could not be suspended after all."""

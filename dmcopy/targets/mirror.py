@@ -1,0 +1,176 @@
+"""mirror: the same data on two to nine legs (drivers/md/dm-raid1.c, 6.1 and 6.12).
+
+Writes go to every leg, reads to one. What differs between the legs is tracked by region
+(`region_hash`, `dirty_log`) and recovered by copying the default leg to the others with kcopyd.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+from dmcopy.errors import DeadlineError
+from dmcopy.io.request import Op
+from dmcopy.ondisk.mirror_log import region_count
+from dmcopy.table import TableLine
+from dmcopy.table.mirror import CoreLog as CoreLogWords
+from dmcopy.table.mirror import DiskLog as DiskLogWords
+from dmcopy.targets.base import (
+    KILL,
+    REMAPPED,
+    SUBMITTED,
+    Bio,
+    Host,
+    Map,
+    Target,
+    TargetError,
+    register,
+)
+from dmcopy.targets.dirty_log import REFUSED, CoreLog, DiskLog
+from dmcopy.targets.mirror_legs import Leg, LegError, Legs
+from dmcopy.targets.mirror_set import MirrorSet
+from dmcopy.targets.work import TIMEOUT_SECONDS, wait_for
+
+
+class _DirectRead(NamedTuple):
+    """A read that went straight to a leg: where it can be tried again from."""
+
+    leg: Leg
+    sector: int
+
+
+@register
+class Mirror(Target):
+    """`mirror <log> <#log words> <log words> <#legs> <device> <offset>... [<#features> ...]`."""
+
+    name: ClassVar[str] = "mirror"
+    version: ClassVar = (1, 14, 0)
+    flush_bios = 1
+    discard_bios = 1
+    wants_end_io = True
+
+    def __init__(self, line: TableLine, host: Host) -> None:
+        super().__init__(line, host)
+        words = self.value.log
+        if not isinstance(words, CoreLogWords | DiskLogWords):
+            raise TargetError(REFUSED)
+        self.max_io_len = words.region_size
+        self._regions = region_count(self.length, words.region_size)
+        self._legs = self._open_legs()
+        self._log = self._open_log(words)
+        # With nosync there is no sync to complete, so there is no event of it.
+        self._legs.in_sync = self._log.sync_count == self._regions
+        self._set = MirrorSet(
+            host,
+            self._legs,
+            self._log,
+            begin=self.begin,
+            length=self.length,
+            region_size=words.region_size,
+            features=self.value.features or (),
+        )
+
+    def map(self, bio: Bio) -> Map:
+        """Queue a write; send a read to a leg if its region is in sync, else queue it."""
+        region = self._set.region_of(bio.sector)
+        if bio.op != Op.READ:
+            bio.data = region
+            self._set.queue_write(bio)
+            return SUBMITTED
+        if not self._log.in_sync[region]:
+            self._set.queue_read(bio)
+            return SUBMITTED
+        leg = self._legs.choose()
+        if leg is None:
+            return KILL
+        bio.data = _DirectRead(leg, bio.sector)
+        bio.device = leg.device
+        bio.sector += leg.offset - self.begin
+        return REMAPPED
+
+    def end_io(self, bio: Bio) -> bool:
+        """Count the end of a write; try a direct read that failed on another leg."""
+        if bio.op == Op.WRITE:
+            self._set.hash.end_write(bio.data)
+        elif bio.op == Op.READ and bio.error and bio.data is not None:
+            leg, sector = bio.data
+            self._legs.fail(leg, LegError.READ)
+            if self._set.may_read_again(sector):
+                bio.data = None
+                bio.sector = sector
+                self._set.queue_read(bio)
+                return False
+        return True
+
+    def status(self) -> str:
+        """Return the legs, how much is in sync, a letter for each leg, and the log's words."""
+        names = " ".join(leg.label for leg in self._legs)
+        sync = f"{self._log.sync_count}/{self._regions}"
+        return f"{len(self._legs)} {names} {sync} 1 {self._legs.letters} {self._log.status()}"
+
+    def presuspend(self) -> None:
+        """End what is held, and wait for the recovery of the region under way."""
+        self._set.suspend()
+        try:
+            self._wait_idle("the recovery of a region")
+        except DeadlineError:
+            self.presuspend_undo()
+            raise
+
+    def presuspend_undo(self) -> None:
+        """Go on."""
+        self._set.resume()
+
+    def postsuspend(self) -> None:
+        """Write the log a last time."""
+        self._wait_idle("the last work")
+        wait_for(self.host.reactor, self._log.flush(), f"the log of {self.host.name}")
+
+    def resume(self) -> None:
+        """Read the log, and recover what it calls dirty."""
+        wait_for(self.host.reactor, self._log.resume(), f"the log of {self.host.name}")
+        self._set.resume()
+
+    def destroy(self) -> None:
+        """Free what the log and the recovery hold."""
+        self._wait_idle("the last work")
+        self._set.close()
+        self._log.close()
+
+    def _open_legs(self) -> Legs:
+        legs = []
+        for words in self.value.legs:
+            device = self.host.open(words.device)
+            self.host.use(device, words.offset, self.length)
+            legs.append(Leg(device, words.offset, self.host.label(device)))
+        places = [leg.region(0, self.length) for leg in legs]
+        for number, place in enumerate(places):
+            for other in places[:number]:
+                if place.overlaps(other):  # the kernel takes it, and corrupts what is there
+                    raise TargetError(f"two legs are the same place: {place} and {other}")
+        features = self.value.features or ()
+        return Legs(
+            self.host.reactor,
+            legs,
+            self.host.event,
+            handle_errors="handle_errors" in features,
+            keep_log="keep_log" in features,
+        )
+
+    def _open_log(self, words: CoreLogWords | DiskLogWords) -> CoreLog:
+        if isinstance(words, CoreLogWords):
+            return CoreLog(self._regions, words.sync)
+        device = self.host.open(words.device)
+        return DiskLog(
+            self.host.reactor,
+            device,
+            self.host.label(device),
+            self._regions,
+            words.sync,
+            self._legs.flush,
+            self.host.event,
+        )
+
+    def _wait_idle(self, waiting_for: str) -> None:
+        self.host.reactor.run_until(
+            lambda: self._set.idle, TIMEOUT_SECONDS, f"{waiting_for} of {self.host.name}"
+        )

@@ -1,0 +1,186 @@
+"""The regions of a mirror that are not simply clean, and what state each is in.
+
+    clean ⇄ dirty       a write begins; the last one under way has ended, and the log has noted it
+    dirty → nosync      a write failed on some leg
+    nosync → recovering → clean, or back to nosync
+                        one at a time; writes to it are delayed until it is over
+
+Rules: drivers/md/dm-region-hash.c in 6.1 and 6.12. A region that is not here is in the state that
+the log gives it. Whoever changes a state wakes the mirror's worker, which alone talks to the log.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from dmcopy.targets.base import Bio
+from dmcopy.targets.dirty_log import CoreLog
+
+MAX_RECOVERY: Final = 1
+"""So many regions are recovered at a time (dm-raid1.c)."""
+
+
+class State(enum.Enum):
+    """What a region is in."""
+
+    CLEAN = 0x01
+    """In sync, and nothing is being written to it."""
+    DIRTY = 0x02
+    """In sync as far as is known, and being written to."""
+    NOSYNC = 0x04
+    """The legs may differ: only the default leg counts."""
+    RECOVERING = 0x08
+    """It is to be copied, as soon as the writes under way have ended."""
+
+
+class Region:
+    """A region that something happens to. `pending`: writes under way."""
+
+    __slots__ = ("delayed", "number", "pending", "state")
+
+    def __init__(self, number: int, state: State) -> None:
+        self.number = number
+        self.state = state
+        self.pending = 0
+        self.delayed: list[Bio] = []
+
+    def __repr__(self) -> str:
+        return f"<Region {self.number} {self.state.name} pending={self.pending}>"
+
+
+class RegionHash:
+    """The regions in memory. `wake` wakes the worker; `dispatch` takes back delayed writes."""
+
+    def __init__(
+        self,
+        log: CoreLog,
+        wake: Callable[[], object],
+        dispatch: Callable[[Iterable[Bio]], object],
+    ) -> None:
+        self._log = log
+        self._wake = wake
+        self._dispatch = dispatch
+        self._regions: dict[int, Region] = {}
+        self._clean: dict[int, Region] = {}
+        self._quiesced: deque[Region] = deque()
+        self._recovered: list[tuple[Region, bool]] = []
+        self._tokens = 0
+        self.recovering = 0
+        self.flush_failure = False
+
+    def state(self, number: int) -> State:
+        """Return the state of a region."""
+        region = self._regions.get(number)
+        if region is not None:
+            return region.state
+        return State.CLEAN if self._log.in_sync[number] else State.NOSYNC
+
+    def begin_write(self, number: int) -> None:
+        """Count a write that is about to go out; the log must be flushed before it does."""
+        region = self._find(number)
+        region.pending += 1
+        if region.state is State.CLEAN:
+            region.state = State.DIRTY
+            self._clean.pop(number, None)
+            self._log.mark(number)
+
+    def end_write(self, number: int) -> None:
+        """A write that was counted has ended, well or not."""
+        region = self._regions[number]
+        region.pending -= 1
+        if region.pending:
+            return
+        if self.flush_failure:
+            # A flush failed some time ago: nobody knows whether this write is on every leg.
+            was_recovering = region.state is State.RECOVERING
+            region.state = State.NOSYNC
+            if was_recovering:  # the kernel would wait for it for ever
+                self._end_resync(region, False)
+        elif region.state is State.RECOVERING:
+            self._quiesced.append(region)
+        elif region.state is State.DIRTY:
+            region.state = State.CLEAN
+            self._clean[number] = region
+        self._wake()
+
+    def delay(self, number: int, bio: Bio) -> None:
+        """Keep a write back until the recovery of its region has ended."""
+        self._find(number).delayed.append(bio)
+
+    def mark_nosync(self, number: int) -> None:
+        """A write to the region reached some legs and not others."""
+        self._log.set_in_sync(number, False)
+        region = self._find(number)
+        was_recovering = region.state is State.RECOVERING
+        region.state = State.NOSYNC
+        self._clean.pop(number, None)
+        if was_recovering:
+            self._end_resync(region, False)
+
+    def update(self, *, errors_handled: bool) -> None:
+        """Tell the log what became clean, was recovered, or was not; it is to be flushed then.
+
+        Without `errors_handled` a failed recovery counts as a good one, as it always did in the
+        kernel, but for the clean bit.
+        """
+        clean, self._clean = self._clean, {}
+        recovered, self._recovered = self._recovered, []
+        for number in clean:
+            del self._regions[number]
+        for region, well in recovered:
+            del self._regions[region.number]
+            if well:
+                self._log.clear(region.number)
+            self._end_resync(region, well or not errors_handled)
+        for number in clean:
+            self._log.clear(number)
+
+    def start_recovery(self) -> None:
+        """Allow recovery."""
+        self._tokens += MAX_RECOVERY
+        self._wake()
+
+    def stop_recovery(self) -> None:
+        """Let no further recovery begin; one that is under way is left to end (`recovering`)."""
+        self._tokens -= MAX_RECOVERY
+
+    def prepare_recovery(self) -> None:
+        """Choose the next region to be recovered, if one may begin."""
+        while self._tokens > 0:
+            number = self._log.next_resync()
+            if number is None:
+                break
+            self._tokens -= 1
+            self.recovering += 1
+            region = self._find(number)
+            region.state = State.RECOVERING
+            self._clean.pop(number, None)
+            if not region.pending:
+                self._quiesced.append(region)
+
+    def next_quiesced(self) -> Region | None:
+        """Return a region that can be recovered now."""
+        return self._quiesced.popleft() if self._quiesced else None
+
+    def end_recovery(self, region: Region, *, well: bool) -> None:
+        """The copy of a region has ended."""
+        self._recovered.append((region, well))
+        self._wake()
+
+    def _find(self, number: int) -> Region:
+        region = self._regions.get(number)
+        if region is None:
+            region = self._regions[number] = Region(number, self.state(number))
+            if region.state is State.CLEAN:
+                self._clean[number] = region
+        return region
+
+    def _end_resync(self, region: Region, well: bool) -> None:
+        self._log.set_in_sync(region.number, well)
+        delayed, region.delayed = region.delayed, []
+        self._dispatch(delayed)
+        self.recovering -= 1
+        self._tokens += 1

@@ -1,0 +1,104 @@
+"""Work that waits for I/O, written as coroutines: the kernel's workers, without their threads.
+
+    async def work() -> None:
+        errors = await Requests(reactor, [Io(...), Io(...)])
+
+    worker = Worker(reactor, work)
+    worker.wake()
+
+There is no asyncio in it: what a coroutine awaits is only ever the end of requests, and the reactor
+goes on with it from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from typing import Any, TypeVar
+
+from dmcopy.io.reactor import Reactor
+from dmcopy.io.request import Io
+
+TIMEOUT_SECONDS = 60.0
+_T = TypeVar("_T")
+Work = Coroutine["Requests", None, _T]
+
+
+class Requests:
+    """Requests that were submitted together; awaiting them returns the errno of each, or 0."""
+
+    def __init__(self, reactor: Reactor, requests: Sequence[Io]) -> None:
+        self._requests = requests
+        self._left = len(requests)
+        self._waiter: Callable[[], object] | None = None
+        for request in requests:
+            request.notify = self._ended
+            reactor.submit(request)
+
+    def __await__(self) -> Generator[Requests, None, list[int]]:
+        if self._left:
+            yield self
+        return [request.error for request in self._requests]
+
+    def call_at_end(self, notify: Callable[[], object]) -> None:
+        """Have `notify` called when all requests have ended, which they have not yet."""
+        self._waiter = notify
+
+    def _ended(self, _request: Io) -> None:
+        self._left -= 1
+        if not self._left and self._waiter is not None:
+            self._waiter()
+
+
+class Worker:
+    """Runs `work` once for any number of `wake` calls before it begins, and never twice at a time.
+
+    As a work item of a kernel work queue: to wake it while it runs lets it run once more.
+    """
+
+    def __init__(self, reactor: Reactor, work: Callable[[], Work[None]]) -> None:
+        self._reactor = reactor
+        self._work = work
+        self._woken = False
+        self._running = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether it neither runs nor is to run."""
+        return not (self._woken or self._running)
+
+    def wake(self) -> None:
+        """Let it run, in the next step of the reactor or when the run under way has ended."""
+        if not self._woken:
+            self._woken = True
+            if not self._running:
+                self._reactor.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self._woken = False
+        self._running = True
+        _go_on(self._work(), self._ended)
+
+    def _ended(self, _result: None) -> None:
+        self._running = False
+        if self._woken:
+            self._reactor.call_soon(self._begin)
+
+
+def wait_for(reactor: Reactor, work: Work[_T], waiting_for: str) -> _T:
+    """Run a coroutine to its end, and the reactor meanwhile; outside of callbacks only.
+
+    Raises DeadlineError after `TIMEOUT_SECONDS`.
+    """
+    results: list[_T] = []
+    _go_on(work, results.append)
+    reactor.run_until(lambda: results, TIMEOUT_SECONDS, waiting_for)
+    return results[0]
+
+
+def _go_on(work: Work[_T], ended: Callable[[_T], Any]) -> None:
+    try:
+        waiting_for = work.send(None)
+    except StopIteration as stop:
+        ended(stop.value)
+    else:
+        waiting_for.call_at_end(lambda: _go_on(work, ended))

@@ -1,0 +1,539 @@
+"""The mirror target: its error matrix line by line, as measured on the kernels 6.1 and 6.12."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from dmcopy.errors import DeadlineError, DeviceError, UsageError
+from dmcopy.io import IoRegion, Reactor
+from dmcopy.io.request import Io, Memory, Op
+from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.mapper.userspace import UserMapper
+from dmcopy.ondisk.mirror_log import MirrorLog
+from dmcopy.table import Table
+from dmcopy.targets.mirror_set import Module
+
+SECTORS = 256
+REGION = 16
+REGIONS = SECTORS // REGION
+
+
+class Bench:
+    """Legs a to i, which hold different things, and a log device l; `make` makes a mirror."""
+
+    def __init__(self) -> None:
+        self.disks = {name: SimulatedDisk(SECTORS, name) for name in "abcdefghil"}
+        for name, disk in self.disks.items():
+            if name != "l":
+                disk.load(random.Random(name).randbytes(SECTORS << 9))
+        self.reactor = Reactor(SimulatedBackend(3), stacked=True)
+        self.mapper = UserMapper(self.reactor, open_device=self._open)
+        self.reactor.on_exception = self._raise
+        self.memory = Memory(REGION >> 3)
+
+    def _open(self, path: str, write: bool) -> SimulatedDisk:
+        del write
+        return self.disks[path]
+
+    def _raise(self, error: BaseException) -> None:
+        raise error
+
+    def table(self, features: str, *, log: str = "disk", legs: str = "ab", sync: str = "") -> Table:
+        words = ["disk", "l", str(REGION)] if log == "disk" else ["core", str(REGION)]
+        words += [sync] if sync else []
+        words.insert(1, str(len(words) - 1))
+        places = " ".join(f"{leg} 0" for leg in legs)
+        text = f"0 {SECTORS} mirror {' '.join(words)} {len(legs)} {places} {features}"
+        return Table.parse(text.strip())
+
+    def make(
+        self, features: str = "", *, log: str = "disk", legs: str = "ab", sync: str = ""
+    ) -> None:
+        self.mapper.create("m", self.table(features, log=log, legs=legs, sync=sync))
+        self.device = self.mapper.open("m")
+
+    def status(self) -> str:
+        return str(self.mapper.status("m")[0]).partition(" mirror ")[2]
+
+    @property
+    def events(self) -> int:
+        return self.mapper.info("m").events
+
+    def settle(self) -> None:
+        """Let everything happen that happens by itself."""
+        try:
+            self.reactor.run_until(lambda: False, 1.0)
+        except DeadlineError:
+            pass
+
+    def start_write(self, sector: int, count: int = 1) -> Io:
+        """Begin a write; its `context` becomes True when it has ended."""
+
+        def ended(request: Io) -> None:
+            request.context = True
+
+        extents = [(0, count << 9)]
+        request = Io(Op.WRITE, IoRegion(self.device, sector, count), self.memory, extents, ended)
+        self.reactor.submit(request)
+        return request
+
+    def log(self) -> MirrorLog:
+        return MirrorLog.parse(self.disks["l"].content)
+
+    def agree(self, legs: str = "ab") -> bool:
+        return len({bytes(self.disks[leg].content) for leg in legs}) == 1
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    with made.reactor, made.mapper:
+        yield made
+
+
+HANDLE = "1 handle_errors"
+KEEP = "2 handle_errors keep_log"
+
+
+@pytest.mark.parametrize("legs", ["ab", "abc", "abcdefghi"])
+@pytest.mark.parametrize("log", ["core", "disk"])
+def test_the_legs_are_made_equal_with_one_event(bench: Bench, legs: str, log: str) -> None:
+    before = bytes(bench.disks["a"].content)
+    bench.make(legs=legs, log=log)
+    bench.settle()
+    assert bench.agree(legs)
+    assert bench.disks["a"].content == before
+    words = "3 disk l A" if log == "disk" else "1 core"
+    assert bench.status() == f"{len(legs)} {' '.join(legs)} 16/16 1 {'A' * len(legs)} {words}"
+    assert bench.events == 1
+    if log == "disk":
+        assert (bench.log().nr_regions, bench.log().clean.count()) == (REGIONS, REGIONS)
+
+
+def test_nosync_copies_nothing_and_raises_no_event(bench: Bench) -> None:
+    bench.make(log="core", sync="nosync")
+    bench.settle()
+    assert not bench.agree()
+    assert (bench.status(), bench.events) == ("2 a b 16/16 1 AA 1 core", 0)
+
+
+def test_nosync_of_a_disk_log_counts_at_every_resume(bench: Bench) -> None:
+    bench.make(sync="nosync")
+    bench.disks["l"].content[1024] = 0
+    bench.mapper.suspend("m")
+    bench.mapper.resume("m")
+    bench.settle()
+    assert bench.log().clean.count() == REGIONS
+    assert not bench.agree()
+
+
+def test_the_table_comes_back_as_the_kernel_prints_it(bench: Bench) -> None:
+    bench.make("2 keep_log handle_errors", sync="sync")
+    text = "0 256 mirror disk 3 l 16 sync 2 a 0 b 0 2 handle_errors keep_log"
+    assert str(bench.mapper.table("m")) == text
+    assert bench.mapper.targets()["mirror"] == (1, 14, 0)
+
+
+def test_writes_reach_every_leg_and_the_log_says_clean_again(bench: Bench) -> None:
+    bench.make(legs="abc")
+    bench.settle()
+    data = random.Random(5).randbytes(40 << 9)
+    bench.device.write(10, data)  # three regions
+    bench.device.flush()
+    bench.settle()
+    assert bench.agree("abc")
+    assert bench.disks["c"].read(10, 40) == data
+    assert bench.device.read(10, 40) == data
+    assert bench.log().clean.count() == REGIONS
+
+
+def test_the_log_is_dirty_while_a_write_is_under_way(bench: Bench) -> None:
+    bench.make()
+    bench.settle()
+    seen = []
+    disk = bench.disks["b"]
+    plain = disk.write
+
+    def write(sector: int, data: bytes, *, durable: bool = False) -> None:
+        seen.append(list(bench.log().dirty()))
+        plain(sector, data, durable=durable)
+
+    disk.write = write  # type: ignore[method-assign]
+    bench.device.write(80, bytes(512))
+    assert seen == [[5]]
+    bench.settle()
+    assert list(bench.log().dirty()) == []
+
+
+# A write to a region in sync, and one leg fails.
+
+
+@pytest.mark.parametrize(
+    ("features", "outcome", "events"),
+    [("", 0, 0), (HANDLE, "held", 1), (KEEP, 0, 1)],
+)
+def test_a_leg_fails_a_write(bench: Bench, features: str, outcome: int | str, events: int) -> None:
+    bench.make(features)
+    bench.settle()
+    bench.disks["b"].fail(Op.WRITE, REGION, 1)
+    write = bench.start_write(REGION)
+    bench.settle()
+    assert (write.error if write.context else "held") == outcome
+    assert bench.status() == "2 a b 15/16 1 AD 3 disk l A"
+    assert list(bench.log().dirty()) == [1]
+    assert bench.events == 1 + events
+
+
+def test_a_held_write_goes_on_after_a_suspend_without_flush(bench: Bench) -> None:
+    bench.make(HANDLE)
+    bench.settle()
+    fault = bench.disks["b"].fail(Op.WRITE, REGION, 1)
+    write = bench.start_write(REGION)
+    bench.settle()
+    fault.times = 0
+    bench.mapper.suspend("m", flush=False)
+    assert not write.context
+    bench.mapper.resume("m")
+    bench.settle()
+    # The region is copied first; with that the mirror is in sync, and its letters are forgotten.
+    assert (write.context, write.error) == (True, 0)
+    assert bench.status() == "2 a b 16/16 1 AA 3 disk l A"
+    assert bench.events == 3
+    assert bench.agree()
+
+
+def test_a_held_write_goes_on_with_a_table_without_the_leg(bench: Bench) -> None:
+    bench.make(HANDLE)
+    bench.settle()
+    bench.disks["b"].fail(Op.WRITE, 0, SECTORS)
+    write = bench.start_write(REGION)
+    bench.settle()
+    bench.mapper.load("m", Table.parse(f"0 {SECTORS} linear a 0"))
+    bench.mapper.suspend("m", flush=False)
+    bench.mapper.resume("m")
+    bench.settle()
+    assert (write.context, write.error) == (True, 0)
+
+
+def test_a_held_write_fails_at_a_suspend_with_flush(bench: Bench) -> None:
+    bench.make(HANDLE)
+    bench.settle()
+    bench.disks["b"].fail(Op.WRITE, REGION, 1)
+    write = bench.start_write(REGION)
+    bench.settle()
+    bench.mapper.suspend("m")
+    assert (write.context, write.error) == (True, errno.EIO)
+
+
+def test_after_a_failure_writes_to_regions_out_of_sync_are_held_too(bench: Bench) -> None:
+    bench.make(HANDLE)
+    bench.settle()
+    bench.disks["b"].fail(Op.WRITE, REGION, 1)
+    bench.start_write(REGION)
+    bench.settle()
+    second = bench.start_write(REGION + 1)
+    other = bench.start_write(5 * REGION)
+    bench.settle()
+    assert not second.context
+    assert (other.context, other.error) == (True, 0)
+
+
+def test_with_keep_log_writes_to_regions_out_of_sync_go_on(bench: Bench) -> None:
+    bench.make(KEEP)
+    bench.settle()
+    bench.disks["b"].fail(Op.WRITE, REGION, 1)
+    bench.device.write(REGION, bytes(512))
+    bench.device.write(REGION + 1, b"x" * 512)
+    assert bench.disks["a"].read(REGION + 1, 1) == b"x" * 512
+    assert bench.disks["b"].read(REGION + 1, 1) != b"x" * 512
+    assert bench.device.read(REGION + 1, 1) == b"x" * 512
+
+
+@pytest.mark.parametrize("features", ["", HANDLE, KEEP])
+def test_all_legs_fail_a_write(bench: Bench, features: str) -> None:
+    bench.make(features)
+    bench.settle()
+    for leg in "ab":
+        bench.disks[leg].fail(Op.WRITE, 0, SECTORS)
+    write = bench.start_write(REGION)
+    bench.settle()
+    assert (write.context, write.error) == (True, errno.EIO)
+    assert bench.status() == "2 a b 15/16 1 DD 3 disk l A"
+    assert bench.events == (2 if features else 1)
+
+
+@pytest.mark.parametrize(("features", "outcome"), [("", 0), (HANDLE, "held"), (KEEP, errno.EIO)])
+def test_the_log_fails(bench: Bench, features: str, outcome: int | str) -> None:
+    bench.make(features)
+    bench.settle()
+    fault = bench.disks["l"].fail(Op.WRITE, 0, 1)
+    write = bench.start_write(REGION)
+    bench.settle()
+    assert (write.error if write.context else "held") == outcome
+    assert bench.status() == "2 a b 16/16 1 AA 3 disk l D"
+    assert bench.events == 2
+    # It stays failed until there is another table, though the device works again.
+    fault.times = 0
+    later = bench.start_write(3 * REGION)
+    bench.settle()
+    assert (later.error if later.context else "held") == outcome
+    assert bench.status().endswith(" D")
+
+
+def test_a_flush_of_the_log_fails(bench: Bench) -> None:
+    bench.make(HANDLE)
+    bench.settle()
+    bench.disks["l"].fail(Op.FLUSH, 0, 1, times=1)
+    write = bench.start_write(REGION)
+    bench.settle()
+    assert not write.context
+    assert bench.status() == "2 a b 16/16 1 AA 3 disk l F"
+
+
+def test_the_log_cannot_be_read(bench: Bench) -> None:
+    bench.disks["l"].fail(Op.READ, 0, 1)
+    bench.make()
+    assert bench.events == 1
+    bench.settle()
+    assert bench.status() == "2 a b 16/16 1 AA 3 disk l D"
+    assert bench.agree()
+    assert bench.events == 2
+
+
+def test_a_log_of_a_future_version_counts_as_failed_and_keeps_its_version(bench: Bench) -> None:
+    bench.disks["l"].load(MirrorLog.parse(_log_of(16)).build() + bytes((SECTORS << 9) - 1536))
+    bench.disks["l"].content[4] = 9
+    bench.make()
+    bench.settle()
+    assert bench.status() == "2 a b 16/16 1 AA 3 disk l D"
+    assert bench.disks["l"].content[4] == 9
+
+
+def _log_of(regions: int) -> bytes:
+    from dmcopy.ondisk.bitset import Bitset
+
+    return MirrorLog(Bitset(0).resized(regions, True)).build()
+
+
+# Flushes of the legs.
+
+
+def test_a_leg_fails_the_flush_before_a_bit_becomes_clean(bench: Bench) -> None:
+    bench.make(HANDLE)
+    bench.settle()
+    bench.disks["b"].fail(Op.FLUSH, 0, 1, times=1)
+    bench.device.write(REGION, bytes(512))
+    bench.settle()
+    assert bench.status() == "2 a b 16/16 1 AF 3 disk l A"
+    assert bench.log().clean.count() == 0  # nobody knows what was lost
+    bench.device.write(3 * REGION, bytes(512))
+    bench.settle()
+    assert bench.log().clean.count() == 0
+    assert bench.events == 2
+
+
+@pytest.mark.parametrize(("features", "outcome"), [("", 0), (HANDLE, "held"), (KEEP, 0)])
+def test_a_flush_of_the_mirror_fails_on_a_leg(
+    bench: Bench, features: str, outcome: int | str
+) -> None:
+    bench.make(features)
+    bench.settle()
+    bench.disks["b"].fail(Op.FLUSH, 0, 1, times=1)
+    ended: list[Io] = []
+    flush = Io(Op.FLUSH, IoRegion(bench.device, 0, 0), notify=ended.append)
+    bench.reactor.submit(flush)
+    bench.settle()
+    assert (flush.error if ended else "held") == outcome
+    assert bench.status() == "2 a b 16/16 1 AD 3 disk l A"
+    # A write that ends now leaves its region out of sync: the flush may have lost something.
+    bench.device.write(2 * REGION, bytes(512))
+    bench.settle()
+    assert list(bench.log().dirty()) == [2]
+
+
+# Reads.
+
+
+def test_a_read_that_fails_is_done_on_another_leg(bench: Bench) -> None:
+    bench.make(HANDLE, legs="abc")
+    bench.settle()
+    bench.disks["a"].fail(Op.READ, 0, SECTORS)
+    expected = bench.disks["b"].read(3, 2)
+    assert bench.device.read(3, 2) == expected
+    bench.settle()
+    assert bench.status() == "3 a b c 16/16 1 RAA 3 disk l A"
+    assert bench.events == 2
+    assert bench.device.read(3, 2) == expected
+
+
+def test_without_handle_errors_a_failed_read_is_repeated_without_an_event(bench: Bench) -> None:
+    bench.make()
+    bench.settle()
+    bench.disks["a"].fail(Op.READ, 0, SECTORS)
+    assert bench.device.read(3, 2) == bench.disks["b"].read(3, 2)
+    assert bench.status() == "2 a b 16/16 1 RA 3 disk l A"
+    assert bench.events == 1
+
+
+def test_a_read_fails_when_all_legs_do(bench: Bench) -> None:
+    bench.make(HANDLE)
+    bench.settle()
+    for leg in "ab":
+        bench.disks[leg].fail(Op.READ, 0, SECTORS)
+    for _ in range(2):
+        with pytest.raises(DeviceError) as caught:
+            bench.device.read(0, 1)
+        assert caught.value.errno == errno.EIO
+    assert bench.status() == "2 a b 16/16 1 RR 3 disk l A"
+
+
+def test_reads_out_of_sync_come_from_the_default_leg_only(bench: Bench) -> None:
+    bench.disks["b"].fail(Op.WRITE, 0, SECTORS)
+    bench.make(HANDLE)
+    bench.settle()
+    assert bench.status() == "2 a b 0/16 1 AS 3 disk l A"
+    assert bench.device.read(3, 2) == bench.disks["a"].read(3, 2)
+    assert bench.events == 1
+
+
+def test_the_primary_fails_while_out_of_sync(bench: Bench) -> None:
+    bench.disks["a"].fail(Op.READ, 0, SECTORS)
+    bench.make(HANDLE)
+    bench.settle()
+    assert bench.status() == "2 a b 0/16 1 SA 3 disk l A"
+    with pytest.raises(DeviceError):
+        bench.device.read(0, 1)
+    assert bench.events == 1
+
+
+def test_with_keep_log_the_primary_changes_even_out_of_sync(bench: Bench) -> None:
+    bench.disks["a"].fail(Op.READ, 0, REGION, times=1)
+    bench.make(KEEP)
+    bench.settle()
+    assert bench.status() == "2 a b 15/16 1 SA 3 disk l A"
+    assert bench.device.read(0, 1) == bench.disks["b"].read(0, 1)
+    # Regions behind the first were copied the other way round.
+    assert bench.disks["a"].read(REGION, REGION) == bench.disks["b"].read(REGION, REGION)
+
+
+def test_the_default_leg_fails_a_write_in_sync_and_another_takes_over(bench: Bench) -> None:
+    bench.make(KEEP, legs="abc")
+    bench.settle()
+    bench.disks["a"].fail(Op.WRITE, 0, SECTORS)
+    data = random.Random(1).randbytes(512)
+    bench.device.write(REGION, data)
+    bench.settle()
+    assert bench.status() == "3 a b c 15/16 1 DAA 3 disk l A"
+    assert bench.device.read(REGION, 1) == data  # region out of sync: from the new default
+
+
+# Recovery.
+
+
+def test_without_handle_errors_a_failed_recovery_counts_as_good(bench: Bench) -> None:
+    bench.disks["b"].fail(Op.WRITE, 0, SECTORS)
+    bench.make()
+    bench.settle()
+    assert bench.status() == "2 a b 16/16 1 AA 3 disk l A"
+    assert bench.log().clean.count() == 0  # but the log does not lie
+    assert bench.events == 1
+
+
+def test_each_region_is_tried_once_for_each_resume(bench: Bench) -> None:
+    fault = bench.disks["b"].fail(Op.WRITE, 0, REGION, times=1)
+    bench.make(HANDLE)
+    bench.settle()
+    assert bench.status() == "2 a b 15/16 1 AS 3 disk l A"
+    assert fault.times == 0
+    bench.mapper.suspend("m")
+    bench.mapper.resume("m")
+    bench.settle()
+    assert bench.status() == "2 a b 16/16 1 AA 3 disk l A"
+    assert bench.agree()
+
+
+def test_the_last_region_may_be_short(bench: Bench) -> None:
+    table = Table.parse("0 250 mirror core 1 16 2 a 6 b 0")
+    bench.mapper.create("m", table)
+    bench.device = bench.mapper.open("m")
+    bench.settle()
+    assert bench.disks["a"].read(6, 250) == bench.disks["b"].read(0, 250)
+    assert bench.disks["a"].read(0, 6) != bench.disks["b"].read(250, 6)
+    assert bench.status() == "2 a b 16/16 1 AA 1 core"
+
+
+def test_writes_during_a_recovery_wait_for_their_region(bench: Bench) -> None:
+    bench.make()
+    rng = random.Random(4)
+    expected = bytearray(bench.disks["a"].content)
+    pending = []
+    for _ in range(60):
+        sector = rng.randrange(SECTORS)
+        bench.memory.view[:512] = data = rng.randbytes(512)
+        expected[sector << 9 : sector + 1 << 9] = data
+        pending.append(bench.start_write(sector))
+        bench.reactor.run_until(lambda: pending[-1].context)
+    bench.settle()
+    assert bench.agree()
+    assert bench.disks["b"].content == expected
+
+
+def test_only_dirty_regions_are_copied_at_a_resume(bench: Bench) -> None:
+    bench.make()
+    bench.settle()
+    bench.mapper.suspend("m")
+    bench.disks["l"].content[1024] &= ~0b1010
+    for region in range(REGIONS):
+        bench.disks["b"].content[region * REGION << 9] ^= 1
+    bench.mapper.resume("m")
+    bench.settle()
+    a, b = bench.disks["a"], bench.disks["b"]
+    same = [n for n in range(REGIONS) if a.read(n * REGION, 16) == b.read(n * REGION, 16)]
+    assert same == [1, 3]
+
+
+def test_the_throttle_is_shared_by_the_mirrors_of_an_engine(bench: Bench) -> None:
+    throttle = bench.mapper.module(Module).resync_throttle
+    bench.make()
+    assert bench.mapper.module(Module).resync_throttle is throttle
+    assert throttle.percent == 100
+
+
+# Discards.
+
+
+def test_a_discard_reaches_every_leg_and_its_failure_degrades_none(bench: Bench) -> None:
+    bench.make(HANDLE)
+    bench.settle()
+    bench.device.discard(REGION, 8)
+    assert bench.disks["b"].read(REGION, 8) == bytes(8 << 9)
+    bench.disks["b"].fail(Op.DISCARD, 0, SECTORS, error=errno.EOPNOTSUPP)
+    with pytest.raises(DeviceError) as caught:
+        bench.device.discard(REGION, 8)
+    assert caught.value.errno == errno.EOPNOTSUPP
+    assert bench.status() == "2 a b 16/16 1 AA 3 disk l A"
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (f"0 {SECTORS} mirror core 1 16 2 a 0 b 8", "b too small for target: start=8, len=256"),
+        (f"0 {SECTORS} mirror core 1 16 1 a 0", "must be from 2 to 9"),
+        (f"0 {SECTORS} mirror core 1 12 2 a 0 b 0", "power of two"),
+        (f"0 {SECTORS} mirror core 1 16 2 a 0 a 0", "two legs are the same place"),
+        (f"0 {SECTORS} mirror disk 2 s 2 2 a 0 b 0", "log device s too small: need 1536 bytes"),
+        (f"0 {SECTORS} mirror userspace 1 x 2 a 0 b 0", "Error creating mirror dirty log"),
+    ],
+)
+def test_what_cannot_be_is_refused(bench: Bench, text: str, says: str) -> None:
+    bench.disks["s"] = SimulatedDisk(2, "s")
+    with pytest.raises((DeviceError, UsageError), match=says):
+        bench.mapper.create("m", Table.parse(text))
+    assert not bench.mapper.exists("m")
