@@ -24,6 +24,7 @@ NOUNS: Final = {
     "snapshot": "take, watch, extend, merge and drop snapshots of live devices",
     "copy": "copy a device or file to one or more others",
     "zero": "fill a device or file with zeroes",
+    "mirror": "mirror devices in use: make, watch, repair, split, move, compare",
     "mirror-log": "look at the disk log of a mirror: which regions are clean",
     "vm": "boot a kernel with real device-mapper and run a command in it",
 }

@@ -138,7 +138,7 @@ class Bar:
         if self._progress is None:
             if event.seconds < self._after:
                 return
-            self._progress = _rich_progress()
+            self._progress = rich_progress()
             self._progress.start()
         if event.phase not in self._tasks:
             total = event.total << SECTOR_SHIFT
@@ -147,7 +147,8 @@ class Bar:
         self._progress.update(task, completed=event.sectors << SECTOR_SHIFT)
 
 
-def _rich_progress() -> Any:
+def rich_progress() -> Any:
+    """Return a bar with all that a transfer can tell, on stderr; not started yet."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -1,0 +1,301 @@
+"""`dmcopy mirror`: mirrors of devices in use, with dm-mirror: make, watch, repair, split, move."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Final
+
+from dmcopy.cli.mirror_check import configure_check, run_check
+from dmcopy.cli.mirror_show import HOW, configure_status, make_observer, run_status, tell
+from dmcopy.cli.output import add_json, emit_json, say
+from dmcopy.cli.parser import seconds
+from dmcopy.errors import DmcopyError, ExitCode, UsageError
+from dmcopy.mapper.dmsetup import Dmsetup, ScriptDmsetup
+from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.mapper.ledger import NoLedger
+from dmcopy.units import parse_sectors
+from dmcopy.workflows.journal import Journal, NoJournal
+from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, plan_split
+from dmcopy.workflows.mirror_devices import Devices
+from dmcopy.workflows.mirror_make import (
+    FEATURES,
+    REGION_SIZE,
+    Options,
+    plan_from_device,
+    plan_from_legs,
+)
+from dmcopy.workflows.mirror_move import plan_move
+from dmcopy.workflows.mirror_resync import Waiter
+from dmcopy.workflows.mirror_session import Plan, Session
+
+_EXAMPLES: Final = """\
+examples:
+  dmcopy mirror make home --from home --leg /dev/sdc --log /dev/sdd1   mounted, and stays so
+  dmcopy mirror make vol --leg /dev/sdb --leg /dev/sdc                 sdb is copied to sdc
+  dmcopy mirror status home --watch                                    draws the region map
+  dmcopy mirror replace home 1 /dev/sde                                leg 1 has failed
+  dmcopy mirror split home 1 home-copy                                 a consistent copy, as of now
+  dmcopy mirror move home /dev/sdb /dev/sdf                            home leaves the disk sdb
+
+After a restart, with the log that it had: dmcopy mirror make home --leg A --leg B --log L
+--reuse-log copies only what the log calls dirty. Whatever is interrupted goes on with 'dmcopy
+mirror finish NAME', or is taken back with 'dmcopy mirror undo NAME'; 'dmcopy mirror status' tells.
+
+Ends with 0 when all is well, 2 for what cannot be, 3 when a leg has failed, 6 when a device is in
+use, 130 when interrupted.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the verbs."""
+    parser.epilog = _EXAMPLES
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _configure_make(verbs)
+    wait = _verb(verbs, "wait", "wait until a mirror is in sync", _wait)
+    wait.add_argument("name", metavar="NAME")
+    _add_wait(wait)
+    wait.set_defaults(dry_run=False)
+    status = _verb(verbs, "status", "legs, regions, and what was interrupted", run_status)
+    configure_status(status)
+    status.set_defaults(dry_run=False)
+    _configure_changes(verbs)
+    text = "compare the legs of a mirror, and say what the log knew"
+    check = verbs.add_parser("check", help=text, description=text)
+    configure_check(check)
+    check.set_defaults(verb=run_check, dry_run=False, call_timeout=30.0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb."""
+    verb: Callable[[argparse.Namespace], int | None] = args.verb
+    args.mapper = _mapper(args)
+    try:
+        return verb(args) or ExitCode.OK
+    except (DmcopyError, KeyboardInterrupt) as error:
+        for note in getattr(error, "__notes__", ()):
+            say(f"dmcopy: {note}")
+        raise
+
+
+def _mapper(args: argparse.Namespace) -> KernelMapper:
+    if args.dry_run:
+        return KernelMapper(ScriptDmsetup(), ledger=NoLedger(), timeout=args.call_timeout)
+    return KernelMapper(Dmsetup(timeout=args.call_timeout), timeout=args.call_timeout)
+
+
+def _configure_make(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    make = _changing(verbs, "make", "make a mirror, of a device in use or of legs", _make)
+    make.add_argument("name", metavar="NAME", help="the mirror; with --from, that device's name")
+    make.add_argument("--from", dest="source", metavar="DEV", help="the mapped device to mirror")
+    make.add_argument(
+        "--leg", dest="legs", action="append", default=[], metavar="DEV", help="may be repeated"
+    )
+    make.add_argument(
+        "--log",
+        default="core",
+        metavar="DEV|core",
+        help="where to note what is dirty; core, in memory: all is copied after a restart "
+        "(default: core)",
+    )
+    make.add_argument(
+        "--region-size",
+        type=_size,
+        metavar="S",
+        help=f"sectors, or 512K … (default: {REGION_SIZE} sectors)",
+    )
+    make.add_argument("--size", type=_size, metavar="S", help="use only so much of each leg")
+    make.add_argument("--nosync", action="store_true", help="the legs are equal: copy nothing")
+    make.add_argument(
+        "--reuse-log", action="store_true", help="they were a mirror: copy what LOG calls dirty"
+    )
+    make.add_argument("--new-log", action="store_true", help="forget what is on LOG")
+    make.add_argument(
+        "--features",
+        type=_features,
+        default=FEATURES,
+        metavar="WORD,…",
+        help="handle_errors: a failed leg is told of, and writes wait until it is replaced (so by "
+        "default: without it the kernel says that they ended well); keep_log: they go on; none",
+    )
+    _add_wait(make, leave=True)
+
+
+def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    fail = _changing(verbs, "fail", "make a leg fail, as a test", _fail)
+    replace = _changing(verbs, "replace", "put another device in the place of a leg", _replace)
+    split = _changing(verbs, "split", "take a leg off as a consistent copy", _split)
+    for parser in (fail, replace, split):
+        parser.add_argument("name", metavar="NAME")
+        parser.add_argument("leg", metavar="LEG", help="its number, from 0, or its device")
+    replace.add_argument("new", metavar="NEWDEV")
+    replace.add_argument(
+        "--dirty-only",
+        action="store_true",
+        help="NEWDEV is the leg, back again: copy only what the log calls dirty",
+    )
+    _add_wait(replace, leave=True)
+    split.add_argument("new", nargs="?", metavar="NEWNAME", help="the copy's name")
+    split.add_argument("--drop", action="store_true", help="no copy: go on without that leg")
+    _add_wait(split)
+    move = _changing(verbs, "move", "move a device's data to another disk, while in use", _move)
+    move.add_argument("name", metavar="DEV", help="the mapped device")
+    move.add_argument("source", metavar="FROM", help="the disk that it is to leave")
+    move.add_argument("dest", metavar="TO")
+    move.add_argument("--at", type=_size, default=0, metavar="S", help="where on TO (default: 0)")
+    move.add_argument("--region-size", type=_size, default=REGION_SIZE, metavar="S")
+    _add_wait(move, leave=True)
+    finish = _changing(verbs, "finish", "end what was interrupted", _finish)
+    finish.add_argument("name", metavar="NAME")
+    _add_wait(finish)
+    undo = _changing(verbs, "undo", "take back what was interrupted", _undo)
+    undo.add_argument("name", metavar="NAME")
+
+
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    verb: Callable[[argparse.Namespace], int | None],
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text)
+    parser.add_argument(
+        *("--call-timeout",),
+        type=seconds,
+        default=30.0,
+        metavar="S",
+        help="of each command of dmsetup (default: 30)",
+    )
+    add_json(parser)
+    parser.set_defaults(verb=verb)
+    return parser
+
+
+def _changing(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    verb: Callable[[argparse.Namespace], int | None],
+) -> argparse.ArgumentParser:
+    parser = _verb(verbs, name, text, verb)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the dmsetup commands, and change nothing"
+    )
+    return parser
+
+
+def _add_wait(parser: argparse.ArgumentParser, *, leave: bool = False) -> None:
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        metavar="S",
+        help="wait no longer; the resync goes on (default: wait until it is done)",
+    )
+    parser.add_argument(
+        "--progress", choices=HOW, default="auto", metavar="HOW", help="as in 'dmcopy copy'"
+    )
+    if leave:
+        text = "end once the resync goes on by itself; 'dmcopy mirror wait' ends it"
+        parser.add_argument("--no-wait", action="store_true", help=text)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_sectors(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _features(text: str) -> tuple[str, ...]:
+    return () if text == "none" else tuple(text.split(","))
+
+
+def _make(args: argparse.Namespace) -> None:
+    options = Options(
+        log=args.log,
+        region_size=args.region_size,
+        features=args.features,
+        nosync=args.nosync,
+        reuse_log=args.reuse_log,
+        new_log=args.new_log,
+        size=args.size,
+    )
+    if args.source is None:
+        _run_plan(args, plan_from_legs(args.mapper, args.name, args.legs, options))
+        return
+    plan = plan_from_device(args.mapper, args.source, args.legs, options)
+    if args.name != plan.name:
+        raise UsageError(
+            f"the mirror takes the place of {plan.name}, and keeps its name: "
+            f"dmcopy mirror make {plan.name} --from {args.source}"
+        )
+    _run_plan(args, plan)
+
+
+def _fail(args: argparse.Namespace) -> None:
+    _run_plan(args, plan_fail(args.mapper, args.name, args.leg))
+
+
+def _replace(args: argparse.Namespace) -> None:
+    plan = plan_replace(args.mapper, args.name, args.leg, args.new, dirty_only=args.dirty_only)
+    _run_plan(args, plan)
+
+
+def _split(args: argparse.Namespace) -> None:
+    if args.drop == (args.new is not None):
+        raise UsageError("say what to call the copy, NEWNAME, or --drop to have none")
+    if args.drop:
+        _run_plan(args, plan_drop(args.mapper, args.name, args.leg))
+    else:
+        _run_plan(args, plan_split(args.mapper, args.name, args.leg, args.new))
+
+
+def _move(args: argparse.Namespace) -> None:
+    place = {"start": args.at, "region_size": args.region_size}
+    _run_plan(args, plan_move(args.mapper, args.name, args.source, args.dest, **place))
+
+
+def _wait(args: argparse.Namespace) -> None:
+    name = Devices(args.mapper).named(args.name).name
+    with make_observer(args.progress) as observer:
+        waiter = Waiter(args.mapper, observer)
+        session = Session(args.mapper, Journal(), waiter)
+        record = session.interrupted(name)
+        if record is None or record.undoing:
+            waiter.wait(name, args.timeout)
+        else:
+            say(session.finish(name, timeout=args.timeout))
+    tell(args, name)
+
+
+def _finish(args: argparse.Namespace) -> None:
+    with make_observer(args.progress) as observer:
+        session = Session(args.mapper, _journal(args), Waiter(args.mapper, observer))
+        _said(args, session.finish(args.name, timeout=args.timeout))
+
+
+def _undo(args: argparse.Namespace) -> None:
+    _said(args, Session(args.mapper, _journal(args)).undo(args.name))
+
+
+def _run_plan(args: argparse.Namespace, plan: Plan) -> None:
+    with make_observer(getattr(args, "progress", "none")) as observer:
+        session = Session(args.mapper, _journal(args), Waiter(args.mapper, observer))
+        wait = not getattr(args, "no_wait", False)
+        session.run(plan, wait=wait, timeout=getattr(args, "timeout", None))
+    if session.trial:
+        return
+    if plan.resync and not wait:
+        say(f"{plan.name}: the resync goes on; 'dmcopy mirror wait {plan.name}' ends this")
+    tell(args, plan.name)
+
+
+def _journal(args: argparse.Namespace) -> Journal:
+    return NoJournal() if args.dry_run else Journal()
+
+
+def _said(args: argparse.Namespace, sentence: str) -> None:
+    if args.json:
+        emit_json({"name": args.name, "done": sentence})
+    else:
+        say(sentence)

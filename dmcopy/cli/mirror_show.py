@@ -1,0 +1,212 @@
+"""What `dmcopy mirror` prints: facts of mirrors, the progress of a resync, the map of regions."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from dmcopy.cli.mirror_map import draw
+from dmcopy.cli.output import emit_json, printable, say
+from dmcopy.cli.parser import seconds
+from dmcopy.errors import DmcopyError, ExitCode
+from dmcopy.mapper.base import Mapper
+from dmcopy.status.legs import LEG_HEALTH, LOG_HEALTH
+from dmcopy.table.mirror import DiskLog
+from dmcopy.units import SECTOR_SHIFT, format_bytes, format_sectors
+from dmcopy.workflows.journal import Journal
+from dmcopy.workflows.mirror import Mirror, mirrors
+from dmcopy.workflows.mirror_devices import Devices
+from dmcopy.workflows.mirror_resync import Observer, Resync, ignore
+from dmcopy.workflows.mirror_session import NOUN, Session
+
+HOW: Final = ("auto", "bar", "plain", "json", "none")
+_LINE_EVERY_SECONDS: Final = 5.0
+_CLEAR: Final = "\x1b[H\x1b[2J"
+
+
+def configure_status(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `status`."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="default: every mirror")
+    parser.add_argument("--watch", action="store_true", help="show the map of regions, live")
+    parser.add_argument(
+        "--interval", type=seconds, default=1.0, metavar="S", help="of --watch (default: 1)"
+    )
+    parser.add_argument(
+        "--count", type=int, metavar="N", help="end --watch after N times (default: never)"
+    )
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """Print what each mirror is, and what was interrupted."""
+    if args.watch:
+        return _watch(args)
+    devices = Devices(args.mapper)
+    found = _found(args, devices)
+    session = Session(args.mapper, Journal())
+    progress = _in_progress(session, found[0].name if args.name else None)
+    if args.json:
+        values = {one.name: mirror_values(one, devices) for one in found}
+        emit_json({"mirrors": values, "in_progress": progress})
+    else:
+        for one in found:
+            print("\n".join(mirror_lines(one, devices)))
+        for item in progress:
+            print(f"{item['workflow']}: {item['state']}; {item['advice']}".rstrip("; "))
+        if not found and not progress:
+            say("there are no mirrors")
+    return ExitCode.PARTIAL if any(one.trouble(devices) for one in found) else ExitCode.OK
+
+
+def tell(args: argparse.Namespace, name: str) -> None:
+    """Print what a device is after a change, if it is a mirror now."""
+    devices = Devices(args.mapper)
+    found = [one for one in mirrors(args.mapper) if one.name == name]
+    if args.json:
+        emit_json({one.name: mirror_values(one, devices) for one in found})
+        return
+    for one in found:
+        print("\n".join(mirror_lines(one, devices)))
+    if not found:
+        table = args.mapper.table(name).with_devices(devices.label)
+        print("\n".join(f"{name}: {line}" for line in str(table).splitlines()))
+
+
+def mirror_values(mirror: Mirror, devices: Devices) -> dict[str, Any]:
+    """Return a mirror as JSON has it; sizes in sectors."""
+    log = mirror.target.log
+    return {
+        "sectors": mirror.length,
+        "regions": mirror.status.sync.total,
+        "in_sync": mirror.status.sync.used,
+        "region_size": mirror.region_size,
+        "features": list(mirror.target.features or ()),
+        "log": devices.label(log.device) if isinstance(log, DiskLog) else "core",
+        "log_health": mirror.status.log_health,
+        "legs": [
+            {
+                "leg": at,
+                "device": devices.label(leg.device),
+                "offset": leg.offset,
+                "health": mirror.status.health[at],
+                "means": LEG_HEALTH.get(mirror.status.health[at], "failed in an unknown way"),
+            }
+            for at, leg in enumerate(mirror.legs)
+        ],
+    }
+
+
+def mirror_lines(mirror: Mirror, devices: Devices) -> Iterator[str]:
+    """Yield the lines that describe a mirror to people."""
+    sync, log = mirror.status.sync, mirror.target.log
+    where = f"log on {devices.label(log.device)}" if isinstance(log, DiskLog) else "log in memory"
+    if mirror.status.log_health != "A":
+        where += f" ({LOG_HEALTH.get(mirror.status.log_health, 'failed')})"
+    yield (
+        f"{printable(mirror.name)}: {format_bytes(mirror.length << SECTOR_SHIFT)}, "
+        f"{sync.used} of {sync.total} regions of {format_sectors(mirror.region_size)} in sync, "
+        f"{where}"
+    )
+    for at, leg in enumerate(mirror.legs):
+        offset = f" at sector {leg.offset}" if leg.offset else ""
+        health = LEG_HEALTH.get(mirror.status.health[at], "failed in an unknown way")
+        yield f"  leg {at}  {printable(devices.label(leg.device))}{offset}  {health}"
+
+
+@contextlib.contextmanager
+def make_observer(how: str) -> Iterator[Observer]:
+    """Show a resync's progress for the length of a `with` block."""
+    if how == "auto":
+        how = "bar" if sys.stderr.isatty() else "plain"
+    if how == "bar":
+        with _bar() as observer:
+            yield observer
+    else:
+        observers: dict[str, Observer] = {"json": _json_line, "plain": _Plain(), "none": ignore}
+        yield observers[how]
+
+
+def _json_line(progress: Resync) -> None:
+    line = {"event": "resync", **progress._asdict()}
+    print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+class _Plain:
+    """A line every few seconds, and none for a resync that is over sooner."""
+
+    def __init__(self) -> None:
+        self._next = _LINE_EVERY_SECONDS
+
+    def __call__(self, progress: Resync) -> None:
+        if progress.seconds >= self._next:
+            self._next = progress.seconds + _LINE_EVERY_SECONDS
+            say(progress_line(progress))
+
+
+def progress_line(progress: Resync) -> str:
+    """Return how far a resync is, in one line."""
+    rate = format_bytes(int(progress.rate) << SECTOR_SHIFT)
+    left = "" if progress.left is None else f", {progress.left:.0f} s left"
+    return (
+        f"{progress.name}: {progress.in_sync} of {progress.regions} regions in sync, {rate}/s{left}"
+    )
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Observer]:
+    from dmcopy.cli.progress import rich_progress
+
+    with rich_progress() as bar:
+        task = bar.add_task("resync", total=None)
+
+        def show(progress: Resync) -> None:
+            done, total = progress.sectors << SECTOR_SHIFT, progress.total << SECTOR_SHIFT
+            bar.update(task, completed=done, total=total)
+
+        yield show
+
+
+def _found(args: argparse.Namespace, devices: Devices) -> list[Mirror]:
+    if not args.name:
+        return mirrors(args.mapper)
+    return [Mirror.read(args.mapper, devices.named(args.name).name)]
+
+
+def _in_progress(session: Session, name: str | None) -> list[dict[str, str]]:
+    found = []
+    for record in session.journal.records(NOUN):
+        if name in (None, record.name):
+            state = "is running" if record.running else "was interrupted"
+            advice = "" if record.running else session.advice(record)
+            found.append({"workflow": str(record), "state": state, "advice": advice})
+    return found
+
+
+def _watch(args: argparse.Namespace) -> int:
+    """Print the mirrors and their maps again and again; on a terminal, in the same place."""
+    devices = Devices(args.mapper)
+    names = [one.name for one in _found(args, devices)]
+    times = 0
+    with contextlib.suppress(KeyboardInterrupt):
+        while names and (args.count is None or times < args.count):
+            if times:
+                time.sleep(args.interval)
+            times += 1
+            lines = [line for name in names for line in _watched(args.mapper, name, devices)]
+            if sys.stdout.isatty():
+                print(_CLEAR, end="")
+            print("\n".join(lines), flush=True)
+    return ExitCode.OK
+
+
+def _watched(mapper: Mapper, name: str, devices: Devices) -> Iterator[str]:
+    mirror = Mirror.read(mapper, name)
+    yield from mirror_lines(mirror, devices)
+    try:
+        yield from draw(mirror.status.sync, mirror.read_log())
+    except DmcopyError as error:
+        yield f"  {error}"
