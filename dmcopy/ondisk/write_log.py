@@ -1,0 +1,130 @@
+"""The log of log-writes: every write, in the order of its durability. Pure parsing and building.
+
+    block 0   u64 magic 0x6a736677736872, u64 version 1, u64 nr_entries, u32 block size in bytes
+    block 1   an entry: u64 sector, u64 nr_sectors, u64 flags, u64 data_len, then a mark's text
+              and behind it the nr_sectors blocks that were written (none for a discard)
+    ...       the next entry
+
+All numbers are little-endian and count blocks, which the kernel calls sectors: the logical blocks
+of the device that is logged. nr_entries is rewritten only with FUA writes and marks.
+
+Source: drivers/md/dm-log-writes.c, 6.1 and 6.12; compared with the logs of both kernels.
+"""
+
+from __future__ import annotations
+
+import enum
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Self
+
+from dmcopy.errors import MetadataError
+from dmcopy.units import SECTOR_SIZE
+
+MAGIC: Final = 0x6A736677736872
+VERSION: Final = 1
+END: Final = b"dm-log-writes-end"
+"""The text of the mark that ends the log of a device that was removed."""
+_SUPER: Final = struct.Struct("<QQQI")
+_ENTRY: Final = struct.Struct("<QQQQ")
+
+Buffer = bytes | bytearray | memoryview | mmap.mmap
+
+
+class Flag(enum.IntFlag):
+    """What kind of entry it is (LOG_*_FLAG)."""
+
+    FLUSH = 1
+    FUA = 2
+    DISCARD = 4
+    MARK = 8
+    METADATA = 16
+
+
+class Super(NamedTuple):
+    """Block 0. `block_size` in bytes."""
+
+    nr_entries: int
+    block_size: int
+
+    @classmethod
+    def parse(cls, data: Buffer, path: str = "the log") -> Self:
+        """Return what `data` begins with. Raises MetadataError, which names the byte."""
+        if len(data) < _SUPER.size:
+            raise MetadataError(f"{path}: byte {len(data)}: the log ends before its header does")
+        magic, version, nr_entries, block_size = _SUPER.unpack_from(data)
+        if magic != MAGIC:
+            raise MetadataError(
+                f"{path}: byte 0: the magic number is {magic:#x}, not {MAGIC:#x}: this is no log "
+                "of log-writes, or one without any FUA write or mark yet"
+            )
+        if version != VERSION:
+            raise MetadataError(f"{path}: byte 8: version {version} is unknown: {VERSION} is known")
+        if block_size < SECTOR_SIZE or block_size & (block_size - 1):
+            raise MetadataError(f"{path}: byte 24: {block_size} bytes are no size of a block")
+        return cls(nr_entries, block_size)
+
+    def build(self) -> bytes:
+        """Return the whole block."""
+        head = _SUPER.pack(MAGIC, VERSION, self.nr_entries, self.block_size)
+        return head.ljust(self.block_size, b"\0")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry. `sector` and `nr_sectors` count blocks; `text` is a mark's."""
+
+    sector: int
+    nr_sectors: int
+    flags: Flag
+    text: bytes = b""
+
+    @classmethod
+    def mark(cls, text: bytes, block_size: int) -> Self:
+        """Return a mark, its text cut to what a block holds, as the kernel does."""
+        return cls(0, 0, Flag.MARK, text[: block_size - _ENTRY.size - 1])
+
+    @property
+    def data_blocks(self) -> int:
+        """How many blocks of data follow the entry's own."""
+        return 0 if self.flags & Flag.DISCARD else self.nr_sectors
+
+    def build(self, block_size: int) -> bytes:
+        """Return the entry's own block."""
+        head = _ENTRY.pack(self.sector, self.nr_sectors, self.flags, len(self.text))
+        return (head + self.text).ljust(block_size, b"\0")
+
+
+def parse_entries(data: Buffer, path: str = "the log") -> Iterator[tuple[Entry, int]]:
+    """Yield the entries of the log that `data` begins with, each with the byte of its data.
+
+    As many as block 0 counts: what lies behind may be of an older log. Raises MetadataError, which
+    names the byte, for what is no log, and where it ends too early.
+    """
+    head = Super.parse(data, path)
+    size = head.block_size
+    start = size
+    for number in range(head.nr_entries):
+        if start + size > len(data):
+            raise MetadataError(
+                f"{path}: byte {start}: entry {number} of {head.nr_entries} is behind the end"
+            )
+        sector, nr_sectors, flags, length = _ENTRY.unpack_from(data, start)
+        if flags & ~sum(Flag):
+            raise MetadataError(f"{path}: byte {start + 16}: flags {flags:#x} are unknown")
+        if length > size - _ENTRY.size:
+            raise MetadataError(
+                f"{path}: byte {start + 24}: a text of {length} bytes does not fit into a block"
+            )
+        place = start + _ENTRY.size
+        entry = Entry(sector, nr_sectors, Flag(flags), bytes(data[place : place + length]))
+        start += size
+        end = start + entry.data_blocks * size
+        if end > len(data):
+            raise MetadataError(
+                f"{path}: byte {start}: the data of entry {number} ends behind the log"
+            )
+        yield entry, start
+        start = end

@@ -1,0 +1,274 @@
+"""log-writes on simulated disks: what is logged, in which order, and when logging ends."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+import pytest
+
+from dmcopy.errors import DeviceError
+from dmcopy.io import IoRegion, Reactor
+from dmcopy.io.request import Io, Memory, Op
+from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.mapper.mapped import MappedDevice
+from dmcopy.mapper.userspace import UserMapper
+from dmcopy.ondisk.write_log import END, Entry, Flag, Super, parse_entries
+from dmcopy.table import Table
+
+TEXT = "0 64 log-writes a log"
+WRITE, FLUSH, FUA = Flag(0), Entry(0, 0, Flag.FLUSH), Flag.FUA
+
+
+class Engine:
+    """A userspace engine with a device d on disk a, logged on disk log."""
+
+    def __init__(self, *, block_size: int = 512, log_sectors: int = 512, seed: int = 7) -> None:
+        self.disks = {
+            "a": SimulatedDisk(64, "a", logical_block_size=block_size),
+            "log": SimulatedDisk(log_sectors, "log"),
+        }
+        self.reactor = Reactor(SimulatedBackend(seed), stacked=True)
+        self.mapper = UserMapper(self.reactor, open_device=self.open)
+
+    def open(self, path: str, write: bool) -> SimulatedDisk:
+        del write
+        return self.disks[path]
+
+    def make(self, text: str = TEXT) -> MappedDevice:
+        self.mapper.create("d", Table.parse(text))
+        return self.mapper.open("d")
+
+    @property
+    def status(self) -> str:
+        return str(self.mapper.status("d")[0]).removeprefix("0 64 log-writes ")
+
+    @property
+    def image(self) -> bytes:
+        return bytes(self.disks["log"].content)
+
+    def entries(self) -> list[Entry]:
+        return [entry for entry, _ in parse_entries(self.image)]
+
+    def ended(self) -> list[Entry]:
+        """Remove the device; return the log without its end."""
+        self.mapper.remove("d")
+        *entries, end = self.entries()
+        assert end == Entry.mark(END, 512)
+        return entries
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    made = Engine()
+    with made.reactor, made.mapper:
+        yield made
+
+
+def settle(engine: Engine, status: str) -> None:
+    engine.reactor.run_until(lambda: engine.status == status, 10, f"{status}, not {engine.status}")
+
+
+def test_a_log_from_start_to_end(engine: Engine) -> None:
+    device = engine.make()
+    assert engine.status == "0 0"
+    device.write(0, b"a" * 4096)
+    assert engine.status == "0 0"
+    device.flush()
+    settle(engine, "2 10")
+    engine.mapper.message("d", "mark", "hello")
+    device.write(16, b"b" * 512, fua=True)
+    device.flush()
+    settle(engine, "5 14")
+    engine.mapper.remove("d")
+    expected = Super(6, 512).build()
+    expected += Entry(0, 8, WRITE).build(512) + b"a" * 4096
+    expected += FLUSH.build(512)
+    expected += Entry.mark(b"hello", 512).build(512)
+    expected += Entry(16, 1, FUA).build(512) + b"b" * 512
+    expected += FLUSH.build(512)
+    expected += Entry.mark(END, 512).build(512)
+    assert engine.image[: len(expected)] == expected
+    assert not any(engine.image[len(expected) :])
+    assert engine.disks["a"].read(0, 8) == b"a" * 4096
+
+
+def test_the_header_is_written_with_fua_writes_and_marks_only(engine: Engine) -> None:
+    device = engine.make()
+    device.write(0, b"a" * 512)
+    device.flush()
+    settle(engine, "2 3")
+    assert not any(engine.image[:512])
+    device.write(0, b"b" * 512, fua=True)
+    settle(engine, "3 5")
+    engine.reactor.run_until(lambda: any(engine.image[:512]), 1)
+    assert Super.parse(engine.image) == (3, 512)
+    device.flush()
+    assert Super.parse(engine.image) == (3, 512)
+
+
+def test_writes_wait_for_a_flush_that_began_after_them(engine: Engine) -> None:
+    device = engine.make()
+    memory, done = Memory(1), []
+
+    def send(op: Op, sector: int = 0, count: int = 0, *, fua: bool = False) -> None:
+        extents = [(0, count << 9)] if op == Op.WRITE else []
+        region = IoRegion(device, sector, count)
+        engine.reactor.submit(Io(op, region, memory, extents, done.append, fua=fua))
+
+    device.write(0, bytes(512))
+    send(Op.FLUSH)
+    send(Op.WRITE, 8, 1)  # in flight together with the flush: it is not covered
+    send(Op.WRITE, 24, 1, fua=True)
+    engine.reactor.run_until(lambda: len(done) == 3, 1)
+    device.discard(32, 4)
+    device.write(40, bytes(512))
+    device.flush()
+    entries = engine.ended()
+    first = entries.index(FLUSH)
+    assert Entry(0, 1, WRITE) in entries[:first]
+    assert Entry(24, 1, FUA) in entries
+    assert Entry(8, 1, WRITE) not in entries[:first]
+    later = [Entry(8, 1, WRITE), Entry(32, 4, Flag.DISCARD), Entry(40, 1, WRITE), FLUSH]
+    assert [one for one in entries[first + 1 :] if one.sector != 24] == later
+
+
+def test_what_was_not_flushed_is_logged_at_the_end(engine: Engine) -> None:
+    device = engine.make()
+    device.write(8, b"x" * 1024)
+    assert engine.ended() == [Entry(8, 2, WRITE)]
+    assert engine.disks["log"].read(2, 2) == b"x" * 1024
+
+
+def test_the_data_is_that_of_the_moment(engine: Engine) -> None:
+    device = engine.make()
+    device.write(0, b"1" * 512)
+    device.write(0, b"2" * 512)
+    assert engine.ended() == [Entry(0, 1, WRITE)] * 2
+    assert (engine.disks["log"].read(2, 1), engine.disks["log"].read(4, 1)) == (
+        b"1" * 512,
+        b"2" * 512,
+    )
+
+
+@pytest.mark.parametrize("block_size", [512, 1024, 4096])
+def test_the_unit_is_the_block_of_the_device(block_size: int) -> None:
+    engine = Engine(block_size=block_size)
+    with engine.reactor, engine.mapper:
+        device = engine.make()
+        sectors = block_size // 512
+        assert engine.status == f"0 {sectors - 1}"
+        device.write(8, b"x" * 8192)
+        device.discard(16, 8)
+        engine.mapper.remove("d")
+        entries = [Entry(8 // sectors, 16 // sectors, WRITE)]
+        entries += [Entry(16 // sectors, 8 // sectors, Flag.DISCARD), Entry.mark(END, block_size)]
+        assert engine.entries() == entries
+        assert Super.parse(engine.image) == (3, block_size)
+
+
+def test_a_line_in_the_middle_keeps_its_sectors(engine: Engine) -> None:
+    device = engine.make("0 8 zero\n8 40 log-writes a log")
+    device.write(12, b"m" * 512)
+    assert engine.ended() == [Entry(12, 1, WRITE)]
+    assert engine.disks["a"].read(12, 1) == b"m" * 512
+
+
+def test_a_full_log_is_given_up_and_the_data_is_written() -> None:
+    engine = Engine(log_sectors=12)
+    with engine.reactor, engine.mapper:
+        device = engine.make()
+        device.write(0, b"a" * 2048, fua=True)
+        settle(engine, "1 5")
+        device.write(8, b"b" * 3072, fua=True)
+        settle(engine, "1 12 logging_disabled")
+        device.write(16, b"c" * 512, fua=True)
+        assert engine.mapper.status("d")[0].status.trouble
+        engine.mapper.remove("d")
+        assert engine.entries() == [Entry(0, 4, FUA)]
+        assert engine.disks["a"].read(8, 6) == b"b" * 3072
+        assert engine.disks["a"].read(16, 1) == b"c" * 512
+
+
+def test_a_log_that_fails_is_given_up_and_the_data_is_written(engine: Engine) -> None:
+    device = engine.make()
+    device.write(0, b"a" * 512, fua=True)
+    settle(engine, "1 2")
+    engine.disks["log"].fail(Op.WRITE, 3, 1)
+    device.write(1, b"b" * 512, fua=True)
+    settle(engine, "2 4 logging_disabled")
+    device.write(2, b"c" * 512)
+    device.flush()
+    engine.mapper.remove("d")
+    assert engine.entries() == [Entry(0, 1, FUA)]
+    assert engine.disks["a"].read(0, 3) == b"a" * 512 + b"b" * 512 + b"c" * 512
+
+
+def test_a_write_that_fails_is_logged_all_the_same(engine: Engine) -> None:
+    device = engine.make()
+    engine.disks["a"].fail(Op.WRITE, 4, 1)
+    with pytest.raises(DeviceError):
+        device.write(4, b"x" * 512)
+    assert engine.ended() == [Entry(4, 1, WRITE)]
+
+
+def test_a_discard_is_logged_where_the_device_has_none(engine: Engine) -> None:
+    engine.disks["a"].fail(Op.DISCARD, 0, 64, error=errno.EOPNOTSUPP)
+    engine.make().discard(8, 8)
+    assert engine.ended() == [Entry(8, 8, Flag.DISCARD)]
+
+
+def test_reads_are_not_logged(engine: Engine) -> None:
+    device = engine.make()
+    assert device.read(0, 8) == bytes(4096)
+    assert engine.ended() == []
+
+
+def test_messages(engine: Engine) -> None:
+    engine.make()
+    engine.mapper.message("d", "MARK", "é" * 300)
+    for words, reason in (
+        (("mark",), "expect 2 arguments, got 1"),
+        (("mark", "a", "b"), "expect 2 arguments, got 3"),
+        (("note", "a"), "Unrecognised log writes target message received: note"),
+    ):
+        with pytest.raises(DeviceError, match=reason):
+            engine.mapper.message("d", *words)
+    (mark,) = engine.ended()
+    assert mark.text == ("é" * 300).encode()[:479]
+
+
+def test_a_table_that_never_ran_leaves_the_log_alone(engine: Engine) -> None:
+    assert engine.mapper.refusal(Table.parse(TEXT)) == ""
+    engine.mapper.create("d")
+    engine.mapper.load("d", Table.parse(TEXT))
+    engine.mapper.clear("d")
+    engine.mapper.remove("d")
+    assert not any(engine.image)
+
+
+def test_many_in_flight_are_all_logged_before_their_flush() -> None:
+    for seed in range(20):
+        engine = Engine(seed=seed)
+        with engine.reactor, engine.mapper:
+            device = engine.make()
+            memory, done = Memory(1), []
+            for sector in range(32):
+                region = IoRegion(device, sector, 1)
+                fua = sector % 5 == 0
+                engine.reactor.submit(
+                    Io(Op.WRITE, region, memory, [(0, 512)], done.append, fua=fua)
+                )
+            engine.reactor.run_until(lambda done=done: len(done) == 32, 1)
+            device.flush()
+            entries = engine.ended()
+            assert entries.index(FLUSH) == 32
+            order = [io.sector for io in done]
+            fua_first = [s for s in order if s % 5 == 0] + [s for s in order if s % 5]
+            assert [entry.sector for entry in entries[:32]] == fua_first
+
+
+def test_the_table(engine: Engine) -> None:
+    engine.make()
+    assert str(engine.mapper.table("d")) == TEXT
+    assert engine.mapper.deps("d") == ("a", "log")
