@@ -25,6 +25,7 @@ NOUNS: Final = {
     "copy": "copy a device or file to one or more others",
     "zero": "fill a device or file with zeroes",
     "mirror": "mirror devices in use: make, watch, repair, split, move, compare",
+    "cow": "read, check, extract, merge, compare and draw snapshots' COW devices",
     "mirror-log": "look at the disk log of a mirror: which regions are clean",
     "vm": "boot a kernel with real device-mapper and run a command in it",
 }

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from dmcopy.cli.output import add_json, emit_json
 from dmcopy.cli.progress import make_renderer
@@ -21,6 +21,13 @@ from dmcopy.units import parse_sectors
 
 _TAGS: Final = ("UUID=", "LABEL=", "SERIAL=", "DM=")
 PROGRESS: Final = ("auto", "bar", "plain", "json", "none")
+
+
+class Interruptible(Protocol):
+    """What can be ended early, from a signal handler: a `Session`, a `Mover`."""
+
+    def interrupt(self) -> None:
+        """End it soon."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +117,7 @@ def run_transfer(request: Request, args: argparse.Namespace) -> int:
 def _run(opened: Opened, options: Options, args: argparse.Namespace) -> Outcome:
     renderer = make_renderer(args.progress)
     session = Session(opened, options, renderer.show)
-    with _interrupting(session), contextlib.closing(renderer):
+    with interrupting(session), contextlib.closing(renderer):
         return session.run()
 
 
@@ -135,7 +142,7 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 @contextlib.contextmanager
-def _interrupting(session: Session) -> Iterator[None]:
+def interrupting(session: Interruptible) -> Iterator[None]:
     """Let SIGINT and SIGTERM end the session; a second one ends the process at once."""
 
     def interrupt(_number: int, _frame: object) -> None:

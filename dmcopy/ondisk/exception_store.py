@@ -36,6 +36,15 @@ _ENTRY: Final = struct.Struct("<2Q")
 _SWAPPED: Final = sys.byteorder == "big"
 
 
+class StoreError(MetadataError):
+    """A store is wrong at byte `offset`; `text` says how, without the byte."""
+
+    def __init__(self, offset: int, text: str, path: str = "") -> None:
+        self.offset = offset
+        self.text = text
+        super().__init__(f"{path}: byte {offset}: {text}" if path else f"byte {offset}: {text}")
+
+
 class Header(NamedTuple):
     """What is at the start of chunk 0; the rest of that chunk is zeroes. `chunk_size` in sectors.
 
@@ -51,28 +60,28 @@ class Header(NamedTuple):
     def parse(cls, data: bytes | bytearray | memoryview) -> Self | None:
         """Parse the first 16 bytes of a COW; None when the magic is 0: a brand-new store.
 
-        Raises MetadataError naming the byte offset and the value of what is wrong.
+        Raises StoreError, a MetadataError, naming the byte and the value of what is wrong.
         """
         if len(data) < HEADER_BYTES:
-            raise MetadataError(
-                f"the header at byte 0 is cut off: there are {len(data)} of {HEADER_BYTES} bytes"
+            raise StoreError(
+                len(data), f"the header is cut off, its {HEADER_BYTES} bytes are not all there"
             )
         magic, valid, version, chunk_size = _HEADER.unpack_from(data)
         if magic == 0:
             return None
         if magic != MAGIC:
-            raise MetadataError(
-                f"byte 0 holds the magic {magic:#010x} and not {MAGIC:#010x}: this is no exception "
-                f"store; to begin a new one there, zero the first sector"
+            raise StoreError(
+                0,
+                f"the magic is {magic:#010x} and not {MAGIC:#010x}: this is no exception store; to "
+                f"begin a new one here, zero the first sector",
             )
         if version != VERSION:
-            raise MetadataError(
-                f"byte 8 holds the version {version}; only version {VERSION} is known"
-            )
+            raise StoreError(8, f"the version is {version}, and only {VERSION} is known")
         if not is_chunk_size(chunk_size):
-            raise MetadataError(
-                f"byte 12 holds the chunk size {chunk_size}, which is not a power of two from 1 to "
-                f"{MAX_CHUNK_SIZE} sectors"
+            raise StoreError(
+                12,
+                f"the chunk size is {chunk_size} sectors, which is not a power of two from 1 to "
+                f"{MAX_CHUNK_SIZE}",
             )
         return cls(valid != 0, version, chunk_size)
 

@@ -44,12 +44,12 @@ def test_the_header_comes_back(valid: bool, chunk_size: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
-        ((0x70416E54, 1, 1, 8), "byte 0 holds the magic 0x70416e54"),
-        ((0x70416E53, 1, 2, 8), "byte 8 holds the version 2"),
-        ((0x70416E53, 1, 0, 8), "byte 8 holds the version 0"),
-        ((0x70416E53, 1, 1, 0), "byte 12 holds the chunk size 0"),
-        ((0x70416E53, 1, 1, 12), "byte 12 holds the chunk size 12"),
-        ((0x70416E53, 1, 1, 2 * MAX_CHUNK_SIZE), "byte 12 holds the chunk size 4194304"),
+        ((0x70416E54, 1, 1, 8), "byte 0: the magic is 0x70416e54"),
+        ((0x70416E53, 1, 2, 8), "byte 8: the version is 2"),
+        ((0x70416E53, 1, 0, 8), "byte 8: the version is 0"),
+        ((0x70416E53, 1, 1, 0), "byte 12: the chunk size is 0"),
+        ((0x70416E53, 1, 1, 12), "byte 12: the chunk size is 12"),
+        ((0x70416E53, 1, 1, 2 * MAX_CHUNK_SIZE), "byte 12: the chunk size is 4194304"),
     ],
 )
 def test_a_header_that_is_wrong(fields: tuple[int, ...], what: str) -> None:
@@ -59,7 +59,7 @@ def test_a_header_that_is_wrong(fields: tuple[int, ...], what: str) -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 15])
 def test_a_header_that_is_cut_off(length: int) -> None:
-    with pytest.raises(MetadataError, match=f"byte 0 is cut off: there are {length} of 16"):
+    with pytest.raises(MetadataError, match=f"byte {length}: the header is cut off"):
         Header.parse(Header(True, 1, 8).build()[:length])
 
 

@@ -1,0 +1,1 @@
+"""Exception stores offline: read, check, extract, merge, compare and draw any COW device."""

@@ -1,0 +1,52 @@
+"""Exceptions joined to extents: consecutive chunks of the origin in consecutive chunks of the COW.
+
+An extent never runs over metadata, since no data chunk's number is an area's.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+
+class Extent(NamedTuple):
+    """`count` chunks of the origin from `old` on, which are in the COW from chunk `new` on."""
+
+    old: int
+    new: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
+
+
+def join(pairs: Iterable[tuple[int, int]]) -> Iterator[Extent]:
+    """Join pairs of (old, new), as they come, as far as both go on."""
+    first_old = first_new = count = 0
+    for old, new in pairs:
+        if count and old == first_old + count and new == first_new + count:
+            count += 1
+            continue
+        if count:
+            yield Extent(first_old, first_new, count)
+        first_old, first_new, count = old, new, 1
+    if count:
+        yield Extent(first_old, first_new, count)
+
+
+def backwards(pairs: array[int], limit: int) -> Iterator[Extent]:
+    """Yield the extents of an area's exceptions from the last one back, as snapshot-merge does.
+
+    `pairs` is old, new, old, new, …; none has more than `limit` chunks.
+    """
+    place = len(pairs) - 2
+    while place >= 0:
+        old, new, count = pairs[place], pairs[place + 1], 1
+        place -= 2
+        while (
+            place >= 0
+            and count < limit
+            and pairs[place] == old - count
+            and pairs[place + 1] == new - count
+        ):
+            count += 1
+            place -= 2
+        yield Extent(old - count + 1, new - count + 1, count)

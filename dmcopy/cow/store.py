@@ -1,0 +1,168 @@
+"""Reading an exception store from a device or file: in pieces, so that no size is a problem.
+
+    header → areas 0, 1, … until one is not full → the entries of each, a piece at a time
+
+Nothing here writes, and nothing is believed: what is out of place raises MetadataError, which names
+the byte. An area is as large as a chunk, up to 1 GiB, so it is read in pieces of 1 MiB.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Generator, Iterator
+from typing import Final, NamedTuple, Protocol
+
+from dmcopy.block import BlockDevice
+from dmcopy.errors import MetadataError
+from dmcopy.io.region import Device
+from dmcopy.ondisk.exception_store import (
+    ENTRY_BYTES,
+    HEADER_BYTES,
+    Header,
+    Layout,
+    StoreError,
+    parse_area,
+)
+from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
+
+PIECE_BYTES: Final = 1 << 20
+
+
+class CowDevice(Device, Protocol):
+    """A device that can also be read at once; `dmcopy.block.BlockDevice` is one."""
+
+    def pread(self, sector: int, count: int) -> bytes:
+        """Return the content of `count` sectors from `sector`."""
+
+
+class Entries(NamedTuple):
+    """Exceptions that are next to each other in one area: `pairs` is old, new, old, new, …
+
+    `first` is the first one's place in the area, `offset` its byte on the COW.
+    """
+
+    area: int
+    first: int
+    offset: int
+    pairs: array[int]
+
+    @property
+    def olds(self) -> array[int]:
+        """The chunks of the origin."""
+        return self.pairs[0::2]
+
+    @property
+    def news(self) -> array[int]:
+        """The chunks of the COW."""
+        return self.pairs[1::2]
+
+
+class Store:
+    """The exception store on `device`, whose header is `header`.
+
+    `chunks` is the number of whole chunks on the device (what is behind them is never used), and
+    `areas` of how many areas there is room for.
+    """
+
+    def __init__(self, device: CowDevice, header: Header) -> None:
+        self.device = device
+        self.header = header
+        self.layout = Layout(header.chunk_size)
+        self.chunks = device.sectors // header.chunk_size
+        self.areas = self.layout.areas_on(self.chunks)
+
+    @property
+    def path(self) -> str:
+        """The device's name in messages."""
+        return self.device.path
+
+    def area_offset(self, area: int) -> int:
+        """Return the byte on the COW at which an area begins."""
+        return self.layout.area_location(area) * self.layout.chunk_bytes
+
+    def entries(self) -> Iterator[Entries]:
+        """Yield every exception, in store order. Raises MetadataError where the areas run out."""
+        area = 0
+        while (yield from self._entries_of(area)):
+            area += 1
+
+    def _entries_of(self, area: int) -> Generator[Entries, None, bool]:
+        """Yield an area's; return whether it is full, so that another one follows."""
+        for first, data in self.pieces(area):
+            pairs = parse_area(data)
+            if pairs:
+                yield Entries(area, first, self.area_offset(area) + first * ENTRY_BYTES, pairs)
+            if len(pairs) * 8 < len(data):
+                return False
+        return True
+
+    def pieces(self, area: int) -> Iterator[tuple[int, bytes]]:
+        """Yield an area's bytes in pieces, each with the number of its first entry.
+
+        Raises MetadataError for an area that does not lie on the device.
+        """
+        offset, size = self.area_offset(area), self.layout.chunk_bytes
+        if area >= self.areas:
+            before = f"; area {area - 1} is full, so it must be there" if area else ""
+            raise StoreError(
+                offset,
+                f"area {area} would be here, past the end of the COW, which has {self.chunks} "
+                f"whole chunks of {size} bytes{before}",
+                self.path,
+            )
+        for start in range(0, size, PIECE_BYTES):
+            length = min(PIECE_BYTES, size - start)
+            yield start // ENTRY_BYTES, read_bytes(self.device, offset + start, length)
+
+
+def read_header(device: CowDevice) -> Header | None:
+    """Return the header of the store on a device; None where a new store would be begun.
+
+    Raises MetadataError for what is no store, naming the byte.
+    """
+    data = read_bytes(device, 0, min(HEADER_BYTES, device.sectors << SECTOR_SHIFT))
+    try:
+        return Header.parse(data)
+    except StoreError as error:
+        raise StoreError(error.offset, error.text, device.path) from None
+
+
+def read_store(device: CowDevice) -> Store:
+    """Return the store on a device. Raises MetadataError also where there is none yet."""
+    header = read_header(device)
+    if header is None:
+        raise StoreError(
+            0,
+            "the magic is 0: there is no exception store yet, and the kernel would begin one here",
+            device.path,
+        )
+    return Store(device, header)
+
+
+def read_bytes(device: CowDevice, offset: int, length: int) -> bytes:
+    """Return bytes from `offset` on, read in whole blocks of the device."""
+    block = device.logical_block_size
+    low, high = offset // block * block, -(-(offset + length) // block) * block
+    data = device.pread(low // SECTOR_SIZE, (high - low) // SECTOR_SIZE)
+    return data[offset - low : offset - low + length] if high - low != length else data
+
+
+def open_cow(path: str | os.PathLike[str], *, write: bool = False) -> BlockDevice:
+    """Open a COW, to read it unless `write`; claimed when it is to be written.
+
+    A file is read past the page cache only where its chunks are whole blocks for that.
+    Raises UsageError, BusyError, DeviceError.
+    """
+    device = BlockDevice.open(path, write=write)
+    try:
+        header = None if device.is_block else read_header(device)
+    except MetadataError:
+        return device
+    except BaseException:
+        device.close()
+        raise
+    if header is None or not header.chunk_size * SECTOR_SIZE % device.logical_block_size:
+        return device
+    device.close()
+    return BlockDevice.open(path, write=write, direct=False)
