@@ -40,7 +40,10 @@ class _DirectRead(NamedTuple):
 
 @register
 class Mirror(Target):
-    """`mirror <log> <#log words> <log words> <#legs> <device> <offset>... [<#features> ...]`."""
+    """`mirror <log> <#log words> <log words> <#legs> <device> <offset>... [<#features> ...]`.
+
+    `legs`: their health, and which is the default one.
+    """
 
     name: ClassVar[str] = "mirror"
     version: ClassVar = (1, 14, 0)
@@ -55,13 +58,13 @@ class Mirror(Target):
             raise TargetError(REFUSED)
         self.max_io_len = words.region_size
         self._regions = region_count(self.length, words.region_size)
-        self._legs = self._open_legs()
+        self.legs = self._open_legs()
         self._log = self._open_log(words)
         # With nosync there is no sync to complete, so there is no event of it.
-        self._legs.in_sync = self._log.sync_count == self._regions
+        self.legs.in_sync = self._log.sync_count == self._regions
         self._set = MirrorSet(
             host,
-            self._legs,
+            self.legs,
             self._log,
             begin=self.begin,
             length=self.length,
@@ -79,7 +82,7 @@ class Mirror(Target):
         if not self._log.in_sync[region]:
             self._set.queue_read(bio)
             return SUBMITTED
-        leg = self._legs.choose()
+        leg = self.legs.choose()
         if leg is None:
             return KILL
         bio.data = _DirectRead(leg, bio.sector)
@@ -93,7 +96,7 @@ class Mirror(Target):
             self._set.hash.end_write(bio.data)
         elif bio.op == Op.READ and bio.error and bio.data is not None:
             leg, sector = bio.data
-            self._legs.fail(leg, LegError.READ)
+            self.legs.fail(leg, LegError.READ)
             if self._set.may_read_again(sector):
                 bio.data = None
                 bio.sector = sector
@@ -103,9 +106,9 @@ class Mirror(Target):
 
     def status(self) -> str:
         """Return the legs, how much is in sync, a letter for each leg, and the log's words."""
-        names = " ".join(leg.label for leg in self._legs)
+        names = " ".join(leg.label for leg in self.legs)
         sync = f"{self._log.sync_count}/{self._regions}"
-        return f"{len(self._legs)} {names} {sync} 1 {self._legs.letters} {self._log.status()}"
+        return f"{len(self.legs)} {names} {sync} 1 {self.legs.letters} {self._log.status()}"
 
     def presuspend(self) -> None:
         """End what is held, and wait for the recovery of the region under way."""
@@ -166,7 +169,7 @@ class Mirror(Target):
             self.host.label(device),
             self._regions,
             words.sync,
-            self._legs.flush,
+            self.legs.flush,
             self.host.event,
         )
 
