@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable
 from typing import Final
 
-from dmcopy.cli import dm_changes, dm_facts
+from dmcopy.cli import dm_changes, dm_facts, dm_run
 from dmcopy.cli.dm_verbs import VerbParser, changing
 from dmcopy.cli.dm_words import refuse
 from dmcopy.cli.output import add_json, emit_json, say
@@ -29,6 +29,7 @@ examples:
   dmcopy dm status --json                                        typed values of every device
   dmcopy dm events --follow                                      a JSON line for each event
   dmcopy dm with work --table '0 8192 linear /dev/vdb 0' -- mkfs.ext4 /dev/mapper/work
+  dmcopy dm run --engine user --table '0 2048 zero' 'read 0 8'     no root, no kernel driver
   dmcopy dm reap                                                 remove what a crash left behind
 """
 _CALL_SECONDS: Final = 10.0
@@ -54,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=VerbParser)
     dm_changes.configure(verbs)
+    dm_run.configure(verbs)
     _configure_reap(verbs)
     _configure_stats(verbs)
     dm_facts.configure(verbs)

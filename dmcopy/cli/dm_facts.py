@@ -229,6 +229,8 @@ def _version(args: argparse.Namespace) -> None:
 
 def _explain(args: argparse.Namespace) -> None:
     table = Table.parse(table_text(args.table))
+    if not table.lines:
+        raise UsageError("the table has no lines: write start, length, target and its words")
     if args.json:
         emit_json(table_values(table))
         return

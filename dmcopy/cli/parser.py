@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
 from typing import NoReturn
 
 from dmcopy.errors import ExitCode
+from dmcopy.suggest import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,10 +32,10 @@ class Parser(argparse.ArgumentParser):
         choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if choice:
             # Newer Pythons print the choices without quotes.
-            return _closest(choice[1], [word.strip("'") for word in choice[2].split(", ")])
+            return did_you_mean(choice[1], [word.strip("'") for word in choice[2].split(", ")])
         unknown = re.search(r"unrecognized arguments: (-\S+)", message)
         if unknown:
-            return _closest(unknown[1], _options(self))
+            return did_you_mean(unknown[1], _options(self))
         return ""
 
 
@@ -57,8 +57,3 @@ def _options(parser: argparse.ArgumentParser) -> list[str]:
         if isinstance(action, argparse._SubParsersAction):
             found += [option for verb in action.choices.values() for option in _options(verb)]
     return found
-
-
-def _closest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""

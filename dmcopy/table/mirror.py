@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from dmcopy.suggest import did_you_mean
 from dmcopy.table.record import MAX32, Record, device_field, number_field, word_field
 from dmcopy.table.target import Leg, Target, check_legs, leg_words, register, take_legs
 from dmcopy.table.words import TableError, Words
@@ -144,6 +145,8 @@ def _take_log(words: Words) -> Log:
 
 def _where(log: Log) -> str:
     if isinstance(log, OtherLog):
-        return f"by log '{log.log_type}'"
+        hint = did_you_mean(log.log_type, ("core", "disk", "userspace"))
+        unknown = "" if log.log_type == "userspace" else f", which dmcopy does not know{hint}"
+        return f"by log '{log.log_type}'{unknown}"
     place = "in memory" if isinstance(log, CoreLog) else f"on {log.device}"
     return f"{place} in regions of {log.region_size} sectors"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
+from dmcopy.suggest import did_you_mean
 from dmcopy.table.record import Record, device_field, number_field
 from dmcopy.table.words import TableError, Words
 
@@ -61,7 +62,10 @@ class Raw(Target):
 
     def describe(self) -> str:
         """Say that nothing is known."""
-        return f"goes to target '{self.target}', which dmcopy does not know: passed on as it is"
+        hint = did_you_mean(self.target, TARGETS)
+        return (
+            f"goes to target '{self.target}', which dmcopy does not know{hint}: passed on as it is"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,6 +207,7 @@ def test_devices_are_named_by_uuid_number_or_selection(
         ("remove x --forc", "did you mean '--force'?"),
         ("with", "required: NAME"),
         ("explain", "required: TABLE"),
+        ("explain ", "the table has no lines"),
         ("create", "say what to call the device"),
         ("create x --minor y", "invalid int value: 'y'"),
         ("create x --timeout -1", "is not a number of seconds"),
@@ -317,6 +318,10 @@ def test_explain_needs_no_dmsetup(
     )
     assert dm("explain", "0 131072 snapshot /dev/a /dev/b P 3") == ExitCode.USAGE
     assert "snapshot: chunk_size '3' must be a power of two" in capsys.readouterr().err
+    assert dm("explain", "0 8 lineer /dev/a 0\n8 64 mirror dsk 2 l 8 2 a 0 b 0") == 0
+    out = capsys.readouterr().out
+    assert "does not know (did you mean 'linear'?): passed on as it is" in out
+    assert "log 'dsk', which dmcopy does not know (did you mean 'disk'?)" in out
     monkeypatch.setattr("sys.stdin", io.StringIO("0 8 tomorrow x\n"))
     assert dm("explain", "-", "--json") == 0
     (line,) = json.loads(capsys.readouterr().out)

@@ -182,29 +182,29 @@ def test_remove_retries_until_the_deadline_and_names_the_holders(
     started = time.monotonic()
     with pytest.raises(BusyError, match=r"lin is in use by .*still open after 0.5 s"):
         mapper.remove("lin", timeout=0.5)
-    assert 0.3 < time.monotonic() - started < 3
-    assert len(fake.calls) > 2
+    # It gives up when the next pause would outlast the deadline; pauses are 0.25 s at most.
+    assert time.monotonic() - started > 0.2
     assert len(ledger.entries()) == 1
     fake.answer(failed("remove", stderr=busy, times=3), ok("remove"))
-    mapper.remove("lin")
+    mapper.remove("lin", timeout=60)
     assert ledger.entries() == []
-    assert fake.words[-1] == "remove -- lin"
+    assert fake.words[-4:] == ["remove -- lin"] * 4
 
 
 @pytest.mark.parametrize(
     ("stderr", "message"),
     [(NO_DRIVER, r"this kernel has no device-mapper.*dmcopy doctor"), (NO_ROOT, "needs root")],
 )
-def test_no_device_mapper_is_said_within_a_second(
+def test_no_device_mapper_is_said_at_once(
     mapper: KernelMapper, fake: Fake, stderr: str, message: str
 ) -> None:
     fake.answer({"words": [], "stderr": stderr, "code": 1})
-    started = time.monotonic()
     with pytest.raises(MissingError, match=message):
         mapper.ls()
+    assert len(fake.calls) == 1  # a question or two, and nothing is tried again
     with pytest.raises(MissingError, match=message):
         mapper.create("one", ZERO)
-    assert time.monotonic() - started < 1.0
+    assert len(fake.calls) == 3
 
 
 def test_no_dmsetup(mapper: KernelMapper, monkeypatch: pytest.MonkeyPatch) -> None:

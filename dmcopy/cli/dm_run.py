@@ -1,0 +1,111 @@
+"""`dmcopy dm run`: the same operations on the same table, on either engine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Final
+
+from dmcopy.cli.dm_facts import read_file, table_text
+from dmcopy.cli.dm_verbs import VerbParser
+from dmcopy.cli.output import add_json, emit_json_line, printable, say
+from dmcopy.cli.parser import seconds
+from dmcopy.errors import ExitCode, UsageError
+from dmcopy.mapper.operations import Operation, Outcome, Session, exit_code, help_text
+from dmcopy.table import ConciseDevice, Table, parse_concise
+
+_DEVICE: Final = "dev"
+_EXAMPLES: Final = """
+examples:
+  dmcopy dm run --engine user --table '0 2048 linear disk.img 0' 'write 0 8 seq' 'read 0 8'
+  dmcopy dm run --concise 'base,,,,0 2048 linear a.img 0;top,,,,0 2048 linear /dev/mapper/base 0' \\
+      'write 0 8 0x5a' 'base: verify 0 8 0x5a' status
+  diff <(dmcopy dm run --engine kernel T "${ops[@]}") <(dmcopy dm run --engine user T "${ops[@]}")
+
+A plain file may stand for a device. Devices are made under names of their own and are gone at the
+end. An operation is one argument, for the last device, or for the one named before it as in
+'base: read 0 8'. Exit code 4 when something did not verify, 1 when something failed.
+"""
+
+
+def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
+    """Declare the verb."""
+    text = "run operations on a table, in the kernel or in userspace"
+    parser = verbs.add_parser("run", help=text, description=text)
+    parser.epilog = f"operations:\n{help_text()}\n{_EXAMPLES}"
+    parser.add_argument("words", nargs="*", metavar="[FILE] OPERATION")
+    parser.add_argument("--engine", choices=["kernel", "user"], default="kernel")
+    parser.add_argument("--table", metavar="TABLE", help="the table, instead of its FILE")
+    parser.add_argument("--concise", metavar="SPEC", help="several devices, as in dm create")
+    parser.add_argument(
+        "--timeout", type=seconds, default=30.0, metavar="S", help="give up a step after S seconds"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, and change nothing"
+    )
+    parser.takes_command = True
+    add_json(parser, verb=True)
+    parser.set_defaults(verb=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    words = [*args.words, *args.command]
+    devices = _devices(args, words)
+    operations = [Operation.parse(word) for word in words]
+    if not operations:
+        raise UsageError("say what to do: dmcopy dm run FILE 'read 0 8'")
+    if args.dry_run:
+        _plan(devices, operations)
+        return ExitCode.OK
+    # Here and not above: the userspace engine takes time to import.
+    from dmcopy.mapper.engines import engine
+
+    outcomes = []
+    with engine(args.engine, timeout=args.timeout, say=say) as started:
+        session = Session(started, devices)
+        for operation in operations:
+            session.check(operation)
+        with session:
+            for operation in operations:
+                outcomes.append(session.run(operation))
+                _emit(outcomes[-1], as_json=args.json)
+    return exit_code(outcomes)
+
+
+def _devices(args: argparse.Namespace, words: list[str]) -> list[ConciseDevice]:
+    """Return the devices to make; takes the FILE off `words` if that is where the table is."""
+    if args.concise is not None and args.table is not None:
+        raise UsageError("say either --table or --concise")
+    if args.concise is not None:
+        text = sys.stdin.read() if args.concise == "-" else args.concise
+        return list(parse_concise(text))
+    if args.table is not None:
+        table = Table.parse(table_text(args.table))
+    elif words:
+        first = words.pop(0)
+        table = Table.parse(sys.stdin.read() if first == "-" else read_file(first))
+    else:
+        raise UsageError("say a table: a FILE, --table or --concise")
+    if not table.lines:
+        raise UsageError("the table has no lines: write start, length, target and its words")
+    return [ConciseDevice(_DEVICE, table)]
+
+
+def _plan(devices: list[ConciseDevice], operations: list[Operation]) -> None:
+    for device in devices:
+        for line in device.table:
+            print(printable(f"create {device.name}: {line}"))
+    for operation in operations:
+        print(printable(f"{operation.device or devices[-1].name}: {operation.text}"))
+    for device in reversed(devices):
+        print(printable(f"remove {device.name}"))
+
+
+def _emit(outcome: Outcome, *, as_json: bool) -> None:
+    if as_json:
+        emit_json_line(outcome.as_dict())
+    else:
+        for line in outcome.text.splitlines():
+            print(printable(line), flush=True)
+    if outcome.reason:
+        say(f"dmcopy: {outcome.reason}")
