@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import heapq
 import random
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dmcopy.errors import DeadlineError
@@ -129,6 +129,16 @@ class SimulatedDisk:
         """Write zeroes through the cache."""
         self.write(sector, bytes(count << SECTOR_SHIFT))
 
+    def twin(self) -> SimulatedDisk:
+        """Return a disk in the same state, volatile cache included, that goes on by itself."""
+        twin = SimulatedDisk(0, self.path, logical_block_size=self.logical_block_size)
+        twin.sectors = self.sectors
+        twin.content = self.content[:]
+        twin._durable = self._durable[:]
+        twin._cache = self._cache[:]
+        twin._flushed = self._flushed
+        return twin
+
     def crash(self, rng: random.Random) -> None:
         """Cut the power: of the cached writes, any may be lost, kept, or torn by sector."""
         mood = rng.choice(("lose", "keep", "writes", "sectors"))
@@ -214,14 +224,29 @@ class SimulatedBackend:
 
     def power_cut(self, disks: Iterable[SimulatedDisk]) -> None:
         """Cut the power of all disks; requests in flight are done, torn or lost."""
-        for _, _, request, _ in self._events:
-            if request.op in (Op.WRITE, Op.WRITE_ZEROES, Op.DISCARD):
-                request.fua = False
-                _perform(request, 0)
+        for request in self._writes_in_flight():
+            _write(request, request.device)  # type: ignore[arg-type]
         self._events.clear()
         self._finished.clear()
         for disk in disks:
             disk.crash(self._rng)
+
+    def after_power_cut(
+        self, disks: Sequence[SimulatedDisk], rng: random.Random
+    ) -> list[SimulatedDisk]:
+        """Return disks as these would be after a power cut now; the simulation itself goes on."""
+        twins = {id(disk): disk.twin() for disk in disks}
+        for request in self._writes_in_flight():
+            twin = twins.get(id(request.device))
+            if twin is not None:
+                _write(request, twin)
+        for twin in twins.values():
+            twin.crash(rng)
+        return list(twins.values())
+
+    def _writes_in_flight(self) -> list[Io]:
+        writes = (Op.WRITE, Op.WRITE_ZEROES, Op.DISCARD)
+        return [event[2] for event in self._events if event[2].op in writes]
 
 
 def _perform(request: Io, covered: int) -> None:
@@ -238,11 +263,15 @@ def _perform(request: Io, covered: int) -> None:
     if request.op == Op.READ:
         assert request.memory is not None
         request.memory.fill(request.extents, disk.read(request.sector, request.count))
-    elif request.op == Op.WRITE:
-        assert request.memory is not None
-        data = request.memory.read(request.extents)
-        disk.write(request.sector, data, durable=request.fua)
     elif request.op == Op.FLUSH:
         disk.flush(covered)
+    else:
+        _write(request, disk, durable=request.fua)
+
+
+def _write(request: Io, disk: SimulatedDisk, *, durable: bool = False) -> None:
+    if request.op == Op.WRITE:
+        assert request.memory is not None
+        disk.write(request.sector, request.memory.read(request.extents), durable=durable)
     else:
         disk.zero_out(request.sector, request.count)

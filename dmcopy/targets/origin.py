@@ -120,14 +120,14 @@ class SnapshotOrigin(Target):
 
     def __init__(self, line: TableLine, host: Host) -> None:
         super().__init__(line, host)
-        self._device = host.open(self.value.origin)
-        host.use(self._device, 0, self.length)
+        self.device = host.open(self.value.origin)
+        host.use(self.device, 0, self.length)
         self._module = host.module(SnapshotModule)
         self._origin = Origin()
 
     def map(self, bio: Bio) -> Map:
         """Send reads down; let writes wait for the snapshots."""
-        bio.device = self._device
+        bio.device = self.device
         if bio.op != Op.WRITE:
             return REMAPPED
         origin = self._origin
@@ -139,14 +139,14 @@ class SnapshotOrigin(Target):
 
     def resume(self) -> None:
         """Take part: from now on snapshots of the origin hear of writes."""
-        self._origin = self._module.origin(self._device)
+        self._origin = self._module.origin(self.device)
         self._origin.hosts.append(self.host)
         self.max_write_len = self._origin.minimum_chunk_size() or LONGEST_WRITE
 
     def postsuspend(self) -> None:
         """Take part no more."""
         self._origin.hosts.remove(self.host)
-        self._module.forget_if_unused(self._device)
+        self._module.forget_if_unused(self.device)
         self._origin = Origin()
 
     def _go_on(self, bio: Bio) -> None:

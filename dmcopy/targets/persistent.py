@@ -186,14 +186,19 @@ class PersistentStore:
         return Header.parse(whole.read(self._reactor, self._cow, 0, size >> SECTOR_SHIFT))
 
     def _make_new(self) -> None:
-        """Write a header and zero the first area (persistent_read_metadata, a new snapshot)."""
-        first = bytearray(self._unit)
-        first[:HEADER_BYTES] = Header(True, VERSION, self.chunk_size).build()
-        whole.write(self._reactor, self._cow, 0, bytes(first))
+        """Zero the first area, then write a header (persistent_read_metadata, a new snapshot).
+
+        The kernel writes them the other way round, and flushes neither: a power cut before the
+        first commit can leave a header over an area of garbage.
+        """
+        whole.zero(self._reactor, self._cow, self.chunk_size, self.chunk_size)
         rest = self.chunk_size - (self._unit >> SECTOR_SHIFT)
         if rest:
             whole.zero(self._reactor, self._cow, self._unit >> SECTOR_SHIFT, rest)
-        whole.zero(self._reactor, self._cow, self.chunk_size, self.chunk_size)
+        whole.flush(self._reactor, self._cow)
+        first = bytearray(self._unit)
+        first[:HEADER_BYTES] = Header(True, VERSION, self.chunk_size).build()
+        whole.write(self._reactor, self._cow, 0, bytes(first), fua=True)
 
     def _read_areas(self, exceptions: ExceptionTable) -> None:
         """Read areas until one has an end; that one stays in memory to be continued."""

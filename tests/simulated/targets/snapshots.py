@@ -1,0 +1,298 @@
+"""One seeded history of an origin and its snapshots, with a power cut at every step.
+
+At each completion of I/O the disks are copied as a power cut would leave them, the snapshots are
+loaded from the copies by a fresh engine, and must hold what was promised. The history itself goes
+on undisturbed, so that thousands of cuts cost one run.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dmcopy.io import IoRegion, Reactor
+from dmcopy.io.request import Io, Memory, Op, Request
+from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.mapper.mapped import MappedDevice
+from dmcopy.mapper.userspace import UserMapper
+from dmcopy.status import SnapshotMergeStatus
+from dmcopy.table import Table
+from dmcopy.targets.origin import SnapshotOrigin
+from dmcopy.targets.snapshot import Snapshot
+from tests.simulated.targets.promise import Promise, fill, numbers
+
+SECTORS = 80
+PATIENCE = 1000.0
+
+
+@dataclass
+class Snap:
+    """A snapshot of the history: `promise` is what it must read as."""
+
+    name: str
+    chunk_size: int
+    store: str
+    promise: Promise
+
+    @property
+    def cow(self) -> str:
+        return f"cow-{self.name}"
+
+    @property
+    def words(self) -> str:
+        return f"origin {self.cow} {self.store} {self.chunk_size}"
+
+
+class CuttingBackend(SimulatedBackend):
+    """Calls `on_step` after every completion."""
+
+    on_step: Callable[[], object] | None = None
+
+    def poll(self, timeout: float | None) -> list[Request]:
+        steps = self.steps
+        found = super().poll(timeout)
+        if self.steps != steps and self.on_step is not None:
+            self.on_step()
+        return found
+
+
+class History:
+    """A history by its seed. `play` returns how many power cuts it survived.
+
+    `tight`: the COWs are too small, so that snapshots overflow and are lost on the way; the origin
+    must not suffer, and every store must load.
+    """
+
+    def __init__(self, seed: int, *, tight: bool = False) -> None:
+        self.tight = tight
+        self.rng = random.Random(seed)
+        self.cuts = 0
+        self._cut_rng = random.Random(~seed)
+        self._versions = iter(range(1, 1 << 40))
+        self.backend = CuttingBackend(seed)
+        self.reactor = Reactor(self.backend, stacked=True)
+        self._judge = Reactor(SimulatedBackend(seed), stacked=True)
+        base = [next(self._versions) for _ in range(SECTORS)]
+        self.disks = {"origin": SimulatedDisk(SECTORS, "origin")}
+        self.disks["origin"].load(fill(base))
+        self.origin = Promise(base)
+        self.snaps: list[Snap] = []
+        self.merging: Snap | None = None
+        self.lost: list[Snap] = []
+        self._flying: list[Io] = []
+        self.mapper = self._engine(self.reactor, self.disks)
+
+    def play(self, steps: int = 40) -> int:
+        """Run it: random work with the power cut at each completion, then all is compared."""
+        with self.reactor, self._judge:
+            self._build()
+            for _ in range(self.rng.choice((1, 1, 2))):
+                self._take_snapshot()
+            self.backend.on_step = self._cut
+            for _ in range(steps):
+                self._work()
+                if self.rng.random() < 0.03:
+                    self._reload()
+                if self.rng.random() < 0.02 and self.merging is None and not self.tight:
+                    self._start_merge()
+            self._settle()
+            self._compare()
+            self.backend.on_step = None
+            self.mapper.close()
+        return self.cuts
+
+    # What the history does
+
+    def _take_snapshot(self) -> None:
+        name = "ab"[len(self.snaps)]
+        size = self.rng.choice((1, 1, 2, 4, 8))
+        self._settle()
+        snap = Snap(name, size, self.rng.choice(("P", "PO")), Promise(self.origin.now))
+        room = self.rng.randrange(3 * size, SECTORS) if self.tight else SECTORS * 2 + 8 * size
+        cow = SimulatedDisk(room, snap.cow)
+        # A recycled COW: only its first sector is clean.
+        cow.load(bytes(512) + self.rng.randbytes(cow.sectors * 512 - 512))
+        self.disks[snap.cow] = cow
+        self.snaps.append(snap)
+        self.mapper.create(snap.name, _table(f"snapshot {snap.words}"))
+        self.mapper.suspend("live")
+        self.mapper.resume("live")
+        self.disks["origin"].flush()
+
+    def _work(self) -> None:
+        for _ in range(self.rng.randint(1, 6)):
+            device = self._some_device()
+            kind = self.rng.random()
+            if kind < 0.15:
+                self._flush(*device)
+            elif kind < 0.25:
+                self._check(*device)
+            else:
+                self._write(*device)
+        keep = self.rng.choice((0, 0, 3))
+        self.reactor.run_until(lambda: len(self._flying) <= keep, PATIENCE, "writes")
+
+    def _some_device(self) -> tuple[str, Promise]:
+        return self.rng.choice(self._owed())
+
+    def _owed(self) -> list[tuple[str, Promise]]:
+        """Return the devices that owe anything to anybody."""
+        gone = [*self.lost, self.merging]
+        snaps = [(snap.name, snap.promise) for snap in self.snaps if snap not in gone]
+        return [("live", self.origin), *snaps]
+
+    def _lose(self, name: str) -> None:
+        self.lost += [snap for snap in self.snaps if snap.name == name and snap not in self.lost]
+
+    def _lose_the_invalid(self) -> None:
+        if self.tight:
+            for snap in self.snaps:
+                if self.mapper.status(snap.name)[0].status.trouble:
+                    self._lose(snap.name)
+
+    def _write(self, name: str, promise: Promise) -> None:
+        count = self.rng.choice((1, 2, 4, 8, 16))
+        sector = self.rng.randrange(SECTORS - count + 1)
+        if self.rng.random() < 0.4:
+            sector -= sector % count
+        if not promise.is_free(sector, count):
+            return
+        versions = [next(self._versions) for _ in range(count)]
+        memory = Memory(2)
+        memory.view[: count * 512] = fill(versions)
+
+        def done(io: Io) -> None:
+            self._flying.remove(io)
+            if io.error and self.tight and name != "live":
+                self._lose(name)
+                return
+            assert not io.error, f"a write to {name} failed"
+            promise.finish(sector, versions)
+            self._lose_the_invalid()
+
+        promise.start(sector, versions)
+        region = IoRegion(self.mapper.open(name), sector, count)
+        self._submit(Io(Op.WRITE, region, memory, [(0, count * 512)], done))
+
+    def _flush(self, name: str, promise: Promise) -> None:
+        mark = promise.mark()
+
+        def done(io: Io) -> None:
+            self._flying.remove(io)
+            assert not io.error
+            promise.flushed(mark)
+
+        self._submit(Io(Op.FLUSH, IoRegion(self.mapper.open(name), 0, 0), notify=done))
+
+    def _submit(self, io: Io) -> None:
+        self._flying.append(io)
+        self.reactor.submit(io)
+
+    def _settle(self) -> None:
+        self.reactor.run_until(lambda: not self._flying, PATIENCE, "the I/O in flight")
+
+    def _reload(self) -> None:
+        """Take all devices down in order and build them again from the disks."""
+        self._settle()
+        on_step, self.backend.on_step = self.backend.on_step, None
+        self.mapper.close()
+        self.mapper = self._engine(self.reactor, self.disks)
+        self._build()
+        self.backend.on_step = on_step
+
+    def _start_merge(self) -> None:
+        """Let a snapshot go back into the origin."""
+        self._settle()
+        snap = self.rng.choice(self.snaps)
+        on_step, self.backend.on_step = self.backend.on_step, None
+        self.mapper.load("live", _table(f"snapshot-merge {snap.words}"))
+        self.mapper.suspend(snap.name)
+        self.mapper.suspend("live")
+        self.merging = snap
+        self.origin = snap.promise.copy()
+        self.backend.on_step = on_step
+        self.mapper.resume("live")
+
+    def _build(self) -> None:
+        build(self.mapper, self.snaps, self.merging)
+
+    def _check(self, name: str, promise: Promise) -> None:
+        """Read a device: every sector is as written last, or as a write in flight makes it."""
+        self._settle()
+        if (name, promise) in self._owed():
+            assert numbers(self.mapper.open(name).read(0, SECTORS)) == promise.now, name
+
+    def _compare(self) -> None:
+        for name, promise in self._owed():
+            self._check(name, promise)
+
+    # The power cuts
+
+    def _cut(self) -> None:
+        """See what is left after a power cut now."""
+        self.cuts += 1
+        self._lose_the_invalid()
+        disks = self.backend.after_power_cut(list(self.disks.values()), self._cut_rng)
+        mapper = self._engine(self._judge, {disk.path: disk for disk in disks})
+        build(mapper, self.snaps, self.merging)
+        self._judge_all(mapper)
+        if self.merging is not None and self._cut_rng.random() < 0.2:
+            self._judge.run_until(lambda: _is_merged(mapper), PATIENCE, "the merge")
+            self._judge_all(mapper)
+            broken = self.origin.broken_by(disks[0].read(0, SECTORS))
+            assert not broken, f"after the merge, {broken}"
+        mapper.close()
+
+    def _judge_all(self, mapper: UserMapper) -> None:
+        # Reading it bio by bio takes ten times as long as looking at what the engine loaded.
+        read = _read if self._cut_rng.random() < 0.1 else _assemble
+        for name, promise in self._owed():
+            broken = promise.broken_by(read(mapper.open(name)))
+            assert not broken, f"after power cut {self.cuts}, {name}: {broken}"
+
+    @staticmethod
+    def _engine(reactor: Reactor, disks: dict[str, SimulatedDisk]) -> UserMapper:
+        return UserMapper(reactor, open_device=lambda path, _write: disks[path])
+
+
+def build(mapper: UserMapper, snaps: list[Snap], merging: Snap | None) -> None:
+    """Make the devices: the snapshots, then `live`, which is the origin or merges one."""
+    for snap in snaps:
+        if snap is not merging:
+            mapper.create(snap.name, _table(f"snapshot {snap.words}"))
+    words = "snapshot-origin origin" if merging is None else f"snapshot-merge {merging.words}"
+    mapper.create("live", _table(words))
+
+
+@functools.cache
+def _table(words: str) -> Table:
+    return Table.parse(f"0 {SECTORS} {words}")
+
+
+def _is_merged(mapper: UserMapper) -> bool:
+    status = mapper.status("live")[0].status
+    assert isinstance(status, SnapshotMergeStatus)
+    assert not status.trouble
+    return status.empty
+
+
+def _read(device: MappedDevice) -> bytes:
+    return device.read(0, SECTORS)
+
+
+def _assemble(device: MappedDevice) -> bytes:
+    """Return the content that the exceptions of a device's target make of the disks."""
+    assert device.table is not None
+    target = device.table.targets[0]
+    if isinstance(target, SnapshotOrigin):
+        return bytes(target.device.content)  # type: ignore[attr-defined]
+    assert isinstance(target, Snapshot)
+    content = bytearray(target.origin.content)  # type: ignore[attr-defined]
+    size = target.chunk_size
+    for old, new in target.exceptions.items():
+        count = min(size, SECTORS - old * size)
+        start = old * size * 512
+        content[start : start + count * 512] = target.cow.read(new * size, count)  # type: ignore[attr-defined]
+    return bytes(content)

@@ -1,0 +1,163 @@
+"""Power cuts at every step of snapshot histories, and bugs that they must find."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from dmcopy.errors import DmcopyError
+from dmcopy.io import IoRegion, Reactor
+from dmcopy.io.request import Io, Op
+from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.mapper.userspace import UserMapper
+from dmcopy.ondisk.exception_store import HEADER_BYTES, VERSION, Header, Layout
+from dmcopy.status import SnapshotStatus
+from dmcopy.table import Table
+from dmcopy.targets.merge import SnapshotMerge
+from dmcopy.targets.persistent import PersistentStore
+from tests.simulated.targets.snapshots import CuttingBackend, History
+
+Seeds = Callable[[int], Iterator[int]]
+
+
+def test_no_power_cut_breaks_a_promise(seeds: Seeds) -> None:
+    """Some 800 cuts a history: more than 20,000 in a normal run."""
+    for seed in seeds(26):
+        assert History(seed).play()
+
+
+def test_a_cow_that_is_full_harms_nobody_else(seeds: Seeds) -> None:
+    for seed in seeds(20):
+        assert History(seed, tight=True).play()
+
+
+def no_skip_after_reload(patch: pytest.MonkeyPatch) -> None:
+    """next_free may land on an area after a reload (a kernel of 2009; data over metadata)."""
+    patch.setattr(Layout, "is_metadata", lambda _self, _chunk: False)
+
+
+def no_flush_in_merge(patch: pytest.MonkeyPatch) -> None:
+    """Exceptions are cleared before the merged data is durable (kernels before 5.11)."""
+
+    def merged(self: Any, *_: object) -> None:
+        self._store().commit_merge(self._count, self._cleared)
+
+    patch.setattr(SnapshotMerge, "_merged", merged)
+
+
+def header_in_the_buffer_of_the_area(patch: pytest.MonkeyPatch) -> None:
+    """Invalidation races a commit for one buffer (61578dcd3faf; the header had chunk size 0)."""
+
+    def invalidate(self: Any) -> None:
+        self._busy += 1
+        self._memory.view[:HEADER_BYTES] = Header(False, VERSION, self.chunk_size).build()
+
+        def written(_io: Io) -> None:
+            self._busy -= 1
+
+        region = IoRegion(self._cow, 0, 1)
+        self._reactor.submit(Io(Op.WRITE, region, self._memory, [(0, 512)], written))
+
+    patch.setattr(PersistentStore, "invalidate", invalidate)
+
+
+def no_flush_before_the_area(patch: pytest.MonkeyPatch) -> None:
+    """The area may be durable before the data that it names."""
+    submit_entries = PersistentStore._write_entries
+
+    def write_entries(self: Any, first: int, end: int, notify: Callable[[int], object]) -> None:
+        submit = self._reactor.submit
+
+        def skip_flush(io: Any) -> None:
+            if io.op == Op.FLUSH:
+                self._reactor.call_soon(lambda: io.notify(io))
+            else:
+                submit(io)
+
+        self._reactor.submit = skip_flush
+        submit_entries(self, first, end, notify)
+        self._reactor.submit = submit
+
+    patch.setattr(PersistentStore, "_write_entries", write_entries)
+
+
+def next_area_not_zeroed(patch: pytest.MonkeyPatch) -> None:
+    """A reader of a full area goes on into what was on the COW before."""
+    write_batch = PersistentStore._write_batch
+
+    def without_zeroing(self: Any) -> None:
+        self._writing = True
+        self._zeroed(0)
+
+    assert write_batch is not None
+    patch.setattr(PersistentStore, "_write_batch", without_zeroing)
+
+
+def early_callback(patch: pytest.MonkeyPatch) -> None:
+    """Writers go on before the exception is durable."""
+    commit = PersistentStore.commit
+
+    def early(self: Any, old: int, new: int, good: bool, notify: Any) -> None:
+        notify(good)
+        commit(self, old, new, good, lambda _valid: None)
+
+    patch.setattr(PersistentStore, "commit", early)
+
+
+@pytest.mark.parametrize(
+    ("mutate", "tight", "first_seed"),
+    [
+        (no_skip_after_reload, False, 20),
+        (no_flush_in_merge, False, 0),
+        (header_in_the_buffer_of_the_area, True, 39),
+        (no_flush_before_the_area, False, 0),
+        (next_area_not_zeroed, False, 2),
+        (early_callback, False, 0),
+    ],
+)
+def test_a_known_bug_is_found(
+    mutate: Callable[[pytest.MonkeyPatch], None],
+    tight: bool,
+    first_seed: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first seed is the first that finds it, to save time; the next ones find it as well."""
+    mutate(monkeypatch)
+    with pytest.raises((AssertionError, DmcopyError)):
+        _play(range(first_seed, first_seed + 60), tight=tight)
+
+
+def _play(seeds: Iterable[int], *, tight: bool) -> None:
+    for seed in seeds:
+        History(seed, tight=tight).play()
+
+
+def test_a_store_in_the_making_is_new_or_empty(seeds: Seeds) -> None:
+    """On a recycled COW: a power cut never leaves a header over an area of garbage."""
+    for seed in seeds(200):
+        rng = random.Random(seed)
+        cow = SimulatedDisk(64, "cow")
+        cow.load(bytes(512) + rng.randbytes(63 * 512))
+        disks = {"cow": cow, "origin": SimulatedDisk(64, "origin")}
+        backend = CuttingBackend(seed)
+        cuts: list[SimulatedDisk] = []
+        backend.on_step = lambda: cuts.extend(backend.after_power_cut([cow], rng))  # noqa: B023
+        with Reactor(backend, stacked=True) as reactor:
+            mapper = UserMapper(reactor, open_device=lambda path, _write: disks[path])  # noqa: B023
+            mapper.create("snap", Table.parse(f"0 64 snapshot origin cow P {2 ** (seed % 4)}"))
+        assert len(cuts) > 3
+        for left in cuts:
+            assert _loads_empty(left), seed
+
+
+def _loads_empty(cow: SimulatedDisk) -> bool:
+    disks = {"cow": cow, "origin": SimulatedDisk(64, "origin")}
+    with Reactor(SimulatedBackend(), stacked=True) as reactor:
+        mapper = UserMapper(reactor, open_device=lambda path, _write: disks[path])
+        mapper.create("snap", Table.parse("0 64 snapshot origin cow P 1"))
+        status = mapper.status("snap")[0].status
+        assert isinstance(status, SnapshotStatus)
+        return status.empty
