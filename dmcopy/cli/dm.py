@@ -105,6 +105,7 @@ def _configure_reap(verbs: argparse._SubParsersAction[VerbParser]) -> None:
 
 def _configure_stats(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     parser = changing(verbs, "stats", "count the I/O to ranges of a device", _stats)
+    parser.epilog = "These are regions of dmcopy's own. For the reports of dmstats: dmsetup stats."
     parser.add_argument("what", choices=["create", "list", "print", "clear", "delete"])
     parser.add_argument("device", metavar="NAME")
     parser.add_argument("--regionid", type=int, metavar="N", help="default: all regions of dmcopy")

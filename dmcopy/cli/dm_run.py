@@ -11,7 +11,8 @@ from dmcopy.cli.dm_verbs import VerbParser
 from dmcopy.cli.output import add_json, emit_json_line, printable, say
 from dmcopy.cli.parser import seconds
 from dmcopy.errors import ExitCode, UsageError
-from dmcopy.mapper.operations import Operation, Outcome, Session, exit_code, help_text
+from dmcopy.mapper.operations import Operation, help_text
+from dmcopy.mapper.session import Outcome, Session, exit_code
 from dmcopy.table import ConciseDevice, Table, parse_concise
 
 _DEVICE: Final = "dev"

@@ -25,6 +25,7 @@ REFUSED: Final = {
     "--addnodeoncreate": "is not needed: the node of a device with a table is there in any case",
     "--addnodeonresume": "is not needed: the node of a device with a table is there in any case",
     "--readahead": "is not taken: use 'blockdev --setra' on the node",
+    "--engine": "is for 'dmcopy dm run': a userspace device lives no longer than its process",
     "--major": "is not taken: the driver has only one major number",
     "--select": "is not taken: dmsetup itself heeds it in 'dmcopy dm info -c -S' only",
     "--uid": "is not taken: use chown on the node, or a rule of udev's",

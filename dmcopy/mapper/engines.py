@@ -1,4 +1,4 @@
-"""The two engines as `dmcopy.mapper.operations` uses them: where I/O goes, what files become."""
+"""The two engines as `dmcopy.mapper.session` uses them: where I/O goes, what files become."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dmcopy.errors import DeadlineError
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.operations import Engine, Handle
+from dmcopy.mapper.session import Engine, Handle
 from dmcopy.mapper.userspace import UserMapper
 
 EngineName = Literal["kernel", "user"]

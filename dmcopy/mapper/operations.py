@@ -1,58 +1,29 @@
 """Operations on mapped devices as words, in the manner of qemu-io: `read 0 8`, `verify 0 8 0x5a`.
 
-A `Session` makes devices under names of its own on either engine, runs operations on them, and
-removes them. What it reports is the same on both: names are those that the caller gave, and an
-error is the name of its number.
+`dmcopy.mapper.session` runs them, and reports the same on both engines.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
-import os
 import re
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from dmcopy.errors import DeviceError, ExitCode, MismatchError, UsageError
-from dmcopy.mapper.base import PREFIX, Mapper
-from dmcopy.table import ConciseDevice, Table
+from dmcopy.errors import DeadlineError, MismatchError, UsageError
 from dmcopy.table.words import split
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE, parse_sectors
+
+if TYPE_CHECKING:
+    from dmcopy.mapper.session import Session
 
 _PREFIX: Final = re.compile(r"(\S+):\s+")
 _HEAD_BYTES: Final = 8
 _DIGEST_LETTERS: Final = 16
-
-
-class Handle(Protocol):
-    """A mapped device that is open: what both engines' devices can do."""
-
-    def read(self, sector: int, count: int) -> bytes: ...
-    def write(self, sector: int, data: bytes) -> None: ...
-    def flush(self) -> None: ...
-    def discard(self, sector: int, count: int) -> None: ...
-
-
-class Engine(Protocol):
-    """An engine as a session needs it; see `dmcopy.mapper.engines`."""
-
-    mapper: Mapper
-
-    def lower(self, word: str) -> str:
-        """Return the path of the device that a table's word stands for."""
-
-    def open(self, name: str) -> Handle:
-        """Open a mapped device; the same handle until `forget`."""
-
-    def forget(self, name: str) -> None:
-        """Close what `open` opened: the device is about to change its size, or to go."""
-
-    def sleep(self, seconds: float) -> None:
-        """Let time pass, and the engine work."""
+_POLL_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,157 +44,14 @@ class Operation:
         if not words:
             raise UsageError(f"{text!r} is no operation: write one such as 'read 0 8'")
         verb, *arguments = words
-        if verb not in _VERBS:
-            raise UsageError(f"{verb!r} is not an operation; known: {', '.join(_VERBS)}")
-        form = _VERBS[verb].form
+        if verb not in VERBS:
+            raise UsageError(f"{verb!r} is not an operation; known: {', '.join(VERBS)}")
+        form = VERBS[verb].form
         least = sum(1 for word in form.split() if not word.startswith("["))
         most = None if form.endswith("...]") else len(form.split())
         if len(arguments) < least or (most is not None and len(arguments) > most):
             raise UsageError(f"{text!r}: write it as {f'{verb} {form}'.strip()!r}")
         return cls(device, " ".join(rest.split()), verb, tuple(arguments))
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of an operation: lines for people, values for programs, an error's name or none.
-
-    `reason` says more about an error, in words that differ between engines.
-    """
-
-    device: str
-    operation: Operation
-    lines: tuple[str, ...] = ()
-    values: dict[str, Any] = field(default_factory=dict)
-    error: str = ""
-    reason: str = ""
-
-    @property
-    def text(self) -> str:
-        """The outcome as printed."""
-        head = f"{self.device}: {self.operation.text}"
-        if self.error:
-            return f"{head}: {self.error}"
-        return "\n".join(f"{head}: {line}" for line in self.lines) or f"{head}: ok"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The outcome as JSON has it."""
-        head = {"device": self.device, "operation": self.operation.text}
-        return {**head, **self.values, "error": self.error}
-
-
-class Session:
-    """Devices made for the length of a `with` block, and operations on them, in order.
-
-    Tables name other devices of the session as /dev/mapper/NAME. Without a name, an operation is
-    for the last device: the top of a stack.
-    """
-
-    def __init__(self, engine: Engine, devices: list[ConciseDevice]) -> None:
-        if not devices:
-            raise UsageError("there is no device to run anything on")
-        self.engine = engine
-        self.mapper = engine.mapper
-        self.devices = {device.name: device for device in devices}
-        if len(self.devices) < len(devices):
-            raise UsageError("two devices have the same name")
-        unique = os.urandom(3).hex()
-        self._names = {name: f"{PREFIX}run-{unique}-{name}" for name in self.devices}
-        self._lower = {
-            self.mapper.path(name): self.mapper.path(made) for name, made in self._names.items()
-        }
-        self._labels: dict[str, str] = {}
-        self._exits = contextlib.ExitStack()
-
-    def __enter__(self) -> Self:
-        with contextlib.ExitStack() as exits:
-            for name, device in self.devices.items():
-                made = self._names[name]
-                table = device.table.with_devices(self._find)
-                exits.enter_context(self.mapper.device(made, table, readonly=device.readonly))
-                exits.callback(self.engine.forget, made)
-                self._label(self.mapper.path(name), self.mapper.path(made))
-            self._exits = exits.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._exits.__exit__(kind, error, trace)
-
-    def check(self, operation: Operation) -> None:
-        """Raise UsageError when an operation is for a device that is not there."""
-        if operation.device and operation.device not in self.devices:
-            known = ", ".join(self.devices)
-            raise UsageError(f"{operation.device!r} is not a device here; known: {known}")
-
-    def run(self, operation: Operation) -> Outcome:
-        """Run one operation. What the device or the engine refuses is in the outcome.
-
-        Raises UsageError for words that make no sense.
-        """
-        self.check(operation)
-        name = operation.device or list(self.devices)[-1]
-        try:
-            result = _VERBS[operation.verb].run(self, self._names[name], *operation.words)
-        except DeviceError as error:
-            number = errno.errorcode.get(error.errno, "EIO")
-            return Outcome(name, operation, error=number, reason=str(error))
-        except (MismatchError, _RefusedError) as error:
-            return Outcome(name, operation, error=str(error))
-        return Outcome(name, operation, *result)
-
-    def opened(self, name: str) -> Handle:
-        """Return the open device `name`, unless I/O to it would wait for ever."""
-        if self.mapper.info(name).suspended:
-            raise _RefusedError("suspended: its I/O would wait until it is resumed")
-        return self.engine.open(name)
-
-    def place(self, name: str, sector: str, count: str) -> tuple[int, int]:
-        """Return a range of the device, which must be on it."""
-        start, length = parse_sectors(sector), parse_sectors(count)
-        size = self.mapper.table(name).length
-        if not length or start + length > size:
-            raise _RefusedError(f"not within the {size} sectors of the device")
-        return start, length
-
-    def named(self, table: Table) -> Table:
-        """Return a table with the devices as the caller named them."""
-        return table.with_devices(self.label)
-
-    def table(self, words: tuple[str, ...]) -> Table:
-        """Return the table of one line that an operation gives, for the engine."""
-        return Table.parse(" ".join(words)).with_devices(self._find)
-
-    def label(self, device: str) -> str:
-        """Return what the caller called a device that the engine names by number or path."""
-        return self._labels.get(device, device)
-
-    def _find(self, word: str) -> str:
-        path = self._lower.get(word) or self.engine.lower(word)
-        self._label(word, path)
-        return path
-
-    def _label(self, word: str, path: str) -> None:
-        self._labels[path] = self._labels[os.path.realpath(path)] = word
-        with contextlib.suppress(OSError):
-            number = os.stat(path).st_rdev
-            if number:
-                self._labels[f"{os.major(number)}:{os.minor(number)}"] = word
-
-
-class _RefusedError(Exception):
-    """An operation that cannot be done as things are; not one that is wrong in itself."""
-
-
-def exit_code(outcomes: list[Outcome]) -> ExitCode:
-    """Return what a command that ran these ends with: 4 for what differs, 1 for what failed."""
-    failed = [outcome for outcome in outcomes if outcome.error]
-    if any(outcome.operation.verb == "verify" and not outcome.reason for outcome in failed):
-        return ExitCode.MISMATCH
-    return ExitCode.FAILED if failed else ExitCode.OK
 
 
 def pattern(word: str, sector: int, count: int) -> bytes:
@@ -327,14 +155,26 @@ def _resume(session: Session, name: str) -> _Result:
 
 def _sleep(session: Session, name: str, seconds: str) -> _Result:
     del name
-    try:
-        session.engine.sleep(float(seconds))
-    except ValueError:
-        raise UsageError(f"{seconds!r} is not a number of seconds") from None
+    session.engine.sleep(_seconds(seconds))
     return (), {}
 
 
-_VERBS: Final = {
+def _until(session: Session, name: str, word: str, seconds: str = "30") -> _Result:
+    deadline = time.monotonic() + _seconds(seconds)
+    while not any(word in str(line).split() for line in session.mapper.status(name)):
+        if time.monotonic() > deadline:
+            raise DeadlineError(f"not within {seconds} s")
+        session.engine.sleep(_POLL_SECONDS)
+    return (), {}
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d*)?", text):
+        raise UsageError(f"{text!r} is not a number of seconds")
+    return float(text)
+
+
+VERBS: Final = {
     "read": _Verb("SECTOR COUNT", "print the digest and the first bytes", _read),
     "write": _Verb("SECTOR COUNT PATTERN", "PATTERN: a byte, seq or seq:SEED", _write),
     "verify": _Verb("SECTOR COUNT PATTERN", "read, and compare", _verify),
@@ -346,12 +186,13 @@ _VERBS: Final = {
     "load": _Verb("START LENGTH TARGET [WORD...]", "a table, which resume makes active", _load),
     "suspend": _Verb("[noflush]", "hold new I/O", _suspend),
     "resume": _Verb("", "let I/O go on", _resume),
+    "until": _Verb("WORD [SECONDS]", "wait until the status has WORD", _until),
     "sleep": _Verb("SECONDS", "let time pass", _sleep),
 }
 
 
 def help_text() -> str:
     """Return a line about each operation."""
-    rows = [(f"{verb} {one.form}".strip(), one.help) for verb, one in _VERBS.items()]
+    rows = [(f"{verb} {one.form}".strip(), one.help) for verb, one in VERBS.items()]
     width = max(len(left) for left, _ in rows)
     return "\n".join(f"  {left:<{width}}  {right}" for left, right in rows)

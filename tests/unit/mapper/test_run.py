@@ -10,7 +10,8 @@ import pytest
 from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.engines import engine
-from dmcopy.mapper.operations import Operation, Session, pattern
+from dmcopy.mapper.operations import Operation, pattern
+from dmcopy.mapper.session import Session
 from dmcopy.table import ConciseDevice, Table
 
 
@@ -118,6 +119,7 @@ def test_what_would_wait_for_ever_or_lies_outside_is_not_tried(
         (["--table", "0 8 zero", "write 0 8 300"], "'300' is not a pattern"),
         (["--table", "0 8 zero", "write 0 8 seq:"], "'seq:' is not a pattern"),
         (["--table", "0 8 zero", "suspend now"], "write 'suspend' or 'suspend noflush'"),
+        (["--table", "0 8 zero", "until x -1"], "'-1' is not a number of seconds"),
         (["--table", "0 8 zero", "sleep now"], "'now' is not a number of seconds"),
         (["--table", "0 8 zero", "load 0 8 snapshot a b P 3"], "power of two"),
     ],
@@ -129,6 +131,14 @@ def test_wrong_words_are_named(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_until_waits_for_the_status(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["until linear 0", "until 8/16 0.1"]
+    assert run("--table", "0 8 linear disk 0", *words) == ExitCode.FAILED
+    assert capsys.readouterr().out.splitlines() == [
+        *("dev: until linear 0: ok", "dev: until 8/16 0.1: not within 0.1 s")
+    ]
 
 
 def test_what_the_engine_refuses(capsys: pytest.CaptureFixture[str]) -> None:
