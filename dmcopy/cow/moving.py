@@ -9,18 +9,20 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from dmcopy.errors import DeviceError
+from dmcopy.io import whole
 from dmcopy.io.backend import probe
 from dmcopy.io.region import Device, IoRegion
-from dmcopy.io.request import Io, Memory, Op
+from dmcopy.io.request import Io, Op
 from dmcopy.kcopyd import Client, CopyJob
 from dmcopy.transfer.settings import BULK_SECTORS, choose
-from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
 
 PIECE_SECTORS: Final = 2048
 """The longest move: 1 MiB, the largest sub-job."""
 SMALL_DEPTH: Final = 32
 """Requests in flight where moves are small, and each is mostly overhead."""
 PROGRESS_SECONDS: Final = 0.1
+FLUSH_SECONDS: Final = 3600.0
+"""A flush of a file has all of it to write, through the page cache."""
 
 Observer = Callable[[int, float], object]
 """Told how many sectors have been moved, and in how many seconds."""
@@ -34,6 +36,9 @@ class Move(NamedTuple):
 
     def cut(self) -> Iterator[Move]:
         """Yield it in pieces that are worth one request each."""
+        if self.source.count <= PIECE_SECTORS:
+            yield self
+            return
         for start in range(0, self.source.count, PIECE_SECTORS):
             count = min(PIECE_SECTORS, self.source.count - start)
             yield Move(self.source.slice(start, count), self.dest.slice(start, count))
@@ -82,27 +87,12 @@ class Mover:
 
     def flush(self, device: Device) -> None:
         """Make what was written to a device durable. Raises DeviceError."""
-        self._perform(Io(Op.FLUSH, IoRegion(device, 0, 0)), "flush it")
+        request = Io(Op.FLUSH, IoRegion(device, 0, 0))
+        whole.perform(self._reactor, request, timeout=FLUSH_SECONDS)
 
     def write(self, device: Device, sector: int, data: bytes) -> None:
         """Write whole blocks. Raises DeviceError."""
-        size = len(data)
-        memory = Memory(-(-size // PAGE_SIZE))
-        try:
-            memory.view[:size] = data
-            region = IoRegion(device, sector, size >> SECTOR_SHIFT)
-            action = f"write {region.count} sectors from {sector}"
-            self._perform(Io(Op.WRITE, region, memory, [(0, size)]), action)
-        finally:
-            memory.close()
-
-    def _perform(self, request: Io, action: str) -> None:
-        done: list[Io] = []
-        request.notify = done.append
-        self._reactor.submit(request)
-        self._reactor.run_until(lambda: done)
-        if request.error:
-            raise DeviceError(request.device.path, action, request.error)
+        whole.write(self._reactor, device, sector, data)
 
     def _fill(self) -> None:
         """Keep the client busy."""
