@@ -1,0 +1,260 @@
+"""What the mirror workflows refuse before they change anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dmcopy.errors import (
+    BusyError,
+    DeadlineError,
+    DmcopyError,
+    MetadataError,
+    PartialError,
+    UsageError,
+)
+from dmcopy.ondisk.bitset import Bitset
+from dmcopy.ondisk.mirror_log import MirrorLog
+from dmcopy.table import Linear, Snapshot, Table
+from dmcopy.workflows.journal import Journal
+from dmcopy.workflows.mirror import Mirror
+from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, plan_split
+from dmcopy.workflows.mirror_devices import Devices
+from dmcopy.workflows.mirror_make import Options, plan_from_device, plan_from_legs
+from dmcopy.workflows.mirror_move import plan_move
+from dmcopy.workflows.mirror_resync import Resync, Waiter
+from dmcopy.workflows.mirror_session import Session
+
+from .mirror_world import SECTORS, World
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr("dmcopy.block.holders.who", lambda _: [])
+    return World(tmp_path)
+
+
+def session(world: World) -> Session:
+    waiter = Waiter(world, sleep=lambda _: None)
+    return Session(world, Journal(world.folder / "journal"), waiter)
+
+
+def make(world: World, *legs: str, **options: object) -> None:
+    plan_from_legs(world, "home", legs, Options(**options))  # type: ignore[arg-type]
+
+
+def test_one_leg_or_ten(world: World) -> None:
+    legs = [world.disk(f"leg{number}") for number in range(10)]
+    with pytest.raises(UsageError, match="1 legs: give --leg 2 to 9 times"):
+        make(world, legs[0])
+    with pytest.raises(UsageError, match="10 legs: give --leg 2 to 9 times"):
+        make(world, *legs)
+    make(world, *legs[:9])
+
+
+def test_the_same_device_twice(world: World) -> None:
+    a, b = world.disk("a"), world.disk("b")
+    link = world.folder / "link"
+    link.symlink_to(a)
+    with pytest.raises(UsageError, match="would be two legs of one mirror"):
+        make(world, a, b, str(link))
+    with pytest.raises(UsageError, match="would be the log and a leg at once"):
+        make(world, a, b, log=str(link))
+    world.create("home", Table.of(SECTORS, Linear(a, 0)))
+    with pytest.raises(UsageError, match="would be two legs of one mirror"):
+        plan_from_device(world, "home", [str(link)], Options())
+
+
+def test_legs_of_different_sizes(world: World) -> None:
+    legs = world.disk("a"), world.disk("b", SECTORS + 8)
+    with pytest.raises(UsageError, match=rf"differ in size.*--size {SECTORS} uses the same part"):
+        make(world, *legs)
+    make(world, *legs, size=SECTORS)
+    with pytest.raises(UsageError, match="the smallest leg has"):
+        make(world, *legs, size=SECTORS + 1)
+
+
+def test_a_region_size_that_no_kernel_takes(world: World) -> None:
+    legs = world.disk("a"), world.disk("b")
+    for size, rule in ((1000, "power of two"), (1, "at least|from 2"), (SECTORS * 2, "exceed")):
+        with pytest.raises(UsageError, match=rule):
+            make(world, *legs, region_size=size)
+    small = world.disk("c", 100), world.disk("d", 100)
+    plan = plan_from_legs(world, "home", small, Options())
+    assert "mirror core 2 64 sync" in plan.steps[0].table
+
+
+def test_features_that_do_not_go_together(world: World) -> None:
+    legs = world.disk("a"), world.disk("b")
+    with pytest.raises(UsageError, match="needs handle_errors"):
+        make(world, *legs, features=("keep_log",))
+    with pytest.raises(UsageError, match="unknown"):
+        make(world, *legs, features=("handle_error",))
+
+
+def test_a_log_that_is_too_small_or_is_in_the_way(world: World) -> None:
+    legs = world.disk("a"), world.disk("b")
+    with pytest.raises(UsageError, match="needs 3: give a larger device"):
+        make(world, *legs, log=world.disk("tiny", 2))
+    log = Path(world.disk("log", 64))
+    clean = Bitset(4)
+    clean.fill(0, 3, True)
+    log.write_bytes(MirrorLog(clean).build().ljust(64 * 512, b"\0"))
+    with pytest.raises(UsageError, match="a mirror of 4 regions, 3 of them clean: --reuse-log"):
+        make(world, *legs, log=str(log))
+    make(world, *legs, log=str(log), new_log=True)
+    make(world, *legs, log=str(log), reuse_log=True)
+    with pytest.raises(MetadataError, match="of 4 regions, and the mirror would have 8"):
+        make(world, *legs, log=str(log), reuse_log=True, region_size=512)
+    with pytest.raises(MetadataError, match="no mirror log"):
+        make(world, *legs, log=world.disk("empty", 64), reuse_log=True)
+    with pytest.raises(UsageError, match="a log in memory is gone"):
+        make(world, *legs, reuse_log=True)
+
+
+def test_what_is_in_use(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = world.disk("a"), world.disk("b")
+    monkeypatch.setattr("dmcopy.block.holders.who", lambda path: [Holding()] if path == b else [])
+    with pytest.raises(BusyError, match="in use by the file system mounted on /srv"):
+        make(world, a, b)
+
+
+class Holding:
+    kind = "mount"
+
+    def __str__(self) -> str:
+        return "the file system mounted on /srv"
+
+
+def test_a_device_that_cannot_become_a_mirror(world: World) -> None:
+    a, b = world.disk("a"), world.disk("b")
+    with pytest.raises(UsageError, match="there is no mapped device home"):
+        plan_from_device(world, "home", [b], Options())
+    world.create("snap", Table.of(SECTORS, Snapshot(a, b, "P", 8)))
+    with pytest.raises(UsageError, match="snap has snapshot: only"):
+        plan_from_device(world, "snap", [world.disk("c")], Options())
+    world.create("home", Table.of(SECTORS, Linear(a, 0)))
+    with pytest.raises(UsageError, match="a leg must not be smaller"):
+        plan_from_device(world, "home", [world.disk("small", 8)], Options())
+    with pytest.raises(UsageError, match="are for mirrors made of legs"):
+        plan_from_device(world, "home", [b], Options(nosync=True))
+    with pytest.raises(UsageError, match="--from home"):
+        make(world, a, b)
+
+
+def mirror(world: World, legs: str = "ab") -> None:
+    paths = [world.disk(leg) for leg in legs]
+    session(world).run(plan_from_legs(world, "home", paths, Options()))
+    world.use("home")
+
+
+def test_a_leg_by_number_path_or_name(world: World) -> None:
+    mirror(world)
+    found, devices = Mirror.read(world, "home"), Devices(world)
+    assert found.leg("1", devices) == found.leg(str(world.folder / "b"), devices) == 1
+    for word in ("2", "x", "/dev/none", "-1"):
+        with pytest.raises(UsageError, match=f"no leg {word}; its legs are 0 /.*/a, 1 /"):
+            found.leg(word, devices)
+    world.create("plain", Table.of(8, Linear(str(world.folder / "a"), 0)))
+    with pytest.raises(UsageError, match="plain is not a mirror: it has linear"):
+        Mirror.read(world, "plain")
+
+
+def test_the_last_good_leg_is_not_taken_away(world: World) -> None:
+    mirror(world)
+    world.broken.add(str(world.folder / "b"))
+    world.write()
+    new = world.disk("new")
+    calls: list[Callable[[], object]] = [
+        lambda: plan_replace(world, "home", "0", new),
+        lambda: plan_drop(world, "home", "0"),
+    ]
+    for call in calls:
+        with pytest.raises(DmcopyError, match="without leg 0 no leg has all of the data"):
+            call()
+    with pytest.raises(PartialError, match=r"leg 1, /.*/b: a write failed.*replace home 1"):
+        plan_split(world, "home", "0", "copy")
+    with pytest.raises(UsageError, match="has its log in memory"):
+        plan_replace(world, "home", "1", new, dirty_only=True)
+    with pytest.raises(UsageError, match=r"home has /.*/a already"):
+        plan_replace(world, "home", "1", str(world.folder / "a"))
+    with pytest.raises(UsageError, match="must not be smaller"):
+        plan_replace(world, "home", "1", world.disk("small", 8))
+
+
+def test_two_failed_legs_of_three(world: World) -> None:
+    mirror(world, "abc")
+    world.broken |= {str(world.folder / "b"), str(world.folder / "c")}
+    world.write()
+    with pytest.raises(DmcopyError, match=r"leg 2, /.*/c, has failed as well.*split home 2 --drop"):
+        plan_replace(world, "home", "1", world.disk("new"))
+
+
+def test_the_only_leg_with_the_data_stays_while_the_others_are_copied_to(world: World) -> None:
+    plan = plan_from_legs(world, "home", [world.disk("a"), world.disk("b")], Options())
+    session(world).run(plan, wait=False)
+    world.use("home")
+    with pytest.raises(DmcopyError, match=r"no leg has all of the data|the only one that has all"):
+        plan_replace(world, "home", "0", world.disk("new"))
+    with pytest.raises(DmcopyError, match="is no copy yet"):
+        plan_split(world, "home", "1", "copy")
+    with pytest.raises(DmcopyError, match="would forget"):
+        plan_fail(world, "home", "1")
+    session(world).finish("home")
+
+
+def test_a_move_that_cannot_be(world: World) -> None:
+    a, b = world.disk("a"), world.disk("b")
+    world.create("home", Table.of(SECTORS, Linear(a, 0)))
+    with pytest.raises(UsageError, match="no linear line on"):
+        plan_move(world, "home", b, world.disk("c"))
+    with pytest.raises(UsageError, match="is where the data is already"):
+        plan_move(world, "home", a, a)
+    with pytest.raises(UsageError, match="the data would end at sector"):
+        plan_move(world, "home", a, b, start=8)
+
+
+def test_a_move_takes_only_the_lines_on_that_disk(world: World) -> None:
+    a, b, new = (world.disk(name) for name in ("a", "b", "new"))
+    table = Table.read(f"0 1000 linear {a} 0\n1000 96 linear {b} 8\n1096 3000 linear {a} 1000")
+    world.create("home", table)
+    world.use("home")
+    session(world).run(plan_move(world, "home", a, new, start=16))
+    assert str(world.table("home")).splitlines() == [
+        f"0 1000 linear {new} 16",
+        f"1000 96 linear {b} 8",
+        f"1096 3000 linear {new} 1016",
+    ]
+
+
+def test_while_one_workflow_is_open_there_is_no_other(world: World) -> None:
+    plan = plan_from_legs(world, "home", [world.disk("a"), world.disk("b")], Options())
+    one = session(world)
+    one.run(plan, wait=False)
+    for _ in range(9):
+        world.status("home")
+    split = plan_split(world, "home", "1", "copy")
+    with pytest.raises(BusyError, match="dmcopy mirror make home"):
+        session(world).run(split)
+    one.finish("home")
+    session(world).run(split)
+
+
+def test_a_wait_tells_how_far_it_is_and_has_a_deadline(world: World) -> None:
+    plan = plan_from_legs(world, "home", [world.disk("a"), world.disk("b")], Options())
+    session(world).run(plan, wait=False)
+    now = iter(range(100))
+    seen: list[Resync] = []
+    waiter = Waiter(world, seen.append, clock=lambda: float(next(now)), sleep=lambda _: None)
+    with pytest.raises(DeadlineError, match="1 of 4 regions are in sync after 0 s; it goes on"):
+        waiter.wait("home", 0)
+    waiter.wait("home", 60)
+    assert [one.in_sync for one in seen] == [1, 2, 3, 4]
+    assert seen[-1].sectors == seen[-1].total == SECTORS
+    assert seen[2].rate > 0
+    assert seen[2].left == (SECTORS - seen[2].sectors) / seen[2].rate
+    session(world).finish("home")
