@@ -25,6 +25,7 @@ REFUSED: Final = {
     "--addnodeoncreate": "is not needed: the node of a device with a table is there in any case",
     "--addnodeonresume": "is not needed: the node of a device with a table is there in any case",
     "--readahead": "is not taken: use 'blockdev --setra' on the node",
+    "--force": "is for 'remove'; to wipe under load: wipe_table --noflush --nolockfs",
     "--engine": "is for 'dmcopy dm run': a userspace device lives no longer than its process",
     "--major": "is not taken: the driver has only one major number",
     "--select": "is not taken: dmsetup itself heeds it in 'dmcopy dm info -c -S' only",
@@ -37,6 +38,7 @@ REFUSED: Final = {
     "--verbose": "is not taken: 'dmcopy dm info NAME' says more",
 }
 _SHORT: Final = {
+    "--force": "-f",
     "--major": "-j",
     "--select": "-S",
     "--uid": "-U",

@@ -46,6 +46,7 @@ _TEXTS: Final = {
 }
 _NO_DRIVER: Final = "Failure to communicate with kernel device-mapper driver"
 _GRACE_SECONDS: Final = 2.0
+_LOCALE: Final = "C.UTF-8"  # errors in English; without a UTF-8 in it, trees are drawn in ASCII
 
 
 class DmsetupError(DmcopyError):
@@ -166,7 +167,7 @@ class Dmsetup:
         return call
 
     def _start(self, argv: list[str]) -> subprocess.Popen[bytes]:
-        env = {**os.environ, **self.udev.environment, "LC_ALL": "C"}
+        env = {**os.environ, **self.udev.environment, "LC_ALL": _LOCALE}
         try:
             # Standard input is always given: dmsetup reads a table from it whenever it has none.
             return subprocess.Popen(

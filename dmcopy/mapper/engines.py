@@ -26,9 +26,9 @@ _T = TypeVar("_T")
 class _Node:
     """A device node, past the page cache. I/O that does not end is given up, and left to itself."""
 
-    def __init__(self, path: str, timeout: float) -> None:
+    def __init__(self, path: str, timeout: float, *, write: bool) -> None:
         # Nothing to claim: the device was made for this session, and may be under another of it.
-        self._device = BlockDevice.open(path, write=True, claim=False, direct=True)
+        self._device = BlockDevice.open(path, write=write, claim=False, direct=True)
         self._timeout = timeout
 
     def read(self, sector: int, count: int) -> bytes:
@@ -98,7 +98,8 @@ class KernelEngine:
     def open(self, name: str) -> Handle:
         """Open the node of a device."""
         if name not in self._nodes:
-            self._nodes[name] = _Node(self.mapper.path(name), self._timeout)
+            write = not self.mapper.info(name).readonly
+            self._nodes[name] = _Node(self.mapper.path(name), self._timeout, write=write)
         return self._nodes[name]
 
     def forget(self, name: str) -> None:

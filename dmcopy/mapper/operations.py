@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from dmcopy.errors import DeadlineError, MismatchError, UsageError
-from dmcopy.table.words import split
+from dmcopy.table.words import join, split
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE, parse_sectors
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _read(session: Session, name: str, sector: str, count: str) -> _Result:
 
 def _write(session: Session, name: str, sector: str, count: str, word: str) -> _Result:
     start, length = session.place(name, sector, count)
-    session.opened(name).write(start, pattern(word, start, length))
+    session.opened(name, write=True).write(start, pattern(word, start, length))
     return (), {}
 
 
@@ -114,7 +114,7 @@ def _flush(session: Session, name: str) -> _Result:
 
 
 def _discard(session: Session, name: str, sector: str, count: str) -> _Result:
-    session.opened(name).discard(*session.place(name, sector, count))
+    session.opened(name, write=True).discard(*session.place(name, sector, count))
     return (), {}
 
 
@@ -136,20 +136,19 @@ def _message(session: Session, name: str, sector: str, *words: str) -> _Result:
 
 
 def _load(session: Session, name: str, *words: str) -> _Result:
-    session.mapper.load(name, session.table(words))
+    session.load(name, join(words))
     return (), {}
 
 
 def _suspend(session: Session, name: str, how: str = "") -> _Result:
     if how not in ("", "noflush"):
         raise UsageError(f"{how!r}: write 'suspend' or 'suspend noflush'")
-    session.mapper.suspend(name, flush=not how)
+    session.suspend(name, flush=not how)
     return (), {}
 
 
 def _resume(session: Session, name: str) -> _Result:
-    session.engine.forget(name)
-    session.mapper.resume(name)
+    session.resume(name)
     return (), {}
 
 

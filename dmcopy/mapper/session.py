@@ -79,6 +79,16 @@ class Outcome:
         return {**head, **self.values, "error": self.error}
 
 
+@dataclass(slots=True)
+class _State:
+    """What the session knows of a device without asking: nobody else changes it."""
+
+    length: int
+    readonly: bool
+    suspended: bool = False
+    loaded: int = 0  # the length of the table that the next resume makes active
+
+
 class Session:
     """Devices made for the length of a `with` block, and operations on them, in order.
 
@@ -102,6 +112,7 @@ class Session:
             self.mapper.path(name): self.mapper.path(made) for name, made in self._names.items()
         }
         self._labels: dict[str, str] = {}
+        self._states: dict[str, _State] = {}
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -111,6 +122,7 @@ class Session:
                 table = device.table.with_devices(self._find)
                 exits.enter_context(self.mapper.device(made, table, readonly=device.readonly))
                 exits.callback(self.engine.forget, made)
+                self._states[made] = _State(table.length, device.readonly)
                 self._label(self.mapper.path(name), self.mapper.path(made))
             self._exits = exits.pop_all()
         return self
@@ -145,16 +157,19 @@ class Session:
             return Outcome(name, operation, error=str(error), code=error.exit_code)
         return Outcome(name, operation, *result)
 
-    def opened(self, name: str) -> Handle:
-        """Return the open device `name`, unless I/O to it would wait for ever."""
-        if self.mapper.info(name).suspended:
+    def opened(self, name: str, *, write: bool = False) -> Handle:
+        """Return the open device `name`, unless its I/O would wait for ever or is not allowed."""
+        state = self._states[name]
+        if state.suspended:
             raise _RefusedError("suspended: its I/O would wait until it is resumed")
+        if write and state.readonly:
+            raise _RefusedError("read-only")
         return self.engine.open(name)
 
     def place(self, name: str, sector: str, count: str) -> tuple[int, int]:
         """Return a range of the device, which must be on it."""
         start, length = parse_sectors(sector), parse_sectors(count)
-        size = self.mapper.table(name).length
+        size = self._states[name].length
         if not length or start + length > size:
             raise _RefusedError(f"not within the {size} sectors of the device")
         return start, length
@@ -163,9 +178,25 @@ class Session:
         """Return a table with the devices as the caller named them."""
         return table.with_devices(self.label)
 
-    def table(self, words: tuple[str, ...]) -> Table:
-        """Return the table of one line that an operation gives, for the engine."""
-        return Table.parse(" ".join(words)).with_devices(self._find)
+    def load(self, name: str, line: str) -> None:
+        """Load a table of one line."""
+        table = Table.parse(line).with_devices(self._find)
+        state = self._states[name]
+        self.mapper.load(name, table, readonly=state.readonly)
+        state.loaded = table.length
+
+    def suspend(self, name: str, *, flush: bool) -> None:
+        """Suspend a device."""
+        self.mapper.suspend(name, flush=flush)
+        self._states[name].suspended = True
+
+    def resume(self, name: str) -> None:
+        """Resume a device, which may have another size then."""
+        self.engine.forget(name)
+        self.mapper.resume(name)
+        state = self._states[name]
+        state.suspended = False
+        state.length, state.loaded = state.loaded or state.length, 0
 
     def label(self, device: str) -> str:
         """Return what the caller called a device that the engine names by number or path."""

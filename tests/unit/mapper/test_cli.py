@@ -195,6 +195,7 @@ def test_devices_are_named_by_uuid_number_or_selection(
         ("resume a --addnodeonresume", "is there in any case"),
         ("remove a --checks", "checked in any case"),
         ("create a --engine user", "is for 'dmcopy dm run'"),
+        ("wipe_table a -f", "wipe_table --noflush --nolockfs"),
         ("remove a -y", "nothing is asked"),
         ("suspend a -v", "'dmcopy dm info NAME'"),
         ("table --manglename none", "is always what it is"),

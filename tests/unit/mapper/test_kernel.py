@@ -41,7 +41,7 @@ def test_create_gives_the_table_on_standard_input_and_notes_it_first(
         *("create", "--uuid", "DMCOPY-x", "--readonly", "--minor", "7", "--", "one")
     ]
     assert call["stdin"] == "0 8 linear /dev/loop0 4\n8 8 zero\n"
-    assert call["env"] == {"LC_ALL": "C", "DM_DISABLE_UDEV": None}
+    assert call["env"] == {"LC_ALL": "C.UTF-8", "DM_DISABLE_UDEV": None}
     assert (device.name, device.path) == ("one", "/dev/mapper/one")
     assert [(entry.name, entry.uuid) for entry in ledger.entries()] == [("one", "DMCOPY-x")]
 

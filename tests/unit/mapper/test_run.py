@@ -133,6 +133,24 @@ def test_wrong_words_are_named(
     assert error.count("\n") == 1
 
 
+def test_a_read_only_device_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["read 0 8", "write 0 8 1", "discard 0 8", "flush"]
+    assert run("--concise", "dev,,,ro,0 8 linear disk 0", *words) == ExitCode.FAILED
+    out = capsys.readouterr().out.splitlines()
+    assert out[1:3] == ["dev: write 0 8 1: read-only", "dev: discard 0 8: read-only"]
+    assert (out[0][:12], out[3]) == ("dev: read 0 ", "dev: flush: ok")
+
+
+def test_a_device_may_grow_and_shrink(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["load 0 16 linear disk 0", "read 8 8", "resume", "read 8 8", "load 0 4 zero", "resume"]
+    assert run("--table", "0 8 linear disk 0", *words, "read 4 1", "read 3 1") == ExitCode.FAILED
+    out = capsys.readouterr().out.splitlines()
+    assert out[1] == "dev: read 8 8: not within the 8 sectors of the device"
+    assert out[3].startswith("dev: read 8 8: sha256")
+    assert out[6] == "dev: read 4 1: not within the 4 sectors of the device"
+    assert out[7].startswith("dev: read 3 1: sha256")
+
+
 def test_until_waits_for_the_status(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["until linear 0", "until 8/16 0.1"]
     assert run("--table", "0 8 linear disk 0", *words) == ExitCode.FAILED
