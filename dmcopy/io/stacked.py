@@ -54,7 +54,7 @@ class StackBackend:
         found = self.below.poll(timeout)
         if self._finished:
             found = found + self._finished
-            self._finished = []
+            self._finished.clear()  # in place: whoever fans a copy out holds on to its append
         return found
 
 
