@@ -88,6 +88,16 @@ def test_a_failing_stripe_is_told(engine: Engine) -> None:
     assert engine.mapper.info("d").events == 1
 
 
+def test_error_hears_of_no_flush(engine: Engine) -> None:
+    engine.make("d", "0 8 linear a 0\n8 8 error")
+    device = engine.mapper.open("d")
+    device.flush()
+    for act in (lambda: device.write(8, bytes(512)), lambda: device.discard(8, 1)):
+        with pytest.raises(DeviceError) as caught:
+            act()
+        assert caught.value.errno == errno.EIO
+
+
 def test_stacks_carry_kcopyd(engine: Engine) -> None:
     engine.make("low", "0 64 linear a 0")
     engine.make("high", "0 32 linear /dev/mapper/low 16")
