@@ -35,7 +35,7 @@ REQ_FUA = 1 << 17
 class _Byte(NamedTuple):
     """The words of corrupt_bio_byte."""
 
-    index: int
+    place: int
     op: Op
     value: int
     flags: int
@@ -89,7 +89,8 @@ class Flakey(Target):
         """Whether this is a bad second."""
         seconds = int(self.host.reactor.time() - self._started)
         up: int = self.value.up
-        return seconds % (up + self.value.down) >= up
+        down: int = self.value.down
+        return seconds % (up + down) >= up
 
     def map(self, bio: Bio) -> Map:
         """Move the bio to the device below, if nothing happens to it."""
@@ -134,7 +135,7 @@ class Flakey(Target):
         changes = []
         byte = self._byte
         if byte and byte.op == bio.op and _flags(bio) & byte.flags == byte.flags:
-            changes.append((byte.index, byte.value))
+            changes.append((byte.place, byte.value))
         probability = self._probability[bio.op]
         if probability and self._random.randrange(PROBABILITY) < probability:
             changes.append((self._random.randrange(bio.bytes), self._random.randrange(256)))
@@ -158,9 +159,9 @@ class Flakey(Target):
 def _parse_byte(words: tuple[str, ...] | None) -> _Byte | None:
     if words is None:
         return None
-    index, direction, value, flags = words
+    place, direction, value, flags = words
     op = Op.WRITE if direction.lower() == "w" else Op.READ
-    return _Byte(int(index) - 1, op, int(value), int(flags))
+    return _Byte(int(place) - 1, op, int(value), int(flags))
 
 
 def _flags(bio: Bio) -> int:
@@ -170,6 +171,6 @@ def _flags(bio: Bio) -> int:
 def _corrupt(bio: Bio, changes: list[tuple[int, int]]) -> None:
     """Change bytes in the bio's memory; one that the bio is too short for is left out."""
     assert bio.memory is not None
-    for index, value in changes:
-        for start, _ in cut(bio.extents, index, 1):
+    for place, value in changes:
+        for start, _ in cut(bio.extents, place, 1):
             bio.memory.view[start] = value
