@@ -1,4 +1,4 @@
-"""`./scripts/bench copy`: measures, prints the tables with their targets, writes them to files."""
+"""`./scripts/bench copy|snapshot`: measures, prints the tables, writes them to files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from pathlib import Path
 from types import FrameType
 
 from dmcopy.units import parse_bytes
-from tests.bench import bulk, fan, machine, memory, plot, report, small
+from tests.bench import bulk, fan, machine, memory, plot, report, small, snapshot
 from tests.bench.figures import Table, missed
 from tests.bench.limits import compile_ring
 from tests.bench.process import ROOT, BenchError
 from tests.bench.settings import PLACES, Settings
 
-TABLES = ("bulk", "random", "fan", "memory")
+TABLES = {
+    "copy": ("bulk", "random", "fan", "memory"),
+    "snapshot": ("first", "offline", "guest"),
+}
 MIB = 1 << 20
 
 
@@ -43,15 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     _write(args.out, args.verb, tables, facts, left_out)
     print(report.text(tables, facts, left_out))
     print(f"{len(missed(tables))} targets missed; JSON, markdown and plot are in {args.out}")
-    return int(any("dmcopy" in table.failures for table in tables))
+    return int(any(table.failures for table in tables))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("verb", choices=["copy"], help="what to measure: the copy engine")
+    parser.add_argument("verb", choices=TABLES, help="what to measure")
     parser.add_argument("--rounds", type=int, help="rounds of every table (default 5)")
     parser.add_argument("--size", help="size of a bulk copy (default 2G; the others use half)")
-    parser.add_argument("--only", default=",".join(TABLES), help="tables: %(default)s")
+    listed = "; ".join(f"{verb}: {', '.join(names)}" for verb, names in TABLES.items())
+    parser.add_argument("--only", default="", help=f"tables: all, or of {listed}")
     parser.add_argument("--on", default=",".join(PLACES), help="places: %(default)s")
     parser.add_argument("--engines", default="", help="also force these back ends: uring,threads")
     parser.add_argument("--quick", action="store_true", help="2 small rounds, to see that it runs")
@@ -62,7 +66,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--out", type=Path, default=ROOT / "build/bench", help="where results go (build/bench)"
     )
     args = parser.parse_args(argv)
-    args.only = _choice(parser, args.only, TABLES)
+    args.only = _choice(parser, args.only, TABLES[args.verb]) or TABLES[args.verb]
     args.on = _choice(parser, args.on, PLACES)
     args.engines = _choice(parser, args.engines, ("uring", "threads"))
     args.rounds = args.rounds or (2 if args.quick else 5)
@@ -105,10 +109,16 @@ def _measure(
         "bulk": lambda place: [bulk.table(settings, place)],
         "random": lambda place: small.tables(settings, place),
         "fan": lambda place: [fan.table(settings, place)],
+        "first": lambda place: snapshot.first_touch(settings, place),
+        "offline": lambda place: snapshot.offline(settings, place),
     }
+    anywhere = {"memory": memory.table, "guest": snapshot.guest}
     for name in only:
-        if name == "memory":
-            tables.append(memory.table(settings))
+        if name in anywhere:
+            try:
+                tables.append(anywhere[name](settings))
+            except BenchError as error:
+                left_out.append(f"{name}: {error}")
             continue
         for place in settings.places:
             try:

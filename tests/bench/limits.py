@@ -1,4 +1,4 @@
-"""Compiling the C limit program, and running it."""
+"""Compiling the C limit programs, and running them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from pathlib import Path
 
 from tests.bench.process import BenchError, quiet
 
-_SOURCE = Path(__file__).with_name("copyring.c")
 
-
-def compile_ring(directory: Path) -> Path:
-    """Compile the C limit into `directory`; raises BenchError where that cannot be done."""
+def compile_ring(directory: Path, name: str = "copyring") -> Path:
+    """Compile a C limit into `directory`; raises BenchError where that cannot be done."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise BenchError("the C limit needs a C compiler (gcc, libc6-dev)")
-    program = directory / "copyring"
+    program = directory / name
+    source = Path(__file__).with_name(f"{name}.c")
     try:
-        quiet([compiler, "-O2", "-o", str(program), str(_SOURCE), "-luring"])
+        quiet([compiler, "-O2", "-o", str(program), str(source), "-luring"])
     except BenchError:
         raise BenchError("the C limit did not compile (it needs liburing-dev)") from None
     return program

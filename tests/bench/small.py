@@ -110,11 +110,11 @@ def _worker(disks: Disks, pairs: Path, variant: Variant, io: str | None) -> list
 
 def _contender(name: str, argv: Sequence[str], disks: Disks, listed: array[int]) -> Contender:
     count = len(listed) // 2
-    work = functools.partial(_timed_inside, argv, count)
+    work = functools.partial(timed_inside, argv, count)
     return Contender(name, work, functools.partial(pieces.check, disks, listed))
 
 
-def _timed_inside(argv: Sequence[str], count: int) -> Run:
+def timed_inside(argv: Sequence[str], count: int) -> Run:
     """Run a command that times itself and prints seconds of wall clock and CPU as JSON."""
     finished = run(argv)
     try:
