@@ -11,7 +11,7 @@ import errno
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from dmcopy.errors import DeviceError, DmcopyError, MetadataError
+from dmcopy.errors import DeviceError, DmcopyError
 from dmcopy.io import whole
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
@@ -22,6 +22,7 @@ from dmcopy.ondisk.exception_store import (
     VERSION,
     Header,
     Layout,
+    StoreError,
     build_entry,
     parse_area,
     words,
@@ -102,8 +103,9 @@ class PersistentStore:
             self._valid = header.valid
             if header.valid:
                 self._read_areas(exceptions)
-        except MetadataError as error:
-            number = errno.EINVAL if "version" in str(error) else errno.ENXIO
+        except StoreError as error:
+            # read_header in dm-snap-persistent.c: only another magic (byte 0) is ENXIO.
+            number = errno.EINVAL if error.offset else errno.ENXIO
             reason = f"Failed to read snapshot metadata: {error}"
             raise TargetError(reason, number) from error
         except DmcopyError as error:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import random
+import struct
 from collections.abc import Iterable, Iterator
 
 import pytest
 
+from dmcopy.errors import DeviceError
 from dmcopy.io import IoRegion, Reactor
 from dmcopy.io.request import Io, Memory, Op
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
@@ -64,3 +67,22 @@ def test_copies_to_a_cow_that_is_a_mapped_device_all_end(engine: Engine) -> None
     engine.mapper.resume("o")
     write_together(engine, "o", range(0, 256, 16))
     assert engine.status("s") == "144/2048 16"
+
+
+@pytest.mark.parametrize(
+    ("header", "number"),
+    [
+        (b"SnAp" + struct.pack("<3I", 1, 2, 8), errno.EINVAL),
+        (b"SnAp" + struct.pack("<3I", 1, 1, 12), errno.EINVAL),
+        (b"SnAp" + struct.pack("<3I", 1, 1, 0), errno.EINVAL),
+        (b"snap" + struct.pack("<3I", 1, 1, 8), errno.ENXIO),
+    ],
+)
+def test_a_wrong_header_is_refused_with_the_kernels_errno(
+    engine: Engine, header: bytes, number: int
+) -> None:
+    # A wrong chunk size was ENXIO.
+    engine.disks["b"].load(header.ljust(2048 << 9, b"\0"))
+    with pytest.raises(DeviceError) as caught:
+        engine.make("s", "0 256 snapshot a b P 8")
+    assert caught.value.errno == number

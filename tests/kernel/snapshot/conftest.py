@@ -1,0 +1,68 @@
+"""Either engine, for tests that hold for both; afterwards no device of a test's may be left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dmcopy.errors import BusyError
+
+from .engines import Engine, KernelEngine, UserEngine
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    """A place in memory."""
+    folder = Path("/dev/shm") / f"dmcopy-snapshot-{os.getpid()}"
+    for place in (folder, folder / "kernel", folder / "user"):
+        place.mkdir()
+    yield folder
+    for place in (folder / "kernel", folder / "user", folder):
+        place.rmdir()
+
+
+@pytest.fixture(scope="session")
+def kernel_engine(folder: Path) -> Iterator[KernelEngine]:
+    """The kernel, with disks that stay attached from test to test."""
+    engine = KernelEngine(folder / "kernel")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def kernel(kernel_engine: KernelEngine) -> Iterator[KernelEngine]:
+    """The kernel, with disks full of zeroes."""
+    kernel_engine.wipe()
+    yield kernel_engine
+    left = list(kernel_engine.mapper.paths)
+    remove_all(kernel_engine, left)
+    assert not left, "the test left devices"
+
+
+@pytest.fixture
+def user(folder: Path) -> Iterator[UserEngine]:
+    """The userspace engine, with disks full of zeroes."""
+    engine = UserEngine(folder / "user")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(params=["kernel", "user"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Each engine in turn."""
+    found: Engine = request.getfixturevalue(request.param)
+    return found
+
+
+def remove_all(engine: Engine, names: list[str]) -> None:
+    """Remove devices, those first that no other is above."""
+    for _ in names:
+        for name in list(engine.mapper.paths):
+            try:
+                engine.mapper.thaw(name)
+                engine.remove(name)
+            except BusyError:
+                continue
