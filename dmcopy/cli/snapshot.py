@@ -159,7 +159,8 @@ def _percent(text: str) -> float:
 
 
 def _take(args: argparse.Namespace) -> None:
-    origin = args.origin if "/" in args.origin else device_name(args.origin)
+    mapped = args.origin.startswith("/dev/mapper/")
+    origin = device_name(args.origin) if mapped else args.origin
     request = Request(args.name, origin, args.cow, args.chunk_size, args.store, args.force)
     layout = args.snapshots.take(request)
     if args.dry_run:

@@ -106,7 +106,7 @@ class Record:
     @property
     def rebooted(self) -> bool:
         """Whether the machine was restarted since: mapped devices do not outlive that."""
-        return self.boot != boot_id()
+        return self.boot not in ("", boot_id())
 
     def next(self, steps: Sequence[Step]) -> None:
         """Go on with other steps, none of them begun."""
@@ -175,7 +175,7 @@ class Journal:
         temporary = path.with_suffix(".new")
         try:
             with temporary.open("w", encoding="utf-8") as file:
-                json.dump(asdict(record), file, indent=1)
+                file.write(json.dumps(asdict(record)))
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

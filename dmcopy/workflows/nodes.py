@@ -47,6 +47,10 @@ class Nodes:
             return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
         return os.path.realpath(device)
 
+    def exists(self, device: str) -> bool:
+        """Return whether there is anything at a path."""
+        return os.path.exists(device)
+
     def is_file(self, device: str) -> bool:
         """Return whether it is a regular file, which a loop device makes usable."""
         return Path(device).is_file()

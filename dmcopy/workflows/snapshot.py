@@ -26,6 +26,7 @@ from dmcopy.workflows.snapshot_actions import actions
 from dmcopy.workflows.snapshot_layout import Layout
 from dmcopy.workflows.snapshot_merging import Merge, Progress, unused
 from dmcopy.workflows.snapshot_request import LVM_UUID, Checker, Request
+from dmcopy.workflows.snapshot_status import read
 from dmcopy.workflows.snapshot_survey import Found, Survey
 from dmcopy.workflows.steps import Runner
 
@@ -60,7 +61,7 @@ class Snapshots:
         tables are exchanged. One that is not mapped must not be in use, and is used through the
         new device `Layout.origin` from now on.
         """
-        self._not_interrupted(request.name)
+        self._not_interrupted(request.name, request.origin)
         plan = Checker(self.mapper, self.nodes, request).plan()
         wipe = max(plan.layout.chunk_size, _WIPED)
         steps = layouts.take(plan.layout, plan.origin_now, joining=plan.joining, wipe=wipe)
@@ -196,9 +197,9 @@ class Snapshots:
             raise UsageError(
                 f"there is no snapshot-origin over {layout.base} into which it could be merged"
             )
-        (line,) = self.mapper.status(name)
-        if line.status.trouble:
-            raise UsageError(f"{name} cannot be merged: {line.status.trouble}")
+        status = read(self.mapper, name)
+        if status.used is None or status.metadata is None:
+            raise UsageError(f"{name} cannot be merged: {status.trouble or status}")
         unused(self.mapper, self.nodes, name, "unmount it first")
         unused(
             self.mapper,
@@ -207,7 +208,8 @@ class Snapshots:
             "unmount it; as soon as the merge runs, it can be mounted again",
         )
         now = str(survey.table(layout.origin))
-        facts = {"layout": layout.as_dict(), "phase": "begin"}
+        total = status.used.used - status.metadata
+        facts = {"layout": layout.as_dict(), "phase": "begin", "total": total}
         steps = list(layouts.merge(layout, now))
         return Record(NOUN, "merge", name, steps, devices=layout.devices, facts=facts)
 
@@ -220,10 +222,10 @@ class Snapshots:
             raise DmcopyError(f"{suspended[0]} is suspended: resume it first")
         return layout
 
-    def _not_interrupted(self, name: str) -> None:
-        record = self.journal.find(NOUN, name)
-        if record is not None and not record.running:
-            raise DmcopyError(f"{name}: '{record}' was interrupted: {record.advice}")
+    def _not_interrupted(self, *names: str) -> None:
+        for record in self.journal.records():
+            if not record.running and {record.name, *record.devices} & set(names):
+                raise DmcopyError(f"{names[0]}: '{record}' was interrupted: {record.advice}")
 
     def _interrupted(self, name: str) -> Record:
         record = self.journal.find(NOUN, name)

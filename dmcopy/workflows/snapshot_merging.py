@@ -28,11 +28,15 @@ _PAUSE: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a merge is: `left` sectors of data of `total` are still in the store."""
+    """How far a merge is: `left` sectors of data of `total` are still in the store.
+
+    `seconds` since this process began to watch, when `first` sectors were left.
+    """
 
     name: str
     left: int
     total: int
+    first: int
     seconds: float
 
     @property
@@ -42,8 +46,8 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Sectors per second since this process began to watch."""
-        return (self.total - self.left) / self.seconds if self.seconds else 0.0
+        """Sectors per second."""
+        return (self.first - self.left) / self.seconds if self.seconds else 0.0
 
     @property
     def remaining(self) -> float | None:
@@ -127,7 +131,8 @@ class Merge:
 
     def _wait(self, progress: Callable[[Progress], None]) -> None:
         """Poll: neither the end of a merge nor its failure is an event (6.1, 6.12)."""
-        started, total = time.monotonic(), -1
+        started, total = time.monotonic(), int(self._record.facts["total"])
+        first: int | None = None
         while True:
             status = self._status()
             if status.used is None or status.metadata is None:
@@ -137,8 +142,9 @@ class Merge:
                     f"'dmcopy snapshot merge {self._layout.name}' goes on"
                 )
             left = status.used.used - status.metadata
-            total = max(total, left)
-            progress(Progress(self._layout.name, left, total, time.monotonic() - started))
+            first = left if first is None else first
+            seconds = time.monotonic() - started
+            progress(Progress(self._layout.name, left, total, first, seconds))
             if not left:
                 return
             pause(self._mapper, self._layout.origin, POLL_SECONDS)

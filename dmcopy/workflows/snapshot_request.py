@@ -77,7 +77,7 @@ class Checker:
         """Return the name of the mapped device to go through, "" if there is none, and its path."""
         asked = self._request.origin
         if "/" in asked:
-            if not os.path.exists(asked):
+            if not self._nodes.exists(asked):
                 raise UsageError(f"{asked}: there is no such device to take a snapshot of")
             name = self._survey.mapped(asked) or self._survey.origin_of(self._survey.key(asked))
         elif asked in self._survey.infos:
@@ -93,7 +93,7 @@ class Checker:
         asked = self._request.cow
         if asked in self._survey.infos:
             return self._mapper.path(asked)
-        if not os.path.exists(asked):
+        if not self._nodes.exists(asked):
             raise UsageError(
                 f"{asked}: there is no such device or file for the exceptions; "
                 f"'truncate -s 1G {asked}' makes a file"

@@ -56,7 +56,9 @@ def states(mapper: Mapper, nodes: Nodes, journal: Journal, name: str = "") -> li
         record = merges.get(one.name) if one.merging else records.get(one.name)
         found.append(_state(mapper, survey, one, record))
     known = {state.name for state in found}
-    found += [_without_device(record) for record in records.values() if record.name not in known]
+    found += [
+        _without_device(survey, record) for record in records.values() if record.name not in known
+    ]
     return sorted(
         (state for state in found if name in ("", state.name)), key=lambda state: state.name
     )
@@ -75,13 +77,12 @@ def _state(mapper: Mapper, survey: Survey, found: Found, record: Record | None) 
     layout = survey.layout(found)
     word = _STATES.get(status.state, "unknown" if status.state else "")
     if not word:
-        active = "active" if not found.merging else "merged" if status.empty else "merging"
-        suspended = any(survey.infos[name].suspended for name in layout.devices)
-        word = "suspended" if suspended else active
+        word = "active" if not found.merging else "merged" if status.empty else "merging"
+    suspended = _suspended(survey, layout.devices)
     cow = layout.cow_path if not layout.parts else survey.parts_of(layout.cow)[0][1].device
     state = State(
         name=record.name if record is not None else found.name,
-        state=word,
+        state="suspended" if suspended else word,
         origin=found.name if found.merging else layout.origin,
         cow=cow,
         store=found.target.store,
@@ -90,22 +91,31 @@ def _state(mapper: Mapper, survey: Survey, found: Found, record: Record | None) 
         total=None if status.used is None else status.used.total,
         metadata=status.metadata,
         percent=None if status.percent is None else round(status.percent, 2),
-        trouble=status.trouble,
+        trouble=suspended or status.trouble,
     )
     return _with(state, record)
 
 
-def _without_device(record: Record) -> State:
+def _without_device(survey: Survey, record: Record) -> State:
     layout = record.facts["layout"]
+    suspended = _suspended(survey, record.devices)
+    word = "unknown" if record.running else "interrupted"
     state = State(
         name=record.name,
-        state="unknown" if record.running else "interrupted",
+        state="suspended" if suspended else word,
         origin=layout["origin"],
         cow=layout["cow_path"],
         store=layout["store"],
         chunk_size=layout["chunk_size"],
+        trouble=suspended,
     )
     return _with(state, record)
+
+
+def _suspended(survey: Survey, devices: tuple[str, ...]) -> str:
+    """Return a sentence about the devices that are suspended, "" when none is."""
+    names = [name for name in devices if name in survey.infos and survey.infos[name].suspended]
+    return f"{', '.join(names)}: suspended, so whoever uses it waits" if names else ""
 
 
 def _with(state: State, record: Record | None) -> State:

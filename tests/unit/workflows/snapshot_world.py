@@ -1,0 +1,472 @@
+"""A mapper in memory whose origins and snapshots hold data, and which can crash at any call.
+
+A disk is a list of CHUNKS numbers. Somebody writes to the device `user` before every call, unless
+it is suspended: a snapshot that misses a write, or has one too many, is found out.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dmcopy.errors import BusyError, DeadlineError, DeviceError
+from dmcopy.mapper.base import DeviceInfo, Mapper, Version
+from dmcopy.mapper.device import Device
+from dmcopy.mapper.ledger import Ledger
+from dmcopy.status import Silent, SnapshotMergeStatus, SnapshotStatus, StatusLine
+from dmcopy.table import Linear, Ratio, Snapshot, SnapshotMerge, SnapshotOrigin, Table
+from dmcopy.workflows.journal import Journal
+from dmcopy.workflows.nodes import Nodes
+from dmcopy.workflows.snapshot import Snapshots
+
+CHUNK = 8
+CHUNKS = 4
+SECTORS = CHUNK * CHUNKS
+COW_SECTORS = CHUNK * 8
+
+
+class Crash(BaseException):
+    """The process was killed."""
+
+
+@dataclass
+class Mapped:
+    """A mapped device. `moments` is what it held each time that it was suspended."""
+
+    name: str
+    number: int
+    live: Table | None = None
+    inactive: Table | None = None
+    suspended: bool = False
+    opened: int = 0
+    moments: list[list[int]] = field(default_factory=list)
+
+
+class World(Mapper):
+    """See above. `crash_at` counts the calls that change something; `after`: it has its effect."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, Mapped] = {}
+        self.disks: dict[str, list[int]] = {}
+        self.sizes: dict[str, int] = {}
+        self.stores: dict[str, dict[int, int]] = {}
+        self.lost: set[str] = set()
+        self.loops: set[str] = set()
+        self.content: dict[str, str] = {}
+        self.user = ""
+        self.expected: list[int] = []
+        self.written = 0
+        self.calls = 0
+        self.crash_at = -1
+        self.after = False
+        self.dead = False
+        self.failing = ""
+        self.numbers = 0
+        self.log: list[str] = []
+
+    # What a test does to the world.
+
+    def disk(self, path: str, sectors: int = SECTORS) -> str:
+        self.disks[path] = [100 + chunk for chunk in range(CHUNKS)]
+        self.sizes[path] = sectors
+        return path
+
+    def use(self, name: str) -> None:
+        self.user = name
+        self.expected = self.read(name)
+
+    def revive(self) -> None:
+        self.crash_at, self.dead, self.failing = -1, False, ""
+
+    def restart(self) -> None:
+        """All that is in memory is gone; what is on disks stays."""
+        self.devices.clear()
+        self.loops.clear()
+
+    def tables(self) -> dict[str, str]:
+        """Return all active tables, numbers replaced by names: what is left in the end."""
+        names = {f"254:{mapped.number}": name for name, mapped in self.devices.items()}
+        assert not any(mapped.suspended for mapped in self.devices.values())
+        assert not any(mapped.inactive for mapped in self.devices.values())
+        return {
+            name: str((mapped.live or Table()).with_devices(lambda key: names.get(key, key)))
+            for name, mapped in sorted(self.devices.items())
+        }
+
+    def read(self, name: str) -> list[int]:
+        table = self.devices[name].live
+        assert table is not None
+        target = table.lines[0].target
+        if isinstance(target, Snapshot):
+            assert self._store(target.cow) not in self.lost
+        below = self._content(target.devices[0])
+        if isinstance(target, Snapshot | SnapshotMerge):
+            for chunk, value in self.stores[self._store(target.cow)].items():
+                below[chunk] = value
+        return below
+
+    def write(self, name: str, chunk: int, value: int) -> None:
+        table = self.devices[name].live
+        assert table is not None
+        target = table.lines[0].target
+        disk = self.disks[self._bottom(target.devices[0])]
+        if isinstance(target, SnapshotOrigin | SnapshotMerge):
+            self._copy_out(target.devices[0], chunk, disk[chunk])
+        if isinstance(target, SnapshotMerge):
+            self.stores[self._store(target.cow)].pop(chunk, None)
+        disk[chunk] = value
+
+    # What the mapper is asked.
+
+    def create(
+        self,
+        name: str,
+        table: Table | None = None,
+        *,
+        uuid: str = "",
+        readonly: bool = False,
+        minor: int | None = None,
+        keep: bool = False,
+    ) -> Device:
+        del uuid, readonly, minor
+        assert keep
+        assert name not in self.devices
+
+        def make() -> None:
+            self.numbers += 1
+            self.devices[name] = Mapped(name, self.numbers)
+
+        self.call(f"create {name}", make)
+        if table is not None:  # a kill may come between the two
+            self.call(f"fill {name}", lambda: (self._load(name, table), self._resume(name)))
+        return Device(self, name)
+
+    def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
+        del readonly
+        self.call(f"load {name}", lambda: self._load(name, table))
+
+    def clear(self, name: str) -> None:
+        def clear() -> None:
+            self._get(name).inactive = None
+
+        self.call(f"clear {name}", clear)
+
+    def suspend(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
+        del flush, lockfs
+
+        def suspend() -> None:
+            mapped = self._get(name)
+            if not mapped.suspended and name == self.user:
+                mapped.moments.append(self.read(name))
+            mapped.suspended = True
+
+        self.call(f"suspend {name}", suspend)
+
+    def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
+        del flush, lockfs
+        self.call(f"resume {name}", lambda: self._resume(name))
+
+    def remove(self, name: str, *, deferred: bool = False, timeout: float | None = None) -> None:
+        del timeout
+
+        def remove() -> None:
+            mapped = self._get(name)
+            key = f"254:{mapped.number}"
+            tables = [t for m in self.devices.values() for t in (m.live, m.inactive) if t]
+            users = [t for t in tables if {key, self.path(name)} & set(t.devices)]
+            if users or (mapped.opened and not deferred):
+                raise BusyError(name, [str(users)])
+            del self.devices[name]
+
+        self.call(f"remove {name}", remove)
+
+    def rename(self, name: str, new_name: str) -> None:
+        raise NotImplementedError
+
+    def set_uuid(self, name: str, uuid: str) -> None:
+        raise NotImplementedError
+
+    def message(self, name: str, *words: str, sector: int = 0) -> str:
+        raise NotImplementedError
+
+    def deps(self, name: str) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    def targets(self) -> dict[str, Version]:
+        raise NotImplementedError
+
+    def refusal(self, table: Table) -> str:
+        raise NotImplementedError
+
+    def ls(self) -> list[DeviceInfo]:
+        return [self.info(name) for name in sorted(self.devices)]
+
+    def info(self, name: str) -> DeviceInfo:
+        self._alive()
+        mapped = self._get(name)
+        return DeviceInfo(
+            name,
+            number=(254, mapped.number),
+            open_count=mapped.opened,
+            suspended=mapped.suspended,
+            live=mapped.live is not None,
+            inactive=mapped.inactive is not None,
+        )
+
+    def table(self, name: str, *, inactive: bool = False) -> Table:
+        self._alive()
+        mapped = self._get(name)
+        return (mapped.inactive if inactive else mapped.live) or Table()
+
+    def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
+        del flush
+        self._alive()
+        table = self._get(name).live
+        assert table is not None
+        target = table.lines[0].target
+        status: SnapshotStatus | Silent = Silent()
+        if isinstance(target, Snapshot | SnapshotMerge):
+            store = self._store(target.cow)
+            kind = SnapshotMergeStatus if isinstance(target, SnapshotMerge) else SnapshotStatus
+            used = 16 + CHUNK * len(self.stores[store])
+            cow = self._mapped(target.cow)
+            total = cow.live.length if cow and cow.live else self.sizes[store]
+            lost = store in self.lost
+            status = kind("Invalid") if lost else kind("", Ratio(used, total), 16)
+        return (StatusLine(0, table.length, target.name, status),)
+
+    def wait(self, name: str, event: int, *, timeout: float) -> int:
+        del event
+        self._alive()
+        table = self._get(name).live
+        target = table.lines[0].target if table else None
+        if isinstance(target, SnapshotMerge):
+
+            def merge_one() -> None:
+                store = self.stores[self._store(target.cow)]
+                if store:
+                    chunk, value = store.popitem()
+                    disk = self.disks[self._bottom(target.origin)]
+                    self._copy_out(target.origin, chunk, disk[chunk])
+                    disk[chunk] = value
+
+            self.call("merge", merge_one)
+        raise DeadlineError(f"nothing within {timeout} s")
+
+    def path(self, name: str) -> str:
+        return f"/dev/mapper/{name}"
+
+    # How it works.
+
+    def call(self, what: str, effect: Callable[[], object]) -> None:
+        """Count a call that changes something; the process is killed before or after its effect."""
+        self._alive()
+        self._write_something()
+        here = self.calls == self.crash_at
+        self.calls += 1
+        self.log.append(what)
+        if self.failing and what == self.failing:
+            self.failing = ""
+            raise DeviceError(what, "do it", errno.EIO)
+        if not here or self.after:
+            effect()
+        if here:
+            self.dead = True
+            raise Crash(what)
+
+    def _alive(self) -> None:
+        if self.dead:
+            raise Crash("it is dead already")
+
+    def _write_something(self) -> None:
+        mapped = self.devices.get(self.user)
+        if mapped is not None and not mapped.suspended and mapped.live is not None:
+            self.written += 1
+            chunk = self.written % CHUNKS
+            self.write(self.user, chunk, 1000 + self.written)
+            self.expected[chunk] = 1000 + self.written
+
+    def _get(self, name: str) -> Mapped:
+        if name not in self.devices:
+            raise DeviceError(name, "look at it", errno.ENXIO)
+        return self.devices[name]
+
+    def _mapped(self, device: str) -> Mapped | None:
+        for mapped in self.devices.values():
+            if device in (f"254:{mapped.number}", self.path(mapped.name)):
+                return mapped
+        return None
+
+    def _bottom(self, device: str) -> str:
+        mapped = self._mapped(device)
+        while mapped is not None:
+            table = mapped.live or mapped.inactive
+            assert table is not None
+            device = table.lines[0].target.devices[0]
+            mapped = self._mapped(device)
+        return device.removeprefix("loop:")
+
+    def _store(self, cow: str) -> str:
+        return self._bottom(cow)
+
+    def _content(self, device: str) -> list[int]:
+        return list(self.disks[self._bottom(device)])
+
+    def _copy_out(self, base: str, chunk: int, old: int) -> None:
+        """Copy a chunk into every active snapshot of `base` that has it not."""
+        for mapped in self.devices.values():
+            target = mapped.live.lines[0].target if mapped.live else None
+            if isinstance(target, Snapshot) and self._bottom(target.origin) == self._bottom(base):
+                self.stores[self._store(target.cow)].setdefault(chunk, old)
+
+    def _pairs(self, target: Snapshot | SnapshotMerge) -> list[Mapped]:
+        """Return the devices with an active table over the same store."""
+        return [
+            mapped
+            for mapped in self.devices.values()
+            if mapped.live is not None
+            and isinstance(other := mapped.live.lines[0].target, Snapshot | SnapshotMerge)
+            and self._store(other.cow) == self._store(target.cow)
+        ]
+
+    def _load(self, name: str, table: Table) -> None:
+        mapped = self._get(name)
+        for device in table.devices:
+            known = self._mapped(device) or device.removeprefix("loop:") in self.disks
+            assert known, f"{name}: {device} is not there"
+            assert not device.endswith(".img") or device.startswith("loop:"), device
+            assert device.removeprefix("loop:") in self.loops or not device.startswith("loop:")
+        target = table.lines[0].target
+        if isinstance(target, Snapshot | SnapshotMerge):
+            self.stores.setdefault(self._store(target.cow), {})
+            merging = [m for m in self._pairs(target) if isinstance(_target(m), SnapshotMerge)]
+            if isinstance(target, SnapshotMerge) and merging:
+                raise DeviceError(name, "load it", errno.EINVAL, "a snapshot is already merging")
+        mapped.inactive = table
+
+    def _resume(self, name: str) -> None:
+        mapped = self._get(name)
+        if mapped.inactive is not None:
+            target = mapped.inactive.lines[0].target
+            if isinstance(target, Snapshot | SnapshotMerge):
+                for other in self._pairs(target):
+                    if other is not mapped and not other.suspended:
+                        raise DeviceError(name, "resume it", errno.EINVAL, "handover")
+                    if other is not mapped:  # the exceptions go over: it is invalid from now on
+                        other.live = Table.of(SECTORS, Linear("/dev/invalid", 0))
+                        self.disks.setdefault("/dev/invalid", [0] * CHUNKS)
+            mapped.live, mapped.inactive = mapped.inactive, None
+        mapped.suspended = False
+
+
+def _target(mapped: Mapped) -> object:
+    assert mapped.live is not None
+    return mapped.live.lines[0].target
+
+
+class WorldNodes(Nodes):
+    """The disks of a world. Those whose name ends in .img are files."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        super().__init__(Ledger(folder / "ledger.jsonl"))
+        self.world = world
+        self.mounts: dict[str, list[str]] = {}
+        self.blocks: dict[str, int] = {}
+        self.tops: dict[str, set[str]] = {}
+
+    def key(self, device: str) -> str:
+        mapped = self.world._mapped(device)
+        return f"254:{mapped.number}" if mapped else device.removeprefix("loop:")
+
+    def exists(self, device: str) -> bool:
+        return device in self.world.disks or self.world._mapped(device) is not None
+
+    def is_file(self, device: str) -> bool:
+        return device.endswith(".img") and not device.startswith("loop:")
+
+    def sectors(self, device: str) -> int:
+        mapped = self.world._mapped(device)
+        if mapped is not None:
+            return mapped.live.length if mapped.live else 0
+        return self.world.sizes[device.removeprefix("loop:")]
+
+    def block_size(self, device: str) -> int:
+        return self.blocks.get(device, 512)
+
+    def claim(self, device: str) -> None:
+        if device in self.mounts:
+            raise BusyError(device, [f"the file system mounted on {self.mounts[device][0]}"])
+
+    def holders(self, device: str) -> list[str]:
+        return [f"somebody who has {device} open"]
+
+    def mounted(self, device: str) -> list[str]:
+        return self.mounts.get(device, [])
+
+    def below(self, device: str) -> set[str]:
+        return self.tops.get(device, {self.key(device)})
+
+    def content(self, device: str) -> str:
+        return self.world.content.get(device, "")
+
+    def stable(self, device: str) -> str:
+        return device.removeprefix("loop:")
+
+    def usable(self, device: str) -> str:
+        return f"loop:{device}" if self.is_file(device) else device
+
+    def wipe(self, device: str, count: int) -> None:
+        assert count >= CHUNK
+
+        def wipe() -> None:
+            self.world.stores.pop(device, None)
+            self.world.lost.discard(device)
+
+        self.world.call(f"wipe {device}", wipe)
+
+    def attach(self, file: str) -> None:
+        self.world.call(f"attach {file}", lambda: self.world.loops.add(file))
+
+    def attached(self, file: str) -> bool:
+        return file in self.world.loops
+
+    def detach(self, file: str) -> None:
+        self.world.call(f"detach {file}", lambda: self.world.loops.discard(file))
+
+    def grow(self, file: str, sectors: int) -> None:
+        def grow() -> None:
+            self.world.sizes[file] = max(sectors, self.world.sizes[file])
+
+        self.world.call(f"grow {file}", grow)
+
+
+class Stage:
+    """A world with a journal. `process()` is a new process that finds both as they are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.world = World()
+        self.nodes = WorldNodes(self.world, folder)
+        self.processes = 0
+
+    def process(self) -> Snapshots:
+        self.world.revive()
+        self.processes += 1
+        journal = Journal(self.folder / "workflows", owner=f"0 {self.processes}")
+        return Snapshots(self.world, nodes=self.nodes, journal=journal)
+
+    def origin(self, name: str = "data", disk: str = "/dev/a") -> None:
+        """Make a mapped device that somebody writes to all the time."""
+        table = Table.of(SECTORS, Linear(self.world.disk(disk), 0))
+        self.world.create(name, table, keep=True)
+        self.world.use(name)
+
+    def origin_again(self) -> None:
+        """Make the origin as the machine's own start does, with what is on its disk."""
+        table = Table.of(SECTORS, Linear("/dev/a", 0))
+        self.world.create("data", table, keep=True)
+
+    def records(self) -> list[str]:
+        return [str(record) for record in Journal(self.folder / "workflows").records()]

@@ -1,0 +1,280 @@
+"""What can be asked of a snapshot, what is refused and why, and what its state is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmcopy.errors import BusyError, DmcopyError, MetadataError, UsageError
+from dmcopy.table import Linear, Raw, Table
+from dmcopy.workflows.journal import Journal, Record, Step
+from dmcopy.workflows.snapshot_merging import Progress
+from dmcopy.workflows.snapshot_request import Request
+from dmcopy.workflows.snapshot_status import State, states
+from dmcopy.workflows.snapshot_watch import Level, Threshold, watch
+
+from .snapshot_world import CHUNK, COW_SECTORS, SECTORS, Crash, Stage
+
+REQUEST = Request("snap", "data", "/dev/cow", chunk_size=CHUNK)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    stage = Stage(tmp_path)
+    stage.origin()
+    stage.world.disk("/dev/cow", COW_SECTORS)
+    stage.world.disk("/dev/b")
+    return stage
+
+
+def refusal(stage: Stage, **changes: Any) -> str:
+    """Return why a request is refused; nothing is changed by that."""
+    before = stage.world.tables()
+    with pytest.raises(UsageError) as caught:
+        stage.process().take(dataclasses.replace(REQUEST, **changes))
+    assert stage.world.tables() == before
+    assert stage.records() == []
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"origin": "dta"}, "no mapped device 'dta'"),
+        ({"origin": "/dev/nope"}, "/dev/nope: there is no such device"),
+        ({"cow": "/dev/nope"}, "'truncate -s 1G /dev/nope' makes a file"),
+        ({"name": "data"}, "a mapped device 'data' already"),
+        ({"name": "a/b"}, "slash"),
+        ({"cow": "data"}, "/dev/mapper/data is the origin itself"),
+        ({"origin": "/dev/b", "cow": "/dev/b"}, "/dev/b is the origin itself"),
+        ({"chunk_size": 3}, "power of two"),
+        ({"chunk_size": 32}, "at least 3 chunks, 96s"),
+        ({"store": "X"}, "must be P, PO or N"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_changed(
+    stage: Stage, changes: dict[str, Any], says: str
+) -> None:
+    assert says in refusal(stage, **changes)
+
+
+def test_what_is_on_the_devices_is_in_the_way(stage: Stage) -> None:
+    stage.world.content["/dev/cow"] = "ext4 'photos'"
+    assert "/dev/cow has ext4 'photos' on it: --force overwrites it" in refusal(stage)
+    stage.nodes.blocks["/dev/cow"] = 8192
+    assert "no multiple of the blocks of /dev/cow, 8192 bytes" in refusal(stage)
+    del stage.nodes.blocks["/dev/cow"]
+    stage.nodes.tops["/dev/cow"] = {"7:0", stage.nodes.key("/dev/mapper/data")}
+    assert "/dev/cow is on /dev/mapper/data itself" in refusal(stage)
+    del stage.nodes.tops["/dev/cow"]
+    stage.nodes.mounts["/dev/b"] = ["/home"]
+    with pytest.raises(BusyError, match=r"mounted on /home.*mount /dev/mapper/b-origin in its"):
+        stage.process().take(dataclasses.replace(REQUEST, origin="/dev/b"))
+    stage.nodes.mounts["/dev/cow"] = ["/srv"]
+    with pytest.raises(BusyError, match="/dev/cow is in use by"):
+        stage.process().take(REQUEST)
+    assert sorted(stage.world.tables()) == ["data"]
+    del stage.nodes.mounts["/dev/cow"]
+    stage.process().take(dataclasses.replace(REQUEST, force=True))
+
+
+def test_tables_that_cannot_be_in_two_devices(stage: Stage) -> None:
+    world = stage.world
+    for target in (Raw("crypt", ("x",)), Raw("cache", ("y",))):
+        world.devices["data"].live = Table.of(SECTORS, target)
+        world.user = ""
+        assert f"data has a line of {target.target}: dmcopy takes" in refusal(stage)
+    world.devices["data"].live = None
+    assert "data has no table" in refusal(stage)
+
+
+def test_the_second_snapshot_joins_whichever_way_the_origin_is_named(stage: Stage) -> None:
+    stage.world.disk("/dev/cow2", COW_SECTORS)
+    stage.process().take(dataclasses.replace(REQUEST, origin="/dev/b"))
+    again = dataclasses.replace(REQUEST, name="two", origin="/dev/b", cow="/dev/cow2")
+    stage.process().take(again)
+    tables = stage.world.tables()
+    assert tables["b-origin"] == "0 32 snapshot-origin /dev/b"
+    assert tables["two"] == "0 32 snapshot /dev/b two-cow P 8"
+    stage.process().drop("two")
+    stage.process().drop("snap")
+    assert sorted(stage.world.tables()) == ["data"]
+
+
+def test_what_is_in_use_is_neither_merged_nor_dropped(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmcopy.workflows.snapshot_merging.GRACE_SECONDS", 0.0)
+    stage.process().take(REQUEST)
+    stage.world.devices["snap"].opened = 1
+    with pytest.raises(BusyError, match=r"snap is in use by .*unmount it first"):
+        stage.process().drop("snap")
+    stage.world.devices["snap"].opened = 0
+    stage.world.devices["data"].opened = 1
+    with pytest.raises(BusyError, match=r"data is in use .*as soon as the merge runs"):
+        stage.process().merge("snap")
+    assert stage.records() == []
+
+
+def test_what_cannot_be_merged(stage: Stage) -> None:
+    with pytest.raises(UsageError, match="there is no snapshot 'snap'"):
+        stage.process().merge("snap")
+    with pytest.raises(UsageError, match="data is a mapped device, but not a snapshot"):
+        stage.process().merge("data")
+    stage.process().take(dataclasses.replace(REQUEST, store="N"))
+    with pytest.raises(UsageError, match="in memory"):
+        stage.process().merge("snap")
+    stage.process().drop("snap")
+    stage.process().take(REQUEST)
+    stage.world.lost.add("/dev/cow")
+    with pytest.raises(UsageError, match="cannot be merged: the snapshot is lost"):
+        stage.process().merge("snap")
+    stage.process().drop("snap")
+
+
+def test_where_a_cow_can_grow_and_where_not(stage: Stage) -> None:
+    stage.process().take(REQUEST)
+    with pytest.raises(UsageError, match="its COW uses all of /dev/cow"):
+        stage.process().extend("snap", COW_SECTORS + 1)
+    with pytest.raises(UsageError, match=r"has 64s .* already"):
+        stage.process().extend("snap", COW_SECTORS)
+    with pytest.raises(UsageError, match=r"/dev/b has 32s .*, but 33s are to be added"):
+        stage.process().extend("snap", COW_SECTORS + 33, more="/dev/b")
+    stage.world.sizes["/dev/cow"] += 8  # as after an lvextend
+    stage.process().extend("snap", COW_SECTORS + 8)
+    stage.process().extend("snap", COW_SECTORS + 16, more="/dev/b")
+    assert stage.world.tables()["snap-cow"].splitlines() == [
+        "0 72 linear /dev/cow 0",
+        "72 8 linear /dev/b 0",
+    ]
+
+
+def state_of(stage: Stage, name: str = "snap") -> State:
+    (state,) = states(stage.world, stage.nodes, stage.process().journal, name)
+    return state
+
+
+def test_states_in_words(stage: Stage) -> None:
+    stage.process().take(REQUEST)
+    state = state_of(stage)
+    assert (state.state, state.origin, state.cow) == ("active", "data", "/dev/cow")
+    assert (state.percent, state.total, state.chunk_size) == (25.0, COW_SECTORS, CHUNK)
+    assert state.interrupted == state.working == state.trouble == ""
+    stage.world.lost.add("/dev/cow")
+    state = state_of(stage)
+    assert (state.state, state.percent) == ("invalid", None)
+    assert "lost" in state.trouble
+    stage.process().drop("snap")
+    assert states(stage.world, stage.nodes, stage.process().journal) == []
+
+
+def test_states_of_what_was_interrupted(stage: Stage) -> None:
+    def crash(at: int) -> State:
+        snapshots = stage.process()
+        stage.world.calls, stage.world.crash_at = 0, at
+        with pytest.raises(Crash):
+            snapshots.take(REQUEST)
+        stage.world.revive()
+        return state_of(stage)
+
+    state = crash(4)
+    assert (state.state, state.interrupted) == ("interrupted", "dmcopy snapshot take snap")
+    assert state.advice == (
+        "'dmcopy snapshot finish snap' ends it, 'dmcopy snapshot undo snap' takes it back"
+    )
+    stage.process().undo("snap")
+    assert crash(10).state == "suspended"
+    stage.process().finish("snap")
+    assert state_of(stage).state == "active"
+
+
+def levels(stage: Stage, **options: Any) -> list[Level]:
+    """Watch for ten looks while somebody writes."""
+    found: list[Level] = []
+    for level in watch(stage.process(), "snap", interval=0.0, **options):
+        found.append(level)
+        if len(found) > 10:
+            break
+        stage.world._write_something()
+    return found
+
+
+def test_watch_acts_once_at_the_threshold(stage: Stage) -> None:
+    stage.process().take(REQUEST)
+    ran = []
+
+    def run(words: list[str], *, env: dict[str, str], stdin: int) -> Any:
+        assert stdin == subprocess.DEVNULL
+        ran.append((words, env["DMCOPY_SNAPSHOT"], float(env["DMCOPY_PERCENT"]) >= 50))
+        return subprocess.CompletedProcess(words, 3)
+
+    seen = levels(stage, threshold=Threshold(50, ("notify", "a b")), run=run)
+    assert ran == [(["notify", "a b"], "snap", True)]
+    said = [(one.event, one.message) for one in seen if one.event != "level"]
+    assert said == [("threshold", ""), ("command", "notify: exit 3")]
+
+
+def test_watch_extends_and_can_act_again(stage: Stage) -> None:
+    stage.world.disk("/x/cow.img", COW_SECTORS)
+    stage.process().take(dataclasses.replace(REQUEST, cow="/x/cow.img"))
+    seen = levels(stage, threshold=Threshold(40, extend=32))
+    assert [one.total for one in seen if one.event == "extended"] == [96, 128]
+    assert (seen[-1].percent or 100) < 40
+    assert stage.world.sizes["/x/cow.img"] == 128
+
+
+def test_watch_ends_with_the_snapshot(stage: Stage) -> None:
+    stage.process().take(REQUEST)
+    stage.world.lost.add("/dev/cow")
+    assert [one.event for one in watch(stage.process(), "snap", interval=0)] == ["lost"]
+    stage.process().drop("snap")
+    assert [one.event for one in watch(stage.process(), "snap", interval=0)] == ["gone"]
+
+
+def test_progress_is_a_rate_and_the_time_left() -> None:
+    progress = Progress("snap", left=25, total=100, first=75, seconds=10.0)
+    assert (progress.percent, progress.rate, progress.remaining) == (75.0, 5.0, 5.0)
+    assert Progress("snap", 100, 100, 100, 1.0).remaining is None
+    assert Progress("snap", 0, 0, 0, 0.0).percent == 100.0
+
+
+def test_two_processes_do_not_work_on_one_origin(tmp_path: Path) -> None:
+    mine = Journal(tmp_path)
+    record = Record("snapshot", "take", "snap", [Step("create", "snap")], devices=("data",))
+    mine.begin(record)
+    other = Record("snapshot", "drop", "other", [], devices=("data", "other"))
+    with pytest.raises(BusyError, match=r"data is in use by process \d+ \(dmcopy snapshot take"):
+        mine.begin(other)
+    mine.end(record)
+    mine.begin(other)
+    found = Journal(tmp_path, owner="0 0").find("snapshot", "other")
+    assert found == other
+    with pytest.raises(BusyError):
+        Journal(tmp_path, owner="0 0").adopt(other)
+    with pytest.raises(DmcopyError):
+        Journal(tmp_path, owner="0 0").begin(record)
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "snapshot-x.json").write_text('{"noun": "snapshot"}')
+    with pytest.raises(MetadataError, match=r"snapshot-x\.json is not the record of a workflow"):
+        Journal(tmp_path).records()
+
+
+def test_the_origin_stays_what_it_was(stage: Stage) -> None:
+    plain = stage.world.tables()
+    assert plain == {"data": str(Table.of(SECTORS, Linear("/dev/a", 0)))}
+    stage.process().take(REQUEST)
+    tables = stage.world.tables()
+    assert tables == {
+        "data": "0 32 snapshot-origin data-real",
+        "data-real": plain["data"],
+        "snap": "0 32 snapshot data-real snap-cow P 8",
+        "snap-cow": "0 64 linear /dev/cow 0",
+    }
+    window = stage.world.log[stage.world.log.index("suspend data") :]
+    assert window == ["suspend data", "resume data-real", "resume snap", "resume data"]
