@@ -12,7 +12,7 @@ from dmcopy.cow.store import open_cow, read_store
 from dmcopy.errors import UsageError
 from dmcopy.io.region import IoRegion
 from dmcopy.transfer.layout import check_apart
-from dmcopy.transfer.opening import Opened, Request, open_all
+from dmcopy.transfer.opening import Opened, Request, is_same, open_all
 from dmcopy.units import SECTOR_SHIFT
 
 
@@ -25,6 +25,7 @@ def opened_extract(
     A file that is not there is made, sparse and as long as the origin, and removed again when
     nothing was written. Raises UsageError, BusyError, DeviceError, MetadataError.
     """
+    _check_paths(cow, origin, out)
     with open_cow(cow) as device:
         chunk_bytes = read_store(device).layout.chunk_bytes
         with open_all(Request(origin, (out,))) as opened:
@@ -32,8 +33,8 @@ def opened_extract(
                 assert opened.source is not None
                 source = _fitting(opened, opened.source, chunk_bytes, write=False)
                 dest = _fitting(opened, opened.dests[0], chunk_bytes, write=True)
-                _check_apart(device, source.device.path, source)
-                _check_apart(device, dest.device.path, dest)
+                _check_apart(device, source)
+                _check_apart(device, dest)
                 yield plan_extract(source, device, dest, changed_only=changed_only)
             except BaseException:
                 opened.discard_created()
@@ -46,12 +47,13 @@ def opened_merge(origin: str, cow: str, *, dry_run: bool = False) -> Iterator[Me
 
     Raises UsageError, BusyError, DeviceError, MetadataError.
     """
+    _check_paths(cow, origin)
     with open_cow(cow, write=not dry_run) as device, Opened() as opened:
         chunk_bytes = read_store(device).layout.chunk_bytes
         under = opened.device(origin, write=not dry_run)
         region = IoRegion(under, 0, under.sectors)
         region = _fitting(opened, region, chunk_bytes, write=not dry_run)
-        _check_apart(device, origin, region)
+        _check_apart(device, region)
         yield plan_merge(region, device)
 
 
@@ -67,8 +69,17 @@ def _fitting(opened: Opened, region: IoRegion, chunk_bytes: int, *, write: bool)
     return IoRegion(again, region.sector, region.count)
 
 
-def _check_apart(cow: BlockDevice, path: str, other: IoRegion) -> None:
+def _check_paths(cow: str, *others: str) -> None:
+    """Raise UsageError when another path leads to the COW: opening it twice would only say busy."""
+    for path in others:
+        if is_same(path, [cow]):
+            raise UsageError(f"{path} and the COW, {cow}, are the same")
+
+
+def _check_apart(cow: BlockDevice, other: IoRegion) -> None:
     try:
         check_apart(IoRegion(cow, 0, cow.sectors), other)
     except UsageError:
-        raise UsageError(f"{path} and the COW, {cow.path}, are the same storage") from None
+        raise UsageError(
+            f"{other.device.path} and the COW, {cow.path}, are the same storage"
+        ) from None

@@ -1,0 +1,330 @@
+"""dmcopy cow on files: what it prints, what it writes, and one sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from dmcopy.cow import merge as merging
+from dmcopy.cow.moving import Mover
+from dmcopy.errors import ExitCode
+from tests.unit.cow.conftest import Run
+from tests.unit.cow.stores import Pairs, allocate, build, overlay, scattered
+
+ORIGIN_CHUNKS = 600
+
+
+def make(chunk_size: int = 8, changed: int = 300, *, valid: bool = True, tail: int = 0) -> Pairs:
+    """Make the files origin, cow, and snapshot: what the first two read as together.
+
+    The last chunk of the origin, changed too, has `tail` sectors; 0: all of them.
+    """
+    size = ORIGIN_CHUNKS * chunk_size - (chunk_size - tail if tail else 0)
+    olds = scattered(changed, ORIGIN_CHUNKS - 1)
+    pairs = allocate([*olds, ORIGIN_CHUNKS - 1], chunk_size)
+    origin = random.Random(2).randbytes(size * 512)
+    cow = build(chunk_size, pairs, changed + 60, valid=valid)
+    Path("origin").write_bytes(origin)
+    Path("cow").write_bytes(cow)
+    Path("snapshot").write_bytes(overlay(origin, cow, chunk_size, pairs))
+    return pairs
+
+
+def same(one: str, other: str) -> bool:
+    return Path(one).read_bytes() == Path(other).read_bytes()
+
+
+def test_info_and_dump(cow: Run) -> None:
+    cow()  # only to be in the folder
+    pairs = make()
+    code, out, err = cow("info", "cow")
+    assert (code, err) == (0, "")
+    assert "status:      2432/2880 24" in out
+    assert "exceptions:  301" in out
+
+    code, out, _ = cow("dump", "cow")
+    assert out == "".join(f"{old} {new}\n" for old, new in pairs)
+    facts = {"valid": True, "version": 1, "chunk_size": 8}
+    assert json.loads(cow("dump", "--json", "cow")[1]) == {
+        **facts,
+        "exceptions": [list(pair) for pair in pairs],
+    }
+
+
+def test_a_device_without_a_store(cow: Run) -> None:
+    Path("cow").write_bytes(bytes(1 << 20))
+    Path("origin").write_bytes(bytes(1 << 20))
+    assert "no store yet" in cow("info", "cow")[1]
+    assert json.loads(cow("dump", "--json", "cow")[1])["exceptions"] == []
+    assert cow("check", "cow")[0] == 0
+    for words in (("map", "cow"), ("merge", "origin", "cow"), ("diff", "cow", "cow")):
+        code, _, err = cow(*words)
+        assert code == ExitCode.MISMATCH
+        assert "byte 0: the magic is 0" in err
+    assert cow("extract", "--origin", "origin", "--cow", "cow", "out")[0] == ExitCode.MISMATCH
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("chunk_size", [1, 8, 32])
+@pytest.mark.parametrize("tail", [0, 1])
+def test_extract_and_merge(cow: Run, chunk_size: int, tail: int) -> None:
+    pairs = make(chunk_size, tail=tail if chunk_size > 1 else 0)
+    code, _, err = cow("extract", "--origin", "origin", "--cow", "cow", "out")
+    assert (code, err) == (0, "")
+    assert same("out", "snapshot")
+
+    Path("copy").write_bytes(Path("origin").read_bytes())
+    code, out, _ = cow(
+        *("extract", "--origin", "origin", "--cow", "cow", "copy", "--changed-only", "--json")
+    )
+    facts = json.loads(out)
+    assert (code, facts["ok"], facts["exceptions"]) == (0, True, len(pairs))
+    assert same("copy", "snapshot")
+
+    before = Path("cow").read_bytes(), Path("origin").read_bytes()
+    assert "would copy 301 chunks" in cow("merge", "origin", "cow", "--dry-run")[1]
+    assert before == (Path("cow").read_bytes(), Path("origin").read_bytes())
+    assert cow("merge", "origin", "cow")[0] == 0
+    assert same("origin", "snapshot")
+    assert cow("check", "cow")[0] == 0
+    assert json.loads(cow("info", "--json", "cow")[1])["exceptions"] == 0
+    assert cow("merge", "origin", "cow")[0] == 0  # nothing left to do
+
+
+def test_changed_only_makes_a_sparse_file(cow: Run) -> None:
+    make()
+    os.truncate("origin", 64 << 20)
+    assert cow("extract", "--origin", "origin", "--cow", "cow", "out", "--changed-only")[0] == 0
+    status = Path("out").stat()
+    assert status.st_size == 64 << 20
+    assert status.st_blocks * 512 < 8 << 20
+
+
+def test_extract_dry_run_makes_nothing(cow: Run) -> None:
+    make()
+    code, out, _ = cow("extract", "--origin", "origin", "--cow", "cow", "out", "--dry-run")
+    assert (code, "would write 4800s" in out) == (0, True)
+    assert not Path("out").exists()
+
+
+def test_an_invalidated_store(cow: Run) -> None:
+    make(valid=False)
+    before = Path("origin").read_bytes()
+    for words in (
+        ("merge", "origin", "cow"),
+        ("extract", "--origin", "origin", "--cow", "cow", "x"),
+    ):
+        code, _, err = cow(*words)
+        assert code == ExitCode.MISMATCH
+        assert "byte 4: the snapshot was invalidated" in err
+    assert Path("origin").read_bytes() == before
+    assert not Path("x").exists()
+    words = ("extract", "--origin", "origin", "--cow", "cow", "x", "--changed-only")
+    code, _, err = cow(*words)
+    assert (code, "was invalidated; what is in its store is good" in err) == (0, True)
+    assert cow("check", "cow")[0] == 0
+    assert "status:      Invalid" in cow("info", "cow")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["merge", "cow", "cow"], "are the same"),
+        (["merge", "link", "cow"], "are the same"),
+        (["extract", "--origin", "cow", "--cow", "cow", "x"], "are the same"),
+        (["extract", "--origin", "origin", "--cow", "cow", "cow"], "are the same"),
+        (["extract", "--origin", "origin", "--cow", "cow", "origin"], "overlaps the source"),
+        (["extract", "--origin", "origin", "--cow", "cow", "small"], "small is too small"),
+        (["merge", "nothing", "cow"], "nothing: there is no such device or file"),
+        (["merge", "origin", "nothing"], "nothing: there is no such device or file"),
+        (["diff", "cow"], "a second store to compare with, or --origin"),
+        (["diff", "cow", "cow", "--origin", "origin"], "one of the two"),
+        (["diff", "cow", "other"], "different chunks cannot be compared"),
+        (["map", "cow", "--svg", "cow"], "cow cannot be the picture"),
+        (["map", "cow", "--width", "0"], "--width is a number of blocks"),
+    ],
+)
+def test_what_cannot_be(cow: Run, words: list[str], said: str) -> None:
+    make()
+    Path("link").symlink_to("cow")
+    Path("small").write_bytes(bytes(4096))
+    Path("other").write_bytes(build(16, allocate([1], 16), 10))
+    before = {path.name: path.read_bytes() for path in Path().iterdir()}
+    code, out, err = cow(*words)
+    assert (code, out) == (ExitCode.USAGE, "")
+    assert said in err
+    assert before == {path.name: path.read_bytes() for path in Path().iterdir()}
+
+
+def test_what_is_in_use(cow: Run) -> None:
+    import fcntl
+
+    make()
+    with open("cow", "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        code, _, err = cow("merge", "origin", "cow")
+        assert (code, "cow is in use by" in err) == (ExitCode.BUSY, True)
+        assert cow("info", "cow")[0] == 0  # a reader harms nobody
+
+
+def test_a_damaged_store_is_left_alone(cow: Run) -> None:
+    make()
+    with open("cow", "r+b") as file:
+        file.seek(4096 + 8)
+        file.write(b"\xff" * 8)
+    before = Path("cow").read_bytes(), Path("origin").read_bytes()
+    for words in (
+        ("merge", "origin", "cow"),
+        ("extract", "--origin", "origin", "--cow", "cow", "x"),
+    ):
+        code, _, err = cow(*words)
+        assert code == ExitCode.MISMATCH
+        assert "cow: byte 4104: " in err
+    code, out, _ = cow("check", "--json", "cow")
+    facts = json.loads(out)
+    assert (code, facts["errors"], facts["problems"][0]["offset"]) == (4, 1, 4104)
+    assert before == (Path("cow").read_bytes(), Path("origin").read_bytes())
+    assert not Path("x").exists()
+
+
+def test_an_interrupted_merge_goes_on(cow: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    make()
+    monkeypatch.setattr(merging, "BATCH_BYTES", 256 << 10)
+    flush, flushes = Mover.flush, list[object]()
+
+    def interrupting(self: Mover, device: object) -> None:
+        flush(self, device)  # type: ignore[arg-type]
+        flushes.append(device)
+        if len(flushes) == 4:
+            os.kill(os.getpid(), 2)
+
+    monkeypatch.setattr(Mover, "flush", interrupting)
+    code, out, err = cow("merge", "origin", "cow", "--json")
+    facts = json.loads(out)
+    merged = facts["merged"]
+    assert (code, facts["interrupted"], len(flushes)) == (ExitCode.INTERRUPTED, True, 4)
+    assert 128 <= merged < 301
+    assert f"{merged} of 301 exceptions are merged; the same command goes on from here" in err
+    assert json.loads(cow("info", "--json", "cow")[1])["exceptions"] == 301 - merged
+    assert cow("merge", "origin", "cow")[0] == 0
+    assert same("origin", "snapshot")
+
+
+def test_an_interrupted_extract_says_so(cow: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    make()
+    run = Mover.run
+
+    def interrupting(self: Mover, moves: object) -> None:
+        os.kill(os.getpid(), 2)
+        run(self, moves)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Mover, "run", interrupting)
+    code, _, err = cow("extract", "--origin", "origin", "--cow", "cow", "out")
+    assert (code, "out is not complete" in err) == (ExitCode.INTERRUPTED, True)
+
+
+def test_diff_of_a_store_and_its_origin(cow: Run) -> None:
+    pairs = dict(make())
+    origin, store = bytearray(Path("origin").read_bytes()), Path("cow").read_bytes()
+    unchanged = sorted(pairs)[10:40]
+    for old in unchanged:
+        new = pairs[old]
+        origin[old * 4096 : (old + 1) * 4096] = store[new * 4096 : (new + 1) * 4096]
+    Path("origin").write_bytes(origin)
+    code, out, _ = cow("diff", "cow", "--origin", "origin", "--json")
+    facts = json.loads(out)
+    assert (code, facts["same"]) == (ExitCode.MISMATCH, False)
+    spread = {
+        kind: [old + k for old, count in spans for k in range(count)]
+        for kind, spans in facts["chunks"].items()
+    }
+    assert spread["same"] == unchanged
+    assert spread["differs"] == sorted(set(pairs) - set(unchanged))
+    assert cow("merge", "origin", "cow")[0] == 0
+    assert cow("diff", "cow", "--origin", "origin")[0] == 0
+
+
+def test_diff_of_two_stores(cow: Run) -> None:
+    one = allocate([1, 2, 3, 10, 11, 12, 700], 8)
+    two = allocate([3, 2, 10, 11, 12, 13], 8)
+    a, b = build(8, one, 20, seed=1), build(8, two, 20, seed=2)
+    places = dict(one), dict(two)
+    for old in (2, 10, 11):
+        to, at = places[1][old] * 4096, places[0][old] * 4096
+        b[to : to + 4096] = a[at : at + 4096]
+    Path("a").write_bytes(a)
+    Path("b").write_bytes(b)
+    code, out, err = cow("diff", "a", "b")
+    assert code == ExitCode.MISMATCH
+    assert out.splitlines() == [
+        *("1 only in A", "3 differs", "12 differs", "13 only in B", "700 only in A")
+    ]
+    assert err == "chunks: 2 only in A, 1 only in B, 2 differs, 3 same\n"
+    assert cow("diff", "a", "a")[0] == 0
+
+
+def test_diff_reads_large_chunks_in_pieces(cow: Run) -> None:
+    pairs = allocate([0, 2], 8192)
+    Path("a").write_bytes(build(8192, pairs, 4))
+    data = bytearray(Path("a").read_bytes())
+    data[-1] ^= 1
+    Path("b").write_bytes(data)
+    assert cow("diff", "a", "b")[1] == "2 differs\n"
+
+
+def test_map(cow: Run) -> None:
+    Path("cow").write_bytes(build(8, allocate([0, *range(8, 16), 17, 18, 19, 30], 8), 30))
+    os.truncate("cow", 1 << 20)
+    Path("origin").write_bytes(bytes(32 * 4096))
+    code, out, _ = cow("map", "cow", "--origin", "origin", "--width", "4")
+    assert code == 0
+    assert out.splitlines() == [
+        "13 of 32 chunks changed: 52 KiB, 40.6%",
+        "      0 B █···",
+        "   16 KiB ····",
+        "   32 KiB ████",
+        "   48 KiB ████",
+        "   64 KiB ·███",
+        "   80 KiB ····",
+        "   96 KiB ····",
+        "  112 KiB ··█·",
+        "· none  ░ some  ▒ half  ▓ most  █ all changed    a block is 4 KiB (1 chunk)",
+    ]
+    code, out, _ = cow("map", "cow", "--json", "--width", "1")
+    facts = json.loads(out)
+    assert (facts["chunks"], facts["chunks_per_cell"], sum(facts["cells"])) == (31, 2, 13)
+
+
+def test_map_of_an_empty_store(cow: Run) -> None:
+    Path("cow").write_bytes(build(8, [], 10))
+    assert cow("map", "cow")[1].startswith("0 of 0 chunks changed: 0 B, 0%\n")
+    assert cow("map", "cow", "--svg", "map.svg")[0] == 0
+
+
+def test_map_as_svg(cow: Run) -> None:
+    make()
+    code, out, err = cow("map", "cow", "--origin", "origin", "--svg", "map.svg")
+    assert (code, out) == (0, "")
+    assert "map.svg: 301 of 600 chunks changed" in err
+    root = ElementTree.parse("map.svg").getroot()
+    rectangles = root.findall("{http://www.w3.org/2000/svg}rect")
+    assert len(rectangles) == 1 + 600 + 5  # the background, the chunks, the legend
+
+
+def test_map_as_png(cow: Run) -> None:
+    make()
+    code, _, err = cow("map", "cow", "--png", "map.png")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        assert code == ExitCode.MISSING
+        assert "pip install 'dmcopy[plot]'" in err
+        assert not Path("map.png").exists()
+    else:
+        assert code == 0
+        assert Path("map.png").read_bytes().startswith(b"\x89PNG")
