@@ -266,6 +266,8 @@ class UserMapper(Mapper):
         """Send a message; see `Mapper.message`."""
         slot = self._slot(name, "send it a message")
         table = slot.mapped.table
+        if not words:
+            raise DeviceError(name, "send it a message", errno.EINVAL, "the message is empty")
         if table is None or not 0 <= sector < table.sectors:
             hint = f"no target at sector {sector}"
             raise DeviceError(name, "send it a message", errno.EINVAL, hint)

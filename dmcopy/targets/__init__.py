@@ -2,6 +2,7 @@
 
 from dmcopy.targets import (
     delay,
+    dust,
     error,
     flakey,
     linear,
@@ -23,6 +24,7 @@ __all__ = [
     "Target",
     "TargetError",
     "delay",
+    "dust",
     "error",
     "flakey",
     "linear",
