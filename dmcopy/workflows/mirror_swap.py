@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 from collections.abc import Callable
 from typing import Final
 
@@ -14,7 +15,7 @@ from dmcopy.table import Mirror as MirrorTarget
 from dmcopy.table import Table
 from dmcopy.table.mirror import CoreLog, DiskLog
 from dmcopy.workflows.journal import Step
-from dmcopy.workflows.mirror_devices import Devices, same_table
+from dmcopy.workflows.mirror_devices import Devices, openable, same_table
 from dmcopy.workflows.steps import Action
 
 SWAP: Final = "swap"
@@ -70,7 +71,7 @@ class Swap:
         if info is not None and info.live and same_table(self._mapper.table(name), table):
             self._thaw(info)
             return
-        self._mapper.load(name, Devices(self._mapper).for_engine(table))
+        self._mapper.load(name, self._for_engine(table))
         try:
             if info is None or not info.suspended:
                 self._mapper.suspend(name, flush=self._frozen, lockfs=self._frozen)
@@ -80,6 +81,12 @@ class Swap:
         except BaseException as error:
             note_failure(error, lambda: self._mapper.thaw(name))
             raise
+
+    def _for_engine(self, table: Table) -> Table:
+        """Return `table` as the engine takes it; a node that is there needs no look-up."""
+        if all(os.path.exists(openable(device)) for device in table.devices):
+            return table
+        return Devices(self._mapper).for_engine(table)
 
     def _thaw(self, info: DeviceInfo) -> None:
         if info.inactive or info.suspended:

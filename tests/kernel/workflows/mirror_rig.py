@@ -1,0 +1,164 @@
+"""Disks in memory for mirrors, a file system that is written to all the time, and what to check."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from dmcopy.block.loop import LoopDevice, attach
+from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.mapper.ledger import Ledger
+from dmcopy.table import Error, Linear, Mirror, Table
+from dmcopy.workflows.journal import Journal
+from dmcopy.workflows.mirror_resync import Waiter, ignore
+from dmcopy.workflows.mirror_session import Session
+
+SECTORS = 16384
+FILES = 12
+DEADLINE = 120.0
+
+
+class Rig:
+    """Loop devices `a` to `d` over files in memory, a mapper and a journal of their own."""
+
+    def __init__(self, folder: Path, shared: Path) -> None:
+        self.folder = folder
+        self.loops: list[LoopDevice] = []
+        for name in "abcd":
+            path = shared / name
+            path.touch()
+            os.truncate(path, SECTORS * 512)
+            self.loops.append(attach(path))
+        self.a, self.b, self.c, self.d = (loop.path for loop in self.loops)
+        self.mapper = KernelMapper(ledger=Ledger(folder / "ledger.jsonl"))
+        self.journal = Journal(folder / "journal")
+        self.mounted = ""
+
+    def session(self, observer: Callable[..., None] = ignore) -> Session:
+        """Return a session with a deadline on nothing: give one to each wait."""
+        return Session(self.mapper, self.journal, Waiter(self.mapper, observer))
+
+    def home(self) -> None:
+        """Make the device `home` of disk a, with ext4, mounted."""
+        self.mapper.create("home", Table.of(SECTORS, Linear(self.a, 0)), keep=True)
+        run("mkfs.ext4", "-q", "-O", "^has_journal,^resize_inode", "/dev/mapper/home")
+        self.mount()
+
+    def mount(self) -> Path:
+        point = self.folder / "mnt"
+        point.mkdir(exist_ok=True)
+        run("mount", "/dev/mapper/home", str(point))
+        self.mounted = str(point)
+        return point
+
+    def umount(self) -> None:
+        run("umount", self.mounted)
+        self.mounted = ""
+
+    def clean_up(self) -> list[str]:
+        """Remove what a test left; return the names of what it should not have."""
+        infos = [info for info in self.mapper.ls() if not info.name.startswith("dmcopy-")]
+        for info in infos:
+            if self.mounted:
+                self.mapper.swap(
+                    *(info.name, Table.of(SECTORS, Error())), flush=False, lockfs=False
+                )
+        if self.mounted:
+            subprocess.run(["umount", "-l", self.mounted], check=False, timeout=60)
+        for info in sorted(infos, key=lambda info: "mimage" in info.name):
+            self.mapper.thaw(info.name)
+            self.mapper.remove(info.name)
+        return [info.name for info in infos]
+
+    def remove(self, *names: str) -> None:
+        for name in names:
+            self.mapper.remove(name)
+
+    def legs_agree(self) -> None:
+        """Compare the legs of `home`, which is not in use, byte by byte."""
+        target = self.mapper.table("home").lines[0].target
+        assert isinstance(target, Mirror)
+        first, *others = (content(f"/dev/block/{leg.device}", leg.offset) for leg in target.legs)
+        assert all(first == other for other in others)
+
+
+class Load:
+    """Writes files and syncs each, until `stop`; held writes are waited for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._sums: dict[str, str] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self.error: BaseException | None = None
+        self.count = 0
+        self._thread.start()
+
+    def _write(self) -> None:
+        chance = random.Random(6)
+        try:
+            while not self._stopping.is_set():
+                name = f"file{self.count % FILES}"
+                data = chance.randbytes(chance.randrange(1, 16) << 10)
+                self._sums.pop(name, None)
+                with (self._folder / name).open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._sums[name] = hashlib.sha256(data).hexdigest()
+                self.count += 1
+        except OSError as error:
+            self.error = error
+
+    def goes_on(self, more: int = 3) -> None:
+        """Wait until so many more files are written."""
+        wanted = self.count + more
+        eventually(lambda: self.count >= wanted or self.error is not None, "the load goes on")
+        assert self.error is None
+
+    def stop(self) -> dict[str, str]:
+        """End it; return the sum of each file that was synced."""
+        self._stopping.set()
+        self._thread.join(DEADLINE)
+        assert not self._thread.is_alive(), "a write is still held"
+        assert self.error is None
+        return self._sums
+
+
+def check_files(folder: Path, sums: dict[str, str]) -> None:
+    assert sums
+    for name, expected in sums.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == expected, name
+
+
+def check_file_system(device: str) -> None:
+    done = subprocess.run(
+        ["e2fsck", "-fn", device], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def content(device: str, offset: int = 0) -> bytes:
+    fd = os.open(device, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return os.pread(fd, SECTORS * 512, offset * 512)
+    finally:
+        os.close(fd)
+
+
+def eventually(ready: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not ready():
+        assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
+        time.sleep(0.05)
+
+
+def run(*argv: str) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=120).stdout

@@ -1,0 +1,243 @@
+"""Mirrors under a mounted file system that is being written to: broken, repaired, split, moved."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dmcopy.block.loop import detach
+from dmcopy.errors import PartialError
+from dmcopy.table import Linear, Mirror, Table
+from dmcopy.workflows.mirror import Mirror as State
+from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, plan_split
+from dmcopy.workflows.mirror_make import Options, plan_from_device, plan_from_legs
+from dmcopy.workflows.mirror_move import plan_move
+from dmcopy.workflows.mirror_session import Plan
+
+from .mirror_rig import (
+    Load,
+    Rig,
+    check_file_system,
+    check_files,
+    eventually,
+)
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    shared = Path("/dev/shm") / f"dmcopy-mirror-{os.getpid()}"
+    shared.mkdir()
+    found = Rig(tmp_path, shared)
+    yield found
+    left = found.clean_up()
+    for loop in found.loops:
+        detach(loop)
+    for file in shared.iterdir():
+        file.unlink()
+    shared.rmdir()
+    assert left == [], "the test left devices"
+    assert found.journal.records() == []
+    assert found.mapper.ledger.entries() == []
+
+
+def state(rig: Rig) -> State:
+    return State.read(rig.mapper, "home")
+
+
+def test_one_leg_after_the_other_is_pulled_and_replaced_under_load(rig: Rig) -> None:
+    rig.home()
+    load = Load(Path(rig.mounted))
+    load.goes_on()
+    session, mapper = rig.session(), rig.mapper
+    session.run(plan_from_device(mapper, "home", [rig.b], Options(log=rig.c)), timeout=120)
+    assert mapper.table("home").lines[0].target.log.sync is None  # type: ignore[union-attr]
+    load.goes_on()
+    for leg, new in (("1", rig.d), ("0", rig.b)):
+        session.run(plan_fail(mapper, "home", leg))
+        eventually(lambda at=int(leg): at in state(rig).failed, "the leg is seen to fail")
+        with pytest.raises(PartialError, match=f"mirror replace home {leg} NEWDEV"):
+            rig.session()._waiter.wait("home", 60)
+        written = load.count
+        session.run(plan_replace(mapper, "home", leg, new), timeout=120)
+        assert load.count >= written
+        load.goes_on()
+    sums = load.stop()
+    check_files(Path(rig.mounted), sums)
+    rig.umount()
+    check_file_system("/dev/mapper/home")
+    eventually(lambda: state(rig).in_sync, "all is in sync")
+    assert [info.name for info in mapper.ls()] == ["home"]  # the hidden ones are gone
+    rig.legs_agree()
+    session.run(plan_drop(mapper, "home", "0"))
+    check_file_system("/dev/mapper/home")
+    rig.mount()
+    check_files(Path(rig.mounted), sums)
+    rig.umount()
+    rig.remove("home")
+
+
+def test_a_split_leg_is_a_clean_copy(rig: Rig) -> None:
+    rig.home()
+    (Path(rig.mounted) / "early").write_text("early")
+    load = Load(Path(rig.mounted))
+    session, mapper = rig.session(), rig.mapper
+    session.run(plan_from_device(mapper, "home", [rig.b, rig.c], Options()), timeout=120)
+    load.goes_on()
+    session.run(plan_split(mapper, "home", "0", "copy"))
+    check_file_system("/dev/mapper/copy")
+    load.goes_on()
+    session.run(plan_split(mapper, "home", rig.b, "other"))
+    check_file_system("/dev/mapper/other")
+    load.goes_on()
+    sums = load.stop()
+    check_files(Path(rig.mounted), sums)
+    rig.umount()
+    check_file_system("/dev/mapper/home")
+    names = {info.name: str(mapper.table(info.name).lines[0].target_name) for info in mapper.ls()}
+    assert names == {"copy": "linear", "home": "linear", "other": "linear"}
+    rig.remove("home", "copy", "other")
+
+
+def test_a_move_under_load(rig: Rig) -> None:
+    rig.home()
+    load = Load(Path(rig.mounted))
+    rig.session().run(plan_move(rig.mapper, "home", rig.a, rig.d), timeout=120)
+    load.goes_on()
+    sums = load.stop()
+    check_files(Path(rig.mounted), sums)
+    rig.umount()
+    (line,) = rig.mapper.table("home")
+    assert isinstance(line.target, Linear)
+    assert Path(f"/dev/block/{line.target.device}").resolve() == Path(rig.d)
+    check_file_system("/dev/mapper/home")
+    rig.remove("home")
+
+
+def test_a_move_to_a_bad_disk_is_taken_back(rig: Rig) -> None:
+    rig.home()
+    load = Load(Path(rig.mounted))
+    half = Table.read(f"0 8192 linear {rig.d} 0\n8192 8192 error")
+    with rig.mapper.device("bad", half) as bad:
+        before = rig.mapper.table("home")
+        with pytest.raises(PartialError, match="leg 1"):
+            rig.session().run(plan_move(rig.mapper, "home", rig.a, bad.path), timeout=120)
+        assert rig.mapper.table("home") == before
+    load.goes_on()
+    check_files(Path(rig.mounted), load.stop())
+    rig.umount()
+    check_file_system("/dev/mapper/home")
+    rig.remove("home")
+
+
+def make(rig: Rig) -> Plan:
+    return plan_from_device(rig.mapper, "home", [rig.b], Options(log=rig.c, new_log=True))
+
+
+def replace(rig: Rig) -> Plan:
+    return plan_replace(rig.mapper, "home", "1", rig.d)
+
+
+def move(rig: Rig) -> Plan:
+    return plan_move(rig.mapper, "home", rig.a, rig.d)
+
+
+SHORT = {
+    *("make, suspend, finish", "make, resync, undo", "replace, load, finish"),
+    *("replace, resync, undo", "move, suspend, undo", "move, resync, finish"),
+}
+KILLS = [
+    pytest.param(plan, last, end, id=name)
+    for plan in (make, replace, move)
+    for last in ("load", "suspend", "resync")
+    for end in ("finish", "undo")
+    if (name := f"{plan.__name__}, {last}, {end}") in SHORT
+    or os.environ.get("DMCOPY_TEST") == "long"
+]
+
+
+@pytest.mark.parametrize(("plan", "last", "end"), KILLS)
+def test_kill_9_in_the_middle(rig: Rig, plan: Callable[[Rig], Plan], last: str, end: str) -> None:
+    """The process is killed right after a call, and leaves a loaded table or a suspended device."""
+    rig.home()
+    load = Load(Path(rig.mounted))
+    if plan is replace:
+        rig.session().run(make(rig), timeout=120)
+        rig.session().run(plan_fail(rig.mapper, "home", "1"))
+    before = rig.mapper.table("home")
+    load_count = load.count
+    killed(rig, plan(rig), last)
+    record = rig.session().interrupted("home")
+    assert record is not None
+    assert rig.mapper.info("home").suspended == (last == "suspend")
+    assert "mirror undo home" in rig.session().advice(record)
+    if end == "finish":
+        rig.session().finish("home", timeout=120)
+    else:
+        rig.session().undo("home")
+        if plan is not replace:
+            assert rig.mapper.table("home") == before
+    if plan is not replace or end == "finish":
+        load.goes_on()
+    else:  # the failed leg is back, and so are the writes that are held for it
+        rig.session().run(plan_drop(rig.mapper, "home", failed_leg(rig)))
+    assert load.count >= load_count
+    sums = load.stop()
+    check_files(Path(rig.mounted), sums)
+    rig.umount()
+    check_file_system("/dev/mapper/home")
+    if isinstance(rig.mapper.table("home").lines[0].target, Mirror):
+        eventually(lambda: state(rig).in_sync, "all is in sync")
+        rig.legs_agree()
+    rig.remove(*sorted((info.name for info in rig.mapper.ls()), key=lambda name: "mimage" in name))
+
+
+def failed_leg(rig: Rig) -> str:
+    found: list[int] = []
+    eventually(lambda: bool(found.extend(state(rig).failed) or found), "the leg fails again")
+    return str(found[0])
+
+
+def killed(rig: Rig, plan: Plan, last: str) -> None:
+    """Run a plan in a process that is killed after its first call `last`, or in the resync."""
+    child = os.fork()
+    if not child:
+        try:
+            rig.journal.owner = ""  # of the parent, which lives
+            rig.journal.__init__(rig.journal.folder)  # type: ignore[misc]
+            if last != "resync":
+                call = getattr(rig.mapper, last)
+
+                def called(*args: object, **options: object) -> None:
+                    call(*args, **options)
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+                setattr(rig.mapper, last, called)
+            rig.session(lambda _: os.kill(os.getpid(), signal.SIGKILL)).run(plan)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it was not killed"
+
+
+def test_legs_that_were_a_mirror_go_on_with_their_log(rig: Rig) -> None:
+    mapper, session = rig.mapper, rig.session()
+    session.run(plan_from_legs(mapper, "home", [rig.a, rig.b], Options(log=rig.c)), timeout=120)
+    rig.remove("home")
+    with open(rig.a, "r+b", buffering=0) as disk:  # behind its back: no log knows
+        disk.write(os.urandom(4096))
+        os.fsync(disk.fileno())
+    options = Options(log=rig.c, reuse_log=True)
+    session.run(plan_from_legs(mapper, "home", [rig.a, rig.b], options), timeout=120)
+    with pytest.raises(AssertionError):
+        rig.legs_agree()  # nothing was dirty, so nothing was copied
+    rig.remove("home")
+    options = Options(log=rig.c, new_log=True)
+    session.run(plan_from_legs(mapper, "home", [rig.a, rig.b], options), timeout=120)
+    rig.legs_agree()
+    rig.remove("home")

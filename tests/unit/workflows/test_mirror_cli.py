@@ -1,0 +1,161 @@
+"""`dmcopy mirror` over a mapper in memory: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from dmcopy.cli.main import main
+from dmcopy.cli.mirror_map import SHADES, draw
+from dmcopy.cli.mirror_show import progress_line
+from dmcopy.errors import ExitCode
+from dmcopy.ondisk.bitset import Bitset
+from dmcopy.ondisk.mirror_log import MirrorLog
+from dmcopy.table import Linear, Table
+from dmcopy.table.record import Ratio
+from dmcopy.workflows.mirror_resync import Resync
+
+from .mirror_world import SECTORS, World
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World(tmp_path)
+    monkeypatch.setattr("dmcopy.cli.mirror._mapper", lambda _: world)
+    monkeypatch.setattr("dmcopy.workflows.journal.default_folder", lambda: tmp_path / "journal")
+    monkeypatch.setattr("dmcopy.workflows.mirror_resync._SHORTEST", 0.0)
+    monkeypatch.setattr("dmcopy.block.holders.who", lambda _: [])
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    return world
+
+
+def mirror(*words: str, code: int = 0) -> None:
+    assert main(["mirror", *words]) == code
+
+
+def test_make_to_replace(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, c = (world.disk(name) for name in "abc")
+    world.create("home", Table.of(SECTORS, Linear(a, 0)))
+    world.use("home")
+    mirror("make", "home", "--from", "home", "--leg", b, "--progress=json")
+    said = capsys.readouterr()
+    events = [json.loads(line) for line in said.err.splitlines()]
+    assert {event["event"] for event in events} == {"resync"}
+    assert (events[-1]["in_sync"], events[-1]["regions"], events[-1]["name"]) == (4, 4, "home")
+    assert said.out.splitlines() == [
+        "home: 2 MiB, 4 of 4 regions of 1024s (512 KiB) in sync, log in memory",
+        "  leg 0  /mapped/home_mimage_0  alive",
+        f"  leg 1  {b}  alive",
+    ]
+    mirror("fail", "home", "1")
+    world.write()
+    mirror("status", code=ExitCode.PARTIAL)
+    assert "leg 1  /mapped/home_mimage_1  a write failed: the leg is out of sync" in (
+        capsys.readouterr().out
+    )
+    mirror("wait", "home", code=ExitCode.PARTIAL)
+    assert "'dmcopy mirror replace home 1 NEWDEV' puts another" in capsys.readouterr().err
+    mirror("replace", "home", "1", c, "--json", "--progress=none")
+    facts = json.loads(capsys.readouterr().out)["home"]
+    assert facts["legs"][1] == {
+        "leg": 1,
+        "device": c,
+        "offset": 0,
+        "health": "A",
+        "means": "alive",
+    }
+    assert set(world.devices) == {"home", "home_mimage_0"}
+    mirror("split", "home", "1", "copy")
+    assert capsys.readouterr().out == f"home: 0 {SECTORS} linear {a} 0\n"
+    assert world.acknowledged == world.written
+
+
+def test_the_wrong_words(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.create("home", Table.of(SECTORS, Linear(world.disk("a"), 0)))
+    b = world.disk("b")
+    mirror("make", "other", "--from", "home", "--leg", b, code=ExitCode.USAGE)
+    assert "keeps its name: dmcopy mirror make home --from home" in capsys.readouterr().err
+    mirror("split", "home", "1", code=ExitCode.USAGE)
+    mirror("split", "home", "1", "copy", "--drop", code=ExitCode.USAGE)
+    mirror("finish", "home", code=ExitCode.FAILED)
+    assert "no mirror workflow is in progress" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        mirror("make", "home", "--region-size", "much")
+
+
+def test_a_resync_that_goes_on_by_itself(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    legs = ("--leg", world.disk("a"), "--leg", world.disk("b"))
+    mirror("make", "home", *legs, "--no-wait")
+    assert "'dmcopy mirror wait home' ends this" in capsys.readouterr().err
+    mirror("status", "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["mirrors"]["home"]["in_sync"] < 4
+    assert facts["in_progress"][0]["workflow"] == "dmcopy mirror make home"
+    mirror("finish", "home", "--timeout", "0", code=ExitCode.FAILED)
+    said = capsys.readouterr().err
+    assert "it goes on" in said
+    assert "'dmcopy mirror undo home'" in said
+    mirror("finish", "home")
+    assert "nosync" in str(world.table("home"))
+    mirror("status")
+    assert "dmcopy mirror" not in capsys.readouterr().out
+
+
+def test_status_says_what_was_interrupted(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    legs = ("--leg", world.disk("a"), "--leg", world.disk("b"))
+    with monkeypatch.context() as patch:
+        patch.setattr("dmcopy.workflows.journal.identity", lambda _: "1 0")
+        mirror("make", "home", *legs, "--no-wait")
+    capsys.readouterr()
+    mirror("status", "home")
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == (
+        "dmcopy mirror make home: was interrupted; 'dmcopy mirror finish home' ends it, "
+        "'dmcopy mirror undo home' takes it back"
+    )
+    mirror("undo", "home")
+    assert world.devices == {}
+
+
+def test_watch_draws_the_log(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    log = Path(world.disk("log", 64))
+    legs = ("--leg", world.disk("a"), "--leg", world.disk("b"))
+    mirror("make", "home", *legs, "--log", str(log))
+    clean = Bitset(4)
+    clean.fill(1, 4, True)
+    log.write_bytes(MirrorLog(clean).build().ljust(64 * 512, b"\0"))
+    capsys.readouterr()
+    mirror("status", "home", "--watch", "--count", "2", "--interval", "0")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    assert lines[3:5] == ["  ░███", "  1 of 4 regions are dirty; a cell is up to 1"]
+
+
+def test_the_map_never_hides_a_dirty_region() -> None:
+    clean = Bitset(1000)
+    clean.fill(0, 1000, True)
+    clean[0] = clean[999] = False
+    clean.fill(500, 520, False)
+    *rows, said = draw(Ratio(978, 1000), MirrorLog(clean), width=14)
+    cells = "".join(row.strip() for row in rows)
+    assert len(cells) == 160
+    assert said == "  22 of 1000 regions are dirty; a cell is up to 7"
+    assert (cells[0], cells[159]) == (SHADES[2], SHADES[2])
+    assert cells.count(SHADES[3]) == 160 - 2 - len(cells[80:84].replace(SHADES[3], ""))
+    assert SHADES[0] in cells[80:84]
+
+
+def test_the_map_of_a_log_in_memory() -> None:
+    bar, said = draw(Ratio(1, 4), None, width=12)
+    assert bar == f"  {SHADES[3] * 2}{SHADES[0] * 6}"
+    assert "not which" in said
+
+
+def test_a_line_of_progress() -> None:
+    text = progress_line(Resync("home", 3, 4, 3072, 4096, 6.0, 512.0, 2.0))
+    assert text == "home: 3 of 4 regions in sync, 256 KiB/s, 2 s left"
