@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -266,6 +267,36 @@ def test_many_in_flight_are_all_logged_before_their_flush() -> None:
             order = [io.sector for io in done]
             fua_first = [s for s in order if s % 5 == 0] + [s for s in order if s % 5]
             assert [entry.sector for entry in entries[:32]] == fua_first
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_replay_of_the_log_is_the_disk(seed: int) -> None:
+    rng = random.Random(seed)
+    engine = Engine(seed=seed, log_sectors=4096)
+    with engine.reactor, engine.mapper:
+        device = engine.make()
+        for _ in range(100):
+            count = rng.randint(1, 8)
+            sector = rng.randrange(64 - count)
+            choice = rng.random()
+            if choice < 0.1:
+                device.flush()
+            elif choice < 0.2:
+                device.flush()  # a FUA write overtakes in the log what no flush came for
+                device.write(sector, rng.randbytes(count << 9), fua=True)
+            elif choice < 0.3:
+                device.discard(sector, count)
+            else:
+                device.write(sector, rng.randbytes(count << 9))
+        engine.mapper.remove("d")
+        replayed = bytearray(64 << 9)
+        for entry, start in parse_entries(engine.image):
+            size = entry.nr_sectors << 9
+            data = engine.image[start : start + size]
+            is_discard = entry.flags & Flag.DISCARD
+            at = entry.sector << 9
+            replayed[at : at + size] = bytes(size) if is_discard else data
+        assert replayed == engine.disks["a"].content
 
 
 def test_the_table(engine: Engine) -> None:

@@ -1,0 +1,64 @@
+"""log-writes on both engines: the same writes, one at a time, leave the same log to the byte."""
+
+from __future__ import annotations
+
+import pytest
+
+from dmcopy.ondisk.write_log import END, Entry, Flag, parse_entries
+
+from .conftest import Twins
+
+pytestmark = pytest.mark.kernel
+
+OPERATIONS = (
+    ("write", 0, 8),
+    ("write", 24, 16),
+    ("flush",),
+    ("message", "mark", "hello"),
+    ("fua", 48, 8),
+    ("discard", 64, 64),
+    ("write", 8, 8),
+    ("read", 0, 64),
+    ("message", "MARK", "x" * 600),
+    ("message", "mark"),
+    ("message", "nonsense", "x"),
+    ("flush",),
+    ("flush",),
+    ("write", 0, 8),
+)
+
+
+@pytest.mark.parametrize(("block_size", "last"), [(512, 51), (4096, 135)])
+def test_the_log(request: pytest.FixtureRequest, block_size: int, last: int) -> None:
+    twins: Twins = request.getfixturevalue("twins" if block_size == 512 else "twins_4k")
+    kernels, ours = twins.run("0 256 log-writes A B", OPERATIONS, f"0 256 log-writes 11 {last}")
+    assert ours.outcomes == kernels.outcomes
+    assert (ours.status, ours.table) == (kernels.status, kernels.table)
+    assert ours.disks == kernels.disks
+    unit = block_size >> 9
+    flush = Entry(0, 0, Flag.FLUSH)
+    assert [entry for entry, _ in parse_entries(kernels.disks["b"])] == [
+        Entry(0, 8 // unit, Flag(0)),
+        Entry(24 // unit, 16 // unit, Flag(0)),
+        flush,
+        Entry.mark(b"hello", block_size),
+        Entry(48 // unit, 8 // unit, Flag.FUA),
+        flush,
+        Entry.mark(b"x" * 600, block_size),
+        Entry(64 // unit, 64 // unit, Flag.DISCARD),
+        Entry(8 // unit, 8 // unit, Flag(0)),
+        flush,
+        flush,
+        Entry(0, 8 // unit, Flag(0)),
+        Entry.mark(END, block_size),
+    ]
+
+
+def test_a_log_that_runs_full(twins: Twins) -> None:
+    write, flush = ("write", 0, 256), ("flush",)
+    operations = [write, flush, *[write] * 8, flush]
+    status = "0 256 log-writes 8 2057 logging_disabled"
+    kernels, ours = twins.run("0 256 log-writes A B", operations, status)
+    assert ours.outcomes == kernels.outcomes
+    assert ours.status == kernels.status == status
+    assert ours.disks == kernels.disks
