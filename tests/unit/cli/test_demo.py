@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.cli import demo
+from dmcopy.cli import demo_copy
 from dmcopy.cli.main import main
 
 
@@ -14,7 +14,7 @@ def test_every_claim_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["demo", "--folder", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "read_err=1 write_err=0b010" in out
-    assert "17 of 17 claims hold" in out
+    assert "30 of 30 claims hold" in out
     assert "NOT SO" not in out
     assert not list(tmp_path.iterdir()), "its files are gone again"
 
@@ -22,7 +22,7 @@ def test_every_claim_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_claim_that_does_not_hold(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo._Stage, "break_disks", lambda _stage: None)
-    monkeypatch.setattr(demo, "SECTORS", 64 << 11)
-    assert main(["demo", "--folder", str(tmp_path), "--progress", "none"]) == 1
+    monkeypatch.setattr(demo_copy.Stage, "break_disks", lambda _stage: None)
+    monkeypatch.setattr(demo_copy, "SECTORS", 64 << 11)
+    assert main(["demo", "copy", "--folder", str(tmp_path), "--progress", "none"]) == 1
     assert "NOT SO: read_err is 1" in capsys.readouterr().out
