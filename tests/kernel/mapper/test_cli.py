@@ -46,6 +46,45 @@ def test_the_six_lines_that_fingers_know(mapper: KernelMapper, disks: Disks) -> 
     assert mapper.ls() == []
 
 
+# What fingers type, word for word.
+DMSETUPS_OWN = """\
+ls --target linear
+ls --tree -o ascii,uuid
+info
+info -C -O -name -o +blkdevname,devs_used
+info -c --noheadings --separator | --rows --nameprefixes --unquoted -o name,open,uuid
+info -c -S segments=1
+info -u UUID-1
+status
+status --target zero
+table --concise
+table --inactive low
+table --target linear top low
+deps -o devname top
+target-version linear"""
+
+
+def test_what_dmsetup_prints_is_what_is_printed(mapper: KernelMapper, disks: Disks) -> None:
+    number = mapper.create("low", Table.parse("0 8 zero"), uuid="UUID-1").info.devno.split(":")
+    mapper.load("low", Table.parse(f"0 8 linear {disks.a} 0"))
+    mapper.create("top", Table.parse(f"0 8 linear /dev/mapper/low 0\n8 8 linear {disks.a} 0"))
+    mapper.create("a b", Table.parse("0 8 zero"))
+    for line in [*DMSETUPS_OWN.splitlines(), "status -j {} -m {}".format(*number)]:
+        words = line.split()
+        assert dm(*words) == mapper.dmsetup.run(*words), line
+    dm("info", "-c", "-o", "nosuch", code=2)
+    dm("info", "-c", "-S", "nosuch=1", code=2)
+    dm("deps", "-o", "nosuch", code=2)
+    assert dm("info", "low", "nobody", code=1).startswith("Name:              low\n")
+    assert [one["name"] for one in json.loads(dm("info", "--json", "-S", "segments=2"))] == ["top"]
+    dm("suspend", "-S", "segments=2")
+    assert mapper.info("top").suspended
+    dm("resume", "-u", mapper.info("top").uuid)
+    dm("remove", "top")
+    dm("remove", "-S", "name=~[a-z]")
+    assert mapper.ls() == []
+
+
 def test_a_snapshot_that_waits_for_a_handover_shows_no_chunk_size(
     mapper: KernelMapper, disks: Disks
 ) -> None:
@@ -76,7 +115,7 @@ def test_a_command_has_the_device_for_as_long_as_it_runs(
     mapper: KernelMapper, disks: Disks
 ) -> None:
     command = ["sh", "-c", "test -b $DMCOPY_DEVICE && cat /sys/block/dm-*/dm/name && exit 3"]
-    words = ["run", "work", "--table", f"0 8 linear {disks.a} 0", "--", *command]
+    words = ["with", "work", "--table", f"0 8 linear {disks.a} 0", "--", *command]
     argv = [sys.executable, "-m", "dmcopy", "dm", *words]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (3, "work\n", "")

@@ -55,6 +55,8 @@ from dmcopy.table import (
     Verity,
     Writecache,
     Zero,
+    Zoned,
+    ZonedDevice,
 )
 from dmcopy.table import Path as MultipathPath
 
@@ -120,9 +122,11 @@ TARGETS: dict[str, Make] = {
         (), (), 1, (PathGroup("round-robin", (), (MultipathPath(d.a, ("1",)),)),)
     ),
     "vdo": lambda d: Vdo("V4", d.a, 4096, 4096, 32768, 16380),
+    "zoned": lambda d: Zoned((ZonedDevice(d.a),)),
 }
-# vdo needs a volume that its own tool formatted; Debian builds neither dust nor clone nor ebs.
-UNFORMATTED = {"vdo"}
+# vdo and zoned need a volume that a tool of their own formatted; Debian builds neither dust nor
+# clone nor ebs.
+UNFORMATTED = {"vdo", "zoned"}
 LACKING = {"6.1": {"dust", "clone", "ebs", "vdo"}, "6.12": {"dust", "clone", "ebs"}}
 SILENT = {"linear", "zero", "error", "flakey", "snapshot-origin", "crypt", "switch", "unstriped"}
 SILENT |= {"ebs"}
