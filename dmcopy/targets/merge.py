@@ -65,7 +65,7 @@ class SnapshotMerge(Snapshot):
             return SUBMITTED
         self.remap(bio, new)
         if op == Op.WRITE:
-            self.track(bio, chunk)
+            self.tracked.add(bio, chunk)
         return REMAPPED
 
     def status(self) -> str:
@@ -158,7 +158,7 @@ class SnapshotMerge(Snapshot):
                 self.client.copy(source, [dest], 0, self._merged)
 
         for chunk in range(old, old + count):
-            self.when_untracked(chunk, quiet)
+            self.tracked.when_quiet(chunk, quiet)
 
     def _merged(self, read_err: int, write_err: int, _context: object) -> None:
         if read_err or write_err:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from dmcopy.io.region import Device
@@ -17,7 +18,8 @@ from dmcopy.table import TableLine
 from dmcopy.targets.base import REMAPPED, SUBMITTED, Bio, Host, Map, Target, register
 
 if TYPE_CHECKING:
-    from dmcopy.targets.snapshot import Pending, Snapshot
+    from dmcopy.targets.pending import Pending
+    from dmcopy.targets.snapshot import Snapshot
 
 LONGEST_WRITE = 1 << 31
 """Where there is no snapshot, origin writes are not cut (rounddown_pow_of_two(UINT_MAX))."""
@@ -61,13 +63,11 @@ class Origin:
                 pending.origin_bios.append(bio)
                 bio = None
                 if not pending.started:
-                    pending.started = True
                     last = pending
-            if not pending.started:
-                pending.started = True
-                snapshot.start_copy(pending)
+            elif not pending.started:
+                pending.start_copy()
         if last is not None:
-            last.snapshot.start_copy(last)
+            last.start_copy()
         return result
 
 
@@ -132,8 +132,8 @@ class SnapshotOrigin(Target):
             return REMAPPED
         origin = self._origin
         for snapshot in origin.snapshots:
-            if snapshot.is_congested:
-                snapshot.wait_for_room(lambda: self._go_on(bio))
+            if snapshot.pending.is_congested:
+                snapshot.pending.when_room(partial(self._go_on, bio))
                 return SUBMITTED
         return origin.write(bio.sector, bio)
 

@@ -1,26 +1,23 @@
 """snapshot: an origin as it was, with what has changed since on a COW device.
 
-The rules are those of drivers/md/dm-snap.c (6.1 and 6.12). A chunk is copied out once, before its
-first change; until the copy and the metadata that names it are durable it is a *pending* exception,
-and whoever wants to write the chunk waits.
+The rules are those of drivers/md/dm-snap.c (6.1 and 6.12).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
-from collections import deque
-from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import Op
-from dmcopy.kcopyd import Client
+from dmcopy.kcopyd import Client, Throttle
 from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.table import TableLine
 from dmcopy.table import Target as TableTarget
 from dmcopy.table.snapshot import Snapshot as SnapshotLine
+from dmcopy.targets import handover
 from dmcopy.targets.base import (
     DONE,
     KILL,
@@ -34,50 +31,29 @@ from dmcopy.targets.base import (
     register,
 )
 from dmcopy.targets.origin import SnapshotModule
+from dmcopy.targets.pending import Pending, PendingExceptions
 from dmcopy.targets.persistent import PersistentStore
 from dmcopy.targets.store import ExceptionStore, TransientStore, check_chunk_size
+from dmcopy.targets.tracking import TrackedChunks
 
 COPY_PAGES = 256
 """Pages that a snapshot sets aside for its copies: 1 MiB."""
+COPY_DEPTH = 64
 WAIT_SECONDS = 60.0
-
-
-class Pending:
-    """An exception that is not complete yet: being copied, or committed.
-
-    `snapshot_bios` and `origin_bios` wait for it. `full_bio`: a write of the whole chunk, which
-    needs no copy; it is under way to the COW, and `full_end` is what its end is told to.
-    """
-
-    __slots__ = (
-        "failed",
-        "full_bio",
-        "full_end",
-        "new",
-        "old",
-        "origin_bios",
-        "sequence",
-        "snapshot",
-        "snapshot_bios",
-        "started",
-    )
-
-    def __init__(self, snapshot: Snapshot, old: int, new: int, sequence: int) -> None:
-        self.snapshot = snapshot
-        self.old = old
-        self.new = new
-        self.sequence = sequence
-        self.started = False
-        self.failed = False
-        self.full_bio: Bio | None = None
-        self.full_end: Callable[[Any], object] | None = None
-        self.origin_bios: list[Bio] = []
-        self.snapshot_bios: list[Bio] = []
 
 
 @register
 class Snapshot(Target):
-    """`snapshot <origin> <COW> <P|PO|N> <chunk_size> [<#features> <feature>...]`."""
+    """`snapshot <origin> <COW> <P|PO|N> <chunk_size> [<#features> <feature>...]`.
+
+    Attributes:
+        origin, cow: the devices.
+        store, exceptions: where the changed chunks are, and which there are.
+        pending, tracked: the exceptions under way, and the bios that these must not overtake.
+        chunk_size: in sectors; 0 while another table still has the store.
+        valid: false once it is lost. overflowed: full, but what it has can be read (PO).
+        active: it was resumed, and hears of writes to the origin.
+    """
 
     name: ClassVar[str] = "snapshot"
     version: ClassVar = (1, 16, 0)
@@ -99,20 +75,19 @@ class Snapshot(Target):
         self.valid = True
         self.overflowed = False
         self.active = False
-        self.exceptions = ExceptionTable()
-        self.store = self._make_store()
-        self.client = Client(COPY_PAGES, reactor=host.reactor, throttle=self._throttle(), depth=64)
-        self._pending: dict[int, Pending] = {}
-        self._start_sequence = 0
-        self._complete_sequence = 0
-        self._out_of_order: dict[int, Pending] = {}
-        self._tracked: dict[int, int] = {}
-        self._untracked: dict[int, list[Callable[[], object]]] = {}
-        self._copies = 0
-        self._congested: deque[Callable[[], object]] = deque()
+        self.chunk_size = 0
         self._shift = 0
         self._mask = 0
-        self.chunk_size = 0
+        self.exceptions = ExceptionTable()
+        self.tracked = TrackedChunks()
+        self.store = self._make_store()
+        self.client = Client(
+            COPY_PAGES, reactor=host.reactor, throttle=self._throttle(), depth=COPY_DEPTH
+        )
+        self.pending = PendingExceptions(
+            self.origin, self.cow, self.client, lambda: self.module.cow_threshold, self._committed
+        )
+        self.pending.use(self.store, self.cow)
         try:
             self._register()
         except BaseException:
@@ -128,7 +103,7 @@ class Snapshot(Target):
         reactor, overflow = self.host.reactor, letters[1:2] == "O"
         return PersistentStore(reactor, self.cow, self.value.chunk_size, overflow=overflow)
 
-    def _throttle(self) -> Any:
+    def _throttle(self) -> Throttle | None:
         throttle = self.module.copy_throttle
         return throttle if throttle.percent < 100 else None
 
@@ -136,7 +111,7 @@ class Snapshot(Target):
         """Join the snapshots of the origin; read the store, unless another hands it over later."""
         origin = self.module.origin(self.origin)
         try:
-            waits_for_handover = self._check_handover()
+            waits_for_handover = handover.is_due(origin, self)
             origin.insert(self)
             if not waits_for_handover:
                 self.valid = self.store.load(self.exceptions)
@@ -164,8 +139,8 @@ class Snapshot(Target):
         if not self.valid:
             return KILL
         if op != Op.READ:
-            if self._copies > self.module.cow_threshold:
-                self.wait_for_room(lambda: self._go_on(bio))
+            if self.pending.is_congested:
+                self.pending.when_room(partial(self._map_again, bio))
                 return SUBMITTED
             if self.overflowed:
                 return KILL
@@ -185,9 +160,9 @@ class Snapshot(Target):
         return self._write_new(bio, chunk)
 
     def end_io(self, bio: Bio) -> bool:
-        """Stop tracking a bio that `track` was told of."""
+        """Count a tracked bio as ended."""
         if bio.data is not None:
-            self._untrack(bio.data)
+            self.tracked.ended(bio.data)
         return True
 
     def remap(self, bio: Bio, new: int) -> None:
@@ -195,31 +170,10 @@ class Snapshot(Target):
         bio.device = self.cow
         bio.sector = new << self._shift | bio.sector & self._mask
 
-    def track(self, bio: Bio, chunk: int) -> None:
-        """Let a chunk's exception not become complete before this bio has ended."""
-        bio.data = chunk
-        self._tracked[chunk] = self._tracked.get(chunk, 0) + 1
-
-    def when_untracked(self, chunk: int, notify: Callable[[], object]) -> None:
-        """Call `notify` when no tracked bio of a chunk is in flight: at once, if none is."""
-        if chunk in self._tracked:
-            self._untracked.setdefault(chunk, []).append(notify)
-        else:
-            notify()
-
     def _to_origin(self, bio: Bio, chunk: int) -> Map:
         bio.device = self.origin
-        self.track(bio, chunk)
+        self.tracked.add(bio, chunk)
         return REMAPPED
-
-    def _untrack(self, chunk: int) -> None:
-        count = self._tracked[chunk] - 1
-        if count:
-            self._tracked[chunk] = count
-            return
-        del self._tracked[chunk]
-        for notify in self._untracked.pop(chunk, ()):
-            notify()
 
     def _zero(self, bio: Bio, new: int) -> Map:
         """Zero the chunk on the COW in place of a discard (zero_exception)."""
@@ -231,23 +185,20 @@ class Snapshot(Target):
 
     def _write_new(self, bio: Bio, chunk: int) -> Map:
         """Let a write to a chunk that is not on the COW wait until it is."""
-        pending = self._pending.get(chunk) or self._prepare(chunk)
+        pending = self.pending.get(chunk) or self.pending.prepare(chunk)
         if pending is None:
             self._out_of_space()
             return KILL
         self.remap(bio, pending.new)
-        if pending.started:
-            pending.snapshot_bios.append(bio)
-        elif bio.count == self.chunk_size:
-            pending.started = True
-            self._start_full(pending, bio)
-        else:
-            pending.started = True
-            pending.snapshot_bios.append(bio)
-            self.start_copy(pending)
+        if not pending.started and bio.count == self.chunk_size:
+            pending.start_full(bio)
+            return SUBMITTED
+        pending.snapshot_bios.append(bio)
+        if not pending.started:
+            pending.start_copy()
         return SUBMITTED
 
-    def _go_on(self, bio: Bio) -> None:
+    def _map_again(self, bio: Bio) -> None:
         """Map a bio that had to wait."""
         result = self.map(bio)
         if result is REMAPPED:
@@ -255,83 +206,22 @@ class Snapshot(Target):
         elif result is not SUBMITTED:
             bio.end(errno.EIO if result is KILL else 0)
 
-    # Pending exceptions
+    # Exceptions
 
     def pending_for_origin(self, sector: int) -> Pending | None:
         """Return the exception that a write to the origin at `sector` must wait for, if any."""
         if not self.valid or not self.active or sector >= self.host.sectors or self.is_merge:
             return None
         chunk = sector >> self._shift
-        pending = self._pending.get(chunk)
+        pending = self.pending.get(chunk)
         if pending is not None:
             return pending
         if self.exceptions.get(chunk) is not None:
             return None
-        pending = self._prepare(chunk)
+        pending = self.pending.prepare(chunk)
         if pending is None:
             self.invalidate()
         return pending
-
-    @property
-    def is_congested(self) -> bool:
-        """Whether so many copies are under way that new writes must wait."""
-        return self._copies > self.module.cow_threshold
-
-    def wait_for_room(self, notify: Callable[[], object]) -> None:
-        """Call `notify` when the snapshot is no longer congested."""
-        self._congested.append(notify)
-
-    def start_copy(self, pending: Pending) -> None:
-        """Copy a chunk out; at the end of the origin it may be a short one."""
-        size = self.chunk_size
-        start = pending.old << self._shift
-        count = min(size, self.origin.sectors - start)
-        self._copies += 1
-        self.client.copy(
-            IoRegion(self.origin, start, count),
-            (IoRegion(self.cow, pending.new << self._shift, count),),
-            0,
-            self._copied,
-            pending,
-        )
-
-    def _prepare(self, chunk: int) -> Pending | None:
-        new = self.store.prepare()
-        if new is None:
-            return None
-        pending = self._pending[chunk] = Pending(self, chunk, new, self._start_sequence)
-        self._start_sequence += 1
-        return pending
-
-    def _start_full(self, pending: Pending, bio: Bio) -> None:
-        """Write a whole chunk straight to the COW (start_full_bio)."""
-        pending.full_bio = bio
-        pending.full_end = bio.notify
-        bio.notify = lambda ended: self._copied(0, ended.error, pending)
-        self._copies += 1
-        self.host.reactor.submit(bio)
-
-    def _copied(self, read_err: int, write_err: int, pending: Pending) -> None:
-        """Commit what was copied, in the order of allocation (copy_callback).
-
-        Out of order, a crash could leave holes: space that is never used again.
-        """
-        pending.failed = bool(read_err or write_err)
-        commit = self.store.commit
-        if pending.sequence != self._complete_sequence:
-            self._out_of_order[pending.sequence] = pending
-        else:
-            following: Pending | None = pending
-            while following is not None:
-                self._complete_sequence += 1
-                commit(
-                    following.old, following.new, not following.failed,
-                    partial(self._committed, following),
-                )  # fmt: skip
-                following = self._out_of_order.pop(self._complete_sequence, None)
-        self._copies -= 1
-        while self._congested and self._copies <= self.module.cow_threshold:
-            self._congested.popleft()()
 
     def _committed(self, pending: Pending, good: bool) -> None:
         """The exception is durable, or lost (pending_complete)."""
@@ -341,22 +231,22 @@ class Snapshot(Target):
             self._finish(pending, errno.EIO)
             return
         self.exceptions.insert(pending.old, pending.new)
-        if pending.old in self._tracked:
-            self.when_untracked(pending.old, partial(self._finish, pending, 0))
+        if pending.old in self.tracked:
+            self.tracked.when_quiet(pending.old, partial(self._finish, pending, 0))
         else:
             self._finish(pending, 0)
 
     def _finish(self, pending: Pending, error: int) -> None:
         """Let everybody go on who waited for an exception."""
-        del self._pending[pending.old]
+        self.pending.remove(pending)
         self.module.pending_done()
-        full, submit = pending.full_bio, self.host.reactor.submit
-        if full is not None:
-            full.notify = pending.full_end
-            full.end(error)
+        submit = self.host.reactor.submit
+        if pending.full_bio is not None:
+            pending.full_bio.notify = pending.full_end
+            pending.full_bio.end(error)
         for bio in pending.snapshot_bios:
             if error:
-                bio.end(errno.EIO)
+                bio.end(error)
             else:
                 submit(bio)
         if pending.origin_bios:
@@ -364,8 +254,6 @@ class Snapshot(Target):
             for bio in pending.origin_bios:
                 if origin.write(bio.sector, bio) is REMAPPED:
                     submit(bio)
-
-    # The end of a snapshot
 
     def invalidate(self) -> None:
         """Give the snapshot up, for ever (__invalidate_snapshot)."""
@@ -400,99 +288,51 @@ class Snapshot(Target):
     # Life
 
     def preresume(self) -> None:
-        """Refuse to run before a handover can be done (snapshot_preresume)."""
-        source, dest = self._handover()
-        if source is None or dest is None:
-            return
-        if source is self:
-            raise TargetError("Unable to resume snapshot source until handover completes.")
-        if not source.host.suspended:
-            raise TargetError("Unable to perform snapshot handover until source is suspended.")
+        """Refuse to run before a handover can be done."""
+        handover.check_resume(self.module.origin(self.origin), self)
 
     def resume(self) -> None:
         """Take over the exceptions of the table before, if there are any, and run."""
-        source, dest = self._handover()
-        if source is not None and dest is self:
-            self._take_over(source)
-        self.module.origin(self.origin).insert(self)
+        origin = self.module.origin(self.origin)
+        if not self.active:
+            handover.take_over(origin, self, self._swap)
+        origin.insert(self)
         self.active = True
 
     def destroy(self) -> None:
         """Leave the origin; wait for what is still copied for it (snapshot_dtr)."""
-        source, dest = self._handover()
-        if source is self and dest is not None:
-            dest.valid = False  # a handover that never came
         origin = self.module.origin(self.origin)
+        handover.cancel(origin, self)
         if self in origin.snapshots:
             origin.snapshots.remove(self)
         self.module.forget_if_unused(self.origin)
-        self.host.reactor.run_until(
-            self._is_idle, WAIT_SECONDS, f"the copies of snapshot {self.host.name}"
-        )
+        self.wait_idle()
         self.client.destroy()
         self.store.close()
 
-    def _is_idle(self) -> bool:
-        return not self._pending and self.store.is_idle
-
-    def _others(self) -> list[Snapshot]:
-        """Return the snapshots of the same origin that have the same COW, this one included."""
-        snapshots = self.module.origin(self.origin).snapshots
-        return [one for one in snapshots if one.cow.identity == self.cow.identity]
-
-    def _handover(self) -> tuple[Snapshot | None, Snapshot | None]:
-        """Return the snapshot that has the exceptions of the COW, and the one to get them."""
-        source = dest = None
-        for one in self._others():
-            if one.active:
-                source = one
-            else:
-                dest = one
-        return source, dest
-
-    def _check_handover(self) -> bool:
-        """Return whether another has the exceptions now (__validate_exception_handover)."""
-        source, dest = self._handover()
-        if len(self._others()) == 2 or dest is not None:
-            raise TargetError("Snapshot cow pairing for exception table handover failed")
-        if source is None:
-            return False
-        if self.is_merge:
-            if any(one.is_merge for one in self.module.origin(self.origin).snapshots):
-                raise TargetError("A snapshot is already merging.")
-            if not source.store.can_merge:
-                raise TargetError("Snapshot exception store does not support snapshot-merge.")
-        return True
-
-    def _take_over(self, source: Snapshot) -> None:
-        """Get the exceptions and the store of a suspended snapshot, while the origin is held."""
-        origin = self.module.origin(self.origin)
-        held = [host for host in origin.hosts if host is not self.host]
-        merging = [one for one in origin.snapshots if one.is_merge and one is not self]
-        for one in merging:
-            one.stop_merge()
-        for host in held:
-            host.hold()
-        try:
-            self.host.reactor.run_until(
-                source._is_idle, WAIT_SECONDS, f"the copies of snapshot {source.host.name}"
-            )
-            letters = self.store.letters
-            self.exceptions, source.exceptions = source.exceptions, self.exceptions
-            self.store, source.store = source.store, self.store
-            self.store.attach(self.cow)
-            self.store.letters = letters  # whether overflow is reported is the new table's to say
-            self.valid, self.overflowed = source.valid, source.overflowed
-            source.valid = False  # it must get no more I/O
-            self._set_chunk_size()
-        finally:
-            for host in held:
-                host.release()
-            for one in merging:
-                one.start_merge()
+    def wait_idle(self) -> None:
+        """Wait until nothing is copied or written for the store any more."""
+        self.host.reactor.run_until(
+            lambda: not len(self.pending) and self.store.is_idle,
+            WAIT_SECONDS,
+            f"the copies of snapshot {self.host.name}",
+        )
 
     def start_merge(self) -> None:
         """Let a merge go on: for snapshots that merge."""
 
     def stop_merge(self) -> None:
         """Stop a merge, and wait for it: for snapshots that merge."""
+
+    def _swap(self, source: Snapshot) -> None:
+        """Exchange exceptions and store with `source` (__handover_exceptions)."""
+        self.exceptions, source.exceptions = source.exceptions, self.exceptions
+        self.store, source.store = source.store, self.store
+        # Whether overflow is reported is for the table to say that is running.
+        self.store.letters, source.store.letters = source.store.letters, self.store.letters
+        self.store.attach(self.cow)
+        self.pending.use(self.store, self.cow)
+        source.pending.use(source.store, source.cow)
+        self.valid, self.overflowed = source.valid, source.overflowed
+        source.valid = False  # it must get no more I/O
+        self._set_chunk_size()

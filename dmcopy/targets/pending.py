@@ -1,0 +1,166 @@
+"""Pending exceptions: chunks on their way to the COW (drivers/md/dm-snap.c).
+
+A chunk is copied out once, before its first change. Until the copy, and the metadata that names it,
+are durable, the exception is *pending*, and whoever wants to write the chunk waits for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from dmcopy.io.reactor import Reactor
+from dmcopy.io.region import Device, IoRegion
+from dmcopy.kcopyd import Client
+from dmcopy.targets.base import Bio
+from dmcopy.targets.store import ExceptionStore
+
+
+class Pending:
+    """An exception that is not complete yet: being copied, or committed.
+
+    `snapshot_bios` and `origin_bios` wait for it. `full_bio`: a write of the whole chunk, which
+    needs no copy; it is under way to the COW, and `full_end` is what its end is told to.
+    """
+
+    __slots__ = (
+        "failed",
+        "full_bio",
+        "full_end",
+        "new",
+        "old",
+        "origin_bios",
+        "owner",
+        "sequence",
+        "snapshot_bios",
+        "started",
+    )
+
+    def __init__(self, owner: PendingExceptions, old: int, new: int, sequence: int) -> None:
+        self.owner = owner
+        self.old = old
+        self.new = new
+        self.sequence = sequence
+        self.started = False
+        self.failed = False
+        self.full_bio: Bio | None = None
+        self.full_end: Callable[[Any], object] | None = None
+        self.origin_bios: list[Bio] = []
+        self.snapshot_bios: list[Bio] = []
+
+    def start_copy(self) -> None:
+        """Copy the chunk out."""
+        self.started = True
+        self.owner.copy(self)
+
+    def start_full(self, bio: Bio) -> None:
+        """Let a write of the whole chunk, remapped already, stand for the copy (start_full_bio)."""
+        self.started = True
+        self.full_bio = bio
+        self.full_end = bio.notify
+        bio.notify = self._full_ended
+        self.owner.copies += 1
+        self.owner.reactor.submit(bio)
+
+    def committed(self, good: bool) -> None:
+        """The store has it, durably, or has lost it."""
+        self.owner.committed(self, good)
+
+    def _full_ended(self, bio: Bio) -> None:
+        self.owner.copied(0, bio.error, self)
+
+
+class PendingExceptions:
+    """The pending exceptions of one snapshot: reserved, copied, and committed in that order.
+
+    `committed(pending, good)` is called for each that ends; it is still in here then, until
+    `remove`. `copies`: how many are being copied; beyond `threshold`, new writers must wait.
+    """
+
+    def __init__(
+        self,
+        origin: Device,
+        cow: Device,
+        client: Client,
+        threshold: Callable[[], int],
+        committed: Callable[[Pending, bool], object],
+    ) -> None:
+        self._origin = origin
+        self._cow = cow
+        self._client = client
+        self._threshold = threshold
+        self.committed = committed
+        self.reactor: Reactor = client.reactor
+        self.store: ExceptionStore
+        self.copies = 0
+        self._by_chunk: dict[int, Pending] = {}
+        self.get = self._by_chunk.get
+        self._next_sequence = 0
+        self._complete_sequence = 0
+        self._out_of_order: dict[int, Pending] = {}
+        self._waiters: deque[Callable[[], object]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._by_chunk)
+
+    def use(self, store: ExceptionStore, cow: Device) -> None:
+        """Go on with another store and handle on the COW, at the beginning or after a handover."""
+        self.store = store
+        self._cow = cow
+
+    def prepare(self, chunk: int) -> Pending | None:
+        """Reserve a place for a chunk; None when the COW is full."""
+        new = self.store.prepare()
+        if new is None:
+            return None
+        pending = self._by_chunk[chunk] = Pending(self, chunk, new, self._next_sequence)
+        self._next_sequence += 1
+        return pending
+
+    def remove(self, pending: Pending) -> None:
+        """Forget one that has ended."""
+        del self._by_chunk[pending.old]
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether so many copies are under way that new writers must wait."""
+        return self.copies > self._threshold()
+
+    def when_room(self, notify: Callable[[], object]) -> None:
+        """Call `notify` when it is no longer congested (wait_for_in_progress)."""
+        self._waiters.append(notify)
+
+    def copy(self, pending: Pending) -> None:
+        """Copy a chunk out; at the end of the origin it may be a short one."""
+        size = self.store.chunk_size
+        start = pending.old * size
+        count = min(size, self._origin.sectors - start)
+        self.copies += 1
+        self._client.copy(
+            IoRegion(self._origin, start, count),
+            (IoRegion(self._cow, pending.new * size, count),),
+            0,
+            self.copied,
+            pending,
+        )
+
+    def copied(self, read_err: int, write_err: int, pending: Pending) -> None:
+        """Commit what was copied, in the order of allocation (copy_callback).
+
+        Out of order, a crash could leave holes: space that is never used again.
+        """
+        pending.failed = bool(read_err or write_err)
+        if pending.sequence != self._complete_sequence:
+            self._out_of_order[pending.sequence] = pending
+        else:
+            following: Pending | None = pending
+            while following is not None:
+                self._complete_sequence += 1
+                self.store.commit(
+                    following.old, following.new, not following.failed, following.committed
+                )
+                following = self._out_of_order.pop(self._complete_sequence, None)
+        self.copies -= 1
+        while self._waiters and not self.is_congested:
+            self._waiters.popleft()()
