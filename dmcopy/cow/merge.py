@@ -4,10 +4,9 @@
 
 At any moment the entries on disk are those that may not have reached the origin yet, so whatever
 stops it, the next run goes on. (drivers/md/dm-snap.c, snapshot_merge_next_chunks and
-merge_callback; the flush of the origin since 5.11.) The kernel goes extent by extent; here up to
-`BATCH_BYTES` are copied at once. Of a batch any entries may be lost to a power cut while they are
-zeroed, in any order: they all have been copied, and what is behind the first zeroed entry does not
-count.
+merge_callback; the flush of the origin since 5.11.) The kernel goes extent by extent; here
+`BATCH_BYTES` are copied before a flush. A power cut may keep any of a batch's zeroed entries and
+lose others: all of them have been copied, and what is behind the first zeroed one does not count.
 """
 
 from __future__ import annotations
@@ -19,28 +18,21 @@ from typing import Final, NamedTuple
 from dmcopy.cow.extents import Extent, backwards
 from dmcopy.cow.extract import check_chunks, exception_move, mean_extents
 from dmcopy.cow.load import load
-from dmcopy.cow.moving import Move, Mover
+from dmcopy.cow.moving import Move, Mover, Write
 from dmcopy.cow.store import PIECE_BYTES, CowDevice, Store, read_bytes, read_store
 from dmcopy.io.region import IoRegion
 from dmcopy.ondisk.exception_store import ENTRY_BYTES, parse_area
 from dmcopy.units import SECTOR_SHIFT
 
-BATCH_BYTES: Final = 64 << 20
-
-
-class Clearing(NamedTuple):
-    """What zeroes entries: `data` for the COW from `sector` on."""
-
-    sector: int
-    data: bytes
+BATCH_BYTES: Final = 256 << 20
 
 
 @dataclass
 class Batch:
-    """What is copied between two flushes."""
+    """What is copied between two flushes, and the writes that zero its entries."""
 
     extents: list[Extent] = field(default_factory=list)
-    clearings: list[Clearing] = field(default_factory=list)
+    clearings: list[Write] = field(default_factory=list)
     chunks: int = 0
 
 
@@ -75,8 +67,7 @@ class Merge:
             if mover.interrupted:
                 return
             mover.flush(self.origin.device)
-            for clearing in batch.clearings:
-                mover.write(self.store.device, clearing.sector, clearing.data)
+            mover.write(self.store.device, batch.clearings)
             mover.flush(self.store.device)
             self.merged += batch.chunks
 
@@ -116,13 +107,13 @@ class Merge:
             yield _Piece(offset, read_bytes(self.store.device, offset, count * ENTRY_BYTES))
             left -= count
 
-    def _clearing(self, piece: _Piece, keep: int, end: int) -> Clearing:
+    def _clearing(self, piece: _Piece, keep: int, end: int) -> Write:
         """Return what zeroes the entries from `keep` up to `end` of a piece, in whole blocks."""
         block = self.store.device.logical_block_size
         low = keep * ENTRY_BYTES // block * block
         high = -(-end * ENTRY_BYTES // block) * block
         kept = piece.data[low : keep * ENTRY_BYTES]
-        return Clearing((piece.offset + low) >> SECTOR_SHIFT, kept.ljust(high - low, b"\0"))
+        return Write((piece.offset + low) >> SECTOR_SHIFT, kept.ljust(high - low, b"\0"))
 
 
 class _Piece(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
@@ -12,12 +12,14 @@ from dmcopy.errors import DeviceError
 from dmcopy.io import whole
 from dmcopy.io.backend import probe
 from dmcopy.io.region import Device, IoRegion
-from dmcopy.io.request import Io, Op
+from dmcopy.io.request import Io, Memory, Op
 from dmcopy.kcopyd import Client, CopyJob
 from dmcopy.transfer.settings import BULK_SECTORS, choose
+from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
 
 PIECE_SECTORS: Final = 2048
 """The longest move: 1 MiB, the largest sub-job."""
+WRITE_DEPTH: Final = 64
 SMALL_DEPTH: Final = 32
 """Requests in flight where moves are small, and each is mostly overhead."""
 PROGRESS_SECONDS: Final = 0.1
@@ -42,6 +44,13 @@ class Move(NamedTuple):
         for start in range(0, self.source.count, PIECE_SECTORS):
             count = min(PIECE_SECTORS, self.source.count - start)
             yield Move(self.source.slice(start, count), self.dest.slice(start, count))
+
+
+class Write(NamedTuple):
+    """Write `data`, whole blocks, from `sector` on."""
+
+    sector: int
+    data: bytes
 
 
 class Mover:
@@ -90,9 +99,26 @@ class Mover:
         request = Io(Op.FLUSH, IoRegion(device, 0, 0))
         whole.perform(self._reactor, request, timeout=FLUSH_SECONDS)
 
-    def write(self, device: Device, sector: int, data: bytes) -> None:
-        """Write whole blocks. Raises DeviceError."""
-        whole.write(self._reactor, device, sector, data)
+    def write(self, device: Device, writes: Sequence[Write]) -> None:
+        """Do writes of whole blocks, several at once, in any order. Raises DeviceError."""
+        for start in range(0, len(writes), WRITE_DEPTH):
+            self._write(device, writes[start : start + WRITE_DEPTH])
+
+    def _write(self, device: Device, writes: Sequence[Write]) -> None:
+        pages = [-(-len(write.data) // PAGE_SIZE) for write in writes]
+        memory, done = Memory(sum(pages)), list[Io]()
+        at = 0
+        for write, size in zip(writes, pages, strict=True):
+            extents = [(at, len(write.data))]
+            memory.fill(extents, write.data)
+            region = IoRegion(device, write.sector, len(write.data) >> SECTOR_SHIFT)
+            self._reactor.submit(Io(Op.WRITE, region, memory, extents, done.append))
+            at += size * PAGE_SIZE
+        self._reactor.run_until(lambda: len(done) == len(writes))
+        memory.close()
+        for request in done:
+            if request.error:
+                raise _failed("write", request.region, request.error)
 
     def _fill(self) -> None:
         """Keep the client busy."""
