@@ -156,14 +156,10 @@ class MappedDevice(StackedDevice):
         if count > room:
             self._split(request)
         else:
-            self._map(self._clone(request, sector, count, request.extents), target, request)
+            self._map(Bio(request, sector, count, request.extents, self._ended, target, request))
 
-    def _map(self, bio: Bio, target: Target, parent: Io | _Group, number: int = 0) -> None:
-        bio.target = target
-        bio.parent = parent
-        bio.number = number
-        bio.data = None
-        result = target.map(bio)
+    def _map(self, bio: Bio) -> None:
+        result = bio.target.map(bio)
         if result is REMAPPED:
             self.reactor.submit(bio)
         elif result is DONE:
@@ -229,13 +225,7 @@ class MappedDevice(StackedDevice):
         for target, sector, count in parts:
             extents = cut(request.extents, sector - request.sector << SECTOR_SHIFT,
                           count << SECTOR_SHIFT)  # fmt: skip
-            self._map(self._clone(request, sector, count, extents), target, group)
-
-    def _clone(
-        self, request: Io, sector: int, count: int, extents: Sequence[tuple[int, int]] = ()
-    ) -> Bio:
-        region = IoRegion(request.device, sector, count)
-        return Bio(request.op, region, request.memory, extents, self._ended, fua=request.fua)
+            self._map(Bio(request, sector, count, extents, self._ended, target, group))
 
     def _submit_special(self, request: Io) -> None:
         if self.table is None:
@@ -270,7 +260,7 @@ class MappedDevice(StackedDevice):
         group = _Group(request, total)
         for target, sector, count, copies in parts:
             for number in range(copies):
-                self._map(self._clone(request, sector, count), target, group, number)
+                self._map(Bio(request, sector, count, (), self._ended, target, group, number))
 
     def _write_zeroes(self, request: Io) -> None:
         """Write zeroes as data: no target here has a quicker way, and the kernel's have none."""

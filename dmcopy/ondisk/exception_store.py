@@ -32,7 +32,7 @@ MAX_CHUNK_SIZE: Final = 2097152
 """Sectors: the largest power of two whose bytes fit in an int, 1 GiB."""
 
 _HEADER: Final = struct.Struct("<4I")
-_ENTRY: Final = struct.Struct("<2Q")
+ENTRY: Final = struct.Struct("<2Q")
 _SWAPPED: Final = sys.byteorder == "big"
 
 
@@ -160,4 +160,4 @@ def words(data: bytes | bytearray | memoryview) -> array[int]:
 
 def build_entry(old: int, new: int) -> bytes:
     """Return the 16 bytes that say: chunk `old` of the origin is in chunk `new` of the COW."""
-    return _ENTRY.pack(old, new)
+    return ENTRY.pack(old, new)

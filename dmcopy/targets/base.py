@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
-from dmcopy.io.request import Io
+from dmcopy.io.request import Extent, Io
 from dmcopy.table import TableLine
 from dmcopy.table import Target as TableTarget
+from dmcopy.units import SECTOR_SHIFT
 
 TARGETS: dict[str, type[Target]] = {}
 REQUEUE = -1
@@ -53,10 +54,33 @@ class Bio(Io):
 
     __slots__ = ("data", "number", "parent", "target")
 
-    target: Target
-    parent: Any
-    number: int
-    data: Any
+    def __init__(
+        self,
+        request: Io,
+        sector: int,
+        count: int,
+        extents: Sequence[Extent],
+        notify: Callable[[Any], object],
+        target: Target,
+        parent: Any,
+        number: int = 0,
+    ) -> None:
+        # Not through Io's own: every request on a mapped device makes one of these.
+        self.op = request.op
+        self.device = request.device
+        self.sector = sector
+        self.count = count
+        self.bytes = count << SECTOR_SHIFT if request.bytes else 0
+        self.memory = request.memory
+        self.extents = extents
+        self.notify = notify
+        self.fua = request.fua
+        self.context = None
+        self.error = 0
+        self.target = target
+        self.parent = parent
+        self.number = number
+        self.data: Any = None
 
     def end(self, error: int = 0) -> None:
         """End it with an errno, or 0. Only from a callback, not inside of `map`."""

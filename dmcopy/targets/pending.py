@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.kcopyd import Client
 from dmcopy.targets.base import Bio
 from dmcopy.targets.store import ExceptionStore
+
+if TYPE_CHECKING:
+    from dmcopy.targets.origin import SnapshotModule
 
 
 class Pending:
@@ -75,7 +78,8 @@ class PendingExceptions:
     """The pending exceptions of one snapshot: reserved, copied, and committed in that order.
 
     `committed(pending, good)` is called for each that ends; it is still in here then, until
-    `remove`. `copies`: how many are being copied; beyond `threshold`, new writers must wait.
+    `remove`. `copies`: how many are being copied; beyond the module's cow_threshold new writers
+    must wait.
     """
 
     def __init__(
@@ -83,13 +87,13 @@ class PendingExceptions:
         origin: Device,
         cow: Device,
         client: Client,
-        threshold: Callable[[], int],
+        module: SnapshotModule,
         committed: Callable[[Pending, bool], object],
     ) -> None:
         self._origin = origin
         self._cow = cow
         self._client = client
-        self._threshold = threshold
+        self._module = module
         self.committed = committed
         self.reactor: Reactor = client.reactor
         self.store: ExceptionStore
@@ -125,7 +129,7 @@ class PendingExceptions:
     @property
     def is_congested(self) -> bool:
         """Whether so many copies are under way that new writers must wait."""
-        return self.copies > self._threshold()
+        return self.copies > self._module.cow_threshold
 
     def when_room(self, notify: Callable[[], object]) -> None:
         """Call `notify` when it is no longer congested (wait_for_in_progress)."""

@@ -17,13 +17,13 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import Io, Memory, Op
 from dmcopy.ondisk.exception_store import (
+    ENTRY,
     ENTRY_BYTES,
     HEADER_BYTES,
     VERSION,
     Header,
     Layout,
     StoreError,
-    build_entry,
     parse_area,
     words,
 )
@@ -231,8 +231,7 @@ class PersistentStore:
             old, new, good, notify = self._queue.popleft()
             if not good:
                 self._valid = False
-            start = self._committed * ENTRY_BYTES
-            self._memory.view[start : start + ENTRY_BYTES] = build_entry(old, new)
+            ENTRY.pack_into(self._memory.view, self._committed * ENTRY_BYTES, old, new)
             self._committed += 1
             self._callbacks.append(notify)
             self._pending -= 1

@@ -85,7 +85,7 @@ class Snapshot(Target):
             COPY_PAGES, reactor=host.reactor, throttle=self._throttle(), depth=COPY_DEPTH
         )
         self.pending = PendingExceptions(
-            self.origin, self.cow, self.client, lambda: self.module.cow_threshold, self._committed
+            self.origin, self.cow, self.client, self.module, self._committed
         )
         self.pending.use(self.store, self.cow)
         try:
