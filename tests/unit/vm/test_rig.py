@@ -203,7 +203,9 @@ def test_a_leash_that_is_killed_takes_its_program_along(tmp_path: Path) -> None:
 def test_an_owner_that_is_killed_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
     code = (
-        "import sys; from pathlib import Path; from dmcopy.vm.leash import Leashed\n"
+        "import signal, sys; from pathlib import Path; from dmcopy.vm.leash import Leashed\n"
+        # Who runs the tests in the background of a shell hands down an ignored SIGINT.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "folder = Path(sys.argv[1]); folder.mkdir()\n"
         "program = Leashed(folder, ['sh', '-c', 'echo $$ >\"$1/pid\"; exec sleep 100', 'sh', "
         "str(folder)])\n"
