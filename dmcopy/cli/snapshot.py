@@ -114,6 +114,7 @@ def _configure_facts(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     watch.add_argument("--interval", type=seconds, default=1.0, metavar="S", help="default: 1")
     watch.add_argument(
         "--run",
+        dest="command",
         nargs=argparse.REMAINDER,
         default=[],
         metavar="CMD",
@@ -253,8 +254,8 @@ def _watch(args: argparse.Namespace) -> int:
     from dmcopy.workflows.snapshot_watch import Threshold, watch
 
     threshold = None
-    if args.at is not None or args.run or args.extend:
-        threshold = Threshold(args.at or 80.0, tuple(args.run), args.extend, args.more)
+    if args.at is not None or args.command or args.extend:
+        threshold = Threshold(args.at or 80.0, tuple(args.command), args.extend, args.more)
     last = ""
     for level in watch(args.snapshots, args.name, interval=args.interval, threshold=threshold):
         emit_json_line(dataclasses.asdict(level))

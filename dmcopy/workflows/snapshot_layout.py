@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from dmcopy.table import Snapshot, SnapshotMerge, SnapshotOrigin, Table
+from dmcopy.table import Snapshot, SnapshotMerge, SnapshotOrigin, Table, Zero
 from dmcopy.workflows.journal import Step
 
 
@@ -108,8 +108,7 @@ def take(layout: Layout, origin_now: str, *, joining: bool, wipe: int) -> Iterat
         yield Step("create", layout.origin, table=layout.origin_table)
         return
     if not joining:
-        yield Step("create", layout.real)
-        yield Step("load", layout.real, table=layout.plain)
+        yield from _make_real(layout)
     yield Step("create", layout.name)
     yield Step("load", layout.name, table=layout.snapshot_table)
     if not joining:
@@ -159,8 +158,7 @@ def merge_again(layout: Layout, origin_now: str) -> Iterator[Step]:
             yield Step("create", layout.real, table=layout.plain)
         yield Step("create", layout.origin, table=layout.merge_table)
         return
-    yield Step("create", layout.real)
-    yield Step("load", layout.real, table=layout.plain)
+    yield from _make_real(layout)
     yield Step("load", layout.origin, table=layout.merge_table)
     yield Step("suspend", layout.origin)
     yield Step("resume", layout.real, joined=True)
@@ -200,6 +198,16 @@ def extend(layout: Layout, parts: str, cow_now: str, files: dict[str, int]) -> I
     yield Step("load", layout.cow, table=parts)
     yield Step("suspend", layout.cow)
     yield Step("resume", layout.cow, before=cow_now, joined=True)
+
+
+def _make_real(layout: Layout) -> Iterator[Step]:
+    """Yield the steps that make the hidden device; its table waits until the origin is suspended.
+
+    Until then it is as long as it will be and reads as zeroes: a device without any table has no
+    node under udev, so that a script could not name it.
+    """
+    yield Step("create", layout.real, table=str(Table.of(layout.length, Zero())))
+    yield Step("load", layout.real, table=layout.plain)
 
 
 def _swap_origin(layout: Layout, origin_now: str, *, last: bool) -> Iterator[Step]:

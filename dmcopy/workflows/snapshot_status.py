@@ -78,12 +78,15 @@ def _state(mapper: Mapper, survey: Survey, found: Found, record: Record | None) 
     word = _STATES.get(status.state, "unknown" if status.state else "")
     if not word:
         word = "active" if not found.merging else "merged" if status.empty else "merging"
-    suspended = _suspended(survey, layout.devices)
+    # The origin of a snapshot that is only half taken has its old table: the record knows it.
+    devices = layout.devices if record is None else record.devices
+    suspended = _suspended(survey, devices)
+    origin = layout.origin if record is None else record.facts["layout"]["origin"]
     cow = layout.cow_path if not layout.parts else survey.parts_of(layout.cow)[0][1].device
     state = State(
         name=record.name if record is not None else found.name,
         state="suspended" if suspended else word,
-        origin=found.name if found.merging else layout.origin,
+        origin=found.name if found.merging else origin,
         cow=cow,
         store=found.target.store,
         chunk_size=found.target.chunk_size,

@@ -443,17 +443,23 @@ class WorldNodes(Nodes):
 
 
 class Stage:
-    """A world with a journal. `process()` is a new process that finds both as they are."""
+    """A world with a journal. `process()` is a new process that finds both as they are.
+
+    The next one is killed at its call `crash_in_next`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.world = World()
         self.nodes = WorldNodes(self.world, folder)
         self.processes = 0
+        self.crash_in_next = -1
 
     def process(self) -> Snapshots:
         self.world.revive()
         self.processes += 1
+        self.world.calls, self.world.crash_at = 0, self.crash_in_next
+        self.crash_in_next = -1
         journal = Journal(self.folder / "workflows", owner=f"0 {self.processes}")
         return Snapshots(self.world, nodes=self.nodes, journal=journal)
 
