@@ -12,7 +12,9 @@ lose others: all of them have been copied, and what is behind the first zeroed o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from dmcopy.cow.extents import Extent, backwards
@@ -27,13 +29,19 @@ from dmcopy.units import SECTOR_SHIFT
 BATCH_BYTES: Final = 256 << 20
 
 
-@dataclass
-class Batch:
-    """What is copied between two flushes, and the writes that zero its entries."""
+class _Piece(NamedTuple):
+    """Entries as they are on disk, from byte `offset` of the COW on."""
 
-    extents: list[Extent] = field(default_factory=list)
-    clearings: list[Write] = field(default_factory=list)
-    chunks: int = 0
+    offset: int
+    data: bytes
+
+
+class _Step(NamedTuple):
+    """An extent that is merged, after which a piece has `keep` entries left."""
+
+    piece: _Piece
+    extent: Extent
+    keep: int
 
 
 @dataclass
@@ -51,6 +59,11 @@ class Merge:
     merged: int = 0
 
     @property
+    def _limit(self) -> int:
+        """How many chunks are a batch."""
+        return max(1, BATCH_BYTES // self.store.layout.chunk_bytes)
+
+    @property
     def total(self) -> int:
         """How many sectors are to be copied, give or take a short last chunk."""
         return self.exceptions * self.store.header.chunk_size
@@ -62,37 +75,34 @@ class Merge:
 
     def run(self, mover: Mover) -> None:
         """Merge. Raises DeviceError; what was merged until then remains so."""
-        for batch in self._batches():
-            mover.run(self._moves(batch))
-            if mover.interrupted:
+        walk = self._walk()
+        while True:
+            batch: list[_Step] = []
+            mover.run(self._moves(walk, batch))
+            if mover.interrupted or not batch:
                 return
             mover.flush(self.origin.device)
-            mover.write(self.store.device, batch.clearings)
+            mover.write(self.store.device, list(self._clearings(batch)))
             mover.flush(self.store.device)
-            self.merged += batch.chunks
+            self.merged += sum(step.extent.count for step in batch)
 
-    def _moves(self, batch: Batch) -> Iterator[Move]:
-        for extent in sorted(batch.extents):
-            yield from exception_move(self.store, extent, self.origin).cut()
+    def _moves(self, walk: Iterator[_Step], batch: list[_Step]) -> Iterator[Move]:
+        """Yield the next copies, and note what they are of; the areas are read on the way."""
+        chunks = 0
+        for step in walk:
+            batch.append(step)
+            yield from exception_move(self.store, step.extent, self.origin).cut()
+            chunks += step.extent.count
+            if chunks >= self._limit:
+                return
 
-    def _batches(self) -> Iterator[Batch]:
-        """Yield batches from the last exception back. What one clears, the next may rely on."""
-        limit = max(1, BATCH_BYTES // self.store.layout.chunk_bytes)
-        batch = Batch()
+    def _walk(self) -> Iterator[_Step]:
+        """Yield the extents from the last exception back."""
         for piece in self._pieces():
-            keep = end = len(piece.data) // ENTRY_BYTES
-            for extent in backwards(parse_area(piece.data), limit):
-                batch.extents.append(extent)
-                batch.chunks += extent.count
+            keep = len(piece.data) // ENTRY_BYTES
+            for extent in backwards(parse_area(piece.data), self._limit):
                 keep -= extent.count
-                if batch.chunks >= limit:
-                    batch.clearings.append(self._clearing(piece, keep, end))
-                    yield batch
-                    batch, end = Batch(), keep
-            if keep < end:
-                batch.clearings.append(self._clearing(piece, keep, end))
-        if batch.chunks:
-            yield batch
+                yield _Step(piece, extent, keep)
 
     def _pieces(self) -> Iterator[_Piece]:
         """Yield the entries by pieces of an area, the last one first, none empty."""
@@ -107,20 +117,17 @@ class Merge:
             yield _Piece(offset, read_bytes(self.store.device, offset, count * ENTRY_BYTES))
             left -= count
 
-    def _clearing(self, piece: _Piece, keep: int, end: int) -> Write:
-        """Return what zeroes the entries from `keep` up to `end` of a piece, in whole blocks."""
+    def _clearings(self, batch: list[_Step]) -> Iterator[Write]:
+        """Yield the writes, in whole blocks, that zero the entries of a batch: one for a piece."""
         block = self.store.device.logical_block_size
-        low = keep * ENTRY_BYTES // block * block
-        high = -(-end * ENTRY_BYTES // block) * block
-        kept = piece.data[low : keep * ENTRY_BYTES]
-        return Write((piece.offset + low) >> SECTOR_SHIFT, kept.ljust(high - low, b"\0"))
-
-
-class _Piece(NamedTuple):
-    """Entries as they are on disk, from byte `offset` of the COW on."""
-
-    offset: int
-    data: bytes
+        for piece, steps in groupby(batch, attrgetter("piece")):
+            here = list(steps)
+            first, last = here[0], here[-1]
+            low = last.keep * ENTRY_BYTES // block * block
+            end = (first.keep + first.extent.count) * ENTRY_BYTES
+            kept = piece.data[low : last.keep * ENTRY_BYTES]
+            zeroed = kept.ljust(-(-end // block) * block - low, b"\0")
+            yield Write((piece.offset + low) >> SECTOR_SHIFT, zeroed)
 
 
 def plan_merge(origin: IoRegion, cow: CowDevice) -> Merge:
