@@ -203,6 +203,19 @@ class Nodes:
         return [sysfs.node(name) for name, backing in sysfs.loops().items() if backing == file]
 
 
+class FileNodes(Nodes):
+    """Devices and files for an engine that uses files as they are, without a loop device."""
+
+    def is_file(self, device: str) -> bool:
+        """Return that nothing needs a loop device."""
+        del device
+        return False
+
+    def usable(self, device: str) -> str:
+        """Return a device or file as it is."""
+        return device
+
+
 class ScriptNodes(Nodes):
     """Prints the commands that would change something, as `ScriptDmsetup` does."""
 

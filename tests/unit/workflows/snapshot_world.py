@@ -359,6 +359,13 @@ class World(Mapper):
                         self.disks.setdefault("/dev/invalid", [0] * CHUNKS)
             mapped.live, mapped.inactive = mapped.inactive, None
         mapped.suspended = False
+        self._check_alone(mapped)
+
+    def _check_alone(self, mapped: Mapped) -> None:
+        """Two devices with one table, the origin and its hidden one, are never active at once."""
+        for other in self.devices.values():
+            same = other is not mapped and other.live == mapped.live and not other.suspended
+            assert not (same and isinstance(_target(mapped), Linear)), f"{mapped.name} {other.name}"
 
 
 def _target(mapped: Mapped) -> object:
