@@ -1,4 +1,4 @@
-"""`./scripts/bench copy|snapshot`: measures, prints the tables, writes them to files."""
+"""`./scripts/bench copy|snapshot|mirror`: measures, prints the tables, writes them to files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from dmcopy.units import parse_bytes
-from tests.bench import bulk, fan, machine, memory, plot, report, small, snapshot
+from tests.bench import bulk, fan, machine, memory, mirror, plot, report, small, snapshot
 from tests.bench.figures import Table, missed
 from tests.bench.limits import compile_ring
 from tests.bench.process import ROOT, BenchError
@@ -19,7 +19,8 @@ from tests.bench.settings import PLACES, Settings
 
 TABLES = {
     "copy": ("bulk", "random", "fan", "memory"),
-    "snapshot": ("first", "offline", "guest"),
+    "snapshot": ("first", "offline", "snapshot-guest"),
+    "mirror": ("resync", "crash", "open", "mirror-guest"),
 }
 MIB = 1 << 20
 
@@ -105,18 +106,25 @@ def _measure(
     settings: Settings, only: Sequence[str], tables: list[Table], left_out: list[str]
 ) -> None:
     """Fill `tables`; what this machine cannot do goes to `left_out`, with the reason."""
+    anywhere: dict[str, Callable[[], list[Table]]] = {
+        "memory": lambda: [memory.table(settings)],
+        "open": lambda: mirror.opening(settings),
+        "snapshot-guest": lambda: [snapshot.guest(settings)],
+        "mirror-guest": lambda: [mirror.guest(settings)],
+    }
     by_place: dict[str, Callable[[str], list[Table]]] = {
         "bulk": lambda place: [bulk.table(settings, place)],
         "random": lambda place: small.tables(settings, place),
         "fan": lambda place: [fan.table(settings, place)],
         "first": lambda place: snapshot.first_touch(settings, place),
+        "resync": lambda place: [mirror.resync(settings, place)],
+        "crash": lambda place: mirror.after_crash(settings, place),
         "offline": lambda place: snapshot.offline(settings, place),
     }
-    anywhere = {"memory": memory.table, "guest": snapshot.guest}
     for name in only:
         if name in anywhere:
             try:
-                tables.append(anywhere[name](settings))
+                tables += anywhere[name]()
             except BenchError as error:
                 left_out.append(f"{name}: {error}")
             continue
