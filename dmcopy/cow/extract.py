@@ -41,7 +41,10 @@ class Extract:
     @property
     def mean(self) -> int:
         """About how long the moves are, in sectors, judged by the beginning of the store."""
-        return self.total // (mean_extents(self.table) * (1 if self.changed_only else 2) + 1)
+        extents = mean_extents(self.table)
+        unchanged = -(-self.origin.count // self.store.header.chunk_size) - len(self.table)
+        gaps = 0 if self.changed_only else min(extents, unchanged)
+        return self.total // (extents + gaps or 1)
 
     def moves(self) -> Iterator[Move]:
         """Yield what is to be copied, ascending."""

@@ -1,6 +1,7 @@
 """What snapshot-merge does, offline: the store's chunks go back to the origin, the last ones first.
 
     extents, from the last entry back → copies → flush the origin → zero those entries → flush
+                                                 (the next copies are under way by then)
 
 At any moment the entries on disk are those that may not have reached the origin yet, so whatever
 stops it, the next run goes on. (drivers/md/dm-snap.c, snapshot_merge_next_chunks and
@@ -26,7 +27,7 @@ from dmcopy.io.region import IoRegion
 from dmcopy.ondisk.exception_store import ENTRY_BYTES, parse_area
 from dmcopy.units import SECTOR_SHIFT
 
-BATCH_BYTES: Final = 256 << 20
+BATCH_BYTES: Final = 128 << 20
 
 
 class _Piece(NamedTuple):
@@ -75,16 +76,23 @@ class Merge:
 
     def run(self, mover: Mover) -> None:
         """Merge. Raises DeviceError; what was merged until then remains so."""
-        walk = self._walk()
+        walk, copied = self._walk(), list[_Step]()
         while True:
             batch: list[_Step] = []
-            mover.run(self._moves(walk, batch))
+            mover.start(self._moves(walk, batch))
+            if copied:
+                self._settle(mover, copied)  # meanwhile the next ones are copied
+            mover.finish()
             if mover.interrupted or not batch:
                 return
-            mover.flush(self.origin.device)
-            mover.write(self.store.device, list(self._clearings(batch)))
-            mover.flush(self.store.device)
-            self.merged += sum(step.extent.count for step in batch)
+            copied = batch
+
+    def _settle(self, mover: Mover, copied: list[_Step]) -> None:
+        """Make a batch that has been copied durable, and only then forget its entries."""
+        mover.flush(self.origin.device)
+        mover.write(self.store.device, list(self._clearings(copied)))
+        mover.flush(self.store.device)
+        self.merged += sum(step.extent.count for step in copied)
 
     def _moves(self, walk: Iterator[_Step], batch: list[_Step]) -> Iterator[Move]:
         """Yield the next copies, and note what they are of; the areas are read on the way."""

@@ -80,9 +80,17 @@ class Mover:
 
         Raises DeviceError for the first that fails, when those under way have ended.
         """
+        self.start(moves)
+        self.finish()
+
+    def start(self, moves: Iterable[Move]) -> None:
+        """Begin to do moves; they go on while anything is waited for here."""
         self._moves = iter(moves)
         self._filling = not self.interrupted
         self._reactor.call_soon(self._fill)
+
+    def finish(self) -> None:
+        """Wait for what `start` began; see `run`."""
         self._reactor.run_until(lambda: not (self._filling or self._active))
         self._tell()
         if self._error is not None:
