@@ -31,7 +31,8 @@ def plan_fail(mapper: Mapper, name: str, word: str) -> Plan:
         length = mapper.table(info.name).length
         broken = Table.of(length, Error())
         before = str(mapper.table(info.name))
-        steps = [Step(SWAP, info.name, str(broken), before=before)]
+        # Final: from then on the leg misses writes, and must not come back as it was.
+        steps = [Step(SWAP, info.name, str(broken), before=before, final=True)]
         return Plan("fail", name, steps, devices=(name, info.name))
     mirror.check_healthy(devices)
     if not mirror.in_sync and isinstance(mirror.log, CoreLog):
@@ -47,7 +48,7 @@ def plan_fail(mapper: Mapper, name: str, word: str) -> Plan:
     steps = [
         Step("create", hidden, str(table)),
         Step(SWAP, name, str(mirror.table(tuple(legs), log)), before=str(mapper.table(name))),
-        Step(SWAP, hidden, str(Table.of(mirror.length, Error()))),
+        Step(SWAP, hidden, str(Table.of(mirror.length, Error())), final=True),
     ]
     return Plan("fail", name, steps, devices=(name, hidden))
 

@@ -64,15 +64,12 @@ class Rig:
     def clean_up(self) -> list[str]:
         """Remove what a test left; return the names of what it should not have."""
         infos = [info for info in self.mapper.ls() if not info.name.startswith("dmcopy-")]
-        for info in infos:
-            if self.mounted:
-                self.mapper.swap(
-                    *(info.name, Table.of(SECTORS, Error())), flush=False, lockfs=False
-                )
+        infos.sort(key=lambda info: "mimage" in info.name)  # these are below
+        for info in infos:  # what waits for I/O is let go
+            self.mapper.swap(info.name, Table.of(8, Error()), flush=False, lockfs=False)
         if self.mounted:
             subprocess.run(["umount", "-l", self.mounted], check=False, timeout=60)
-        for info in sorted(infos, key=lambda info: "mimage" in info.name):
-            self.mapper.thaw(info.name)
+        for info in infos:
             self.mapper.remove(info.name)
         return [info.name for info in infos]
 

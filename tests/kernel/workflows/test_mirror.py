@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,8 +32,7 @@ pytestmark = pytest.mark.kernel
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
-    shared = Path("/dev/shm") / f"dmcopy-mirror-{os.getpid()}"
-    shared.mkdir()
+    shared = Path(tempfile.mkdtemp(prefix="dmcopy-mirror-", dir="/dev/shm"))
     found = Rig(tmp_path, shared)
     yield found
     left = found.clean_up()

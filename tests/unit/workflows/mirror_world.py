@@ -1,7 +1,8 @@
 """A mapper in memory with disks, mirrors and a log that behave, and that can crash at any call.
 
-A disk holds one number, the latest write that it has seen. Whoever uses the mirror writes before
-every call that changes something, so that a table which forgets a leg's lag is found out.
+A disk holds one number, the latest write that it has seen, and has seen them all or not. Whoever
+uses the mirror writes before every call that changes something, so that a table which forgets a
+leg's lag is found out.
 """
 
 from __future__ import annotations
@@ -59,10 +60,12 @@ class World(Mapper):
         self.folder = folder
         self.devices: dict[str, Mapped] = {}
         self.disks: dict[str, int] = {}
+        self.complete: set[str] = set()
         self.logs: dict[str, int] = {}
         self.broken: set[str] = set()
         self.user = ""
         self.written = 0
+        self._written: set[str] = set()
         self.acknowledged = 0
         self.failed_writes = 0
         self.calls = 0
@@ -279,16 +282,23 @@ class World(Mapper):
                     mirror.letters = put(mirror.letters, mirror.default, "S")
                     continue
                 if mirror.in_sync + 1 == REGIONS:
+                    self._written = set()
+                    source = self._disks_of(line.target.legs[mirror.default].device)
                     for at in range(len(line.target.legs)):
                         if not self._set(line.target.legs[at].device, value):
                             mirror.letters = put(mirror.letters, at, "S")
+                    if source & self.complete:
+                        self.complete |= self._written
                 if set(mirror.letters) == {"A"}:
                     mirror.in_sync += 1
             mirror.was_in_sync |= mirror.in_sync == REGIONS
             self._reopen(mirror, line)
 
     def _write(self, device: Mapped, number: int) -> None:
+        self._written = set()
         done = all(self._write_line(device, line, number) for line in device.active or ())
+        if self._written:  # and not held before it went anywhere
+            self.complete = self.complete & self._written if self.acknowledged else self._written
         if not done:
             device.held.append(number)
         elif device.name == self.user:
@@ -323,6 +333,7 @@ class World(Mapper):
         if device in self.disks:
             if device not in self.broken:
                 self.disks[device] = value
+                self._written.add(device)
             return device not in self.broken
         below = self.devices[device.removeprefix("/mapped/")]
         assert below.active is not None
@@ -334,13 +345,22 @@ class World(Mapper):
             if isinstance(line.target, Linear)
         )
 
+    def _disks_of(self, device: str) -> set[str]:
+        """Return the disks that a device is made of."""
+        if device in self.disks:
+            return {device}
+        below = self.devices[device.removeprefix("/mapped/")].active or Table()
+        return {disk for one in below.devices for disk in self._disks_of(one)}
+
     def _leg(self, line: TableLine, at: int) -> int | None:
         assert isinstance(line.target, Mirror)
         return self._disk_value(line.target.legs[at].device)
 
     def _disk_value(self, device: str) -> int | None:
         if device in self.disks:
-            return None if device in self.broken else self.disks[device]
+            if device in self.broken:
+                return None
+            return self.disks[device] if device in self.complete else 0
         below = self.devices[device.removeprefix("/mapped/")]
         if any(isinstance(line.target, Error) for line in below.active or ()):
             return None
