@@ -452,7 +452,7 @@ class WorldNodes(Nodes):
 class Stage:
     """A world with a journal. `process()` is a new process that finds both as they are.
 
-    The next one is killed at its call `crash_in_next`.
+    The next one is killed at its call `crash_in_next`; its first call `failing` is refused.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -462,8 +462,9 @@ class Stage:
         self.processes = 0
         self.crash_in_next = -1
 
-    def process(self) -> Snapshots:
+    def process(self, failing: str = "") -> Snapshots:
         self.world.revive()
+        self.world.failing = failing
         self.processes += 1
         self.world.calls, self.world.crash_at = 0, self.crash_in_next
         self.crash_in_next = -1

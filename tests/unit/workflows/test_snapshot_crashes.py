@@ -274,6 +274,37 @@ def test_killed_by_a_restart_of_the_machine(
             assert play.world.stores.get("/dev/cow", {}) == {}
 
 
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_merge_that_is_interrupted_again_after_a_restart(
+    plays: Callable[[str], Play], failing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot = 1
+    monkeypatch.setattr(journals, "boot_id", lambda: f"boot {boot}")
+    wanted = plays("merge").world.read("snap")
+    for second in range(100):
+        boot = 1
+        play = plays("merge")
+        assert play.crash(5, after=True)
+        boot = 2
+        play.world.restart()
+        play.stage.process()
+        play.stage.origin_again()
+        if failing:
+            what = ("load data", "create snap-cow", "suspend data")[second % 3]
+            with pytest.raises(DmcopyError):
+                play.stage.process(what).merge("snap")
+            assert play.stage.records()  # or nobody would know that it has to go on
+        elif not play.crash(second, after=bool(second % 2)):
+            break
+        if play.stage.records():
+            assert "cannot be taken back" in play.undo("snap")
+            play.stage.process().merge("snap")
+        assert play.world.disks["/dev/a"] == wanted
+        play.check_clean()
+        if failing and second == 2:
+            break
+
+
 @pytest.mark.parametrize("name", MERGES)
 def test_a_merge_rolls_back_whenever_it_is_killed(plays: Callable[[str], Play], name: str) -> None:
     wanted = plays(name).world.read("snap")
