@@ -8,45 +8,21 @@ kernel. Every other path is a block device or a plain file, claimed when a targe
 from __future__ import annotations
 
 import errno
-import os
-import re
-import stat
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Self
 
-from dmcopy.block import BlockDevice
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, UsageError
 from dmcopy.io.reactor import Reactor
-from dmcopy.io.region import Device as IoDevice
 from dmcopy.mapper import names
 from dmcopy.mapper.base import DeviceInfo, Mapper, Version, check_name
 from dmcopy.mapper.device import Device
-from dmcopy.mapper.mapped import ActiveTable, MappedDevice
+from dmcopy.mapper.host import Engine, OpenDevice, Slot
+from dmcopy.mapper.mapped import MappedDevice
 from dmcopy.status import StatusLine, parse_status
 from dmcopy.table import Table, TableLine
 from dmcopy.targets import TARGETS, TargetError
-from dmcopy.units import SECTOR_SHIFT
 
 TIMEOUT_SECONDS = 30.0
 NODES = "/dev/mapper/"
-
-_T = TypeVar("_T")
-OpenDevice = Callable[[str, bool], IoDevice]
-"""Opens what a table names: (path, write) → device."""
-
-
-@dataclass
-class _Slot:
-    """What the engine keeps of a device beside its I/O."""
-
-    mapped: MappedDevice
-    uuid: str
-    readonly: bool
-    events: int = 0
-    users: list[str] = field(default_factory=list)
-    loaded: ActiveTable | None = None
-    deferred_removal: bool = False
 
 
 class UserMapper(Mapper):
@@ -71,11 +47,8 @@ class UserMapper(Mapper):
         self.reactor = reactor or Reactor(stacked=True)
         if not self.reactor.stacked:
             raise UsageError("a userspace engine needs a reactor made with stacked=True")
-        self.timeout = timeout
-        self._open_device = open_device or _open_block
-        self._slots: dict[str, _Slot] = {}
-        self._opened: dict[tuple[str, bool], _Opened] = {}
-        self._modules: dict[Any, Any] = {}
+        self._engine = Engine(self.reactor, open_device, timeout, self.remove)
+        self._slots = self._engine.slots
 
     def __enter__(self) -> Self:
         return self
@@ -114,7 +87,7 @@ class UserMapper(Mapper):
             hint = "a mapped device has this name or UUID already"
             raise DeviceError(name, "create it", errno.EEXIST, hint)
         mapped = MappedDevice(name, self.path(name), self.reactor)
-        self._slots[name] = _Slot(mapped, uuid, readonly)
+        self._slots[name] = Slot(mapped, uuid, readonly)
         try:
             if table is not None:
                 self.load(name, table, readonly=readonly)
@@ -128,7 +101,7 @@ class UserMapper(Mapper):
         """Load a table beside the active one; see `Mapper.load`."""
         slot = self._slot(name, "load a table")
         table.check()
-        loaded = self._construct(slot, table, readonly or slot.readonly)
+        loaded = self._engine.construct(slot, table, readonly=readonly or slot.readonly)
         if slot.loaded is not None:
             slot.loaded.destroy()
         slot.loaded = loaded
@@ -153,7 +126,7 @@ class UserMapper(Mapper):
             target.presuspend()
         mapped.hold()
         try:
-            self._wait_idle(mapped)
+            self._engine.wait_idle(mapped)
         except DeadlineError:
             mapped.noflush = False
             for target in targets:
@@ -248,7 +221,7 @@ class UserMapper(Mapper):
         table = slot.loaded if inactive else slot.mapped.table
         targets = table.targets if table else []
         lines = (TableLine(target.begin, target.length, target.table()) for target in targets)
-        return Table(tuple(lines)).with_devices(self._label_of)
+        return Table(tuple(lines)).with_devices(self._engine.label)
 
     def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
         """Return the status of each line; see `Mapper.status`."""
@@ -301,82 +274,21 @@ class UserMapper(Mapper):
     def refusal(self, table: Table) -> str:
         """Try a table; see `Mapper.refusal`."""
         name = "dmcopy-try"
-        probe = _Slot(MappedDevice(name, self.path(name), self.reactor), "", readonly=False)
+        probe = Slot(MappedDevice(name, self.path(name), self.reactor), "", readonly=False)
         try:
             table.check()
-            self._construct(probe, table, readonly=False).destroy()
+            self._engine.construct(probe, table, readonly=False).destroy()
         except (UsageError, DeviceError, BusyError) as error:
             return str(error)
         return ""
 
-    def open_below(self, slot: _Slot, path: str, write: bool) -> tuple[IoDevice, Callable[[], Any]]:
-        """Open a device for a table of `slot`; also return how to give it back."""
-        below = self._find_below(path)
-        if below is not None:
-            if below is slot:
-                raise DeviceError(path, "use it in its own table", errno.EINVAL)
-            below.users.append(slot.mapped.name)
-            return below.mapped, lambda: self._put(below, slot.mapped.name)
-        key = _node(path), write
-        if key not in self._opened:
-            self._opened[key] = _Opened(self._open_device(path, write))
-        opened = self._opened[key]
-        opened.users += 1
-        return opened.device, lambda: self._put_opened(key)
-
-    def event(self, slot: _Slot) -> None:
-        """Count an event, and wake who waits for it."""
-        slot.events += 1
-
-    def module(self, cls: Callable[[], _T]) -> _T:
-        """Return this engine's only object of a class; see `Host.module`."""
-        found: _T = self._modules.setdefault(cls, None) or cls()
-        self._modules[cls] = found
-        return found
-
-    def label(self, device: IoDevice) -> str:
-        """Return a device's name in tables and status lines; see `Host.label`."""
-        return self._label_of(device.path)
-
-    def wait_idle(self, mapped: MappedDevice) -> None:
-        """Wait until nothing is in flight on a device that is held."""
-        self._wait_idle(mapped)
-
-    def _slot(self, name: str, action: str) -> _Slot:
+    def _slot(self, name: str, action: str) -> Slot:
         check_name(name)
         if name not in self._slots:
             raise DeviceError(name, action, errno.ENXIO)
         return self._slots[name]
 
-    def _find_below(self, path: str) -> _Slot | None:
-        for slot in self._slots.values():
-            if slot.mapped.path == path:
-                return slot
-        return None
-
-    def _construct(self, slot: _Slot, table: Table, readonly: bool) -> ActiveTable:
-        active = ActiveTable()
-        active.readonly = readonly
-        active.sectors = table.length
-        host = _Host(self, slot, active)
-        try:
-            for line in table:
-                if line.target_name not in TARGETS:
-                    hint = f"the userspace engine has no target '{line.target_name}'"
-                    raise DeviceError(slot.mapped.name, "load a table", errno.EINVAL, hint)
-                active.targets.append(TARGETS[line.target_name](line, host))
-            host.check_areas()
-        except TargetError as error:
-            active.destroy()
-            raise DeviceError(
-                slot.mapped.name, "load a table", error.errno, error.reason
-            ) from error
-        except BaseException:
-            active.destroy()
-            raise
-        return active
-
-    def _run(self, slot: _Slot) -> None:
+    def _run(self, slot: Slot) -> None:
         """Resume the targets of the active table, then let the bios go."""
         mapped = slot.mapped
         assert mapped.table is not None
@@ -390,11 +302,6 @@ class UserMapper(Mapper):
         mapped.suspended = False
         mapped.release()
 
-    def _wait_idle(self, mapped: MappedDevice) -> None:
-        self.reactor.run_until(
-            lambda: not mapped.in_flight, self.timeout, f"the I/O in flight on {mapped.name}"
-        )
-
     def _drop(self, name: str) -> None:
         """Forget a device that is suspended, or was never resumed."""
         slot = self._slots.pop(name)
@@ -404,123 +311,8 @@ class UserMapper(Mapper):
             if old is not None:
                 old.destroy()
 
-    def _put(self, slot: _Slot, user: str) -> None:
-        slot.users.remove(user)
-        if slot.deferred_removal and not slot.users:
-            self.remove(slot.mapped.name)
-
-    def _put_opened(self, key: tuple[str, bool]) -> None:
-        opened = self._opened[key]
-        opened.users -= 1
-        if not opened.users:
-            del self._opened[key]
-            _close(opened.device)
-
-    def _label_of(self, path: str) -> str:
-        return path if self._find_below(path) else _number(path) or path
-
-    def _deps(self, slot: _Slot) -> tuple[str, ...]:
+    def _deps(self, slot: Slot) -> tuple[str, ...]:
         table = slot.mapped.table
         targets = table.targets if table else []
         paths = (path for target in targets for path in target.value.devices)
-        return tuple(dict.fromkeys(map(self._label_of, paths)))
-
-
-class _Opened:
-    def __init__(self, device: IoDevice) -> None:
-        self.device = device
-        self.users = 0
-
-
-class _Host:
-    """The `Host` of the targets of one table."""
-
-    def __init__(self, engine: UserMapper, slot: _Slot, table: ActiveTable) -> None:
-        self._engine = engine
-        self._slot = slot
-        self._table = table
-        self._areas: list[tuple[IoDevice, int, int]] = []
-        self.reactor = engine.reactor
-        self.module = engine.module
-        self.label = engine.label
-
-    @property
-    def name(self) -> str:
-        return self._slot.mapped.name
-
-    @property
-    def sectors(self) -> int:
-        return self._table.sectors
-
-    @property
-    def suspended(self) -> bool:
-        return self._slot.mapped.suspended
-
-    @property
-    def noflush(self) -> bool:
-        return self._slot.mapped.noflush
-
-    def open(self, path: str, *, write: bool = True) -> IoDevice:
-        write = write and not self._table.readonly
-        device, close = self._engine.open_below(self._slot, path, write)
-        self._table.closers.append(close)
-        return device
-
-    def use(self, device: IoDevice, start: int, count: int) -> None:
-        self._areas.append((device, start, count))
-        size = max(self._table.logical_block_size, device.logical_block_size)
-        self._table.logical_block_size = size
-
-    def event(self) -> None:
-        self._engine.event(self._slot)
-
-    def hold(self) -> None:
-        self._slot.mapped.hold()
-        self._engine.wait_idle(self._slot.mapped)
-
-    def release(self) -> None:
-        self._slot.mapped.release()
-
-    def check_areas(self) -> None:
-        """Refuse areas that are past their device's end or off its blocks.
-
-        device_area_is_invalid in drivers/md/dm-table.c.
-        """
-        for device, start, count in self._areas:
-            if start + count > device.sectors:
-                raise TargetError(
-                    f"{device.path} too small for target: start={start}, len={count}, "
-                    f"dev_size={device.sectors}"
-                )
-            if ((start | count) << SECTOR_SHIFT) % device.logical_block_size:
-                raise TargetError(
-                    f"start={start}, len={count} not aligned to the blocks of {device.path}, "
-                    f"{device.logical_block_size} bytes"
-                )
-
-
-def _open_block(path: str, write: bool) -> IoDevice:
-    return BlockDevice.open(_node(path), write=write)
-
-
-def _node(path: str) -> str:
-    """Return the real path of a device of a table, which may be written as major:minor."""
-    if re.fullmatch(r"\d+:\d+", path):
-        path = f"/dev/block/{path}"
-    return os.path.realpath(path)
-
-
-def _close(device: Any) -> None:
-    if hasattr(device, "close"):
-        device.close()
-
-
-def _number(path: str) -> str:
-    """Return major:minor of a block device's node; empty for what is none."""
-    try:
-        status = os.stat(_node(path))
-    except OSError:
-        return ""
-    if not stat.S_ISBLK(status.st_mode):
-        return ""
-    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+        return tuple(dict.fromkeys(map(self._engine.label, paths)))

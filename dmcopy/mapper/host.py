@@ -1,0 +1,231 @@
+"""What userspace targets run in: the engine's devices, what is open below them, its modules."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from dmcopy.block import BlockDevice
+from dmcopy.errors import DeviceError
+from dmcopy.io.reactor import Reactor
+from dmcopy.io.region import Device
+from dmcopy.mapper.mapped import ActiveTable, MappedDevice
+from dmcopy.table import Table
+from dmcopy.targets import TARGETS, TargetError
+from dmcopy.units import SECTOR_SHIFT
+
+_T = TypeVar("_T")
+OpenDevice = Callable[[str, bool], Device]
+"""Opens what a table names: (path, write) → device."""
+
+
+@dataclass
+class Slot:
+    """What the engine keeps of a device beside its I/O. `users`: the devices that are above it."""
+
+    mapped: MappedDevice
+    uuid: str
+    readonly: bool
+    events: int = 0
+    users: list[str] = field(default_factory=list)
+    loaded: ActiveTable | None = None
+    deferred_removal: bool = False
+
+
+class Engine:
+    """The devices of one userspace engine by their names, on one reactor.
+
+    `timeout`, in seconds, bounds a wait for I/O. `removed` is called with the name of a device
+    whose removal was deferred and that nobody uses any more.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        open_device: OpenDevice | None,
+        timeout: float,
+        removed: Callable[[str], object],
+    ) -> None:
+        self.reactor = reactor
+        self.timeout = timeout
+        self.slots: dict[str, Slot] = {}
+        self._open_device = open_device or _open_block
+        self._removed = removed
+        self._opened: dict[tuple[str, bool], _Opened] = {}
+        self._modules: dict[Any, Any] = {}
+
+    def construct(self, slot: Slot, table: Table, *, readonly: bool) -> ActiveTable:
+        """Make the targets of a table; all or nothing. Raises what opening raises, DeviceError."""
+        name = slot.mapped.name
+        active = ActiveTable()
+        active.readonly = readonly
+        active.sectors = table.length
+        host = TableHost(self, slot, active)
+        try:
+            for line in table:
+                if line.target_name not in TARGETS:
+                    hint = f"the userspace engine has no target '{line.target_name}'"
+                    raise DeviceError(name, "load a table", errno.EINVAL, hint)
+                active.targets.append(TARGETS[line.target_name](line, host))
+            host.check_areas()
+        except TargetError as error:
+            active.destroy()
+            raise DeviceError(name, "load a table", error.errno, error.reason) from error
+        except BaseException:
+            active.destroy()
+            raise
+        return active
+
+    def open(self, slot: Slot, path: str, *, write: bool) -> tuple[Device, Callable[[], Any]]:
+        """Open a device for a table of `slot`; also return how to give it back."""
+        below = self.find(path)
+        if below is not None:
+            if below is slot:
+                raise DeviceError(path, "use it in its own table", errno.EINVAL)
+            below.users.append(slot.mapped.name)
+            return below.mapped, lambda: self._put(below, slot.mapped.name)
+        key = _node(path), write
+        if key not in self._opened:
+            self._opened[key] = _Opened(self._open_device(path, write))
+        opened = self._opened[key]
+        opened.users += 1
+        return opened.device, lambda: self._put_opened(key)
+
+    def find(self, path: str) -> Slot | None:
+        """Return the device of this engine that tables call `path`."""
+        for slot in self.slots.values():
+            if slot.mapped.path == path:
+                return slot
+        return None
+
+    def module(self, cls: Callable[[], _T]) -> _T:
+        """Return this engine's only object of a class; see `Host.module`."""
+        if cls not in self._modules:
+            self._modules[cls] = cls()
+        found: _T = self._modules[cls]
+        return found
+
+    def label(self, path: str) -> str:
+        """Return a device's name in tables and status lines; see `Host.label`."""
+        return path if self.find(path) else _number(path) or path
+
+    def wait_idle(self, mapped: MappedDevice) -> None:
+        """Wait until nothing is in flight on a device that is held."""
+        self.reactor.run_until(
+            lambda: not mapped.in_flight, self.timeout, f"the I/O in flight on {mapped.name}"
+        )
+
+    def _put(self, slot: Slot, user: str) -> None:
+        slot.users.remove(user)
+        if slot.deferred_removal and not slot.users:
+            self._removed(slot.mapped.name)
+
+    def _put_opened(self, key: tuple[str, bool]) -> None:
+        opened = self._opened[key]
+        opened.users -= 1
+        if not opened.users:
+            del self._opened[key]
+            if hasattr(opened.device, "close"):
+                opened.device.close()
+
+
+class _Opened:
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.users = 0
+
+
+class TableHost:
+    """The `Host` of the targets of one table."""
+
+    def __init__(self, engine: Engine, slot: Slot, table: ActiveTable) -> None:
+        self._engine = engine
+        self._slot = slot
+        self._table = table
+        self._areas: list[tuple[Device, int, int]] = []
+        self.reactor = engine.reactor
+        self.module = engine.module
+
+    @property
+    def name(self) -> str:
+        return self._slot.mapped.name
+
+    @property
+    def sectors(self) -> int:
+        return self._table.sectors
+
+    @property
+    def suspended(self) -> bool:
+        return self._slot.mapped.suspended
+
+    @property
+    def noflush(self) -> bool:
+        return self._slot.mapped.noflush
+
+    def open(self, path: str, *, write: bool = True) -> Device:
+        write = write and not self._table.readonly
+        device, close = self._engine.open(self._slot, path, write=write)
+        self._table.closers.append(close)
+        return device
+
+    def label(self, device: Device) -> str:
+        return self._engine.label(device.path)
+
+    def use(self, device: Device, start: int, count: int) -> None:
+        self._areas.append((device, start, count))
+        size = max(self._table.logical_block_size, device.logical_block_size)
+        self._table.logical_block_size = size
+
+    def event(self) -> None:
+        self._slot.events += 1
+
+    def hold(self) -> None:
+        self._slot.mapped.hold()
+        self._engine.wait_idle(self._slot.mapped)
+
+    def release(self) -> None:
+        self._slot.mapped.release()
+
+    def check_areas(self) -> None:
+        """Refuse areas that are past their device's end or off its blocks.
+
+        device_area_is_invalid in drivers/md/dm-table.c.
+        """
+        for device, start, count in self._areas:
+            if start + count > device.sectors:
+                raise TargetError(
+                    f"{device.path} too small for target: start={start}, len={count}, "
+                    f"dev_size={device.sectors}"
+                )
+            if ((start | count) << SECTOR_SHIFT) % device.logical_block_size:
+                raise TargetError(
+                    f"start={start}, len={count} not aligned to the blocks of {device.path}, "
+                    f"{device.logical_block_size} bytes"
+                )
+
+
+def _open_block(path: str, write: bool) -> Device:
+    return BlockDevice.open(_node(path), write=write)
+
+
+def _node(path: str) -> str:
+    """Return the real path of a device of a table, which may be written as major:minor."""
+    if re.fullmatch(r"\d+:\d+", path):
+        path = f"/dev/block/{path}"
+    return os.path.realpath(path)
+
+
+def _number(path: str) -> str:
+    """Return major:minor of a block device's node; empty for what is none."""
+    try:
+        status = os.stat(_node(path))
+    except OSError:
+        return ""
+    if not stat.S_ISBLK(status.st_mode):
+        return ""
+    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
