@@ -42,7 +42,7 @@ class _DirectRead(NamedTuple):
 class Mirror(Target):
     """`mirror <log> <#log words> <log words> <#legs> <device> <offset>... [<#features> ...]`.
 
-    `legs`: their health, and which is the default one.
+    `legs`: their health, and which is the default one. `work`: what is under way, and held.
     """
 
     name: ClassVar[str] = "mirror"
@@ -62,7 +62,7 @@ class Mirror(Target):
         self._log = self._open_log(words)
         # With nosync there is no sync to complete, so there is no event of it.
         self.legs.in_sync = self._log.sync_count == self._regions
-        self._set = MirrorSet(
+        self.work = MirrorSet(
             host,
             self.legs,
             self._log,
@@ -74,13 +74,13 @@ class Mirror(Target):
 
     def map(self, bio: Bio) -> Map:
         """Queue a write; send a read to a leg if its region is in sync, else queue it."""
-        region = self._set.region_of(bio.sector)
+        region = self.work.region_of(bio.sector)
         if bio.op != Op.READ:
             bio.data = region
-            self._set.queue_write(bio)
+            self.work.queue_write(bio)
             return SUBMITTED
         if not self._log.in_sync[region]:
-            self._set.queue_read(bio)
+            self.work.queue_read(bio)
             return SUBMITTED
         leg = self.legs.choose()
         if leg is None:
@@ -93,14 +93,14 @@ class Mirror(Target):
     def end_io(self, bio: Bio) -> bool:
         """Count the end of a write; try a direct read that failed on another leg."""
         if bio.op == Op.WRITE:
-            self._set.hash.end_write(bio.data)
+            self.work.hash.end_write(bio.data)
         elif bio.op == Op.READ and bio.error and bio.data is not None:
             leg, sector = bio.data
             self.legs.fail(leg, LegError.READ)
-            if self._set.may_read_again(sector):
+            if self.work.may_read_again(sector):
                 bio.data = None
                 bio.sector = sector
-                self._set.queue_read(bio)
+                self.work.queue_read(bio)
                 return False
         return True
 
@@ -112,7 +112,7 @@ class Mirror(Target):
 
     def presuspend(self) -> None:
         """End what is held, and wait for the recovery of the region under way."""
-        self._set.suspend()
+        self.work.suspend()
         try:
             self._wait_idle("the recovery of a region")
         except DeadlineError:
@@ -121,7 +121,7 @@ class Mirror(Target):
 
     def presuspend_undo(self) -> None:
         """Go on."""
-        self._set.resume()
+        self.work.resume()
 
     def postsuspend(self) -> None:
         """Write the log a last time."""
@@ -131,12 +131,12 @@ class Mirror(Target):
     def resume(self) -> None:
         """Read the log, and recover what it calls dirty."""
         wait_for(self.host.reactor, self._log.resume(), f"the log of {self.host.name}")
-        self._set.resume()
+        self.work.resume()
 
     def destroy(self) -> None:
         """Free what the log and the recovery hold."""
         self._wait_idle("the last work")
-        self._set.close()
+        self.work.close()
         self._log.close()
 
     def _open_legs(self) -> Legs:
@@ -175,5 +175,5 @@ class Mirror(Target):
 
     def _wait_idle(self, waiting_for: str) -> None:
         self.host.reactor.run_until(
-            lambda: self._set.idle, TIMEOUT_SECONDS, f"{waiting_for} of {self.host.name}"
+            lambda: self.work.idle, TIMEOUT_SECONDS, f"{waiting_for} of {self.host.name}"
         )

@@ -84,6 +84,11 @@ class MirrorSet:
         """Whether there is neither work to do nor a recovery under way."""
         return self._worker.idle and not self.hash.recovering
 
+    @property
+    def held(self) -> int:
+        """How many writes wait for the device to be suspended."""
+        return len(self._holds)
+
     def region_of(self, sector: int) -> int:
         """Return the region of a sector of the mapped device."""
         return sector - self._begin >> self._shift

@@ -1,0 +1,150 @@
+"""Regions, their states, and the worker that a mirror runs on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dmcopy.errors import DeadlineError
+from dmcopy.io import IoRegion, Reactor
+from dmcopy.io.request import Io, Op
+from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.targets.base import Bio
+from dmcopy.targets.dirty_log import CoreLog
+from dmcopy.targets.region_hash import RegionHash, State
+from dmcopy.targets.work import Requests, Worker, wait_for
+
+
+class Bench:
+    """A hash over a log in memory; `dispatched` gets the writes that were delayed."""
+
+    def __init__(self, sync: str | None = None) -> None:
+        self.log = CoreLog(8, sync)
+        self.wakes = 0
+        self.dispatched: list[Bio] = []
+        self.hash = RegionHash(self.log, self._wake, self.dispatched.extend)
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+
+def test_a_write_makes_a_region_dirty_until_its_end_is_noted() -> None:
+    bench = Bench("nosync")
+    bench.hash.begin_write(3)
+    bench.hash.begin_write(3)
+    assert bench.hash.state(3) is State.DIRTY
+    bench.hash.end_write(3)
+    assert (bench.hash.state(3), bench.wakes) == (State.DIRTY, 0)
+    bench.hash.end_write(3)
+    assert (bench.hash.state(3), bench.wakes) == (State.CLEAN, 1)
+    bench.hash.begin_write(3)  # before the worker came
+    bench.hash.update(errors_handled=True)
+    assert bench.hash.state(3) is State.DIRTY
+    bench.hash.end_write(3)
+    bench.hash.update(errors_handled=True)
+    assert not bench.hash._regions
+
+
+def test_regions_are_recovered_one_at_a_time_and_upwards() -> None:
+    bench = Bench()
+    bench.hash.prepare_recovery()
+    assert bench.hash.next_quiesced() is None  # not yet allowed
+    bench.hash.start_recovery()
+    for number in range(8):
+        bench.hash.prepare_recovery()
+        region = bench.hash.next_quiesced()
+        assert region is not None
+        assert (region.number, bench.hash.state(number)) == (number, State.RECOVERING)
+        bench.hash.prepare_recovery()
+        assert bench.hash.next_quiesced() is None
+        bench.hash.end_recovery(region, well=number != 5)
+        bench.hash.update(errors_handled=True)
+    assert bench.log.sync_count == 7
+    bench.hash.prepare_recovery()
+    assert bench.hash.recovering == 0  # number 5 is tried again at the next resume
+
+
+def test_writes_to_a_region_in_recovery_are_delayed_and_come_back() -> None:
+    bench = Bench()
+    bench.hash.start_recovery()
+    bench.hash.prepare_recovery()
+    region = bench.hash.next_quiesced()
+    assert region is not None
+    bio: Any = object()
+    bench.hash.delay(0, bio)
+    bench.hash.end_recovery(region, well=True)
+    assert bench.dispatched == []
+    bench.hash.update(errors_handled=True)
+    assert bench.dispatched == [bio]
+    assert bench.hash.state(0) is State.CLEAN
+
+
+def test_a_recovery_waits_for_the_writes_under_way() -> None:
+    bench = Bench()
+    bench.hash.begin_write(0)
+    assert bench.hash.state(0) is State.NOSYNC
+    bench.hash.start_recovery()
+    bench.hash.prepare_recovery()
+    assert bench.hash.next_quiesced() is None
+    bench.hash.end_write(0)
+    assert bench.hash.next_quiesced() is not None
+
+
+@pytest.mark.parametrize("how", ["a write fails", "a flush failed"])
+def test_a_failure_before_a_recovery_begins_ends_it(how: str) -> None:
+    bench = Bench()
+    bench.hash.begin_write(0)
+    bench.hash.start_recovery()
+    bench.hash.prepare_recovery()
+    assert bench.hash.recovering == 1
+    if how == "a write fails":
+        bench.hash.mark_nosync(0)
+    else:
+        bench.hash.flush_failure = True
+    bench.hash.end_write(0)
+    # Or a suspend would wait for it for ever.
+    assert (bench.hash.recovering, bench.hash.state(0)) == (0, State.NOSYNC)
+    assert bench.hash.next_quiesced() is None
+
+
+def test_a_worker_runs_again_when_woken_while_it_waits() -> None:
+    with Reactor(SimulatedBackend(1)) as reactor:
+        disk = SimulatedDisk(8)
+        runs: list[list[int]] = []
+
+        async def work() -> None:
+            if not runs:
+                worker.wake()
+                worker.wake()
+            flushes = [Io(Op.FLUSH, IoRegion(disk, 0, 0)) for _ in range(3)]
+            runs.append(await Requests(reactor, flushes))
+
+        worker = Worker(reactor, work)
+        worker.wake()
+        worker.wake()
+        assert not worker.idle
+        reactor.run_until(lambda: worker.idle, 1)
+        assert runs == [[0, 0, 0]] * 2
+
+
+def test_waiting_for_work_has_a_deadline() -> None:
+    with Reactor(SimulatedBackend(1)) as reactor:
+        disk = SimulatedDisk(8)
+        disk.fail(Op.FLUSH, 0, 8)
+
+        async def work() -> list[int]:
+            await Requests(reactor, [])
+            return await Requests(reactor, [Io(Op.FLUSH, IoRegion(disk, 0, 0))])
+
+        assert wait_for(reactor, work(), "a flush") == [5]
+
+        async def endless() -> None:
+            lost = Io(Op.FLUSH, IoRegion(disk, 0, 0))
+            waiting = Requests(reactor, [lost])
+            lost.notify = None
+            await waiting
+
+        reactor.on_exception = lambda _: None
+        with pytest.raises(DeadlineError, match="for an end"):
+            wait_for(reactor, endless(), "an end")
