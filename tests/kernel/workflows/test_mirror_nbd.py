@@ -91,7 +91,8 @@ def far(rig: Rig, tmp_path: Path) -> Iterator[Far]:
 
 
 def connect(node: str) -> None:
-    run("nbd-client", "-N", "leg", "-b", "512", ADDRESS, PORT, node)
+    # Without a timeout what was on its way when the server died never ends (nbd_xmit_timeout).
+    run("nbd-client", "-N", "leg", "-b", "512", "-timeout", "3", ADDRESS, PORT, node)
     eventually(lambda: int(sectors(node)) == SECTORS, f"{node} has its size")
 
 
