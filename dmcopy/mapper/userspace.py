@@ -8,7 +8,8 @@ kernel. Every other path is a block device or a plain file, claimed when a targe
 from __future__ import annotations
 
 import errno
-from typing import Self
+from collections.abc import Callable
+from typing import Self, TypeVar
 
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, UsageError
 from dmcopy.io.reactor import Reactor
@@ -23,6 +24,8 @@ from dmcopy.targets import TARGETS, TargetError
 
 TIMEOUT_SECONDS = 30.0
 NODES = "/dev/mapper/"
+
+_T = TypeVar("_T")
 
 
 class UserMapper(Mapper):
@@ -270,6 +273,13 @@ class UserMapper(Mapper):
     def path(self, name: str) -> str:
         """Return the path by which tables name a device: no such node is there."""
         return NODES + names.mangle(name)
+
+    def module(self, cls: Callable[[], _T]) -> _T:
+        """Return what stands for a kernel module in this engine: its parameters can be set there.
+
+        Such as `module(SnapshotModule).copy_throttle.percent = 50`, for the targets made after it.
+        """
+        return self._engine.module(cls)
 
     def refusal(self, table: Table) -> str:
         """Try a table; see `Mapper.refusal`."""
