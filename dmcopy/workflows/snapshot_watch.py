@@ -20,8 +20,11 @@ SOONEST_SECONDS: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A look at a snapshot, in sectors of its COW. `event`: level, threshold, extended, command,
-    failed, lost or gone; `message` says more."""
+    """A look at a snapshot, in sectors of its COW, or what was done about it.
+
+    `event`: level, threshold, extended, command, failed (an extension or the command; the watch
+    goes on), lost or gone. `message` says more.
+    """
 
     event: str
     name: str
@@ -59,7 +62,7 @@ def watch(
     Overflow of the COW is no event of the device, so this looks at the numbers; it looks sooner
     where at the present rate the threshold would be reached before the next look. An invalidation
     is an event and seen at once. The threshold acts once each time that it is reached: again after
-    an extension, or after the level was below it.
+    an extension, or after the level was below it. What fails then is told, and the watch goes on.
     """
     mapper = snapshots.mapper
     passed = False
@@ -79,8 +82,9 @@ def watch(
         if threshold is not None and percent >= threshold.percent:
             if not passed:
                 yield _level("threshold", name, status)
-                yield from _act(snapshots, name, level, threshold, run)
-                passed, before = not threshold.extend, None
+                done = list(_act(snapshots, name, level, threshold, run))
+                yield from done
+                passed, before = not any(one.event == "extended" for one in done), None
                 continue
         else:
             passed = False
@@ -111,17 +115,20 @@ def _act(
 ) -> Iterator[Level]:
     if threshold.extend:
         size = (level.total or 0) + threshold.extend
-        snapshots.extend(name, size, more=threshold.more)
-        yield Level("extended", name, round(time.time(), 3), total=size)
+        try:
+            snapshots.extend(name, size, more=threshold.more)
+            yield Level("extended", name, round(time.time(), 3), total=size)
+        except DmcopyError as error:  # the command, if there is one, can still do something
+            yield Level("failed", name, round(time.time(), 3), message=str(error))
     if threshold.command:
         env = {**os.environ, "DMCOPY_SNAPSHOT": name, "DMCOPY_PERCENT": str(level.percent)}
         try:
             code = run(list(threshold.command), env=env, stdin=subprocess.DEVNULL).returncode
+            message = f"{threshold.command[0]}: exit {code}"
+            yield Level("command", name, round(time.time(), 3), message=message)
         except OSError as error:
-            raise DmcopyError(f"{threshold.command[0]}: cannot run it: {error.strerror}") from error
-        yield Level(
-            "command", name, round(time.time(), 3), message=f"{threshold.command[0]}: exit {code}"
-        )
+            message = f"{threshold.command[0]}: cannot run it: {error.strerror}"
+            yield Level("failed", name, round(time.time(), 3), message=message)
 
 
 def _patience(

@@ -231,6 +231,16 @@ def test_watch_extends_and_can_act_again(stage: Stage) -> None:
     assert stage.world.sizes["/x/cow.img"] == 128
 
 
+def test_watch_goes_on_when_nothing_can_be_done(stage: Stage) -> None:
+    stage.process().take(REQUEST)
+    seen = levels(stage, threshold=Threshold(40, ("/nonexistent/command",), extend=32))
+    failed = [one.message for one in seen if one.event == "failed"]
+    assert "its COW uses all of /dev/cow" in failed[0]
+    assert failed[1] == "/nonexistent/command: cannot run it: No such file or directory"
+    assert len(failed) == 2
+    assert seen[-1].event == "level"
+
+
 def test_watch_ends_with_the_snapshot(stage: Stage) -> None:
     stage.process().take(REQUEST)
     stage.world.lost.add("/dev/cow")
