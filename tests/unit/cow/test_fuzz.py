@@ -131,6 +131,7 @@ def draw(store: Store, origin_sectors: int | None) -> None:
     to_svg(density)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=2048))
 def test_anything(data: bytes) -> None:
     disk = MemoryDisk(data)
