@@ -21,7 +21,7 @@ from dmcopy.workflows.mirror_session import Session
 
 SECTORS = 16384
 FILES = 12
-DEADLINE = 120.0
+DEADLINE = 240.0
 
 
 class Rig:
@@ -36,7 +36,7 @@ class Rig:
             os.truncate(path, SECTORS * 512)
             self.loops.append(attach(path))
         self.a, self.b, self.c, self.d = (loop.path for loop in self.loops)
-        self.mapper = KernelMapper(ledger=Ledger(folder / "ledger.jsonl"))
+        self.mapper = KernelMapper(ledger=Ledger(folder / "ledger.jsonl"), timeout=DEADLINE)
         self.journal = Journal(folder / "journal")
         self.mounted = ""
 

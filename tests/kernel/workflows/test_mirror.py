@@ -20,6 +20,7 @@ from dmcopy.workflows.mirror_move import plan_move
 from dmcopy.workflows.mirror_session import Plan
 
 from .mirror_rig import (
+    DEADLINE,
     Load,
     Rig,
     check_file_system,
@@ -27,7 +28,7 @@ from .mirror_rig import (
     eventually,
 )
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -55,16 +56,16 @@ def test_one_leg_after_the_other_is_pulled_and_replaced_under_load(rig: Rig) -> 
     load = Load(Path(rig.mounted))
     load.goes_on()
     session, mapper = rig.session(), rig.mapper
-    session.run(plan_from_device(mapper, "home", [rig.b], Options(log=rig.c)), timeout=120)
+    session.run(plan_from_device(mapper, "home", [rig.b], Options(log=rig.c)), timeout=DEADLINE)
     assert mapper.table("home").lines[0].target.log.sync is None  # type: ignore[union-attr]
     load.goes_on()
     for leg, new in (("1", rig.d), ("0", rig.b)):
         session.run(plan_fail(mapper, "home", leg))
         eventually(lambda at=int(leg): at in state(rig).failed, "the leg is seen to fail")
         with pytest.raises(PartialError, match=f"mirror replace home {leg} NEWDEV"):
-            rig.session()._waiter.wait("home", 60)
+            rig.session()._waiter.wait("home", DEADLINE)
         written = load.count
-        session.run(plan_replace(mapper, "home", leg, new), timeout=120)
+        session.run(plan_replace(mapper, "home", leg, new), timeout=DEADLINE)
         assert load.count >= written
         load.goes_on()
     sums = load.stop()
@@ -87,7 +88,7 @@ def test_a_split_leg_is_a_clean_copy(rig: Rig) -> None:
     (Path(rig.mounted) / "early").write_text("early")
     load = Load(Path(rig.mounted))
     session, mapper = rig.session(), rig.mapper
-    session.run(plan_from_device(mapper, "home", [rig.b, rig.c], Options()), timeout=120)
+    session.run(plan_from_device(mapper, "home", [rig.b, rig.c], Options()), timeout=DEADLINE)
     load.goes_on()
     session.run(plan_split(mapper, "home", "0", "copy"))
     check_file_system("/dev/mapper/copy")
@@ -107,7 +108,7 @@ def test_a_split_leg_is_a_clean_copy(rig: Rig) -> None:
 def test_a_move_under_load(rig: Rig) -> None:
     rig.home()
     load = Load(Path(rig.mounted))
-    rig.session().run(plan_move(rig.mapper, "home", rig.a, rig.d), timeout=120)
+    rig.session().run(plan_move(rig.mapper, "home", rig.a, rig.d), timeout=DEADLINE)
     load.goes_on()
     sums = load.stop()
     check_files(Path(rig.mounted), sums)
@@ -126,7 +127,7 @@ def test_a_move_to_a_bad_disk_is_taken_back(rig: Rig) -> None:
     with rig.mapper.device("bad", half) as bad:
         before = rig.mapper.table("home")
         with pytest.raises(PartialError, match="leg 1"):
-            rig.session().run(plan_move(rig.mapper, "home", rig.a, bad.path), timeout=120)
+            rig.session().run(plan_move(rig.mapper, "home", rig.a, bad.path), timeout=DEADLINE)
         assert rig.mapper.table("home") == before
     load.goes_on()
     check_files(Path(rig.mounted), load.stop())
@@ -167,7 +168,7 @@ def test_kill_9_in_the_middle(rig: Rig, plan: Callable[[Rig], Plan], last: str, 
     rig.home()
     load = Load(Path(rig.mounted))
     if plan is replace:
-        rig.session().run(make(rig), timeout=120)
+        rig.session().run(make(rig), timeout=DEADLINE)
         rig.session().run(plan_fail(rig.mapper, "home", "1"))
     before = rig.mapper.table("home")
     load_count = load.count
@@ -177,7 +178,7 @@ def test_kill_9_in_the_middle(rig: Rig, plan: Callable[[Rig], Plan], last: str, 
     assert rig.mapper.info("home").suspended == (last == "suspend")
     assert "mirror undo home" in rig.session().advice(record)
     if end == "finish":
-        rig.session().finish("home", timeout=120)
+        rig.session().finish("home", timeout=DEADLINE)
     else:
         rig.session().undo("home")
         if plan is not replace:
@@ -227,17 +228,19 @@ def killed(rig: Rig, plan: Plan, last: str) -> None:
 
 def test_legs_that_were_a_mirror_go_on_with_their_log(rig: Rig) -> None:
     mapper, session = rig.mapper, rig.session()
-    session.run(plan_from_legs(mapper, "home", [rig.a, rig.b], Options(log=rig.c)), timeout=120)
+    session.run(
+        plan_from_legs(mapper, "home", [rig.a, rig.b], Options(log=rig.c)), timeout=DEADLINE
+    )
     rig.remove("home")
     with open(rig.a, "r+b", buffering=0) as disk:  # behind its back: no log knows
         disk.write(os.urandom(4096))
         os.fsync(disk.fileno())
     options = Options(log=rig.c, reuse_log=True)
-    session.run(plan_from_legs(mapper, "home", [rig.a, rig.b], options), timeout=120)
+    session.run(plan_from_legs(mapper, "home", [rig.a, rig.b], options), timeout=DEADLINE)
     with pytest.raises(AssertionError):
         rig.legs_agree()  # nothing was dirty, so nothing was copied
     rig.remove("home")
     options = Options(log=rig.c, new_log=True)
-    session.run(plan_from_legs(mapper, "home", [rig.a, rig.b], options), timeout=120)
+    session.run(plan_from_legs(mapper, "home", [rig.a, rig.b], options), timeout=DEADLINE)
     rig.legs_agree()
     rig.remove("home")

@@ -21,10 +21,10 @@ from dmcopy.workflows.mirror_change import plan_replace
 from dmcopy.workflows.mirror_make import Options, plan_from_legs
 from dmcopy.workflows.mirror_resync import Waiter
 
-from .mirror_rig import SECTORS, Rig, content, eventually, run
+from .mirror_rig import DEADLINE, SECTORS, Rig, content, eventually, run
 from .test_mirror import rig as rig
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 
 REGION = 1024
 SPACE = "dmcopy-far"
@@ -123,7 +123,7 @@ class Writer(threading.Thread):
 def write(*regions: int) -> None:
     for number in regions:
         writer = Writer(number)
-        writer.join(60)
+        writer.join(DEADLINE)
         assert not writer.is_alive()
 
 
@@ -132,7 +132,7 @@ def test_a_leg_over_the_network_is_cut_off_mid_write_and_comes_back(rig: Rig, fa
     connect("/dev/nbd0")
     options = Options(log=rig.c, region_size=REGION)
     legs = [rig.a, "/dev/nbd0"]
-    rig.session().run(plan_from_legs(mapper, "home", legs, options), timeout=120)
+    rig.session().run(plan_from_legs(mapper, "home", legs, options), timeout=DEADLINE)
     write(3, 7, 20)
     eventually(lambda: not dirty(rig), "the log is all clean: nothing is being written")
 
@@ -143,7 +143,7 @@ def test_a_leg_over_the_network_is_cut_off_mid_write_and_comes_back(rig: Rig, fa
     eventually(lambda: Mirror.read(mapper, "home").failed == (1,), "degraded")
     assert Mirror.read(mapper, "home").status.health == "AD"
     with pytest.raises(PartialError, match="leg 1, /dev/nbd0: a write failed"):
-        Waiter(mapper).wait("home", 60)
+        Waiter(mapper).wait("home", DEADLINE)
     more = Writer(20)  # held as well: a leg has failed
     time.sleep(0.5)
     assert held.is_alive()
@@ -154,9 +154,9 @@ def test_a_leg_over_the_network_is_cut_off_mid_write_and_comes_back(rig: Rig, fa
     assert 9 in lost
     assert len(lost) <= 2
     plan = plan_replace(mapper, "home", "1", "/dev/nbd1", dirty_only=True)
-    rig.session().run(plan, timeout=120)
+    rig.session().run(plan, timeout=DEADLINE)
     for writer in (held, more):
-        writer.join(60)
+        writer.join(DEADLINE)
         assert not writer.is_alive()
     eventually(lambda: not dirty(rig), "the log is all clean again")
     assert Mirror.read(mapper, "home").status.health == "AA"

@@ -94,7 +94,7 @@ class Machine:
             argv = [sys.executable, "-c", COMMON + script, str(self.shared / "journal"), *words]
             errors = bytearray()
             command = guest.start(argv, stdout=said.extend, stderr=errors.extend)
-            deadline = time.monotonic() + 300
+            deadline = time.monotonic() + 600
             while (status := guest.poll(command, 0.5)) is None:
                 if stop and said.count(b"\n") >= stop:
                     break
@@ -115,6 +115,7 @@ def region(data: bytes, number: int) -> bytes:
     return data[number * REGION * 512 : (number + 1) * REGION * 512]
 
 
+@pytest.mark.timeout(1800)
 def test_a_power_cut_costs_what_is_dirty(tmp_path: Path, kernel: str) -> None:
     machine = Machine(tmp_path, kernel)
 
