@@ -42,7 +42,6 @@ class SnapshotMerge(Snapshot):
         self._count = 0
         self._queued: list[Bio] = []
         super().__init__(line, host)
-        self.discard_bios = 1
 
     def map(self, bio: Bio) -> Map:
         """Send a bio to where its chunk is now (snapshot_merge_map)."""

@@ -127,7 +127,7 @@ class PersistentStore:
         self._queue.append((old, new, good, notify))
         self._drain()
 
-    def invalidate(self) -> None:
+    def invalidate(self, notify: Callable[[], object]) -> None:
         """Write the header with valid 0; a device that fails this keeps its old header."""
         self._valid = False
         self._busy += 1
@@ -140,6 +140,7 @@ class PersistentStore:
             del io
             self._busy -= 1
             memory.close()
+            notify()
 
         self._reactor.submit(Io(Op.WRITE, region, memory, [(0, size)], written))
 

@@ -88,6 +88,8 @@ class Snapshot(Target):
             self.origin, self.cow, self.client, self.module, self._committed
         )
         self.pending.use(self.store, self.cow)
+        self._loss: Pending | None = None  # whoever goes on once the store says that it is invalid
+        self._lost: list[Pending] = []  # and the exceptions that end then
         try:
             self._register()
         except BaseException:
@@ -187,8 +189,7 @@ class Snapshot(Target):
         """Let a write to a chunk that is not on the COW wait until it is."""
         pending = self.pending.get(chunk) or self.pending.prepare(chunk)
         if pending is None:
-            self._out_of_space()
-            return KILL
+            return self._out_of_space(bio)
         self.remap(bio, pending.new)
         if not pending.started and bio.count == self.chunk_size:
             pending.start_full(bio)
@@ -211,7 +212,7 @@ class Snapshot(Target):
     def pending_for_origin(self, sector: int) -> Pending | None:
         """Return the exception that a write to the origin at `sector` must wait for, if any."""
         if not self.valid or not self.active or sector >= self.host.sectors or self.is_merge:
-            return None
+            return self._loss
         chunk = sector >> self._shift
         pending = self.pending.get(chunk)
         if pending is not None:
@@ -221,13 +222,17 @@ class Snapshot(Target):
         pending = self.pending.prepare(chunk)
         if pending is None:
             self.invalidate()
+            return self._loss
         return pending
 
     def _committed(self, pending: Pending, good: bool) -> None:
         """The exception is durable, or lost (pending_complete)."""
         if not good:
             self.invalidate()
-        if not good or not self.valid:
+        if self._loss is not None:
+            self._lost.append(pending)
+            return
+        if not self.valid:
             self._finish(pending, errno.EIO)
             return
         self.exceptions.insert(pending.old, pending.new)
@@ -239,6 +244,9 @@ class Snapshot(Target):
     def _finish(self, pending: Pending, error: int) -> None:
         """Let everybody go on who waited for an exception."""
         self.pending.remove(pending)
+        self._release(pending, error)
+
+    def _release(self, pending: Pending, error: int) -> None:
         self.module.pending_done()
         submit = self.host.reactor.submit
         if pending.full_bio is not None:
@@ -256,18 +264,36 @@ class Snapshot(Target):
                     submit(bio)
 
     def invalidate(self) -> None:
-        """Give the snapshot up, for ever (__invalidate_snapshot)."""
+        """Give the snapshot up, for ever (__invalidate_snapshot).
+
+        Whoever changes the origin without a copy goes on only after the store says so: else a
+        crash in between would leave a store that seems to be good.
+        """
         if self.valid:
             self.valid = False
-            self.store.invalidate()
-            self.host.event()
+            self._loss = Pending(self.pending, -1, -1, -1)
+            self._loss.started = True
+            self.store.invalidate(self._invalidated)
 
-    def _out_of_space(self) -> None:
+    def _invalidated(self) -> None:
+        loss, self._loss = self._loss, None
+        lost, self._lost = self._lost, []
+        self.host.event()
+        for pending in lost:
+            self._finish(pending, errno.EIO)
+        assert loss is not None
+        self._release(loss, errno.EIO)
+
+    def _out_of_space(self, bio: Bio) -> Map:
         """The COW is full for a write to the snapshot: PO reports it, P and N are lost."""
         if self.store.letters == "PO":
             self.overflowed = True
-        else:
-            self.invalidate()
+            return KILL
+        self.invalidate()
+        if self._loss is None:
+            return KILL
+        self._loss.snapshot_bios.append(bio)
+        return SUBMITTED
 
     # Status
 
@@ -278,6 +304,8 @@ class Snapshot(Target):
         if self.overflowed:
             return "Overflow"
         usage = self.store.usage()
+        if not self.chunk_size:  # waiting for a handover, so there are no chunks to count
+            return f"0/{usage.total} 0"
         return f"{usage.allocated}/{usage.total} {usage.metadata}"
 
     def table(self) -> TableTarget:
@@ -328,8 +356,9 @@ class Snapshot(Target):
         """Exchange exceptions and store with `source` (__handover_exceptions)."""
         self.exceptions, source.exceptions = source.exceptions, self.exceptions
         self.store, source.store = source.store, self.store
-        # Whether overflow is reported is for the table to say that is running.
-        self.store.letters, source.store.letters = source.store.letters, self.store.letters
+        # Whether overflow is reported is for the table to say that is running; P or N is not.
+        if self.store.letters != "N":
+            self.store.letters = "PO" if source.store.letters == "PO" else "P"
         self.store.attach(self.cow)
         self.pending.use(self.store, self.cow)
         source.pending.use(source.store, source.cow)

@@ -42,8 +42,8 @@ class ExceptionStore(Protocol):
     def commit(self, old: int, new: int, good: bool, notify: Callable[[bool], object]) -> None:
         """Record an exception whose data is in place, or was lost; then call `notify(valid)`."""
 
-    def invalidate(self) -> None:
-        """Say on the device that the store is no longer valid."""
+    def invalidate(self, notify: Callable[[], object]) -> None:
+        """Say on the device that the store is no longer valid; `notify` when that was tried."""
 
     def usage(self) -> Usage:
         """Return how much of the COW is used."""
@@ -89,8 +89,9 @@ class TransientStore:
         del old, new
         notify(good)
 
-    def invalidate(self) -> None:
+    def invalidate(self, notify: Callable[[], object]) -> None:
         """There is nobody to tell."""
+        notify()
 
     def close(self) -> None:
         """There is nothing to release."""

@@ -51,12 +51,13 @@ def no_flush_in_merge(patch: pytest.MonkeyPatch) -> None:
 def header_in_the_buffer_of_the_area(patch: pytest.MonkeyPatch) -> None:
     """Invalidation races a commit for one buffer (61578dcd3faf; the header had chunk size 0)."""
 
-    def invalidate(self: Any) -> None:
+    def invalidate(self: Any, notify: Callable[[], object]) -> None:
         self._busy += 1
         self._memory.view[:HEADER_BYTES] = Header(False, VERSION, self.chunk_size).build()
 
         def written(_io: Io) -> None:
             self._busy -= 1
+            notify()
 
         region = IoRegion(self._cow, 0, 1)
         self._reactor.submit(Io(Op.WRITE, region, self._memory, [(0, 512)], written))

@@ -86,3 +86,61 @@ def test_a_wrong_header_is_refused_with_the_kernels_errno(
     with pytest.raises(DeviceError) as caught:
         engine.make("s", "0 256 snapshot a b P 8")
     assert caught.value.errno == number
+
+
+@pytest.mark.parametrize("cow_sectors", [24, 2048], ids=["a full COW", "a COW that fails"])
+def test_the_origin_is_written_only_after_the_store_says_that_it_is_invalid(
+    engine: Engine, cow_sectors: int
+) -> None:
+    # The header was written whenever it came: a crash left a valid store without the old data.
+    engine.disks["b"] = SimulatedDisk(cow_sectors, "b")
+    engine.make("o", "0 256 snapshot-origin a")
+    engine.make("s", "0 256 snapshot a b P 8")
+    engine.mapper.suspend("o")
+    engine.mapper.resume("o")
+    engine.mapper.open("o").write(0, sectors(1, 8))
+    if cow_sectors > 24:
+        engine.disks["b"].fail(Op.WRITE, 24, 8)
+    headers: list[bytes] = []
+    engine.disks["a"].write = (
+        lambda *args, **more: (  # type: ignore[method-assign]
+            headers.append(engine.disks["b"].read(0, 1)[4:5]),
+            SimulatedDisk.write(engine.disks["a"], *args, **more),
+        )
+    )
+    engine.mapper.open("o").write(8, sectors(2, 8))
+    assert headers == [b"\0"]
+    assert engine.status("s") == "Invalid"
+    assert engine.mapper.info("s").events == 1
+
+
+def test_a_snapshot_that_waits_for_a_handover_counts_nothing(engine: Engine) -> None:
+    # It said 16/2048 16: the size of the chunks of its table.
+    engine.make("s", "0 256 snapshot a b P 8")
+    engine.mapper.create("t")
+    engine.mapper.load("t", Table.parse("0 256 snapshot a b P 8"))
+    with pytest.raises(DeviceError, match="source is suspended"):
+        engine.mapper.resume("t")
+    assert engine.status("t") == "0/2048 0"
+    engine.mapper.suspend("s")
+    engine.mapper.resume("t")
+    assert engine.status("t") == "16/2048 16"
+
+
+def test_a_handover_does_not_change_the_kind_of_a_store(engine: Engine) -> None:
+    # A transient store, handed over to a table with P, said that it was persistent.
+    engine.make("s", "0 256 snapshot a b N 8")
+    engine.mapper.swap("s", Table.parse("0 256 snapshot a b PO 8"))
+    assert engine.mapper.table("s") == Table.parse("0 256 snapshot a b N 8")
+    assert engine.status("s") == "0/2048 0"
+
+
+def test_a_merge_takes_discards_only_with_the_feature(engine: Engine) -> None:
+    # It took them always. They do nothing.
+    engine.make("o", "0 256 snapshot-merge a b P 8")
+    with pytest.raises(DeviceError) as caught:
+        engine.mapper.open("o").discard(0, 8)
+    assert caught.value.errno == errno.EOPNOTSUPP
+    engine.mapper.swap("o", Table.parse("0 256 linear a 0"))
+    engine.make("m", "0 256 snapshot-merge a b P 8 1 discard_zeroes_cow")
+    engine.mapper.open("m").discard(0, 8)

@@ -1,0 +1,111 @@
+"""The same histories on both engines: what can be seen is the same after each step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dmcopy.testing.workload import AwaitMerge, Burst, Load, Resume, Step, Workload
+
+from .engines import DISKS, KernelEngine, UserEngine
+from .player import Player
+
+pytestmark = pytest.mark.kernel
+
+COUNT = {"quick": 6, "long": 1000}.get(os.environ.get("DMCOPY_TEST", ""), 44)
+
+
+@pytest.fixture(scope="module")
+def players(kernel_engine: KernelEngine, folder: Path) -> Iterator[tuple[Player, Player]]:
+    """The two engines, with devices that are used for every history."""
+    kernel_engine.wipe()
+    user_engine = UserEngine(folder / "user")
+    players = Player(kernel_engine), Player(user_engine)
+    yield players
+    for player in players:
+        player.close()
+    user_engine.close()
+
+
+class Twins:
+    """One history on two engines."""
+
+    def __init__(self, workload: Workload, players: tuple[Player, Player]) -> None:
+        self.workload = workload
+        self.players = players
+        self.steps: list[Step] = []
+        self.merging = False
+        for player in players:
+            player.reset(workload)
+
+    def play(self) -> None:
+        """Play it to its end, or to the first difference."""
+        bursts = 0
+        for step in self.workload.steps():
+            self.steps.append(step)
+            self.same("the step's result", *(player.do(step) for player in self.players))
+            match step:
+                case Burst():
+                    bursts += 1
+                case Load("origin", table) if " snapshot-merge " in table:
+                    self.merging = True
+                case AwaitMerge():
+                    self.merging = False
+            if not self.merging and isinstance(step, Burst | Resume | AwaitMerge):
+                views = [player.look() for player in self.players]
+                self.same("status, table or events", *views)
+            if bursts > 3 or isinstance(step, AwaitMerge):
+                bursts = 0
+                self.compare_contents()
+        self.compare_contents()
+
+    def compare_contents(self) -> None:
+        """Compare what all devices hold, and the exception stores."""
+        self.same("content", *(player.contents() for player in self.players))
+        if not self.merging:
+            self.compare_stores()
+
+    def compare_stores(self) -> None:
+        """Compare the COWs of all snapshots that are not lost."""
+        views = self.players[0].look()
+        for number in (1, 2, 3):
+            view = views[f"snap{number}"]
+            if " snapshot @" not in view.table or view.status == "Invalid":
+                continue
+            one = self.workload.snapshots.get(number)
+            if one is None:
+                continue
+            disk = DISKS[number]
+            if self.workload.depth == 1:
+                stores = [player.engine.peek(disk, 0, one.sectors) for player in self.players]
+                if stores[0] != stores[1]:
+                    place = next(n for n in range(one.sectors << 9) if stores[0][n] != stores[1][n])
+                    self.same(f"byte {place} of the COW of snap{number}", *(
+                        [store[place // 512 * 512 :][:512] for store in stores]
+                    ))  # fmt: skip
+            elif one.store != "N":
+                olds = [
+                    sorted(old for old, _ in player.engine.exceptions(disk))
+                    for player in self.players
+                ]
+                self.same(f"the exceptions of snap{number}", *olds)
+
+    def same(self, what: str, kernel: object, user: object) -> None:
+        """Fail with the history so far if the two differ."""
+        if kernel != user:
+            history = "\n  ".join(map(str, self.steps[-60:]))
+            pytest.fail(
+                f"{self.workload}: {what} differs after step {len(self.steps)}\n"
+                f"kernel: {kernel}\nuser:   {user}\nhistory:\n  {history}"
+            )
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("depth", [1, 16])
+def test_histories(players: tuple[Player, Player], depth: int) -> None:
+    forced = os.environ.get("DMCOPY_SEED")
+    for seed in [int(forced)] if forced else range(COUNT // 2):
+        Twins(Workload(seed, depth=depth), players).play()
