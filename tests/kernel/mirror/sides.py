@@ -1,0 +1,359 @@
+"""Both engines, each with its own disks: legs a to d and a log l, every one under a linear device.
+
+What a test does, it does to both; `look` returns everything that must then be the same.
+"""
+
+from __future__ import annotations
+
+import abc
+import errno
+import hashlib
+import mmap
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmcopy.block import BlockDevice
+from dmcopy.block.loop import LoopDevice, attach, detach
+from dmcopy.errors import DeadlineError
+from dmcopy.io import IoRegion, Reactor
+from dmcopy.io.region import Device
+from dmcopy.io.request import Io, Memory, Op
+from dmcopy.ledger import Ledger
+from dmcopy.mapper.base import Mapper
+from dmcopy.mapper.userspace import UserMapper
+from dmcopy.table import Table
+from dmcopy.targets.mirror import Mirror
+from tests.kernel.snapshot.ioctls import IoctlMapper
+
+LEGS = "abcd"
+DISKS = LEGS + "l"
+SECTORS = 2048
+LOG_SECTORS = 16
+DONE_SECONDS = 120.0
+HELD_SECONDS = 0.4
+ALWAYS = 1 << 20  # seconds that a flakey target is bad
+
+
+@dataclass
+class Look:
+    """What can be seen of a mirror and its disks from outside."""
+
+    status: str
+    table: str
+    events: int
+    outcomes: list[Any]
+    log: bytes
+
+    def differs(self, other: Look) -> list[str]:
+        """Say in what two looks differ, ours first."""
+        found = [
+            f"{name}: ours {getattr(self, name)!r}, the kernel's {getattr(other, name)!r}"
+            for name in ("status", "table", "events")
+            if getattr(self, name) != getattr(other, name)
+        ]
+        for number, pair in enumerate(zip(self.outcomes, other.outcomes, strict=True)):
+            if pair[0] != pair[1]:
+                found.append(
+                    f"outcome of request {number}: ours {pair[0]!r}, the kernel's {pair[1]!r}"
+                )
+        if self.log != other.log:
+            logs = [f"{one.log[:16].hex()} {one.log[1024:1056].hex()}" for one in (self, other)]
+            found.append(f"log: ours {logs[0]}, the kernel's {logs[1]}")
+        return found
+
+
+class Side(abc.ABC):
+    """An engine. Its mirror is called m, the devices under it are called as the disks."""
+
+    mapper: Mapper
+    reactor: Reactor
+    prefix: str
+
+    def __init__(self, folder: Path) -> None:
+        self.files = {disk: folder / disk for disk in DISKS}
+        self.loops: dict[str, LoopDevice] = {}
+        self._maps: dict[str, mmap.mmap] = {}
+        for disk, file in self.files.items():
+            file.touch()
+            os.truncate(file, _sectors(disk) << 9)
+            self.loops[disk] = attach(file)
+            with file.open("r+b") as backing:
+                self._maps[disk] = mmap.mmap(backing.fileno(), 0)
+        self._faulty: set[str] = set()
+        self._requests: list[Io] = []
+        self._outcomes: list[Any] = []
+        self._device: Any = None
+
+    def open(self) -> None:
+        """Make the devices under the legs and the log."""
+        for disk in DISKS:
+            self.mapper.create(self.prefix + disk, self._healthy(disk))
+
+    def close(self) -> None:
+        """Remove everything."""
+        for disk in DISKS:
+            self.mapper.remove(self.prefix + disk)
+        for disk, loop in self.loops.items():
+            detach(loop)
+            self._maps[disk].close()
+            self.files[disk].unlink()
+
+    # The disks.
+
+    def poke(self, disk: str, data: bytes, offset: int = 0) -> None:
+        """Write to a disk, below everything."""
+        self._maps[disk][offset : offset + len(data)] = data
+
+    def peek(self, disk: str) -> bytes:
+        """Read a disk, below everything."""
+        return self._maps[disk][:]
+
+    def fault(self, disk: str, *lines: str) -> None:
+        """Put other lines over a disk; `@` in them is the disk."""
+        text = "\n".join(lines).replace("@", self.loops[disk].path)
+        self._put(disk, Table.parse(text))
+        self._faulty.add(disk)
+
+    def heal(self, *disks: str) -> None:
+        """Make disks good again; without a word all that are not."""
+        for disk in disks or tuple(self._faulty):
+            self._put(disk, self._healthy(disk))
+            self._faulty.discard(disk)
+
+    def _put(self, disk: str, table: Table) -> None:
+        self.mapper.swap(self.prefix + disk, table, flush=False, lockfs=False)
+
+    def _healthy(self, disk: str) -> Table:
+        return Table.parse(f"0 {_sectors(disk)} linear {self.loops[disk].path} 0")
+
+    # The mirror.
+
+    def parse(self, text: str) -> Table:
+        """Return a table; a, b, c, d and l are the devices under the legs and the log."""
+        return Table.parse(text).with_devices(lambda word: self.mapper.path(self.prefix + word))
+
+    def create(self, text: str) -> None:
+        """Make the mirror."""
+        self._requests, self._outcomes = [], []
+        self.mapper.create(self.prefix + "m", self.parse(text))
+        self._device = self._open()
+
+    @abc.abstractmethod
+    def _open(self) -> Any: ...
+
+    def remove(self) -> None:
+        """Remove the mirror; what is held ends."""
+        if not all(self._ended(request) for request in self._requests):
+            self.mapper.suspend(self.prefix + "m", lockfs=False)
+            self.mapper.resume(self.prefix + "m", lockfs=False)
+            self.wait(lambda: all(map(self._ended, self._requests)), "what was held")
+        self._forget()
+        self.mapper.remove(self.prefix + "m")
+
+    @abc.abstractmethod
+    def _forget(self) -> None: ...
+
+    def suspend(self, flush: bool) -> None:
+        """Suspend the mirror."""
+        self.mapper.suspend(self.prefix + "m", flush=flush, lockfs=False)
+
+    def resume(self) -> None:
+        """Resume the mirror."""
+        self.mapper.resume(self.prefix + "m", lockfs=False)
+
+    def load(self, text: str) -> None:
+        """Load another table for the mirror."""
+        self.mapper.load(self.prefix + "m", self.parse(text))
+
+    def start(
+        self, op: Op, sector: int, count: int, data: bytes = b"", *, fua: bool = False
+    ) -> int:
+        """Begin a request; return its number."""
+        memory = Memory(max(1, -(-count // 8)))
+        extents = [(0, count << 9)]
+        if data:
+            memory.fill(extents, data)
+        request = Io(op, IoRegion(self._device, sector, count), memory, extents, _ended, fua=fua)
+        self._requests.append(request)
+        self._outcomes.append("held")
+        self.reactor.submit(request)
+        return len(self._requests) - 1
+
+    def _ended(self, request: Io) -> bool:
+        return request.context is True
+
+    def has_ended(self, number: int) -> bool:
+        """Whether a request has."""
+        return self._ended(self._requests[number])
+
+    def wait(self, done: Any, what: str) -> None:
+        """Wait until `done()`; raises DeadlineError."""
+        self.reactor.run_until(done, DONE_SECONDS, what)
+
+    def step(self) -> None:
+        """Let a moment pass."""
+        try:
+            self.reactor.run_until(lambda: False, 0.003)
+        except DeadlineError:
+            pass
+
+    def status(self) -> str:
+        """Return the mirror's status line."""
+        (line,) = self.mapper.status(self.prefix + "m")
+        return self._plain(str(line))
+
+    def look(self) -> Look:
+        """Return everything that can be seen."""
+        for number, request in enumerate(self._requests):
+            if self._outcomes[number] == "held" and self._ended(request):
+                self._outcomes[number] = _outcome(request)
+        return Look(
+            self.status(),
+            self._plain(str(self.mapper.table(self.prefix + "m"))),
+            self.mapper.info(self.prefix + "m").events,
+            list(self._outcomes),
+            self.peek("l"),
+        )
+
+    def _plain(self, text: str) -> str:
+        """Return a line with the names of the disks for the devices."""
+        names = self._names()
+        return " ".join(names.get(word, word) for word in text.split())
+
+    @abc.abstractmethod
+    def _names(self) -> dict[str, str]: ...
+
+
+class UserSide(Side):
+    """dmcopy's own engine."""
+
+    prefix = ""
+    mapper: UserMapper
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.mapper = UserMapper()
+        self.reactor = self.mapper.reactor
+        self.reactor.on_exception = self.unexpected.append
+        self.open()
+
+    @property
+    def unexpected(self) -> list[BaseException]:
+        """What was raised inside of the engine."""
+        self._unexpected: list[BaseException] = getattr(self, "_unexpected", [])
+        return self._unexpected
+
+    def close(self) -> None:
+        """Remove everything."""
+        super().close()
+        self.mapper.close()
+
+    @property
+    def held(self) -> int:
+        """How many bios are held; a write that was cut at a region counts more than once."""
+        (target,) = self.mapper.open("m").table.targets  # type: ignore[union-attr]
+        return target.work.held if isinstance(target, Mirror) else 0
+
+    def settle(self) -> None:
+        """Let everything happen that happens by itself."""
+        device = self.mapper.open("m")
+        target = device.table.targets[0] if device.table else None
+
+        def quiet() -> bool:
+            if not isinstance(target, Mirror):
+                return True
+            work = target.work
+            below = any(self.mapper.open(disk).in_flight for disk in DISKS)
+            copying = work._client.statistics().jobs  # a recovery may wait for a held write
+            held = bool(device.in_flight) == bool(work.held)
+            return held and work._worker.idle and not below and not copying
+
+        self.wait(quiet, "the engine to be quiet")
+        assert not self.unexpected
+
+    def _open(self) -> Any:
+        return self.mapper.open("m")
+
+    def _forget(self) -> None:
+        pass
+
+    def _names(self) -> dict[str, str]:
+        return {self.mapper.path(disk): disk for disk in DISKS}
+
+
+class KernelSide(Side):
+    """The kernel."""
+
+    prefix = "dmcopy-mirror-"
+    mapper: IoctlMapper
+
+    def __init__(self, folder: Path, ledger: Path) -> None:
+        super().__init__(folder)
+        self.mapper = IoctlMapper(Ledger(ledger))
+        self.reactor = Reactor("threads")
+        self.open()
+        self._numbers = {
+            "{}:{}".format(*self.mapper.info(self.prefix + disk).number or ()): disk
+            for disk in DISKS
+        }
+
+    def close(self) -> None:
+        """Remove everything."""
+        super().close()
+        self.mapper.close()
+        self.reactor.close()
+
+    def _open(self) -> Device:
+        return BlockDevice.open(self.mapper.path(self.prefix + "m"), write=True, claim=False)
+
+    def _forget(self) -> None:
+        self._device.close()
+
+    def _names(self) -> dict[str, str]:
+        return self._numbers
+
+
+def fill(sides: Sequence[Side], seed: int, *, alike: bool, log: bytes) -> None:
+    """Give the disks a content: the legs the same or each its own, and the log."""
+    for disk in LEGS:
+        piece = random.Random(seed if alike else f"{seed}{disk}").randbytes(1 << 16)
+        for side in sides:
+            side.poke(disk, piece * (SECTORS >> 7))
+    for side in sides:
+        side.poke("l", log.ljust(LOG_SECTORS << 9, b"\0"))
+
+
+def differing_legs(one: Side, other: Side) -> list[str]:
+    """Return the legs that the sides have different content on, and the first such sector."""
+    found = []
+    for disk in LEGS:
+        ours, theirs = one.peek(disk), other.peek(disk)
+        if ours != theirs:
+            sector = next(
+                n for n in range(SECTORS) if ours[n << 9 :][:512] != theirs[n << 9 :][:512]
+            )
+            found.append(f"leg {disk} from sector {sector} on")
+    return found
+
+
+def _ended(request: Io) -> None:
+    request.context = True
+
+
+def _outcome(request: Io) -> Any:
+    if request.op == Op.DISCARD and request.error == errno.EOPNOTSUPP:
+        return "done"  # as BLKDISCARD says (blkdev_issue_discard in block/blk-lib.c)
+    if request.error:
+        return os.strerror(request.error)
+    if request.op == Op.READ:
+        assert request.memory is not None
+        return hashlib.sha256(request.memory.read(request.extents)).hexdigest()[:16]
+    return "done"
+
+
+def _sectors(disk: str) -> int:
+    return LOG_SECTORS if disk == "l" else SECTORS

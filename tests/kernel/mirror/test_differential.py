@@ -1,0 +1,146 @@
+"""One workload, two engines: the same outcomes, legs, log, status and events when all is quiet."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from typing import Any
+
+import pytest
+
+from dmcopy.io.request import Op
+
+from .conftest import Pair
+from .sides import HELD_SECONDS, KernelSide, Side, UserSide, differing_legs, fill
+from .workload import Step, Workload
+
+pytestmark = pytest.mark.kernel
+
+BATCHES = 6
+WORKLOADS = {"quick": 1, "long": 84}.get(os.environ.get("DMCOPY_TEST", ""), 6)
+STEPS = 12
+QUIET_SECONDS = 20.0
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_both_engines_do_the_same(pair: Pair, batch: int) -> None:
+    if forced := os.environ.get("DMCOPY_SEED"):
+        seeds = [int(forced)] if not batch else []
+    else:
+        seeds = list(range(batch, BATCHES * WORKLOADS, BATCHES))
+    for seed in seeds:
+        _run(pair, Workload(seed))
+
+
+def _run(pair: Pair, workload: Workload) -> None:
+    user, kernel = pair
+    log = workload.first_log()
+    first = workload.table()
+    done = [f"replay with DMCOPY_SEED={workload.seed}", f"create {first}"]
+    fill(pair, workload.seed, alike=workload.alike, log=log)
+    for side in pair:
+        side.create(first)
+    try:
+        _compare(pair, done)
+        for chosen in workload.steps(STEPS):
+            for step in _in_order(chosen, user.held):
+                done.append(f"{step.what} {step.words}")
+                _do(user, step)
+                user.settle()
+                _do(kernel, step)
+                _compare(pair, done)
+    finally:
+        for side in pair:
+            side.heal()
+            side.remove()
+
+
+def _in_order(step: Step, held: int) -> list[Step]:
+    """Return what is done for a step while so many bios are held.
+
+    Several that are taken up again at once meet each other, and the kernel itself then ends now
+    this way and now that: whether a region is recovered before the write to it comes, or how many
+    failures its worker finds in one pass. So the disks are healed before, and the bios failed
+    if the table stays.
+    """
+    if held < 2 or step.what not in ("cycle", "reload"):
+        return [step]
+    return [Step("heal"), Step("cycle", (True,)) if step.what == "cycle" else step]
+
+
+def _compare(pair: Pair, done: list[str]) -> None:
+    """Wait until the kernel shows what our engine shows."""
+    user, kernel = pair
+    user.settle()
+    ours = user.look()
+    deadline = time.monotonic() + QUIET_SECONDS
+    while True:
+        differs = ours.differs(kernel.look()) or differing_legs(user, kernel)
+        if not differs or time.monotonic() > deadline:
+            break
+        kernel.step()
+    assert not differs, "\n".join([*differs, *done])
+
+
+def _do(side: Side, step: Step) -> None:
+    action: Any = globals()[f"_do_{step.what}"]
+    action(side, *step.words)
+
+
+def _finish(side: Side, *numbers: int) -> None:
+    """Wait for requests. Ours is quiet when they are held; the kernel gets a moment to end them.
+
+    One that ends later on the kernel, and is held by us, is found at the next comparison.
+    """
+    if isinstance(side, UserSide):
+        side.settle()
+    else:
+        end = time.monotonic() + HELD_SECONDS
+        while time.monotonic() < end and not all(map(side.has_ended, numbers)):
+            assert isinstance(side, KernelSide)
+            side.step()
+
+
+def _do_write(side: Side, sector: int, count: int, seed: int, fua: bool) -> None:
+    data = random.Random(seed).randbytes(count << 9)
+    _finish(side, side.start(Op.WRITE, sector, count, data, fua=fua))
+
+
+def _do_burst(side: Side, *places: tuple[int, int, int]) -> None:
+    numbers = [
+        side.start(Op.WRITE, sector, count, random.Random(seed).randbytes(count << 9))
+        for sector, count, seed in places
+    ]
+    _finish(side, *numbers)
+
+
+def _do_read(side: Side, sector: int, count: int) -> None:
+    _finish(side, side.start(Op.READ, sector, count))
+
+
+def _do_flush(side: Side) -> None:
+    _finish(side, side.start(Op.FLUSH, 0, 0))
+
+
+def _do_discard(side: Side, sector: int, count: int) -> None:
+    _finish(side, side.start(Op.DISCARD, sector, count))
+
+
+def _do_fault(side: Side, disk: str, *lines: str) -> None:
+    side.fault(disk, *lines)
+
+
+def _do_heal(side: Side, *disks: str) -> None:
+    side.heal(*disks)
+
+
+def _do_cycle(side: Side, flush: bool) -> None:
+    side.suspend(flush)
+    side.resume()
+
+
+def _do_reload(side: Side, table: str, flush: bool) -> None:
+    side.load(table)
+    side.suspend(flush)
+    side.resume()
