@@ -29,13 +29,17 @@ def actions(mapper: Mapper, nodes: Nodes) -> dict[str, Action]:
     """Return the actions by verb.
 
     attach, detach: a file as a loop device. grow: a file and its loop device; `table` is the size
-    in sectors. wipe: the beginning of a device; `table` is how many sectors. retire: remove a
-    device, at its last close if somebody uses it.
+    in sectors. wipe: the beginning of a device; `table` is how many sectors; its undo wipes the
+    store that was begun there meanwhile, which would be in the way of the next snapshot. retire:
+    remove a device, at its last close if somebody uses it.
     """
 
     def retire(step: Step) -> None:
         if mapper.exists(step.device):
             mapper.remove(step.device, deferred=True)
+
+    def wipe(step: Step) -> None:
+        nodes.wipe(step.device, int(step.table))
 
     def attach(step: Step) -> None:
         nodes.attach(step.device)
@@ -47,6 +51,6 @@ def actions(mapper: Mapper, nodes: Nodes) -> dict[str, Action]:
         "attach": _Simple(attach, detach),
         "detach": _Simple(detach, attach),
         "grow": _Simple(lambda step: nodes.grow(step.device, int(step.table))),
-        "wipe": _Simple(lambda step: nodes.wipe(step.device, int(step.table))),
+        "wipe": _Simple(wipe, wipe),
         "retire": _Simple(retire),
     }

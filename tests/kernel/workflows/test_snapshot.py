@@ -224,10 +224,12 @@ def kill(mapper: KernelMapper, at: tuple[str, str], verb: Callable[[Snapshots], 
     """Run `verb` in a process that is killed at a command of dmsetup."""
     child = os.fork()
     if not child:
-        victim = Victim(ledger=mapper.ledger)
-        victim.fatal = at
-        verb(snapshots(victim))
-        os._exit(0)
+        try:
+            victim = Victim(ledger=mapper.ledger)
+            victim.fatal = at
+            verb(snapshots(victim))
+        finally:
+            os._exit(1)  # it was to be killed before
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL, f"it was not killed: {status}"
 

@@ -112,6 +112,7 @@ class Play:
         setup(self.stage)
         self.world = self.stage.world
         self.before = self.state()
+        self.stores = set(self.world.stores)
         self.world.calls = 0
 
     def state(self) -> tuple[dict[str, str], set[str]]:
@@ -206,6 +207,7 @@ def test_killed_anywhere_it_can_be_undone_or_says_why_not(
                 assert play.state() == wanted
             else:
                 assert play.state() == play.before
+                assert play.world.stores.keys() == play.stores, "a begun store is in the way"
                 undone += 1
         play.check_clean()
     assert undone
