@@ -7,14 +7,14 @@ from typing import Final
 
 _PIECE: Final = 1 << 16  # bytes at a time: counting must not double the memory of a large set
 _ALL: Final = b"\xff"
-_LONG: Final = 64
+LONG: Final = 64
 # Of each byte: its zero bits.
 _ZEROES: Final = tuple(tuple(bit for bit in range(8) if not byte >> bit & 1) for byte in range(256))
 
 
 def bitset_bytes(size: int) -> int:
     """Return how many bytes `size` bits take: whole longs of 64 bits."""
-    return -(-size // _LONG) * (_LONG // 8)
+    return -(-size // LONG) * (LONG // 8)
 
 
 class Bitset:

@@ -148,9 +148,13 @@ def findings(data: bytes | bytearray | memoryview, path: str = "the log") -> lis
 
 
 class Resumed(NamedTuple):
-    """What a mirror makes of its log when it is resumed. `failed`: the log counts as failed."""
+    """What a mirror makes of its log when it is resumed.
+
+    `grown`: there are regions that the log did not have. `failed`: the log counts as failed.
+    """
 
     log: MirrorLog
+    grown: bool
     failed: bool
 
 
@@ -162,13 +166,13 @@ def resume(data: bytes | bytearray | None, nr_regions: int, sync: str | None) ->
     forgotten (disk_resume in dm-log.c).
     """
     new = sync == "nosync"
-    if data is None:
-        return Resumed(MirrorLog(Bitset(0).resized(nr_regions, new)), True)
-    header = Header.unpack(data)
-    if sync is not None or header.magic != MAGIC:
-        return Resumed(MirrorLog(Bitset(0).resized(nr_regions, new)), False)
-    if header.version not in (1, VERSION):
-        return Resumed(MirrorLog(Bitset(0).resized(nr_regions, new), header.version), True)
-    there = min(header.nr_regions, nr_regions)
-    bits = Bitset(there, memoryview(data)[OFFSET:])
-    return Resumed(MirrorLog(bits.resized(nr_regions, new)), False)
+    version, there, failed = VERSION, 0, data is None
+    if data is not None and sync is None:
+        header = Header.unpack(data)
+        if header.magic == MAGIC and header.version in (1, VERSION):
+            there = min(header.nr_regions, nr_regions)
+        elif header.magic == MAGIC:
+            version, failed = header.version, True
+    bits = Bitset(there, memoryview(data or b"")[OFFSET:])
+    log = MirrorLog(bits.resized(nr_regions, new), version)
+    return Resumed(log, there < nr_regions, failed)

@@ -14,7 +14,7 @@ from typing import Final
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import Io, Memory, Op
-from dmcopy.ondisk.bitset import Bitset
+from dmcopy.ondisk.bitset import LONG, Bitset
 from dmcopy.ondisk.mirror_log import OFFSET, log_bytes, resume
 from dmcopy.targets.base import TargetError
 from dmcopy.targets.work import Requests, Work
@@ -130,15 +130,19 @@ class DiskLog(CoreLog):
         """Take what is on the disk for the truth, and write it back as it is understood."""
         error = await self._transfer(Op.READ)
         found = None if error else bytes(self._memory.view[: self._size])
-        log, failed = resume(found, self.regions, self.sync)
+        log, grown, failed = resume(found, self.regions, self.sync)
         self._memory.view[: self._size] = log.build(found or b"", self._device.logical_block_size)
         self.clean = log.clean
         self.in_sync = log.clean.copy()
         self.sync_count = self.in_sync.count()
         self._search = 0
-        # Growing and shrinking touch bits, as changes do later.
-        self._cleaned = self._cleaned or self.sync == "nosync"
-        self._dirtied = True
+        # New regions, and the bits behind the last one, are touched as by any other change.
+        if grown and self.sync == "nosync":
+            self._cleaned = True
+        elif grown:
+            self._dirtied = True
+        if self.regions % LONG:
+            self._dirtied = True
         if failed:
             self._fail()
         if not await self._write() or not await self._flush_device():

@@ -134,19 +134,20 @@ def test_what_a_resume_makes_of_a_log(
     sync: str | None, magic: bytes | None, dirty: set[int], failed: bool
 ) -> None:
     data = MEASURED if magic is None else _damaged(0, magic)
-    log, has_failed = mirror_log.resume(data, 18, sync)
-    assert (set(log.dirty()), has_failed) == (dirty, failed)
+    log, grown, has_failed = mirror_log.resume(data, 18, sync)
+    assert (set(log.dirty()), grown, has_failed) == (dirty, True, failed)
     assert log.nr_regions == 18
 
 
 def test_a_resume_with_fewer_regions_forgets_the_rest() -> None:
-    log, _ = mirror_log.resume(MEASURED, 3, None)
+    log, grown, _ = mirror_log.resume(MEASURED, 3, None)
+    assert not grown
     assert log.build(MEASURED)[1024:1032] == b"\x07" + bytes(7)
 
 
 def test_an_unreadable_log_or_a_future_one_makes_everything_dirty_and_counts_as_failed() -> None:
     for data in (None, _damaged(4, b"\7")):
-        log, failed = mirror_log.resume(data, 16, None)
+        log, _, failed = mirror_log.resume(data, 16, None)
         assert failed
         assert log.clean.count() == 0
 
@@ -160,7 +161,7 @@ def test_two_million_regions_are_quick_and_small() -> None:
     data = MirrorLog(bits).build()
     tracemalloc.start()
     began = time.perf_counter()
-    log, _ = mirror_log.resume(data, count, None)
+    log, _, _ = mirror_log.resume(data, count, None)
     assert log.clean.count() == count - 334
     assert log.clean.next_zero(0) == count - 1000
     assert len(list(log.dirty())) == 334
