@@ -233,21 +233,27 @@ class KernelEngine(Engine):
 
 
 class UserEngine(Engine):
-    """dmcopy's own engine, over plain files."""
+    """dmcopy's own engine, over plain files, or over the disks of the kernel's when given that."""
 
     name = "user"
     mapper: UserMapper
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.disks = {disk: str(file) for disk, file in self.files.items()}
+    def __init__(self, folder: Path | None = None, kernel: KernelEngine | None = None) -> None:
+        if kernel is not None:
+            self.files, self.disks = kernel.files, kernel.disks
+        else:
+            assert folder is not None
+            super().__init__(folder)
+            self.disks = {disk: str(file) for disk, file in self.files.items()}
+        self._owns_disks = kernel is None
         self.mapper = UserMapper()
         self.reactor = self.mapper.reactor
 
     def close(self) -> None:
         """Remove what is left; see `Engine.close`."""
         self.mapper.close()
-        super().close()
+        if self._owns_disks:
+            super().close()
 
     def device(self, name: str) -> IoDevice:
         """Return a device to do I/O on."""

@@ -80,18 +80,23 @@ class Twins:
                 continue
             disk = DISKS[number]
             if self.workload.depth == 1:
-                stores = [player.engine.peek(disk, 0, one.sectors) for player in self.players]
-                if stores[0] != stores[1]:
-                    place = next(n for n in range(one.sectors << 9) if stores[0][n] != stores[1][n])
-                    self.same(f"byte {place} of the COW of snap{number}", *(
-                        [store[place // 512 * 512 :][:512] for store in stores]
-                    ))  # fmt: skip
+                used = view.status.split("/")[0]
+                self.same_bytes(number, int(used) if used.isdecimal() else one.sectors)
             elif one.store != "N":
                 olds = [
                     sorted(old for old, _ in player.engine.exceptions(disk))
                     for player in self.players
                 ]
                 self.same(f"the exceptions of snap{number}", *olds)
+
+    def same_bytes(self, number: int, sectors: int) -> None:
+        """Compare a COW from the header to the last chunk that is allocated."""
+        stores = [player.engine.peek(DISKS[number], 0, sectors) for player in self.players]
+        if stores[0] != stores[1]:
+            pairs = enumerate(zip(*stores, strict=True))
+            place = next(place for place, (one, other) in pairs if one != other)
+            near = [store[place & ~511 :][:512] for store in stores]
+            self.same(f"byte {place} of the COW of snap{number}", *near)
 
     def same(self, what: str, kernel: object, user: object) -> None:
         """Fail with the history so far if the two differ."""
