@@ -131,6 +131,10 @@ class Workload:
         if kind != "delay":
             self.faults.add(disk)
         yield Step("fault", (disk, *lines))
+        if disk in self.order and kind in ("error", "part") and rng.random() < 0.6:
+            start = int(lines[1].split()[0]) if kind == "part" else rng.randrange(self.length)
+            if start < self.length:
+                yield Step("read", (start, min(8, self.length - start)))
 
     def _heal(self) -> Iterator[Step]:
         self.faults.clear()
