@@ -17,7 +17,7 @@ from dmcopy.io.region import Device as IoDevice
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.userspace import UserMapper
+from dmcopy.mapper.userspace import NODES, UserMapper
 from dmcopy.ondisk.exception_store import Header, Layout, parse_area
 from dmcopy.table import Table
 
@@ -205,14 +205,16 @@ class KernelEngine(Engine):
         super().close()
 
     def device(self, name: str) -> IoDevice:
-        """Return a device to do I/O on: kept open, and opened again when its size has changed."""
-        found = self._open.get(name)
-        length = self.mapper.table(name).length
-        if found is None or found.sectors != length:
-            self._forget(name)
-            found = BlockDevice.open(self.mapper.path(name), write=True, claim=False)
-            self._open[name] = found
-        return found
+        """Return a device to do I/O on: kept open until it is given another table."""
+        if name not in self._open:
+            path = self.mapper.path(name)
+            self._open[name] = BlockDevice.open(path, write=True, claim=False)
+        return self._open[name]
+
+    def load(self, name: str, text: str) -> None:
+        """Load a table beside the active one, which may be of another size."""
+        super().load(name, text)
+        self._forget(name)
 
     def remove(self, name: str) -> None:
         """Remove a device."""
@@ -265,8 +267,7 @@ class UserEngine(Engine):
 
     def _short(self) -> Callable[[str], str]:
         paths = {path: f"@{disk}" for disk, path in self.disks.items()}
-        names = {self.mapper.path(info.name): f"@{info.name}" for info in self.mapper.ls()}
-        return lambda word: (paths | names).get(word, word)
+        return lambda word: paths.get(word) or f"@{word.removeprefix(NODES)}"
 
 
 def errno_of(action: Callable[[], object]) -> int:
