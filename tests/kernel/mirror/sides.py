@@ -270,7 +270,8 @@ class UserSide(Side):
             below = any(self.mapper.open(disk).in_flight for disk in DISKS)
             copying = work._client.statistics().jobs  # a recovery may wait for a held write
             held = bool(device.in_flight) == bool(work.held)
-            return held and work._worker.idle and not below and not copying
+            soon = self.reactor.next_due() == 0
+            return held and work._worker.idle and not below and not copying and not soon
 
         self.wait(quiet, "the engine to be quiet")
         assert not self.unexpected
