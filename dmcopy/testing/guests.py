@@ -1,8 +1,9 @@
 """On the host: `kernel` tests become one item for each kernel, and a guest supplies the results.
 
-A guest boots when the first of its tests is due. One pytest process in it runs all of them in
-order and sends reports, which are replayed here as though the tests had run here: -x, -k, --lf,
---junitxml and the closing line see nothing else.
+The guests boot when the first of these tests is due, as many at once as there are processors: an
+emulated one keeps one busy. One pytest process in each runs all tests in order and sends reports,
+which are replayed here as though the tests had run here: -x, -k, --lf, --junitxml and the closing
+line see nothing else.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Guests:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         marked = [item for item in items if item.get_closest_marker("kernel")]
         others = [item for item in items if not item.get_closest_marker("kernel")]
-        # After the others, and kernel by kernel, so that one guest runs at a time.
+        # After the others, and kernel by kernel, so that the reports read well.
         items[:] = others + [
             self._item(original, kernel) for kernel in self._kernels for original in marked
         ]
@@ -91,14 +92,19 @@ class Guests:
         return True
 
     def _run_of(self, item: GuestItem) -> GuestRun:
-        if item.kernel not in self._runs:
-            mine = [
-                other
-                for other in item.session.items
-                if isinstance(other, GuestItem) and other.kernel == item.kernel
-            ]
-            self._runs[item.kernel] = GuestRun(self._config, item.kernel, mine, self._disks)
-        return self._runs[item.kernel]
+        """Return the run of a test's kernel, and start as many of the following as can run."""
+        kernels = self._kernels[self._kernels.index(item.kernel) :]
+        for kernel in kernels[: os.cpu_count()]:
+            if kernel not in self._runs:
+                mine = [
+                    other
+                    for other in item.session.items
+                    if isinstance(other, GuestItem) and other.kernel == kernel
+                ]
+                self._runs[kernel] = GuestRun(self._config, kernel, mine, self._disks)
+        mine_now = self._runs[item.kernel]
+        mine_now.others = [run for run in self._runs.values() if run is not mine_now]
+        return mine_now
 
     def pytest_sessionfinish(self) -> None:
         for run in self._runs.values():
@@ -106,7 +112,12 @@ class Guests:
 
 
 class GuestRun:
-    """One guest, one pytest process in it, and the reports that have come so far."""
+    """One guest, one pytest process in it, and the reports that have come so far.
+
+    `others`: runs that must not wait for somebody to take their reports meanwhile.
+    """
+
+    others: Sequence[GuestRun] = ()
 
     def __init__(
         self,
@@ -159,7 +170,9 @@ class GuestRun:
         deadline = time.monotonic() + self._silence
         while not self._ended and not self._complete(name):
             before = len(self._reports)
-            self._move()
+            self.move(1.0)
+            for other in self.others:
+                other.move(0.0)
             if len(self._reports) > before:
                 deadline = time.monotonic() + self._silence
             elif time.monotonic() > deadline:
@@ -180,10 +193,12 @@ class GuestRun:
         reports = self._reports.get(name, [])
         return bool(reports) and bool(reports[-1]["when"] == "teardown")
 
-    def _move(self) -> None:
-        assert self._guest is not None
+    def move(self, timeout: float) -> None:
+        """Take what the guest has sent; wait at most `timeout` seconds for anything."""
+        if self._ended or self._guest is None:
+            return
         try:
-            status = self._guest.poll(self._command, 1.0)
+            status = self._guest.poll(self._command, timeout)
         except DmcopyError as error:
             self._ended = str(error)
             return

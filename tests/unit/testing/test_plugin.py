@@ -151,10 +151,22 @@ def test_no_guest_boots_for_nothing(suite: pytest.Pytester) -> None:
     assert FakeGuest.booted == []
 
 
-def test_stop_at_the_first_failure(suite: pytest.Pytester) -> None:
+@pytest.mark.parametrize("processors", [1, 2])
+def test_stop_at_the_first_failure(
+    suite: pytest.Pytester, processors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
     result = run(suite, "--vm", "6.1,6.12", "-x")
     result.assert_outcomes(passed=3, failed=1)
-    assert FakeGuest.booted == ["6.1"]
+    assert FakeGuest.booted == ["6.1", "6.12"][:processors]
+
+
+def test_guests_run_side_by_side(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    one_by_one = run(suite, "--vm", "6.1").parseoutcomes()
+    three = run(suite, "--vm", "6.1,6.12,6.6").parseoutcomes()
+    assert FakeGuest.booted == ["6.1", "6.1", "6.12", "6.6"]
+    assert three["failed"] == 3 * one_by_one["failed"]
 
 
 def test_last_failed(suite: pytest.Pytester) -> None:
