@@ -112,5 +112,6 @@ def _check(args: argparse.Namespace) -> int:
         if (more := report.errors + report.notes - len(report.problems)) > 0:
             say(f"and {more} more")
         path = printable(args.cow)
-        say(f"{path}: {report.errors} errors" if report.errors else f"{path}: consistent")
+        found = f"{report.errors} error{'s' * (report.errors > 1)}"
+        say(f"{path}: {found}" if report.errors else f"{path}: consistent")
     return ExitCode.MISMATCH if report.errors else ExitCode.OK
