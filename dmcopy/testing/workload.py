@@ -128,7 +128,7 @@ class Workload:
     what should agree is the content of the devices and the set of exceptions.
     """
 
-    def __init__(self, seed: int, *, depth: int = 1, length: int = 24) -> None:
+    def __init__(self, seed: int, *, depth: int = 1, length: int = 20) -> None:
         self.seed = seed
         self.depth = depth
         self.length = length

@@ -15,7 +15,9 @@ from .player import Player
 
 pytestmark = pytest.mark.kernel
 
-COUNT = {"quick": 6, "long": 1000}.get(os.environ.get("DMCOPY_TEST", ""), 44)
+COUNT = {"quick": 3, "long": 500}.get(os.environ.get("DMCOPY_TEST", ""), 20)
+"""Histories of either depth."""
+BLOCK = 25
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +110,12 @@ class Twins:
             )
 
 
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("first", range(0, COUNT, BLOCK))
 @pytest.mark.parametrize("depth", [1, 16])
-def test_histories(players: tuple[Player, Player], depth: int) -> None:
+def test_histories(players: tuple[Player, Player], depth: int, first: int) -> None:
+    """Play a block of seeds, or only $DMCOPY_SEED."""
     forced = os.environ.get("DMCOPY_SEED")
-    for seed in [int(forced)] if forced else range(COUNT // 2):
+    seeds = [int(forced)] if forced else range(first, min(first + BLOCK, COUNT))
+    for seed in seeds:
         Twins(Workload(seed, depth=depth), players).play()
