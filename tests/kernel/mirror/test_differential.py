@@ -17,8 +17,8 @@ from .workload import Step, Workload
 
 pytestmark = pytest.mark.kernel
 
-BATCHES = 6
-WORKLOADS = {"quick": 1, "long": 84}.get(os.environ.get("DMCOPY_TEST", ""), 6)
+WORKLOADS = 6  # of each batch: every batch is a sign of life from the guest
+BATCHES = {"quick": 1, "long": 84}.get(os.environ.get("DMCOPY_TEST", ""), 6)
 STEPS = 12
 QUIET_SECONDS = 20.0
 
