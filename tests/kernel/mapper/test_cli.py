@@ -83,6 +83,8 @@ def test_what_dmsetup_prints_is_what_is_printed(mapper: KernelMapper, disks: Dis
     dm("remove", "top")
     dm("remove", "-S", "name!=nosuch")
     assert mapper.ls() == []
+    for name in ("low", "top", "a b"):  # the command removed them, and it has a ledger of its own
+        mapper.ledger.drop("dm", name)
 
 
 def test_a_snapshot_that_waits_for_a_handover_shows_no_chunk_size(
