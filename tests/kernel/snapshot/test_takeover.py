@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import subprocess
@@ -181,6 +182,18 @@ def abandon(kernel: KernelEngine, steps: int) -> None:
         finally:
             os._exit(failed)
     assert os.waitpid(pid, 0)[1] == 0
+    # A ring is torn down after its process has ended, and has the disks until then.
+    for disk in "AB":
+        kernel.wait(lambda: is_free(kernel.disks[disk]), f"disk {disk} to be free")  # noqa: B023
+
+
+def is_free(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_EXCL))
+    except OSError as error:
+        assert error.errno == errno.EBUSY
+        return False
+    return True
 
 
 def test_an_engine_that_was_cut_off(kernel: KernelEngine) -> None:
