@@ -191,8 +191,9 @@ def is_free(path: str) -> bool:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_EXCL))
     except OSError as error:
-        assert error.errno == errno.EBUSY
-        return False
+        if error.errno == errno.EBUSY:
+            return False
+        raise
     return True
 
 
