@@ -18,6 +18,7 @@ from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, p
 from dmcopy.workflows.mirror_make import Options, plan_from_device, plan_from_legs
 from dmcopy.workflows.mirror_move import plan_move
 from dmcopy.workflows.mirror_session import Plan
+from tests.kernel.marks import long_only
 
 from .mirror_rig import (
     DEADLINE,
@@ -28,7 +29,7 @@ from .mirror_rig import (
     eventually,
 )
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900), long_only]
 
 
 @pytest.fixture

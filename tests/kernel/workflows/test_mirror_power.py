@@ -15,6 +15,7 @@ import pytest
 
 from dmcopy import vm
 from dmcopy.mirror.logfile import read_log
+from tests.kernel.marks import long_only
 
 SECTORS = 65536
 REGION = 512
@@ -115,6 +116,7 @@ def region(data: bytes, number: int) -> bytes:
     return data[number * REGION * 512 : (number + 1) * REGION * 512]
 
 
+@long_only
 @pytest.mark.timeout(1800)
 def test_a_power_cut_costs_what_is_dirty(tmp_path: Path, kernel: str) -> None:
     machine = Machine(tmp_path, kernel)
