@@ -29,7 +29,7 @@ SKIP_LOCKFS, NOFLUSH, QUERY_INACTIVE = 1 << 10, 1 << 11, 1 << 12
 
 QUIET = 0x2F << 16
 """The udev flags that keep udev's rules off a device: no rules for dm, subsystem, disk, others."""
-BUSY_SECONDS = 10.0
+BUSY_SECONDS = 60.0
 
 _HEAD = struct.Struct("<3I2IIi3IQ128s129s7x")
 _SPEC = struct.Struct("<2QiI16s")
