@@ -119,7 +119,7 @@ class Ledger:
                 str(self.path), "keep the ledger of what is made", error.errno or 0
             ) from error
         with opened as file:
-            _lock(file, self.path)
+            lock(file, self.path)
             yield file
 
 
@@ -190,7 +190,8 @@ def _whole(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def _lock(file: IO[str], path: Path) -> None:
+def lock(file: IO[str], path: Path) -> None:
+    """Lock an open file that stands for `path`; DeadlineError when another process keeps it."""
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:

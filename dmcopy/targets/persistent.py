@@ -133,7 +133,7 @@ class PersistentStore:
         self._busy += 1
         memory = Memory(1)
         memory.view[:HEADER_BYTES] = Header(False, VERSION, self.chunk_size).build()
-        size = min(self._layout.chunk_bytes, max(PAGE_SIZE, self._cow.logical_block_size))
+        size = self._unit
         region = IoRegion(self._cow, 0, size >> SECTOR_SHIFT)
 
         def written(io: Io) -> None:
@@ -185,8 +185,8 @@ class PersistentStore:
         self._write_entries(first, self._committed, written)
 
     def _read_header(self) -> Header | None:
-        size = min(self._layout.chunk_bytes, max(PAGE_SIZE, self._cow.logical_block_size))
-        return Header.parse(whole.read(self._reactor, self._cow, 0, size >> SECTOR_SHIFT))
+        count = self._unit >> SECTOR_SHIFT
+        return Header.parse(whole.read(self._reactor, self._cow, 0, count))
 
     def _make_new(self) -> None:
         """Zero the first area, then write a header (persistent_read_metadata, a new snapshot).

@@ -17,21 +17,19 @@ to its end, or undoes it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from dmcopy.errors import BusyError, DeadlineError, DeviceError, DmcopyError, MetadataError
+from dmcopy.errors import BusyError, DeviceError, DmcopyError, MetadataError
+from dmcopy.ledger import lock
 from dmcopy.mapper import ledger
 from dmcopy.mapper.ledger import alive, boot_id, identity
 from dmcopy.mapper.names import mangle
-
-_LOCK_SECONDS: Final = 10.0
 
 
 def default_folder() -> Path:
@@ -227,18 +225,7 @@ class Journal:
         except OSError as error:
             raise self._failed(error) from error
         with opened as file:
-            deadline = time.monotonic() + _LOCK_SECONDS
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise DeadlineError(
-                            f"{self.folder}: another process has kept it locked for "
-                            f"{_LOCK_SECONDS:g} s"
-                        ) from None
-                    time.sleep(0.01)
+            lock(file, self.folder)
             yield
 
     def _failed(self, error: OSError) -> DeviceError:
