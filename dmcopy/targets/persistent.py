@@ -212,6 +212,8 @@ class PersistentStore:
                 exceptions.extend(pairs)
                 if pairs:
                     self._next_free = max(self._next_free, max(pairs[1::2]) + 1)
+                if area != self._area:
+                    self._clear()  # it may end before its last piece is read
                 self._memory.view[offset : offset + len(data)] = data
                 self._area = area
                 self._committed = offset // ENTRY_BYTES + len(pairs) // 2

@@ -1,0 +1,26 @@
+"""Areas that are read in several pieces, as those of large chunks are."""
+
+from __future__ import annotations
+
+import pytest
+
+from dmcopy.io import Reactor
+from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.mapper.userspace import UserMapper
+from dmcopy.table import Table
+from dmcopy.targets import persistent
+
+SECTORS = 3200
+
+
+def test_a_second_area_has_nothing_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Area 0 is full; area 1 is loaded by its first piece alone, and goes on into its second."""
+    monkeypatch.setattr(persistent, "PIECE_BYTES", 1024)
+    disks = {"origin": SimulatedDisk(SECTORS, "origin"), "cow": SimulatedDisk(3200, "cow")}
+    with Reactor(SimulatedBackend(), stacked=True) as reactor:
+        for chunks in (range(260), range(260, 360), range(360, 361)):
+            with UserMapper(reactor, open_device=lambda path, _write: disks[path]) as mapper:
+                mapper.create("s", Table.parse(f"0 {SECTORS} snapshot origin cow P 8"))
+                assert len(mapper.open("s").table.targets[0].exceptions) == chunks[0]  # type: ignore[union-attr,attr-defined]
+                for chunk in chunks:
+                    mapper.open("s").write(chunk * 8, b"new!" * 1024)
