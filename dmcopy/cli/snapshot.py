@@ -33,6 +33,7 @@ examples:
   dmcopy snapshot merge snap                        roll data back to what it was
   dmcopy snapshot drop snap                         or forget what it was
   dmcopy snapshot take snap data /dev/vdc --dry-run     the dmsetup commands
+  dmcopy snapshot take snap data /dev/vdc --reuse-store     again, after a restart
 """
 
 
@@ -57,7 +58,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="P",
         help="P: on disk; PO: and say Overflow; N: in memory only (default: P)",
     )
-    take.add_argument("--force", action="store_true", help="overwrite what is on COW")
+    content = take.add_mutually_exclusive_group()
+    content.add_argument("--force", action="store_true", help="overwrite what is on COW")
+    content.add_argument(
+        "--reuse-store",
+        action="store_true",
+        help="it was taken before a restart, and nobody has written to ORIGIN since: go on with "
+        "the store that is on COW",
+    )
     extend = _changing(verbs, "extend", "make the COW of a snapshot longer", _extend)
     extend.add_argument("size", metavar="SIZE", help="its new size, or with a + how much more")
     extend.add_argument("--with", dest="more", default="", metavar="DEV", help="where the room is")
@@ -162,7 +170,15 @@ def _percent(text: str) -> float:
 def _take(args: argparse.Namespace) -> None:
     mapped = args.origin.startswith("/dev/mapper/")
     origin = device_name(args.origin) if mapped else args.origin
-    request = Request(args.name, origin, args.cow, args.chunk_size, args.store, args.force)
+    request = Request(
+        args.name,
+        origin,
+        args.cow,
+        args.chunk_size,
+        args.store,
+        force=args.force,
+        reuse=args.reuse_store,
+    )
     layout = args.snapshots.take(request)
     if args.dry_run:
         return
@@ -170,7 +186,8 @@ def _take(args: argparse.Namespace) -> None:
     if args.json:
         emit_json({**layout.as_dict(), "path": path(layout.name)})
         return
-    print(printable(f"{path(layout.name)} is {args.origin} as it is now"))
+    when = "was when it was taken" if args.reuse_store else "is now"
+    print(printable(f"{path(layout.name)} is {args.origin} as it {when}"))
     if path(layout.origin) != args.origin and layout.origin != args.origin:
         print(printable(f"use {path(layout.origin)} instead of {args.origin} from now on"))
 

@@ -19,6 +19,7 @@ from dmcopy.block.device import BlockDevice
 from dmcopy.errors import DeviceError, DmcopyError
 from dmcopy.mapper.ledger import Ledger
 from dmcopy.mapper.names import mangle, unmangle
+from dmcopy.ondisk.exception_store import Header
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
 
 _NUMBER: Final = re.compile(r"\d+:\d+")
@@ -115,6 +116,15 @@ class Nodes:
             label = f" {found.label!r}" if found.label else ""
             return f"{found.fstype}{label}"
         return _partition_table(path)
+
+    def store(self, device: str) -> Header | None:
+        """Return the header of the exception store on a device; None where there is none.
+
+        Raises StoreError for what only begins like one.
+        """
+        with BlockDevice.open(self._path(device), direct=False) as opened:
+            data = opened.pread(0, 1)
+        return Header.parse(data) if data[:4] == _STORE_MAGIC else None
 
     def stable(self, device: str) -> str:
         """Return a name for a device of a table that means the same after a reboot.

@@ -63,7 +63,7 @@ class Snapshots:
         """
         self._not_interrupted(request.name, request.origin)
         plan = Checker(self.mapper, self.nodes, request).plan()
-        wipe = max(plan.layout.chunk_size, _WIPED)
+        wipe = 0 if request.reuse else max(plan.layout.chunk_size, _WIPED)
         steps = layouts.take(plan.layout, plan.origin_now, joining=plan.joining, wipe=wipe)
         self._run("take", plan.layout, steps)
         return plan.layout

@@ -95,13 +95,16 @@ class Layout:
 def take(layout: Layout, origin_now: str, *, joining: bool, wipe: int) -> Iterator[Step]:
     """Yield the steps that take a snapshot. `origin_now`: the origin's active table, "" if none.
 
+    `wipe`: sectors at the beginning of the COW; 0 to go on with the store that is there.
+
     Everything is loaded before anything is suspended; between the suspend, which freezes a file
     system, and the last resume nothing but three resumes happens. The origin is suspended also when
     it has snapshots already: where it cuts writes is computed in its resume (the smallest chunk of
     its snapshots, origin_resume in drivers/md/dm-snap.c).
     """
     yield from (Step("attach", file) for file in layout.files)
-    yield Step("wipe", layout.store_device, table=str(wipe))
+    if wipe:
+        yield Step("wipe", layout.store_device, table=str(wipe))
     yield Step("create", layout.cow, table=layout.parts)
     if not origin_now:
         yield Step("create", layout.name, table=layout.snapshot_table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,11 @@ _MOVABLE: Final = ("linear", "striped", "unstriped", "mirror", "delay", "flakey"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A snapshot `name` of `origin` with its exceptions on `cow`; see `Snapshots.take`."""
+    """A snapshot `name` of `origin` with its exceptions on `cow`; see `Snapshots.take`.
+
+    `force`: whatever is on `cow` is overwritten. `reuse`: the store on it is this snapshot's, from
+    before a restart, and goes on with its own chunk size.
+    """
 
     name: str
     origin: str
@@ -36,6 +41,7 @@ class Request:
     chunk_size: int = DEFAULT_CHUNK
     store: str = "P"
     force: bool = False
+    reuse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,8 @@ class Checker:
         origin, path = self._origin()
         cow = self._cow()
         self._check_pair(path, cow)
+        if request.reuse:
+            self._request = dataclasses.replace(request, chunk_size=self._stored_chunk_size(cow))
         plan = self._mapped(origin, cow) if origin else self._unmapped(path, cow)
         Table.read(plan.layout.snapshot_table).check()
         self._check_chunk(path, cow)
@@ -200,8 +208,19 @@ class Checker:
     def _check_content(self, cow: str) -> None:
         self._nodes.claim(cow)
         found = self._nodes.content(cow)
-        if found and not self._request.force:
+        if found and not (self._request.force or self._request.reuse):
             raise UsageError(f"{cow} has {found} on it: --force overwrites it")
+
+    def _stored_chunk_size(self, cow: str) -> int:
+        """Return the chunk size of the store that is to be gone on with."""
+        if self._request.store.upper() == "N":
+            raise UsageError("a store N is in memory only: there is none to go on with")
+        header = self._nodes.store(cow)
+        if header is None:
+            raise UsageError(f"{cow} has no store of an earlier snapshot on it")
+        if not header.valid:
+            raise UsageError(f"the snapshot on {cow} was lost: its store says that it is invalid")
+        return header.chunk_size
 
     def _must_be_free(self, name: str) -> None:
         if check_name(name) in self._survey.infos:

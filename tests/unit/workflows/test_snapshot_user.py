@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dmcopy.errors import MetadataError, UsageError
 from dmcopy.mapper.ledger import Ledger
 from dmcopy.mapper.userspace import UserMapper
+from dmcopy.ondisk.exception_store import HEADER_BYTES, VERSION, Header
 from dmcopy.table import Linear, Table
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.nodes import FileNodes
@@ -59,3 +62,40 @@ def test_from_take_to_merge(snapshots: Snapshots, tmp_path: Path) -> None:
     assert [info.name for info in snapshots.mapper.ls()] == ["data"]
     assert snapshots.mapper.table("data") == plain
     assert snapshots.journal.records() == []
+
+
+def test_one_from_before_a_restart_goes_on(snapshots: Snapshots, tmp_path: Path) -> None:
+    cow, mapper = str(tmp_path / "cow"), snapshots.mapper
+    with pytest.raises(UsageError, match="cow has no store of an earlier snapshot on it"):
+        snapshots.take(Request("snap", "data", cow, reuse=True))
+    write(snapshots, b"a")
+    snapshots.take(Request("snap", "data", cow, chunk_size=8))
+    write(snapshots, b"b")
+    table = mapper.table("data-real")
+    for name in ("snap", "data", "data-real", "snap-cow"):
+        mapper.remove(name)
+    mapper.create("data", table)
+
+    layout = snapshots.take(Request("snap", "data", cow, reuse=True))
+    assert layout.chunk_size == 8
+    assert (read(snapshots, "snap"), read(snapshots, "data")) == ({b"a"}, {b"b"})
+    snapshots.merge("snap")
+    assert read(snapshots, "data") == {b"a"}
+
+
+def test_a_store_that_cannot_go_on(snapshots: Snapshots, tmp_path: Path) -> None:
+    cow = tmp_path / "cow2"
+    request = Request("snap", "data", str(cow), store="N", reuse=True)
+    with pytest.raises(UsageError, match="in memory only"):
+        snapshots.take(request)
+    for header, error, says in (
+        (Header(False, VERSION, 8), UsageError, "it is invalid"),
+        (Header(True, 2, 8), MetadataError, "the version is 2"),
+        (Header(True, VERSION, 1024), UsageError, "at least 3 chunks, 3072s"),
+    ):
+        before = header.build() + bytes(512 * 512 - HEADER_BYTES)
+        cow.write_bytes(before)
+        with pytest.raises(error, match=says):
+            snapshots.take(dataclasses.replace(request, store="P"))
+        assert cow.read_bytes() == before
+    assert [info.name for info in snapshots.mapper.ls()] == ["data"]
