@@ -243,7 +243,8 @@ def test_nodes_are_made_without_udevd_too(disks: Disks, tmp_path: Path) -> None:
 def test_a_device_that_another_program_left_suspended_is_named(
     disks: Disks, tmp_path: Path, mapper: KernelMapper
 ) -> None:
-    impatient = KernelMapper(Dmsetup(timeout=4), ledger=Ledger(tmp_path / "ledger.jsonl"))
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    impatient = KernelMapper(Dmsetup(timeout=4, ledger=ledger), ledger=ledger)
     with mapper.device("left", Table.of(8, Linear(disks.a, 0))) as left:
         left.suspend()
         started = time.monotonic()

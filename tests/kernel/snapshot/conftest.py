@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from dmcopy.errors import BusyError
+from tests.kernel.udevd import without_udevd
 
 from .engines import Engine, KernelEngine, UserEngine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """A place in memory."""
     folder = Path("/dev/shm") / f"dmcopy-snapshot-{os.getpid()}"
@@ -24,12 +25,13 @@ def folder() -> Iterator[Path]:
         place.rmdir()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def kernel_engine(folder: Path) -> Iterator[KernelEngine]:
     """The kernel, with disks that stay attached from test to test."""
-    engine = KernelEngine(folder / "kernel")
-    yield engine
-    engine.close()
+    with without_udevd():
+        engine = KernelEngine(folder / "kernel")
+        yield engine
+        engine.close()
 
 
 @pytest.fixture
