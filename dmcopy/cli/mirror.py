@@ -11,7 +11,7 @@ from dmcopy.cli.mirror_show import HOW, configure_status, make_observer, run_sta
 from dmcopy.cli.output import add_json, emit_json, say
 from dmcopy.cli.parser import seconds
 from dmcopy.errors import DmcopyError, ExitCode, UsageError
-from dmcopy.mapper.dmsetup import Dmsetup, ScriptDmsetup
+from dmcopy.mapper.dmsetup import ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.ledger import NoLedger
 from dmcopy.units import parse_sectors
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 def _mapper(args: argparse.Namespace) -> KernelMapper:
     if args.dry_run:
         return KernelMapper(ScriptDmsetup(), ledger=NoLedger(), timeout=args.call_timeout)
-    return KernelMapper(Dmsetup(timeout=args.call_timeout), timeout=args.call_timeout)
+    return KernelMapper(timeout=args.call_timeout)
 
 
 def _configure_make(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

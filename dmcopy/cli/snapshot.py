@@ -12,7 +12,7 @@ from dmcopy.cli.output import add_json, emit_json, emit_json_line, printable, sa
 from dmcopy.cli.parser import seconds
 from dmcopy.cli.transfers import PROGRESS
 from dmcopy.errors import DmcopyError, ExitCode, UsageError
-from dmcopy.mapper.dmsetup import Dmsetup, ScriptDmsetup
+from dmcopy.mapper.dmsetup import ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.ledger import Ledger, NoLedger
 from dmcopy.mapper.names import device_name
@@ -146,7 +146,7 @@ def _snapshots(args: argparse.Namespace) -> Snapshots:
         mapper = KernelMapper(ScriptDmsetup(), ledger=NoLedger(), timeout=args.timeout)
         return Snapshots(mapper, nodes=ScriptNodes(Ledger()), journal=NoJournal())
     ledger = Ledger()
-    mapper = KernelMapper(Dmsetup(timeout=args.timeout), ledger=ledger, timeout=args.timeout)
+    mapper = KernelMapper(ledger=ledger, timeout=args.timeout)
     return Snapshots(mapper, nodes=Nodes(ledger), journal=Journal())
 
 

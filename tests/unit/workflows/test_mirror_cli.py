@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from pathlib import Path
 
 import pytest
 
+from dmcopy.cli import mirror as cli
 from dmcopy.cli.main import main
 from dmcopy.cli.mirror_map import SHADES, draw
 from dmcopy.cli.mirror_show import progress_line
@@ -34,6 +36,11 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def mirror(*words: str, code: int = 0) -> None:
     assert main(["mirror", *words]) == code
+
+
+def test_the_cookies_of_its_dmsetup_are_in_the_ledger() -> None:
+    mapper = cli._mapper(argparse.Namespace(dry_run=False, call_timeout=5.0))
+    assert mapper.dmsetup.ledger is mapper.ledger
 
 
 def test_make_to_replace(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from dmcopy.cli import snapshot
 from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode
+from dmcopy.mapper.kernel import KernelMapper
 
 from .snapshot_world import CHUNK, COW_SECTORS, Crash, Stage
 
@@ -26,6 +28,12 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
 
 def take(*words: str) -> int:
     return main(["snapshot", "take", "snap", "data", "/dev/cow", "--chunk-size", "4K", *words])
+
+
+def test_the_cookies_of_its_dmsetup_are_in_the_ledger() -> None:
+    mapper = snapshot._snapshots(argparse.Namespace(dry_run=False, timeout=5.0)).mapper
+    assert isinstance(mapper, KernelMapper)
+    assert mapper.dmsetup.ledger is mapper.ledger
 
 
 def test_from_take_to_merge(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
