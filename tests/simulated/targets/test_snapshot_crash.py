@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -18,14 +19,16 @@ from dmcopy.status import SnapshotStatus
 from dmcopy.table import Table
 from dmcopy.targets.merge import SnapshotMerge
 from dmcopy.targets.persistent import PersistentStore
+from tests.simulated.conftest import Seeds
 from tests.simulated.targets.snapshots import CuttingBackend, History
 
-Seeds = Callable[[int], Iterator[int]]
+BLOCKS = 50 if os.environ.get("DMCOPY_TEST") == "long" else 1
 
 
-def test_no_power_cut_breaks_a_promise(seeds: Seeds) -> None:
-    """Some 800 cuts a history: more than 20,000 in a normal run."""
-    for seed in seeds(26):
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_no_power_cut_breaks_a_promise(seeds: Seeds, block: int) -> None:
+    """Some 800 cuts a history: more than 20,000 in a normal run, a million in a long one."""
+    for seed in seeds(26, block=block):
         assert History(seed).play()
 
 
