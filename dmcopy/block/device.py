@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -44,8 +45,11 @@ class BlockDevice:
     direct_reason: str
     identity: Identity
 
-    def __init__(self, path: str, fd: int, *, read_only: bool, direct: bool | None) -> None:
+    def __init__(
+        self, path: str, fd: int, *, read_only: bool, direct: bool | None, claim: int = -1
+    ) -> None:
         self._fd = fd
+        self._claim = claim
         self.path = path
         self.read_only = read_only
         status = os.fstat(fd)
@@ -75,15 +79,17 @@ class BlockDevice:
         Raises BusyError naming the holder, UsageError, DeviceError.
         """
         name = os.fspath(path)
-        fd = opening.open_fd(name, write=write, claim=claim)
-        try:
-            return cls(name, fd, read_only=not write, direct=direct)
-        except OSError as error:  # the device went away meanwhile
-            os.close(fd)
-            raise DeviceError(name, "read its size", error.errno or 0) from error
-        except BaseException:
-            os.close(fd)
-            raise
+        with contextlib.ExitStack() as opened:
+            claimed = opening.claim(name) if write and claim else -1
+            opened.callback(_close, claimed)
+            fd = opening.open_fd(name, write=write)
+            opened.callback(_close, fd)
+            try:
+                device = cls(name, fd, read_only=not write, direct=direct, claim=claimed)
+            except OSError as error:  # the device went away meanwhile
+                raise DeviceError(name, "read its size", error.errno or 0) from error
+            opened.pop_all()
+            return device
 
     def fileno(self) -> int:
         """Return the open file descriptor. Raises ClosedError."""
@@ -94,8 +100,9 @@ class BlockDevice:
     def close(self) -> None:
         """Close the device, which also gives the claim back. Closing twice does nothing."""
         fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        claim, self._claim = self._claim, -1
+        _close(fd)
+        _close(claim)
 
     def __enter__(self) -> Self:
         return self
@@ -173,7 +180,7 @@ class BlockDevice:
 
     def _discard(self, start: int, length: int) -> None:
         if self.is_block:
-            syscalls.block_discard(self.fileno(), start, length)
+            syscalls.block_discard(self._exclusive(), start, length)
         else:
             mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
             syscalls.fallocate(self.fileno(), mode, start, length)
@@ -181,13 +188,18 @@ class BlockDevice:
     def _zero_out(self, start: int, length: int) -> None:
         try:
             if self.is_block:
-                syscalls.block_zero_out(self.fileno(), start, length)
+                syscalls.block_zero_out(self._exclusive(), start, length)
             else:
                 self._discard(start, length)
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
             transfer.write_zeroes(self.fileno(), start, length)
+
+    def _exclusive(self) -> int:
+        """Return the descriptor that the claim is, where there is one; see `opening.claim`."""
+        fd = self.fileno()
+        return fd if self._claim < 0 else self._claim
 
     def _check(self, sector: int, count: int) -> None:
         end = sector + count
@@ -213,3 +225,8 @@ class BlockDevice:
 
 def _in_bytes(sector: int, count: int) -> tuple[int, int]:
     return sector << SECTOR_SHIFT, count << SECTOR_SHIFT
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)

@@ -4,6 +4,10 @@ A block device is claimed by opening it with O_EXCL, which the kernel refuses wh
 swap, dm, md or another O_EXCL opener has it, any of its partitions or the disk that it is a
 partition of (bd_prepare_to_claim in block/bdev.c). A regular file is locked with flock(2).
 
+A claim is a descriptor of its own: io_uring may hold on to one that it has used for some time after
+its close, until the worker thread that did a request has let go of it and the ring is entered again
+(seen on 6.12 and 6.18), and the claim with it.
+
 Only writers claim. flock belongs to the open file and not to the process, so a reader's LOCK_SH
 would refuse a copy within one file, source and destination being two opens; and a reader harms
 nobody, just as a mounted disk may be read.
@@ -40,25 +44,34 @@ _ODD: Final = {
 }
 
 
-def open_fd(path: str, *, write: bool, claim: bool) -> int:
-    """Open a block device or regular file, claimed when it is for writing and `claim` says so.
+def open_fd(path: str, *, write: bool) -> int:
+    """Open a block device or regular file.
 
     Raises UsageError for what is neither, BusyError, DeviceError. Nothing is ever created.
     """
     is_block = _is_block(path)
-    flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC
-    if is_block and write and claim:
-        flags |= os.O_EXCL
+    fd = _open(path, os.O_RDWR if write else os.O_RDONLY, write=write)
+    if write and is_block and syscalls.block_is_read_only(fd):
+        # open(2) lets a read-only device be opened for writing; each write would fail instead.
+        os.close(fd)
+        raise DeviceError(path, "write to it", errno.EROFS, "the device is set read-only")
+    return fd
+
+
+def claim(path: str) -> int:
+    """Claim a block device or regular file for writing; closing the descriptor gives it back.
+
+    Discards and zeroing of a block device must go through this descriptor: without its O_EXCL the
+    kernel itself claims the device for them (truncate_bdev_range in block/bdev.c) and is refused.
+    Raises BusyError also where the kernel uses it in a way that neither O_EXCL nor a lock shows: a
+    loop device is made of it, or a regular file is swapped to. Else as `open_fd`.
+    """
+    is_block = _is_block(path)
+    fd = _open(path, os.O_RDWR | os.O_EXCL if is_block else os.O_RDWR, write=True)
     try:
-        fd = os.open(path, flags)
-    except OSError as error:
-        raise _cannot_open(path, error, write=write) from error
-    try:
-        if write and is_block and syscalls.block_is_read_only(fd):
-            # open(2) lets a read-only device be opened for writing; each write would fail instead.
-            raise DeviceError(path, "write to it", errno.EROFS, "the device is set read-only")
-        if write and claim:
-            _claim(path, fd)
+        _refuse_silent_users(path, fd)
+        if not is_block:
+            _lock(path, fd)
     except BlockingIOError:
         os.close(fd)  # before the search: this process would be found, too
         raise _locked(path) from None
@@ -66,6 +79,13 @@ def open_fd(path: str, *, write: bool, claim: bool) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _open(path: str, flags: int, *, write: bool) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        raise _cannot_open(path, error, write=write) from error
 
 
 def _is_block(path: str) -> bool:
@@ -100,12 +120,7 @@ def _busy(path: str) -> BusyError:
     return _error(path, strong or found)
 
 
-def _claim(path: str, fd: int) -> None:
-    """Finish the claim of what `fd`, opened for writing, is; a block device already has O_EXCL.
-
-    Raises BusyError where the kernel uses it in a way that neither O_EXCL nor a lock shows: a loop
-    device is made of it, or a regular file is swapped to. Closing `fd` gives the claim back.
-    """
+def _refuse_silent_users(path: str, fd: int) -> None:
     status = os.fstat(fd)
     if stat.S_ISBLK(status.st_mode):
         name = sysfs.name_of((os.major(status.st_rdev), os.minor(status.st_rdev)))
@@ -115,8 +130,6 @@ def _claim(path: str, fd: int) -> None:
         silent = [user for user in holders.file_users(path) if user.kind != "lock"]
     if silent:
         raise _error(path, silent)
-    if stat.S_ISREG(status.st_mode):
-        _lock(path, fd)
 
 
 def _lock(path: str, fd: int) -> None:

@@ -97,7 +97,9 @@ class Ring:
         self._words = view.cast("I")
         self._sq_tail, self._cq_head, self._cq_tail = sq[1] // 4, cq[0] // 4, cq[1] // 4
         self._sq_array = self._words[sq[6] // 4 : sq[6] // 4 + self.entries]
-        self._cqes = view[cq[5] : cq[5] + cq_entries * 16].cast("Q")
+        completions = view[cq[5] : cq[5] + cq_entries * 16]
+        self._cqes = completions.cast("Q")
+        self._views = (self._cqes, completions, self._sq_array, self._words, view)
         self._sq_mask, self._cq_mask = self.entries - 1, cq_entries - 1
         self._tail = self._words[self._sq_tail]
 
@@ -162,7 +164,16 @@ class Ring:
             raise OSError(ctypes.get_errno(), "io_uring_register")
 
     def close(self) -> None:
-        """Close the ring; the kernel cancels what is still in it."""
+        """Close the ring; the kernel cancels what is still in it.
+
+        A mapping would keep it, and with it what its worker threads have not let go of: a file
+        that was closed would stay open, and a device in use.
+        """
+        self.enter(0, 0)
+        for view in self._views:
+            view.release()
+        self._map.close()
+        self.sqes.close()
         os.close(self.fd)
 
 

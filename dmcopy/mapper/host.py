@@ -131,6 +131,8 @@ class Engine:
         if not opened.users:
             del self._opened[key]
             if hasattr(opened.device, "close"):
+                if not self.reactor.in_callback:
+                    self.reactor.step()  # an io_uring lets go of a device only when it is entered
                 opened.device.close()
 
 

@@ -30,6 +30,16 @@ def test_sizes(loops: Any) -> None:
         assert device.identity == ("block", os.stat(loop.path).st_rdev)
 
 
+def test_a_closed_handle_has_no_claim_whoever_still_holds_its_file(loops: Any) -> None:
+    (loop,) = loops(64)
+    with BlockDevice.open(loop.path, write=True) as device:
+        held = os.dup(device.fileno())  # as io_uring does for a request that was done by a worker
+    try:
+        BlockDevice.open(loop.path, write=True).close()
+    finally:
+        os.close(held)
+
+
 def test_blocks_of_4096_bytes(loops: Any) -> None:
     (loop,) = loops(64, sector_size=4096)
     with BlockDevice.open(loop.path, write=True) as device:

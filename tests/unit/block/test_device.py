@@ -144,6 +144,15 @@ def test_one_file_is_source_and_destination_but_not_twice_destination(image: Pat
     BlockDevice.open(image, write=True).close()
 
 
+def test_a_closed_handle_has_no_claim_whoever_still_holds_its_file(image: Path) -> None:
+    with BlockDevice.open(image, write=True) as device:
+        held = os.dup(device.fileno())  # as io_uring does for a request that was done by a worker
+    try:
+        BlockDevice.open(image, write=True).close()
+    finally:
+        os.close(held)
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_the_program_that_has_the_lock_is_named(
     image: Path, monkeypatch: pytest.MonkeyPatch, listed: bool

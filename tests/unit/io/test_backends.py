@@ -328,3 +328,18 @@ def test_a_back_end_that_does_not_work_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_clock_is_monotonic(reactor: Reactor) -> None:
     assert abs(reactor.time() - time.monotonic()) < 60
+
+
+def test_a_closed_ring_leaves_no_mapping_that_would_keep_it() -> None:
+    """What the ring has not let go of stays open as long as it is there, devices too."""
+    if probe()["uring"]:
+        pytest.skip(f"no io_uring here: {probe()['uring']}")
+
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count("[io_uring]")
+
+    before = mapped()
+    with Reactor("uring") as reactor:
+        reactor.step()
+        assert mapped() > before
+    assert mapped() == before
