@@ -18,7 +18,6 @@ from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, p
 from dmcopy.workflows.mirror_make import Options, plan_from_device, plan_from_legs
 from dmcopy.workflows.mirror_move import plan_move
 from dmcopy.workflows.mirror_session import Plan
-from tests.kernel.marks import long_only
 
 from .mirror_rig import (
     DEADLINE,
@@ -29,7 +28,7 @@ from .mirror_rig import (
     eventually,
 )
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900), long_only]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -150,8 +149,10 @@ def move(rig: Rig) -> Plan:
 
 
 SHORT = {
-    *("make, suspend, finish", "make, resync, undo", "replace, load, finish"),
-    *("replace, resync, undo", "move, suspend, undo", "move, resync, finish"),
+    "make, suspend, finish",
+    "make, resync, undo",
+    "replace, load, finish",
+    "move, resync, finish",
 }
 KILLS = [
     pytest.param(plan, last, end, id=name)

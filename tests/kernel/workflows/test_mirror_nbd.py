@@ -20,12 +20,11 @@ from dmcopy.workflows.mirror import Mirror
 from dmcopy.workflows.mirror_change import plan_replace
 from dmcopy.workflows.mirror_make import Options, plan_from_legs
 from dmcopy.workflows.mirror_resync import Waiter
-from tests.kernel.marks import long_only
 
 from .mirror_rig import DEADLINE, SECTORS, Rig, content, eventually, run
 from .test_mirror import rig as rig
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900), long_only]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 
 REGION = 1024
 SPACE = "dmcopy-far"
