@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from dmcopy.errors import MissingError, UsageError
 from dmcopy.io.poller import Poller
+from dmcopy.io.region import IoRegion
 from dmcopy.io.request import CopyIo, Io, Op, Request
 
 BACKENDS: Final = ("uring", "threads")
@@ -80,6 +81,37 @@ class Fan:
         self._left -= 1
         if not self._left:
             self._finish(self._request)
+
+
+class FlushFirst:
+    """A write with `preflush` done with what there is: a flush, then a write without.
+
+    For back ends, or requests, that have nothing better.
+    """
+
+    def __init__(
+        self, request: Io, submit: Callable[[Io], None], finish: Callable[[Request], object]
+    ) -> None:
+        self._request = request
+        self._submit = submit
+        self._finish = finish
+
+    def start(self) -> None:
+        """Submit the flush."""
+        device = self._request.device
+        self._submit(Io(Op.FLUSH, IoRegion(device, 0, 0), notify=self._flushed))
+
+    def _flushed(self, flush: Io) -> None:
+        request = self._request
+        if flush.error:
+            self._ended(flush)
+            return
+        region, extents = request.region, request.extents
+        self._submit(Io(Op.WRITE, region, request.memory, extents, self._ended, fua=request.fua))
+
+    def _ended(self, part: Io) -> None:
+        self._request.error = part.error
+        self._finish(self._request)
 
 
 @functools.cache

@@ -71,7 +71,8 @@ class Io:
     zero.
 
     `bytes` is the length of a read or write and 0 for the rest. `fua`: a write is durable when it
-    completes.
+    completes. `preflush`: before it begins, all that had completed on its device is made durable;
+    where that fails nothing is written. (REQ_FUA and REQ_PREFLUSH, include/linux/blk_types.h.)
     """
 
     __slots__ = (
@@ -85,6 +86,7 @@ class Io:
         "memory",
         "notify",
         "op",
+        "preflush",
         "sector",
     )
 
@@ -97,6 +99,7 @@ class Io:
         notify: Callable[[Any], object] | None = None,
         *,
         fua: bool = False,
+        preflush: bool = False,
         context: Any = None,
     ) -> None:
         self.op = op
@@ -108,6 +111,7 @@ class Io:
         self.extents = extents
         self.notify = notify
         self.fua = fua
+        self.preflush = preflush
         self.context = context
         self.error = 0
 

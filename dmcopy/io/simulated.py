@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dmcopy.errors import DeadlineError
-from dmcopy.io.backend import Fan
+from dmcopy.io.backend import Fan, FlushFirst
 from dmcopy.io.request import CopyIo, Io, Op, Request
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
 
@@ -188,6 +188,9 @@ class SimulatedBackend:
         """Decide when the request completes."""
         if isinstance(request, CopyIo):
             Fan(request, self.submit, self._finish).start()
+            return
+        if request.preflush:
+            FlushFirst(request, self.submit, self._finish).start()
             return
         delay = self._rng.choice((10e-6, 100e-6, 1e-3)) * (1 + self._rng.random())
         self._order += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dmcopy.io.backend import Fan, IoBackend
+from dmcopy.io.backend import Fan, FlushFirst, IoBackend
 from dmcopy.io.request import CopyIo, Io, Request
 
 
@@ -38,10 +38,12 @@ class StackBackend:
         """Route a request by its device; a copy that touches a stacked one goes in parts."""
         if isinstance(request, Io):
             device: Any = request.device
-            if isinstance(device, StackedDevice):
-                device.submit(request)
-            else:
+            if not isinstance(device, StackedDevice):
                 self._submit_below(request)
+            elif request.preflush:
+                FlushFirst(request, self.submit, self._finished.append).start()
+            else:
+                device.submit(request)
         elif _is_plain(request):
             self._submit_below(request)
         else:

@@ -180,6 +180,8 @@ def _read(request: Io) -> None:
 
 def _write(request: Io) -> None:
     assert request.memory is not None
+    if request.preflush:
+        request.device.flush()
     views = request.memory.views(request.extents)
     flags = os.RWF_DSYNC if request.fua else 0
     write_all(request.device.fileno(), views, request.sector << 9, request.bytes, flags)

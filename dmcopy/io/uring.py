@@ -18,7 +18,7 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 
-from dmcopy.io.backend import Fan
+from dmcopy.io.backend import Fan, FlushFirst
 from dmcopy.io.poller import Poller
 from dmcopy.io.request import CopyIo, Extent, Io, Memory, Op, Request
 from dmcopy.io.ring import (
@@ -185,6 +185,10 @@ class UringBackend:
         try:
             if isinstance(request, CopyIo):
                 self._start_copy(request)
+            elif request.preflush:
+                # Not as a linked pair: a fsync that fails does not break its link (io_fsync in
+                # io_uring/sync.c sets the result and not REQ_F_FAIL; measured on 6.18).
+                FlushFirst(request, self.submit, self._finish).start()
             elif request.op <= Op.FLUSH:
                 self._start_io(request)
             else:

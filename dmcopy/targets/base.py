@@ -75,6 +75,7 @@ class Bio(Io):
         self.extents = extents
         self.notify = notify
         self.fua = request.fua
+        self.preflush = False  # the stack flushes by itself, before
         self.context = None
         self.error = 0
         self.target = target

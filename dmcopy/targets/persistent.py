@@ -298,16 +298,12 @@ class PersistentStore:
         sector = self._layout.area_location(self._area) * self.chunk_size + (start >> SECTOR_SHIFT)
         region = IoRegion(self._cow, sector, size >> SECTOR_SHIFT)
 
-        def flushed(io: Io) -> None:
-            if io.error:
-                notify(io.error)
-                return
-            extents = [(start, size)]
-            self._reactor.submit(
-                Io(Op.WRITE, region, self._memory, extents, lambda io: notify(io.error), fua=True)
+        self._reactor.submit(
+            Io(
+                Op.WRITE, region, self._memory, [(start, size)], lambda io: notify(io.error),
+                preflush=True, fua=True,
             )
-
-        self._reactor.submit(Io(Op.FLUSH, IoRegion(self._cow, 0, 0), notify=flushed))
+        )  # fmt: skip
 
     def _last_run(self) -> tuple[int, int, int]:
         """Return old, new and count of the run of exceptions that ends the area."""

@@ -11,6 +11,7 @@ import pytest
 
 from dmcopy.errors import DmcopyError
 from dmcopy.io import IoRegion, Reactor
+from dmcopy.io.backend import FlushFirst
 from dmcopy.io.request import Io, Op
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
@@ -70,22 +71,11 @@ def header_in_the_buffer_of_the_area(patch: pytest.MonkeyPatch) -> None:
 
 def no_flush_before_the_area(patch: pytest.MonkeyPatch) -> None:
     """The area may be durable before the data that it names."""
-    submit_entries = PersistentStore._write_entries
 
-    def write_entries(self: Any, first: int, end: int, notify: Callable[[int], object]) -> None:
-        submit = self._reactor.submit
+    def start(self: Any) -> None:
+        self._flushed(Io(Op.FLUSH, IoRegion(self._request.device, 0, 0)))
 
-        def skip_flush(io: Any) -> None:
-            if io.op == Op.FLUSH:
-                self._reactor.call_soon(lambda: io.notify(io))
-            else:
-                submit(io)
-
-        self._reactor.submit = skip_flush
-        submit_entries(self, first, end, notify)
-        self._reactor.submit = submit
-
-    patch.setattr(PersistentStore, "_write_entries", write_entries)
+    patch.setattr(FlushFirst, "start", start)
 
 
 def next_area_not_zeroed(patch: pytest.MonkeyPatch) -> None:

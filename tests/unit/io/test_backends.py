@@ -74,6 +74,52 @@ def test_read_and_write(reactor: Reactor, device: BlockDevice, memory: Memory) -
     assert content(device) == before[:51200] + before[4096:12288] + before[51200 + 8192 :]
 
 
+class Sink:
+    """A device that takes every write, and no flush: /dev/null."""
+
+    path = "/dev/null"
+    sectors = SECTORS
+    logical_block_size = 512
+    read_only = False
+    identity = "sink"
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def flush(self) -> None:
+        os.fdatasync(self._fd)
+
+
+@pytest.mark.parametrize("extents", [((0, 8192),), ((0, 4096), (8192, 4096))])
+def test_a_write_behind_a_flush(
+    reactor: Reactor, device: BlockDevice, memory: Memory, extents: Any
+) -> None:
+    data = os.urandom(8192)
+    memory.fill(extents, data)
+    region = IoRegion(device, 100, 16)
+    writes = [
+        Io(Op.WRITE, region, memory, extents, preflush=True, fua=fua) for fua in (True, False)
+    ]
+    for write in writes:
+        do(reactor, write)
+    assert [write.error for write in writes] == [0, 0]
+    assert content(device)[100 << 9 : 116 << 9] == data
+
+
+def test_a_write_whose_flush_fails_is_not_done(reactor: Reactor, memory: Memory) -> None:
+    fd = os.open("/dev/null", os.O_WRONLY)
+    region, extents = IoRegion(Sink(fd), 0, 8), ((0, 4096),)  # type: ignore[arg-type]
+    plain = Io(Op.WRITE, region, memory, extents)
+    behind = Io(Op.WRITE, region, memory, extents, preflush=True)
+    do(reactor, plain, behind)
+    do(reactor, plain)  # its slot is free again, and nothing is left over of the one before
+    os.close(fd)
+    assert (plain.error, behind.error) == (0, errno.EINVAL)
+
+
 def test_several_extents(reactor: Reactor, device: BlockDevice, memory: Memory) -> None:
     before = content(device)
     extents = ((8192, 4096), (0, 4096), (40960, 8192))
