@@ -12,12 +12,13 @@ from dmcopy.block import BlockDevice
 from dmcopy.cli.output import add_json, emit_json, printable, say
 from dmcopy.cli.progress import make_renderer
 from dmcopy.cli.transfers import PROGRESS, interrupting, resolve
+from dmcopy.cow.extract import Extract
 from dmcopy.cow.merge import Merge
 from dmcopy.cow.moving import Mover, make_mover
 from dmcopy.cow.opening import opened_extract, opened_merge
 from dmcopy.cow.store import open_cow, read_store
 from dmcopy.errors import ExitCode
-from dmcopy.io.region import IoRegion
+from dmcopy.io.region import Device
 from dmcopy.transfer.events import Progress
 from dmcopy.units import SECTOR_SHIFT, format_bytes, format_sectors
 
@@ -59,7 +60,7 @@ def _extract(args: argparse.Namespace) -> int:
     with opened_extract(origin, cow, out, changed_only=args.changed_only) as extract:
         if not extract.store.header.valid:
             say(f"{printable(cow)}: the snapshot was invalidated; what is in its store is good")
-        with _moving(extract.origin, extract.out, extract, "extract", args) as mover:
+        with _moving(extract.out.device, extract, "extract", args) as mover:
             began = time.monotonic()
             extract.run(mover)
             facts = _facts(mover, time.monotonic() - began)
@@ -100,8 +101,7 @@ def _merge(args: argparse.Namespace) -> int:
     with opened_merge(origin, cow, dry_run=args.dry_run) as merge:
         if args.dry_run:
             return _would_merge(origin, merge, as_json=args.json)
-        under = IoRegion(merge.store.device, 0, merge.store.device.sectors)
-        with _moving(under, merge.origin, merge, "merge", args) as mover:
+        with _moving(merge.origin.device, merge, "merge", args) as mover:
             began = time.monotonic()
             try:
                 merge.run(mover)
@@ -135,7 +135,7 @@ def _would_merge(origin: str, merge: Merge, *, as_json: bool) -> int:
 
 @contextlib.contextmanager
 def _moving(
-    source: IoRegion, dest: IoRegion, work: Any, phase: str, args: argparse.Namespace
+    dest: Device, work: Extract | Merge, phase: str, args: argparse.Namespace
 ) -> Iterator[Mover]:
     """Yield a mover whose progress is shown, and which SIGINT ends."""
     renderer = make_renderer(args.progress)
@@ -145,7 +145,7 @@ def _moving(
 
     with (
         contextlib.closing(renderer),
-        make_mover(source, dest, mean=work.mean, observer=show) as mover,
+        make_mover(dest, chunk_size=work.store.header.chunk_size, observer=show) as mover,
         interrupting(mover),
     ):
         yield mover

@@ -5,7 +5,6 @@ An extent never runs over metadata, since no data chunk's number is an area's.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -30,23 +29,3 @@ def join(pairs: Iterable[tuple[int, int]]) -> Iterator[Extent]:
         first_old, first_new, count = old, new, 1
     if count:
         yield Extent(first_old, first_new, count)
-
-
-def backwards(pairs: array[int], limit: int) -> Iterator[Extent]:
-    """Yield the extents of an area's exceptions from the last one back, as snapshot-merge does.
-
-    `pairs` is old, new, old, new, …; none has more than `limit` chunks.
-    """
-    place = len(pairs) - 2
-    while place >= 0:
-        old, new, count = pairs[place], pairs[place + 1], 1
-        place -= 2
-        while (
-            place >= 0
-            and count < limit
-            and pairs[place] == old - count
-            and pairs[place + 1] == new - count
-        ):
-            count += 1
-            place -= 2
-        yield Extent(old - count + 1, new - count + 1, count)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from dmcopy.cow.extents import Extent, join
+from dmcopy.cow.gathering import Move
 from dmcopy.cow.load import load, load_any
-from dmcopy.cow.moving import Move, Mover
+from dmcopy.cow.moving import Mover
 from dmcopy.cow.store import CowDevice, Store, read_store
 from dmcopy.errors import UsageError
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.units import SECTOR_SHIFT
-
-_SAMPLE = 1000
 
 
 @dataclass(frozen=True)
@@ -38,34 +36,32 @@ class Extract:
         missing = size - rest if rest and last in self.table else 0
         return len(self.table) * size - missing
 
-    @property
-    def mean(self) -> int:
-        """About how long the moves are, in sectors, judged by the beginning of the store."""
-        extents = mean_extents(self.table)
-        unchanged = -(-self.origin.count // self.store.header.chunk_size) - len(self.table)
-        gaps = 0 if self.changed_only else min(extents, unchanged)
-        return self.total // (extents + gaps or 1)
-
-    def moves(self) -> Iterator[Move]:
-        """Yield what is to be copied, ascending."""
+    def _all(self) -> Iterator[Move]:
+        """Yield the copies of everything, ascending: so its writes can be long."""
         at = 0
         for extent in join(self.table.sorted_items()):
-            move = exception_move(self.store, extent, self.out)
-            if not self.changed_only and at < extent.old * self.store.header.chunk_size:
-                yield from self._unchanged(at, move.dest.sector - self.out.sector)
-            yield from move.cut()
-            at = move.dest.end - self.out.sector
-        if not self.changed_only:
-            yield from self._unchanged(at, self.origin.count)
+            start = extent.old * self.store.header.chunk_size
+            yield self._unchanged(at, start)
+            yield exception_move(self.store, extent, self.out)
+            at = start + extent.count * self.store.header.chunk_size
+        if at < self.origin.count:
+            yield self._unchanged(at, self.origin.count)
+
+    def _changed(self) -> Iterator[Move]:
+        """Yield the copies of what is in the store, as it is there: so its reads can be long."""
+        for entries in self.store.entries():
+            for extent in join(zip(entries.olds, entries.news, strict=True)):
+                yield exception_move(self.store, extent, self.out)
 
     def run(self, mover: Mover) -> None:
         """Copy, and flush. Raises DeviceError."""
-        mover.run(self.moves())
+        mover.run(self._changed() if self.changed_only else self._all())
         if not mover.interrupted:
             mover.flush(self.out.device)
 
-    def _unchanged(self, start: int, end: int) -> Iterator[Move]:
-        return Move(self.origin.slice(start, end - start), self.out.slice(start, end - start)).cut()
+    def _unchanged(self, start: int, end: int) -> Move:
+        device, sector, _ = self.origin
+        return Move(device, sector + start, self.out.sector + start, end - start)
 
 
 def plan_extract(
@@ -83,18 +79,12 @@ def plan_extract(
     return Extract(origin, store, read(store, origin_sectors=origin.count), out, changed_only)
 
 
-def mean_extents(table: ExceptionTable) -> int:
-    """Return about how many extents a table has, from a sample in no particular order."""
-    sample = [extent.count for extent in islice(join(table.items()), _SAMPLE)]
-    return len(table) * len(sample) // sum(sample) if sample else 0
-
-
 def exception_move(store: Store, extent: Extent, dest: IoRegion) -> Move:
     """Return the copy of an extent to its place on `dest`: the last chunk may be a short one."""
     size = store.header.chunk_size
     start = extent.old * size
     count = min(extent.count * size, dest.count - start)
-    return Move(IoRegion(store.device, extent.new * size, count), dest.slice(start, count))
+    return Move(store.device, extent.new * size, dest.sector + start, count)
 
 
 def check_chunks(store: Store, *devices: Device) -> None:

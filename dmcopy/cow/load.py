@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from operator import lt
 
 from dmcopy.cow.check import require_sound
@@ -45,8 +46,18 @@ def load_any(store: Store, *, origin_sectors: int | None = None) -> ExceptionTab
 def _looks_sound(store: Store, entries: Entries, highest: int, origin_sectors: int | None) -> bool:
     """Check what can be checked quickly: exceptions in ascending order on the COW are no twins."""
     news, layout = entries.news, store.layout
-    if news[0] <= highest or not all(map(lt, news, news[1:])):
+    if news[0] <= highest or news[-1] >= store.chunks:
         return False
-    if news[-1] >= store.chunks or any(new % layout.stride == 1 for new in news):
+    if _is_consecutive(news):  # as it nearly always is
+        if news[0] + (1 - news[0]) % layout.stride <= news[-1]:
+            return False
+    elif not all(map(lt, news, news[1:])) or any(new % layout.stride == 1 for new in news):
         return False
     return origin_sectors is None or max(entries.olds) * layout.chunk_size < origin_sectors
+
+
+def _is_consecutive(numbers: array[int]) -> bool:
+    first, last = numbers[0], numbers[-1]
+    if last - first != len(numbers) - 1:
+        return False
+    return numbers == array("Q", range(first, last + 1))

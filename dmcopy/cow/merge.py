@@ -18,13 +18,14 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from dmcopy.cow.extents import Extent, backwards
-from dmcopy.cow.extract import check_chunks, exception_move, mean_extents
+from dmcopy.cow.extents import Extent, join
+from dmcopy.cow.extract import check_chunks, exception_move
+from dmcopy.cow.gathering import Move
 from dmcopy.cow.load import load
-from dmcopy.cow.moving import Move, Mover, Write
+from dmcopy.cow.moving import Mover, Write
 from dmcopy.cow.store import PIECE_BYTES, CowDevice, Store, read_bytes, read_store
 from dmcopy.io.region import IoRegion
-from dmcopy.ondisk.exception_store import ENTRY_BYTES, parse_area
+from dmcopy.ondisk.exception_store import ENTRY_BYTES, words
 from dmcopy.units import SECTOR_SHIFT
 
 BATCH_BYTES: Final = 128 << 20
@@ -38,25 +39,30 @@ class _Piece(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """An extent that is merged, after which a piece has `keep` entries left."""
+    """The last `count` entries of a piece, which has `keep` left when they are merged."""
 
     piece: _Piece
-    extent: Extent
     keep: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
+
+    def extents(self) -> Iterator[Extent]:
+        """Yield what is to be copied."""
+        start = self.keep * ENTRY_BYTES
+        pairs = words(self.piece.data[start : start + self.count * ENTRY_BYTES])
+        return join(zip(pairs[0::2], pairs[1::2], strict=True))
 
 
 @dataclass
 class Merge:
     """A merge that is to be done; see `plan_merge`.
 
-    `exceptions` is how many there are, `extents` about how many copies that takes; `merged` counts
-    the exceptions that are safe on the origin and gone from the store.
+    `exceptions` is how many there are; `merged` counts those that are safe on the origin and gone
+    from the store.
     """
 
     origin: IoRegion
     store: Store
     exceptions: int
-    extents: int
     merged: int = 0
 
     @property
@@ -68,11 +74,6 @@ class Merge:
     def total(self) -> int:
         """How many sectors are to be copied, give or take a short last chunk."""
         return self.exceptions * self.store.header.chunk_size
-
-    @property
-    def mean(self) -> int:
-        """About how long the copies are, in sectors."""
-        return self.total // (self.extents or 1)
 
     def run(self, mover: Mover) -> None:
         """Merge. Raises DeviceError; what was merged until then remains so."""
@@ -92,25 +93,27 @@ class Merge:
         mover.flush(self.origin.device)
         mover.write(self.store.device, list(self._clearings(copied)))
         mover.flush(self.store.device)
-        self.merged += sum(step.extent.count for step in copied)
+        self.merged += sum(step.count for step in copied)
 
     def _moves(self, walk: Iterator[_Step], batch: list[_Step]) -> Iterator[Move]:
         """Yield the next copies, and note what they are of; the areas are read on the way."""
         chunks = 0
         for step in walk:
             batch.append(step)
-            yield from exception_move(self.store, step.extent, self.origin).cut()
-            chunks += step.extent.count
+            for extent in step.extents():
+                yield exception_move(self.store, extent, self.origin)
+            chunks += step.count
             if chunks >= self._limit:
                 return
 
     def _walk(self) -> Iterator[_Step]:
-        """Yield the extents from the last exception back."""
+        """Yield all exceptions, the last ones first, no more than a batch at once."""
         for piece in self._pieces():
-            keep = len(piece.data) // ENTRY_BYTES
-            for extent in backwards(parse_area(piece.data), self._limit):
-                keep -= extent.count
-                yield _Step(piece, extent, keep)
+            left = len(piece.data) // ENTRY_BYTES
+            while left:
+                count = min(left, self._limit)
+                left -= count
+                yield _Step(piece, left, count)
 
     def _pieces(self) -> Iterator[_Piece]:
         """Yield the entries by pieces of an area, the last one first, none empty."""
@@ -132,7 +135,7 @@ class Merge:
             here = list(steps)
             first, last = here[0], here[-1]
             low = last.keep * ENTRY_BYTES // block * block
-            end = (first.keep + first.extent.count) * ENTRY_BYTES
+            end = (first.keep + first.count) * ENTRY_BYTES
             kept = piece.data[low : last.keep * ENTRY_BYTES]
             zeroed = kept.ljust(-(-end // block) * block - low, b"\0")
             yield Write((piece.offset + low) >> SECTOR_SHIFT, zeroed)
@@ -146,5 +149,4 @@ def plan_merge(origin: IoRegion, cow: CowDevice) -> Merge:
     """
     store = read_store(cow)
     check_chunks(store, origin.device)
-    table = load(store, origin_sectors=origin.count)
-    return Merge(origin, store, len(table), mean_extents(table))
+    return Merge(origin, store, len(load(store, origin_sectors=origin.count)))

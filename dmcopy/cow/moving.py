@@ -1,49 +1,35 @@
-"""Many copies, of any size and between several devices, kept going on one kcopyd client."""
+"""Many copies, of any size and from several devices to one, kept going on a reactor.
+
+    moves → windows of 1 MiB, eight at once → the reads of a window → all its writes
+
+A window has 2 MiB of memory, which makes 16 MiB, however much is moved.
+
+Measured on RAM-backed loop devices, two cores, kernel 6.18: with a ring of io_uring the speed is
+that of threads where moves are long, and twice that where they are short.
+"""
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Final, NamedTuple
 
-from dmcopy.errors import DeviceError
+from dmcopy.cow.gathering import Move
+from dmcopy.cow.window import WINDOW_SECTORS, Window, failed
 from dmcopy.io import whole
-from dmcopy.io.backend import probe
+from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import Io, Memory, Op
-from dmcopy.kcopyd import Client, CopyJob
-from dmcopy.transfer.settings import BULK_SECTORS, choose
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
 
-PIECE_SECTORS: Final = 2048
-"""The longest move: 1 MiB, the largest sub-job."""
+WINDOWS: Final = 8
 WRITE_DEPTH: Final = 64
-SMALL_DEPTH: Final = 32
-"""Requests in flight where moves are small, and each is mostly overhead."""
 PROGRESS_SECONDS: Final = 0.1
 FLUSH_SECONDS: Final = 3600.0
 """A flush of a file has all of it to write, through the page cache."""
 
 Observer = Callable[[int, float], object]
 """Told how many sectors have been moved, and in how many seconds."""
-
-
-class Move(NamedTuple):
-    """Copy one region to another, which is as long."""
-
-    source: IoRegion
-    dest: IoRegion
-
-    def cut(self) -> Iterator[Move]:
-        """Yield it in pieces that are worth one request each."""
-        if self.source.count <= PIECE_SECTORS:
-            yield self
-            return
-        for start in range(0, self.source.count, PIECE_SECTORS):
-            count = min(PIECE_SECTORS, self.source.count - start)
-            yield Move(self.source.slice(start, count), self.dest.slice(start, count))
 
 
 class Write(NamedTuple):
@@ -54,24 +40,25 @@ class Write(NamedTuple):
 
 
 class Mover:
-    """Does moves on `client`, and single writes and flushes in between.
+    """Does moves to `dest`, and single writes and flushes in between.
 
-    `outstanding` is how many moves the client is given at once. `sectors` counts what was moved;
-    `interrupted` says whether `interrupt` ended it.
+    `chunk_size`: of what could not be read, it is told which chunk of so many sectors. `sectors`
+    counts what was moved; `interrupted` says whether `interrupt` ended it.
     """
 
     def __init__(
-        self, client: Client, *, outstanding: int = 16, observer: Observer | None = None
+        self, reactor: Reactor, dest: Device, *, chunk_size: int, observer: Observer | None = None
     ) -> None:
         self.sectors = 0
         self.interrupted = False
-        self._client = client
-        self._reactor = client.reactor
-        self._outstanding = outstanding
+        self._reactor = reactor
         self._observe = observer
         self._began = self._told = self._reactor.time()
-        self._active: set[CopyJob] = set()
+        self._whole = min(chunk_size, WINDOW_SECTORS)
+        self._idle = [Window(reactor, dest, chunk_size, self._ended) for _ in range(WINDOWS)]
+        self._active = 0
         self._moves: Iterator[Move] = iter(())
+        self._rest: Move | None = None
         self._filling = False
         self._error: BaseException | None = None
 
@@ -85,7 +72,7 @@ class Mover:
 
     def start(self, moves: Iterable[Move]) -> None:
         """Begin to do moves; they go on while anything is waited for here."""
-        self._moves = iter(moves)
+        self._moves, self._rest = iter(moves), None
         self._filling = not self.interrupted
         self._reactor.call_soon(self._fill)
 
@@ -100,7 +87,11 @@ class Mover:
         """Start nothing more; what is under way is finished. From a signal handler, too."""
         self.interrupted = True
         self._filling = False
-        self._reactor.call_soon_threadsafe(self._cancel)
+
+    def close(self) -> None:
+        """Wait for what is under way; nothing more is started."""
+        self._filling = False
+        self._reactor.run_until(lambda: not self._active)
 
     def flush(self, device: Device) -> None:
         """Make what was written to a device durable. Raises DeviceError."""
@@ -126,30 +117,46 @@ class Mover:
         memory.close()
         for request in done:
             if request.error:
-                raise _failed("write", request.region, request.error)
+                raise failed("write", request)
 
     def _fill(self) -> None:
-        """Keep the client busy."""
+        """Keep all windows busy."""
         try:
-            while self._filling and len(self._active) < self._outstanding:
-                move = next(self._moves, None)
-                if move is None:
+            while self._filling and self._idle:
+                moves = self._take()
+                if not moves:
                     self._filling = False
                     break
-                job = self._client.copy(move.source, (move.dest,))
-                self._active.add(job)
-                job.add_done_callback(functools.partial(self._done, job))
-        except BaseException as error:  # in a callback: `run` raises it
+                self._idle[-1].begin(moves)
+                self._idle.pop()
+                self._active += 1
+        except BaseException as error:  # in a callback: `finish` raises it
             self._fail(error)
 
-    def _done(self, job: CopyJob) -> None:
-        self._active.remove(job)
-        if job.ok:
-            self.sectors += job.count
-        elif job.read_failures:
-            self._fail(_failed("read", *job.read_failures[0]))
-        elif job.write_failures and not job.cancelled:
-            self._fail(_failed("write", *job.write_failures[0][1]))
+    def _take(self) -> list[Move]:
+        """Return the moves of a window; of one that is too long, as many whole chunks as fit."""
+        moves: list[Move] = []
+        left = WINDOW_SECTORS
+        while left and (move := self._rest or next(self._moves, None)):
+            self._rest = None
+            if move.count > left:
+                fits = left - left % self._whole
+                source, sector, dest, count = move
+                self._rest = Move(source, sector + fits, dest + fits, count - fits)
+                move = Move(source, sector, dest, fits)
+                left = fits
+            if move.count:
+                moves.append(move)
+            left -= move.count
+        return moves
+
+    def _ended(self, window: Window) -> None:
+        self._active -= 1
+        self._idle.append(window)
+        if window.error is None:
+            self.sectors += window.sectors
+        else:
+            self._fail(window.error)
         if self._observe is not None and self._reactor.time() >= self._told + PROGRESS_SECONDS:
             self._tell()
         self._fill()
@@ -157,11 +164,6 @@ class Mover:
     def _fail(self, error: BaseException) -> None:
         self._filling = False
         self._error = self._error or error
-        self._cancel()
-
-    def _cancel(self) -> None:
-        for job in list(self._active):
-            job.cancel()
 
     def _tell(self) -> None:
         self._told = self._reactor.time()
@@ -171,30 +173,11 @@ class Mover:
 
 @contextmanager
 def make_mover(
-    source: IoRegion, dest: IoRegion, *, mean: int, observer: Observer | None = None
+    dest: Device, *, chunk_size: int, observer: Observer | None = None
 ) -> Iterator[Mover]:
-    """Yield a mover for moves of about `mean` sectors, on a client and a reactor of its own."""
-    small = mean < BULK_SECTORS
-    # What is quickest for long moves, and so chosen by itself, is not for short ones.
-    ring = small and "DMCOPY_IO" not in os.environ and not probe()["uring"]
-    settings = choose(
-        source,
-        (dest,),
-        backend="uring" if ring else None,
-        depth=SMALL_DEPTH if small else None,
-    )
+    """Yield a mover on a reactor of its own."""
     with (
-        settings.reactor() as reactor,
-        Client(
-            settings.pages,
-            reactor=reactor,
-            sub_job_sectors=settings.sub_job,
-            depth=settings.depth,
-        ) as client,
+        Reactor() as reactor,
+        closing(Mover(reactor, dest, chunk_size=chunk_size, observer=observer)) as mover,
     ):
-        yield Mover(client, outstanding=4 * settings.depth, observer=observer)
-
-
-def _failed(action: str, region: IoRegion, errno: int) -> DeviceError:
-    what = f"{action} {region.count} sectors from {region.sector}"
-    return DeviceError(region.device.path, what, errno)
+        yield mover

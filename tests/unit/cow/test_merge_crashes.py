@@ -18,7 +18,6 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import Op, Request
 from dmcopy.io.simulated import SimulatedBackend
-from dmcopy.kcopyd import Client
 from tests.unit.cow.memory import MemoryDisk
 from tests.unit.cow.stores import allocate, build, overlay, scattered
 
@@ -80,12 +79,10 @@ class World:
     def merge(self, seed: int, steps: int, mover_type: type[Mover] = Mover) -> bool:
         """Merge, and cut the power after so many steps; return whether that came too late."""
         with Reactor(Backend(seed, steps, [self.origin, self.cow])) as reactor:
-            client = Client(64, reactor=reactor, depth=4)
             plan = plan_merge(IoRegion(self.origin, 0, ORIGIN_SECTORS), self.cow)
             try:
-                plan.run(mover_type(client, outstanding=8))
+                plan.run(mover_type(reactor, self.origin, chunk_size=self.chunk_size))
                 assert plan.merged == plan.exceptions
-                client.destroy()
             except PowerCutError:
                 return False
         return True
