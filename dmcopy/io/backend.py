@@ -51,12 +51,9 @@ class Fan:
     For back ends, or requests, that have nothing better.
     """
 
-    def __init__(
-        self, request: CopyIo, submit: Callable[[Io], None], finish: Callable[[Request], object]
-    ) -> None:
+    def __init__(self, request: CopyIo, submit: Callable[[Io], None]) -> None:
         self._request = request
         self._submit = submit
-        self._finish = finish
         self._left = len(request.dests)
 
     def start(self) -> None:
@@ -68,7 +65,7 @@ class Fan:
         request = self._request
         if read.error:
             request.error = read.error
-            self._finish(request)
+            request.notify(request)
             return
         for index, dest in enumerate(request.dests):
             self._submit(
@@ -80,7 +77,7 @@ class Fan:
             self._request.write_failed(write.context, write.error)
         self._left -= 1
         if not self._left:
-            self._finish(self._request)
+            self._request.notify(self._request)
 
 
 class FlushFirst:
@@ -89,12 +86,9 @@ class FlushFirst:
     For back ends, or requests, that have nothing better.
     """
 
-    def __init__(
-        self, request: Io, submit: Callable[[Io], None], finish: Callable[[Request], object]
-    ) -> None:
+    def __init__(self, request: Io, submit: Callable[[Io], None]) -> None:
         self._request = request
         self._submit = submit
-        self._finish = finish
 
     def start(self) -> None:
         """Submit the flush."""
@@ -111,7 +105,7 @@ class FlushFirst:
 
     def _ended(self, part: Io) -> None:
         self._request.error = part.error
-        self._finish(self._request)
+        self._request.notify(self._request)  # type: ignore[misc]
 
 
 @functools.cache

@@ -173,7 +173,6 @@ class SimulatedBackend:
         self._now = 0.0
         self._order = 0
         self._events: list[tuple[float, int, Io, int]] = []
-        self._finished: list[Request] = []
         self.steps = 0
 
     def time(self) -> float:
@@ -187,10 +186,10 @@ class SimulatedBackend:
     def submit(self, request: Request) -> None:
         """Decide when the request completes."""
         if isinstance(request, CopyIo):
-            Fan(request, self.submit, self._finish).start()
+            Fan(request, self.submit).start()
             return
         if request.preflush:
-            FlushFirst(request, self.submit, self._finish).start()
+            FlushFirst(request, self.submit).start()
             return
         delay = self._rng.choice((10e-6, 100e-6, 1e-3)) * (1 + self._rng.random())
         self._order += 1
@@ -199,9 +198,6 @@ class SimulatedBackend:
 
     def poll(self, timeout: float | None) -> list[Request]:
         """Let the next request complete, or the clock go on by `timeout`."""
-        if self._finished:
-            finished, self._finished = self._finished, []
-            return finished
         if not self._events:
             if timeout is None:
                 raise DeadlineError(
@@ -218,9 +214,6 @@ class SimulatedBackend:
         _perform(request, covered)
         return [request]
 
-    def _finish(self, request: Request) -> None:
-        self._finished.append(request)
-
     def close(self) -> None:
         """Forget what is in flight."""
         self._events.clear()
@@ -230,7 +223,6 @@ class SimulatedBackend:
         for request in self._writes_in_flight():
             _write(request, request.device)  # type: ignore[arg-type]
         self._events.clear()
-        self._finished.clear()
         for disk in disks:
             disk.crash(self._rng)
 

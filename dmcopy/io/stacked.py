@@ -29,10 +29,10 @@ class StackBackend:
         self.below = below
         self.name = below.name
         self.time = below.time
+        self.poll = below.poll
         self.fileno = below.fileno
         self.close = below.close
         self._submit_below = below.submit
-        self._finished: list[Request] = []
 
     def submit(self, request: Request) -> None:
         """Route a request by its device; a copy that touches a stacked one goes in parts."""
@@ -41,26 +41,17 @@ class StackBackend:
             if not isinstance(device, StackedDevice):
                 self._submit_below(request)
             elif request.preflush:
-                FlushFirst(request, self.submit, self._finished.append).start()
+                FlushFirst(request, self.submit).start()
             else:
                 device.submit(request)
         elif _is_plain(request):
             self._submit_below(request)
         else:
-            Fan(request, self.submit, self._finished.append).start()
-
-    def poll(self, timeout: float | None) -> list[Request]:
-        """See `IoBackend.poll`."""
-        if self._finished:
-            timeout = 0
-        found = self.below.poll(timeout)
-        if self._finished:
-            found = found + self._finished
-            self._finished.clear()  # in place: whoever fans a copy out holds on to its append
-        return found
+            Fan(request, self.submit).start()
 
 
 def _is_plain(copy: CopyIo) -> bool:
-    if isinstance(copy.source[0], StackedDevice):
-        return False
-    return not any(isinstance(dest[0], StackedDevice) for dest in copy.dests)
+    for device, _, _ in copy.dests:
+        if isinstance(device, StackedDevice):
+            return False
+    return not isinstance(copy.source[0], StackedDevice)

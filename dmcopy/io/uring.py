@@ -125,9 +125,6 @@ class UringBackend:
         if self._bell is not None:
             os.close(self._bell)
 
-    def _finish(self, request: Request) -> None:
-        self._finished.append(request)
-
     @staticmethod
     def _drain(bell: int) -> None:
         try:
@@ -188,7 +185,7 @@ class UringBackend:
             elif request.preflush:
                 # Not as a linked pair: a fsync that fails does not break its link (io_fsync in
                 # io_uring/sync.c sets the result and not REQ_F_FAIL; measured on 6.18).
-                FlushFirst(request, self.submit, self._finish).start()
+                FlushFirst(request, self.submit).start()
             elif request.op <= Op.FLUSH:
                 self._start_io(request)
             else:
@@ -200,7 +197,7 @@ class UringBackend:
     def _start_copy(self, request: CopyIo) -> None:
         dests = request.dests
         if len(dests) != 1:
-            Fan(request, self.submit, self._finish).start()
+            Fan(request, self.submit).start()
             return
         device, sector, _ = request.source
         to, to_sector, _ = dests[0]

@@ -154,17 +154,17 @@ class PendingExceptions:
 
         Out of order, a crash could leave holes: space that is never used again.
         """
-        pending.failed = bool(read_err or write_err)
+        self.copies -= 1
+        if read_err or write_err:
+            pending.failed = True
         if pending.sequence != self._complete_sequence:
             self._out_of_order[pending.sequence] = pending
         else:
-            following: Pending | None = pending
-            while following is not None:
+            self._complete_sequence += 1
+            self.store.commit(pending)
+            while self._out_of_order and self._complete_sequence in self._out_of_order:
+                following = self._out_of_order.pop(self._complete_sequence)
                 self._complete_sequence += 1
-                self.store.commit(
-                    following.old, following.new, not following.failed, following.committed
-                )
-                following = self._out_of_order.pop(self._complete_sequence, None)
-        self.copies -= 1
+                self.store.commit(following)
         while self._waiters and not self.is_congested:
             self._waiters.popleft()()

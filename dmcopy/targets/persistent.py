@@ -29,7 +29,7 @@ from dmcopy.ondisk.exception_store import (
 )
 from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.targets.base import TargetError
-from dmcopy.targets.store import Usage, check_chunk_size
+from dmcopy.targets.store import Prepared, Usage, check_chunk_size
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT, SECTOR_SIZE
 
 DEFAULT_CHUNK_SIZE = 32
@@ -37,8 +37,6 @@ DEFAULT_CHUNK_SIZE = 32
 PREFETCH_CHUNKS = 12
 """DM_PREFETCH_CHUNKS; of chunks larger than PIECE_BYTES, so many pieces."""
 PIECE_BYTES = 1 << 20
-
-_Commit = tuple[int, int, bool, Callable[[bool], object]]
 
 
 class PersistentStore:
@@ -63,8 +61,8 @@ class PersistentStore:
         self._committed = 0
         self._written = 0  # entries of the area that are on disk
         self._pending = 0  # prepared and not yet committed
-        self._queue: deque[_Commit] = deque()
-        self._callbacks: list[Callable[[bool], object]] = []
+        self._queue: deque[Prepared] = deque()
+        self._batch: list[Prepared] = []
         self._busy = 0
         self._writing = False
         self._draining = False
@@ -122,10 +120,11 @@ class PersistentStore:
         self._pending += 1
         return chunk
 
-    def commit(self, old: int, new: int, good: bool, notify: Callable[[bool], object]) -> None:
-        """Record an exception; `notify(valid)` once it is durable, with others of its batch."""
-        self._queue.append((old, new, good, notify))
-        self._drain()
+    def commit(self, prepared: Prepared) -> None:
+        """Record an exception; `committed` once it is durable, with others of its batch."""
+        self._queue.append(prepared)
+        if not self._writing and not self._draining:
+            self._drain()
 
     def invalidate(self, notify: Callable[[], object]) -> None:
         """Write the header with valid 0; a device that fails this keeps its old header."""
@@ -227,16 +226,15 @@ class PersistentStore:
 
     def _drain(self) -> None:
         """Take commits in until a batch is complete, and write it."""
-        if self._draining:
-            return
         self._draining = True
         while self._queue and not self._writing:
-            old, new, good, notify = self._queue.popleft()
-            if not good:
+            prepared = self._queue.popleft()
+            if prepared.failed:
                 self._valid = False
-            ENTRY.pack_into(self._memory.view, self._committed * ENTRY_BYTES, old, new)
+            place = self._committed * ENTRY_BYTES
+            ENTRY.pack_into(self._memory.view, place, prepared.old, prepared.new)
             self._committed += 1
-            self._callbacks.append(notify)
+            self._batch.append(prepared)
             self._pending -= 1
             if not self._pending or self._committed == self._layout.per_area:
                 self._write_batch()
@@ -272,12 +270,13 @@ class PersistentStore:
             self._area += 1
             self._committed = self._written = 0
             self._clear()
-        callbacks, self._callbacks = self._callbacks, []
+        batch, self._batch = self._batch, []
         valid = self._valid
         self._writing = False
-        for notify in callbacks:
-            notify(valid)
-        self._drain()
+        for prepared in batch:
+            prepared.committed(valid)
+        if not self._draining:
+            self._drain()
 
     def _clear(self) -> None:
         """Zero the area in memory; a new map costs nothing however large the chunk is."""

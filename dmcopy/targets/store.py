@@ -23,6 +23,21 @@ class Usage(NamedTuple):
     metadata: int
 
 
+class Prepared(Protocol):
+    """An exception as its store gets it: chunk `old` of the origin is in chunk `new` of the COW.
+
+    `failed`: its data was lost on the way. `committed(valid)` is called when it is durable, or when
+    the store has lost it.
+    """
+
+    old: int
+    new: int
+    failed: bool
+
+    def committed(self, valid: bool) -> None:
+        """Hear what became of it."""
+
+
 class ExceptionStore(Protocol):
     """Where a snapshot's changed chunks are. `chunk_size` is in sectors."""
 
@@ -39,8 +54,8 @@ class ExceptionStore(Protocol):
     def prepare(self) -> int | None:
         """Reserve a chunk of the COW; None when it is full. Every one must come to `commit`."""
 
-    def commit(self, old: int, new: int, good: bool, notify: Callable[[bool], object]) -> None:
-        """Record an exception whose data is in place, or was lost; then call `notify(valid)`."""
+    def commit(self, prepared: Prepared) -> None:
+        """Record an exception whose data is in place, or was lost; then call its `committed`."""
 
     def invalidate(self, notify: Callable[[], object]) -> None:
         """Say on the device that the store is no longer valid; `notify` when that was tried."""
@@ -84,10 +99,9 @@ class TransientStore:
         self._next += self.chunk_size
         return self._next // self.chunk_size - 1
 
-    def commit(self, old: int, new: int, good: bool, notify: Callable[[bool], object]) -> None:
+    def commit(self, prepared: Prepared) -> None:
         """There is nothing to record."""
-        del old, new
-        notify(good)
+        prepared.committed(not prepared.failed)
 
     def invalidate(self, notify: Callable[[], object]) -> None:
         """There is nobody to tell."""

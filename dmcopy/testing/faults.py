@@ -16,7 +16,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Self
 
-from dmcopy.io.backend import Fan, IoBackend
+from dmcopy.io.backend import Fan, FlushFirst, IoBackend
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.io.request import CopyIo, Io, Op, Request
@@ -81,9 +81,12 @@ class FaultyBackend:
         """Fail the request, or hand it on; a copy is taken apart into its read and its writes."""
         if isinstance(request, CopyIo):
             if self._may_touch(request):
-                Fan(request, self.submit, self._finished.append).start()
+                Fan(request, self.submit).start()
             else:
                 self.inner.submit(request)
+            return
+        if request.preflush:
+            FlushFirst(request, self.submit).start()
             return
         for fault in self.faults:
             if fault.touches(request):
@@ -94,8 +97,7 @@ class FaultyBackend:
 
     def poll(self, timeout: float | None) -> list[Request]:
         """See `IoBackend.poll`."""
-        finished = self._finished[:]
-        self._finished.clear()  # in place: whoever fans a copy out holds on to its append
+        finished, self._finished = self._finished, []
         return finished + self.inner.poll(0 if finished else timeout)
 
     def close(self) -> None:

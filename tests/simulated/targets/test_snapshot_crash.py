@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,9 +95,17 @@ def early_callback(patch: pytest.MonkeyPatch) -> None:
     """Writers go on before the exception is durable."""
     commit = PersistentStore.commit
 
-    def early(self: Any, old: int, new: int, good: bool, notify: Any) -> None:
-        notify(good)
-        commit(self, old, new, good, lambda _valid: None)
+    def early(self: Any, prepared: Any) -> None:
+        prepared.committed(not prepared.failed)
+        commit(
+            self,
+            SimpleNamespace(
+                old=prepared.old,
+                new=prepared.new,
+                failed=prepared.failed,
+                committed=lambda _valid: None,
+            ),
+        )
 
     patch.setattr(PersistentStore, "commit", early)
 

@@ -36,6 +36,14 @@ class Rig:
         self.reactor.run_until(lambda: done, 10)
         return done[0].error
 
+    def write_behind_a_flush(self, device: BlockDevice) -> int:
+        done: list[Io] = []
+        region = IoRegion(device, 0, 8)
+        write = Io(Op.WRITE, region, self.memory, [(0, 4096)], done.append, preflush=True)
+        self.reactor.submit(write)
+        self.reactor.run_until(lambda: done, 10)
+        return done[0].error
+
     def copy(self, sector: int, count: int) -> tuple[int, dict[int, int]]:
         done: list[CopyIo] = []
         source, dest = (IoRegion(device, sector, count) for device in (self.one, self.two))
@@ -90,3 +98,12 @@ def test_copies(rig: Rig) -> None:
     assert rig.copy(0, 8) == (0, {})
     assert rig.copy(32, 8) == (0, {})
     assert rig.two.pread(32, 8) == rig.one.pread(32, 8)
+
+
+def test_a_flush_fails_the_write_behind_it(rig: Rig) -> None:
+    before = rig.two.pread(0, 8)
+    rig.faulty.fail(rig.two, Op.FLUSH, error=errno.ENOSPC, times=1)
+    assert rig.write_behind_a_flush(rig.two) == errno.ENOSPC
+    assert rig.two.pread(0, 8) == before
+    assert rig.write_behind_a_flush(rig.two) == 0
+    assert rig.two.pread(0, 8) == bytes(4096)
