@@ -139,13 +139,14 @@ def _moving(
 ) -> Iterator[Mover]:
     """Yield a mover whose progress is shown, and which SIGINT ends."""
     renderer = make_renderer(args.progress)
+    chunk_size = work.store.header.chunk_size
 
     def show(sectors: int, seconds: float) -> None:
         renderer.show(Progress(phase, sectors, work.total, (sectors,), seconds))
 
     with (
         contextlib.closing(renderer),
-        make_mover(dest, chunk_size=work.store.header.chunk_size, observer=show) as mover,
+        make_mover(dest, chunk_size=chunk_size, mean=work.mean, observer=show) as mover,
         interrupting(mover),
     ):
         yield mover

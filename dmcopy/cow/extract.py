@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dmcopy.cow.extents import Extent, join
+from dmcopy.cow.extents import Extent, join, mean_count
 from dmcopy.cow.gathering import Move
 from dmcopy.cow.load import load, load_any
 from dmcopy.cow.moving import Mover
@@ -35,6 +35,11 @@ class Extract:
         last, rest = divmod(self.origin.count, size)
         missing = size - rest if rest and last in self.table else 0
         return len(self.table) * size - missing
+
+    @property
+    def mean(self) -> int:
+        """About how long the extents in the store are, in sectors."""
+        return mean_count(self.table.items()) * self.store.header.chunk_size
 
     def _all(self) -> Iterator[Move]:
         """Yield the copies of everything, ascending: so its writes can be long."""

@@ -18,7 +18,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from dmcopy.cow.extents import Extent, join
+from dmcopy.cow.extents import Extent, join, mean_count
 from dmcopy.cow.extract import check_chunks, exception_move
 from dmcopy.cow.gathering import Move
 from dmcopy.cow.load import load
@@ -56,13 +56,14 @@ class _Step(NamedTuple):
 class Merge:
     """A merge that is to be done; see `plan_merge`.
 
-    `exceptions` is how many there are; `merged` counts those that are safe on the origin and gone
-    from the store.
+    `exceptions` is how many there are, `mean` about how long their extents are, in sectors;
+    `merged` counts the exceptions that are safe on the origin and gone from the store.
     """
 
     origin: IoRegion
     store: Store
     exceptions: int
+    mean: int
     merged: int = 0
 
     @property
@@ -149,4 +150,6 @@ def plan_merge(origin: IoRegion, cow: CowDevice) -> Merge:
     """
     store = read_store(cow)
     check_chunks(store, origin.device)
-    return Merge(origin, store, len(load(store, origin_sectors=origin.count)))
+    table = load(store, origin_sectors=origin.count)
+    mean = mean_count(table.items()) * store.header.chunk_size
+    return Merge(origin, store, len(table), mean)
