@@ -1,0 +1,220 @@
+"""Moves by the window: their data, errors in the middle, and which chunk it was."""
+
+from __future__ import annotations
+
+import errno
+import random
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from dmcopy.cow import merge as merging
+from dmcopy.cow.extract import plan_extract
+from dmcopy.cow.gathering import Move
+from dmcopy.cow.merge import plan_merge
+from dmcopy.cow.moving import Mover, make_mover
+from dmcopy.cow.store import read_store
+from dmcopy.cow.window import WINDOW_SECTORS
+from dmcopy.errors import DeviceError, UsageError
+from dmcopy.io.reactor import Reactor
+from dmcopy.io.region import IoRegion
+from dmcopy.io.request import Op
+from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from tests.unit.cow.memory import MemoryDisk
+from tests.unit.cow.stores import Pairs, allocate, build, overlay
+
+CHUNK = 2
+ORIGIN_SECTORS = 5999  # the last chunk is a short one
+CHUNKS = 3000
+
+
+class World:
+    """An origin whose every other run of chunks, in no order, is on a COW; and an image to be."""
+
+    def __init__(self, seed: int = 0) -> None:
+        rnd = random.Random(seed)
+        starts = rnd.sample(range(0, CHUNKS, 20), 150)
+        olds = [start + place for start in starts for place in range(rnd.randrange(1, 20))]
+        self.pairs: Pairs = allocate([*olds[:700], CHUNKS - 1, *olds[700:]], CHUNK)
+        origin = rnd.randbytes(ORIGIN_SECTORS * 512)
+        cow = build(CHUNK, self.pairs, len(self.pairs) + 100, seed=seed)
+        self.origin, self.cow = MemoryDisk(origin, "origin"), MemoryDisk(cow)
+        self.out = SimulatedDisk(ORIGIN_SECTORS, "out")
+        self.content = overlay(origin, cow, CHUNK, self.pairs)
+        self.reactor = Reactor(SimulatedBackend(seed))
+
+    def extract(self, *, changed_only: bool = False) -> Mover:
+        origin, out = (IoRegion(disk, 0, ORIGIN_SECTORS) for disk in (self.origin, self.out))
+        mover = Mover(self.reactor, self.out, chunk_size=CHUNK)
+        plan_extract(origin, self.cow, out, changed_only=changed_only).run(mover)
+        return mover
+
+    def merge(self) -> None:
+        plan = plan_merge(IoRegion(self.origin, 0, ORIGIN_SECTORS), self.cow)
+        plan.run(Mover(self.reactor, self.origin, chunk_size=CHUNK))
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World()
+    with made.reactor:
+        yield made
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("changed_only", [False, True])
+def test_extract(seed: int, changed_only: bool) -> None:
+    world = World(seed)
+    if changed_only:
+        world.out.load(world.origin.content)
+    mover = world.extract(changed_only=changed_only)
+    assert bytes(world.out.content) == world.content
+    changed = len(world.pairs) * CHUNK - 1
+    assert mover.sectors == (changed if changed_only else ORIGIN_SECTORS)
+
+
+def test_an_image_is_written_in_long_pieces(world: World) -> None:
+    world.extract()
+    assert world.out.writes == -(-ORIGIN_SECTORS // WINDOW_SECTORS)
+
+
+def test_a_cow_is_read_in_long_pieces(world: World) -> None:
+    reads = [0]
+    submit = world.reactor.submit
+
+    def counting(request: object) -> None:
+        reads[0] += getattr(request, "op", None) == Op.READ
+        submit(request)  # type: ignore[arg-type]
+
+    world.reactor.submit = counting  # type: ignore[method-assign]
+    world.extract(changed_only=True)
+    assert reads[0] <= len(world.pairs) * CHUNK // WINDOW_SECTORS + 1
+
+
+@pytest.mark.parametrize("place", [0, 350, 1000, -1])
+@pytest.mark.parametrize("action", ["extract", "changed", "merge"])
+def test_a_chunk_that_cannot_be_read_is_named(world: World, place: int, action: str) -> None:
+    old, new = world.pairs[place]
+    before = dict(world.pairs)
+    world.cow.fail(Op.READ, new * CHUNK, 1)
+    with pytest.raises(DeviceError) as caught:
+        {
+            "extract": world.extract,
+            "changed": lambda: world.extract(changed_only=True),
+            "merge": world.merge,
+        }[action]()
+    assert (caught.value.path, caught.value.errno) == ("cow", errno.EIO)
+    assert str(caught.value).endswith(f"; this is chunk {old} of the snapshot")
+    assert re.search(rf"cannot read [12] sectors from {new * CHUNK}:", str(caught.value))
+    if action == "merge":  # nothing is forgotten that did not arrive
+        left = [
+            pair
+            for entries in read_store(world.cow).entries()
+            for pair in zip(entries.olds, entries.news, strict=True)
+        ]
+        assert (old, new) in left
+        assert before == dict(world.pairs)
+        world.cow.faults.clear()
+        world.merge()
+        assert bytes(world.origin.content) == world.content
+
+
+def test_a_chunk_of_the_origin_that_cannot_be_read_is_named(world: World) -> None:
+    changed = dict(world.pairs)
+    bad = next(old for old in range(1500, CHUNKS) if old not in changed)
+    world.origin.fail(Op.READ, bad * CHUNK + 1, 1)
+    with pytest.raises(DeviceError, match=f"origin: .*this is chunk {bad} of the snapshot"):
+        world.extract()
+
+
+def test_what_nobody_wants_need_not_be_readable(world: World) -> None:
+    """Chunks of the origin that are on the COW are read along with their neighbours."""
+    for old, _ in world.pairs:
+        world.origin.fail(Op.READ, old * CHUNK, min(CHUNK, ORIGIN_SECTORS - old * CHUNK))
+    world.extract()
+    assert bytes(world.out.content) == world.content
+
+
+def test_a_read_that_fails_once_is_done_again(world: World) -> None:
+    fault = world.cow.fail(Op.READ, 100, 1, times=1)
+    world.extract()
+    assert fault.times == 0
+    assert bytes(world.out.content) == world.content
+
+
+@pytest.mark.parametrize("action", ["extract", "merge"])
+def test_a_write_that_fails(world: World, action: str) -> None:
+    dest = world.out if action == "extract" else world.origin
+    sector = world.pairs[40][0] * CHUNK
+    fault = dest.fail(Op.WRITE, sector, 1)
+    with pytest.raises(DeviceError, match=rf"{dest.path}: cannot write \d+ sectors from \d+: "):
+        world.extract() if action == "extract" else world.merge()
+    dest.faults.remove(fault)
+    world.extract() if action == "extract" else world.merge()
+    assert bytes(dest.content) == world.content
+
+
+def test_what_ends_early_waits_for_what_is_under_way(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An area that cannot be written ends a merge while the next batch is being copied."""
+    monkeypatch.setattr(merging, "BATCH_BYTES", 256 << 10)
+    last_area = read_store(world.cow).area_offset(len(world.pairs) // 64) >> 9
+    world.cow.fail(Op.WRITE, last_area, CHUNK)
+    plan = plan_merge(IoRegion(world.origin, 0, ORIGIN_SECTORS), world.cow)
+    mover = Mover(world.reactor, world.origin, chunk_size=CHUNK)
+    with pytest.raises(DeviceError, match="cow: cannot write"):
+        plan.run(mover)
+    moved = mover.sectors
+    mover.close()
+    assert moved < mover.sectors < plan.total
+    with pytest.raises(Exception, match="never happens"):  # there is no I/O left
+        world.reactor.step(None)
+
+
+def test_a_long_move_is_cut_at_whole_chunks(world: World) -> None:
+    source, out = MemoryDisk(random.Random(1).randbytes(9000 * 512)), SimulatedDisk(9000, "out")
+    mover = Mover(world.reactor, out, chunk_size=32)
+    moves = [Move(source, 0, 0, 1), Move(source, 32, 32, 8968)]
+    mover.run(moves)
+    assert mover.sectors == 8969
+    assert out.content[: 1 << 9] == source.content[: 1 << 9]
+    assert out.content[32 << 9 :] == source.content[32 << 9 :]
+    assert out.writes == 6  # the first window has one sector, and 63 chunks
+
+
+def test_nothing_is_written_past_the_end(world: World) -> None:
+    mover = Mover(world.reactor, world.out, chunk_size=CHUNK)
+    with pytest.raises(UsageError, match="past the end"):
+        mover.run([Move(world.cow, 0, ORIGIN_SECTORS - 1, 2)])
+    assert not world.out.writes
+
+
+def test_large_chunks(world: World) -> None:
+    """A chunk of 4 MiB is more than a window."""
+    size = 8192
+    pairs = allocate([2, 0], size)
+    origin = random.Random(1).randbytes((3 * size - 100) * 512)
+    cow = MemoryDisk(build(size, pairs, 4))
+    disk = MemoryDisk(origin, "origin")
+    plan = plan_merge(IoRegion(disk, 0, disk.sectors), cow)
+    plan.run(Mover(world.reactor, disk, chunk_size=size))
+    assert bytes(disk.content) == overlay(origin, bytes(cow.content), size, pairs)
+
+
+@pytest.mark.parametrize(("mean", "name"), [(8, None), (4096, "threads")])
+def test_long_moves_are_done_by_threads(
+    world: World, monkeypatch: pytest.MonkeyPatch, mean: int, name: str | None
+) -> None:
+    asked: list[str | None] = []
+
+    def make(backend: str | None = None) -> Reactor:
+        asked.append(backend)
+        return Reactor(SimulatedBackend(1))
+
+    monkeypatch.delenv("DMCOPY_IO", raising=False)
+    monkeypatch.setattr("dmcopy.cow.moving.Reactor", make)
+    with make_mover(world.out, chunk_size=CHUNK, mean=mean):
+        pass
+    assert asked == [name]
