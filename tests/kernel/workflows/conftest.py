@@ -14,7 +14,8 @@ from dmcopy.mapper.tree import top_down, with_deps
 
 @pytest.fixture
 def mapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KernelMapper]:
-    """A mapper with a ledger of the test's own, and the journal beside it."""
+    """A mapper with a ledger of the test's own, for commands too, and the journal beside it."""
+    monkeypatch.setattr("dmcopy.ledger.default_path", lambda: tmp_path / "ledger.jsonl")
     monkeypatch.setattr("dmcopy.workflows.journal.default_folder", lambda: tmp_path / "workflows")
     mapper = KernelMapper(ledger=Ledger(tmp_path / "ledger.jsonl"), timeout=60)
     yield mapper
