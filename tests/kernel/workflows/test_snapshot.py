@@ -25,6 +25,7 @@ from dmcopy.workflows.nodes import Nodes
 from dmcopy.workflows.snapshot import Snapshots
 from dmcopy.workflows.snapshot_request import Request
 from dmcopy.workflows.snapshot_watch import Threshold, watch
+from tests.kernel.marks import long_only
 
 pytestmark = pytest.mark.kernel
 
@@ -264,6 +265,7 @@ def test_killed_while_the_origin_is_suspended(
     assert content(data) == {b"b"}
 
 
+@long_only
 def test_a_merge_that_is_killed(mapper: KernelMapper, data: Path, cows: list[str]) -> None:
     mapper.create("slow", Table.of(16384, Linear(cows[0], 0)))
     fill(data, b"a")
@@ -290,6 +292,7 @@ def test_a_merge_that_is_killed(mapper: KernelMapper, data: Path, cows: list[str
     assert [info.name for info in mapper.ls()] == ["data"]
 
 
+@long_only
 def test_a_merge_that_goes_on_after_a_restart(
     mapper: KernelMapper,
     data: Path,
@@ -312,6 +315,7 @@ def test_a_merge_that_goes_on_after_a_restart(
         snapshots(mapper).finish("snap")
 
 
+@long_only
 def test_watch_extends_before_it_overflows(
     mapper: KernelMapper, data: Path, cows: list[str]
 ) -> None:

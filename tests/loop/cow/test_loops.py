@@ -100,8 +100,10 @@ def test_a_device_in_use_is_not_merged(loops: LoopFactory, cow: Run, held: str) 
 def test_a_merge_that_is_killed_goes_on(loops: LoopFactory) -> None:
     """Killed again and again, each time at another moment: whatever is left is the snapshot."""
     devices = Devices(loops)
-    script = (
-        "import sys; from dmcopy.cow import merge; merge.BATCH_BYTES = 64 << 10\n"
+    script = (  # a pause after each batch, or it might be done before it is looked at
+        "import sys, time; from dmcopy.cow import merge; merge.BATCH_BYTES = 64 << 10\n"
+        "settle = merge.Merge._settle\n"
+        "merge.Merge._settle = lambda *words: (settle(*words), time.sleep(0.02))\n"
         "from dmcopy.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     words = [sys.executable, "-c", script, "cow", "merge", devices.origin, devices.cow]
