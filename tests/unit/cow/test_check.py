@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from pathlib import Path
@@ -47,6 +48,16 @@ def with_entry(number: int, old: int, new: int, pairs: int = 600) -> bytearray:
     changed = PAIRS[:pairs]
     changed[number] = (old, new)
     return build(8, changed, CHUNKS)
+
+
+def test_chunks_one_after_the_other_up_to_metadata_and_into_it() -> None:
+    """The quick look at what is in order has to see the one chunk that is none of the data's."""
+    for last in (257, 258):
+        data = build(8, [(old, old + 2) for old in range(last - 1)], CHUNKS)
+        sound = last == 257
+        assert bool(errors(data)) != sound
+        with pytest.raises(StoreError) if not sound else contextlib.nullcontext():
+            load(read_store(MemoryDisk(data)))
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 8, 64])

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from dmcopy.cow import merge as merging
+from dmcopy.cow.extents import mean_count
 from dmcopy.cow.extract import plan_extract
 from dmcopy.cow.gathering import Move
 from dmcopy.cow.merge import plan_merge
@@ -19,7 +20,7 @@ from dmcopy.cow.window import WINDOW_SECTORS
 from dmcopy.errors import DeviceError, UsageError
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion
-from dmcopy.io.request import Op
+from dmcopy.io.request import Io, Op
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from tests.unit.cow.memory import MemoryDisk
 from tests.unit.cow.stores import Pairs, allocate, build, overlay
@@ -120,6 +121,32 @@ def test_a_chunk_that_cannot_be_read_is_named(world: World, place: int, action: 
         assert bytes(world.origin.content) == world.content
 
 
+def test_the_first_of_several_that_cannot_be_read_is_named(world: World) -> None:
+    for old, new in world.pairs[:50]:
+        world.cow.fail(Op.READ, new * CHUNK, 1)
+        first = min(old for old, _ in world.pairs[:50])
+    with pytest.raises(DeviceError, match=f"; this is chunk {first} of the snapshot"):
+        world.extract(changed_only=True)
+
+
+def test_a_short_chunk_on_a_cow_of_larger_blocks_that_cannot_be_read(world: World) -> None:
+    """It is done over in whole blocks, too."""
+    cow, out = MemoryDisk(bytes(4096 * 4)), SimulatedDisk(9, "out")
+    cow.logical_block_size = 4096
+    cow.fail(Op.READ, 16, 1, times=1)
+    counts: list[int] = []
+    submit = world.reactor.submit
+
+    def noting(request: Io) -> None:
+        counts.append(request.count)
+        submit(request)
+
+    world.reactor.submit = noting  # type: ignore[method-assign, assignment]
+    mover = Mover(world.reactor, out, chunk_size=8)
+    mover.run([Move(cow, 16, 8, 1)])
+    assert counts == [8, 8, 1]
+
+
 def test_a_chunk_of_the_origin_that_cannot_be_read_is_named(world: World) -> None:
     changed = dict(world.pairs)
     bad = next(old for old in range(1500, CHUNKS) if old not in changed)
@@ -174,13 +201,24 @@ def test_what_ends_early_waits_for_what_is_under_way(
 
 
 def test_a_long_move_is_cut_at_whole_chunks(world: World) -> None:
-    source, out = MemoryDisk(random.Random(1).randbytes(9000 * 512)), SimulatedDisk(9000, "out")
+    source, out = MemoryDisk(random.Random(1).randbytes(9024 * 512)), SimulatedDisk(9000, "out")
+    source.logical_block_size = 32 * 512
+    reads: list[Io] = []
+    submit = world.reactor.submit
+
+    def noting(request: Io) -> None:
+        if request.op == Op.READ:
+            reads.append(request)
+        submit(request)
+
+    world.reactor.submit = noting  # type: ignore[method-assign, assignment]
     mover = Mover(world.reactor, out, chunk_size=32)
-    moves = [Move(source, 0, 0, 1), Move(source, 32, 32, 8968)]
-    mover.run(moves)
+    mover.run([Move(source, 0, 0, 1), Move(source, 32, 32, 8968)])
+    assert len(reads) == 5  # the sector and the chunks behind it are one
+    assert not any(read.sector % 32 for read in reads)
     assert mover.sectors == 8969
     assert out.content[: 1 << 9] == source.content[: 1 << 9]
-    assert out.content[32 << 9 :] == source.content[32 << 9 :]
+    assert out.content[32 << 9 :] == source.content[32 << 9 : 9000 << 9]
     assert out.writes == 6  # the first window has one sector, and 63 chunks
 
 
@@ -201,6 +239,14 @@ def test_large_chunks(world: World) -> None:
     plan = plan_merge(IoRegion(disk, 0, disk.sectors), cow)
     plan.run(Mover(world.reactor, disk, chunk_size=size))
     assert bytes(disk.content) == overlay(origin, bytes(cow.content), size, pairs)
+
+
+def test_how_long_extents_are_on_average() -> None:
+    assert mean_count([]) == 0
+    assert mean_count((old, old + 2) for old in range(5000)) == 1000  # as far as is looked
+    assert mean_count((3 * old, old + 2) for old in range(5000)) == 1
+    runs = [(20 * run + place, 16 * run + place) for run in range(50) for place in range(16)]
+    assert mean_count(runs) == 16
 
 
 @pytest.mark.parametrize(("mean", "name"), [(8, None), (4096, "threads")])
