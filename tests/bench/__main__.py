@@ -146,6 +146,8 @@ def _write(
         (out / f"{verb}.{suffix}").write_text(form(tables, facts, left_out), encoding="utf-8")
     try:
         plot.draw(tables, out / f"{verb}.png")
+        if curves := mirror.curves(tables):
+            plot.draw_curves(curves, mirror.AXES, out / f"{verb}.svg")
     except BenchError as error:
         left_out.append(str(error))
 

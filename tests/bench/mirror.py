@@ -12,12 +12,14 @@ import random
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from dmcopy.ondisk.bitset import Bitset
 from dmcopy.ondisk.mirror_log import MirrorLog, region_count
 from tests.bench import peers
-from tests.bench.figures import Run, Table, Target, Unit
+from tests.bench.figures import Run, Table, Target, Unit, spread
+from tests.bench.plot import Curve
 from tests.bench.process import ROOT, BenchError, run
 from tests.bench.rounds import Contender, measure, whole_copy_verified
 from tests.bench.settings import Settings
@@ -29,6 +31,7 @@ BEST = REGION_SIZES[-1]
 CRASH_REGION = 1024
 SHARES = (0.0, 0.05, 0.25, 1.0)
 TIB_SECTORS = 1 << 31
+AXES = ("dirty regions, %", "seconds until in sync")
 
 
 def resync(settings: Settings, place: str) -> Table:
@@ -65,9 +68,22 @@ def after_crash(settings: Settings, place: str) -> list[Table]:
             for share in SHARES:
                 argv = [*_WORKER, str(CRASH_REGION), *legs, str(log)]
                 work = functools.partial(_timed, argv, log, size, share)
-                contenders.append(Contender(f"{share:.0%} dirty", work))
+                contenders.append(Contender(_dirty(share), work))
             tables.append(measure(made, contenders, None, settings.rounds))
     return tables
+
+
+def curves(tables: Sequence[Table]) -> list[Curve]:
+    """Return the time of a resync against the share that is dirty, of the tables that are that."""
+    found = []
+    for table in tables:
+        kind, _, rest = table.name.partition("-")
+        if kind == "crash":
+            size, place = rest.partition("-")[0], table.title.rpartition(", ")[2]
+            spreads = {100 * share: spread(table.values(_dirty(share))) for share in SHARES}
+            points = {share: one for share, one in spreads.items() if one is not None}
+            found.append(Curve(place, f"{size} MiB", points))
+    return found
 
 
 def opening(settings: Settings) -> list[Table]:
@@ -118,6 +134,10 @@ _WORKER = [sys.executable, "-m", "tests.bench.mirror_worker"]
 
 def _name(region_size: int) -> str:
     return f"mirror, regions of {region_size} sectors"
+
+
+def _dirty(share: float) -> str:
+    return f"{share:.0%} dirty"
 
 
 def _moved(argv: list[str], size: int) -> Run:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import report
+from tests.bench import mirror, plot, report
 from tests.bench.disks import files
-from tests.bench.figures import Run, Table, Target, Unit
+from tests.bench.figures import Run, Spread, Table, Target, Unit
 from tests.bench.pieces import BLOCK, scattered
 from tests.bench.process import BenchError, run
 from tests.bench.rounds import Contender, measure
@@ -119,3 +119,36 @@ def test_the_report_says_what_passes_what_misses_and_what_is_missing() -> None:
     assert "| dmcopy | 1000 |" in report.markdown([table], facts, [])
     verdicts = json.loads(report.as_json([table], facts, []))["tables"][0]["verdicts"]
     assert [verdict["reached"] for verdict in verdicts] == [True, False, None]
+
+
+def crash(size: int, place: str, seconds: float) -> Table:
+    table = Table(f"crash-{size}-{place}", f"resync of {size} MiB, RAM {place}", mirror.SECONDS)
+    for share, name in zip(mirror.SHARES, ("0%", "5%", "25%", "100%"), strict=True):
+        table.rounds[f"{name} dirty"] = [Run(seconds * share), Run(seconds * share + 1), None]
+    return table
+
+
+def test_the_time_of_a_resync_as_curves() -> None:
+    tables = [crash(64, "loops", 4.0), Table("open", "a table", mirror.SECONDS)]
+    (curve,) = mirror.curves(tables)
+    assert (curve.panel, curve.label) == ("RAM loops", "64 MiB")
+    assert curve.points[25.0] == Spread(1.5, 1.0, 2.0)
+    assert list(curve.points) == [0.0, 5.0, 25.0, 100.0]
+
+
+def test_equal_curves_make_equal_pictures(tmp_path: Path) -> None:
+    curves = mirror.curves([crash(64, "loops", 1.0), crash(256, "loops", 4.0)])
+    paths = [tmp_path / name for name in ("one.svg", "other.svg")]
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        with pytest.raises(BenchError, match="plot needs matplotlib"):
+            plot.draw_curves(curves, mirror.AXES, paths[0])
+        return
+    for path in paths:
+        plot.draw_curves(curves, mirror.AXES, path)
+    text = paths[0].read_text(encoding="utf-8")
+    assert paths[1].read_text(encoding="utf-8") == text
+    assert all(word in text for word in ("64 MiB", "256 MiB", "RAM loops", *mirror.AXES))
+    assert "dc:date" not in text
+    assert len(text) < 30_000
