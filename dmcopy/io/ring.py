@@ -169,7 +169,10 @@ class Ring:
         A mapping would keep it, and with it what its worker threads have not let go of: a file
         that was closed would stay open, and a device in use.
         """
-        self.enter(0, 0)
+        try:
+            self.enter(0, 0)  # what workers have let go of by now is let go of here
+        except OSError:
+            pass  # another thread closes it, which may not enter it: the kernel does it in time
         for view in self._views:
             view.release()
         self._map.close()

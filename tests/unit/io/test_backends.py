@@ -376,16 +376,40 @@ def test_the_clock_is_monotonic(reactor: Reactor) -> None:
     assert abs(reactor.time() - time.monotonic()) < 60
 
 
+def mapped() -> int:
+    """How many mappings of rings there are."""
+    return Path("/proc/self/maps").read_text().count("[io_uring]")
+
+
 def test_a_closed_ring_leaves_no_mapping_that_would_keep_it() -> None:
     """What the ring has not let go of stays open as long as it is there, devices too."""
     if probe()["uring"]:
         pytest.skip(f"no io_uring here: {probe()['uring']}")
-
-    def mapped() -> int:
-        return Path("/proc/self/maps").read_text().count("[io_uring]")
-
     before = mapped()
     with Reactor("uring") as reactor:
         reactor.step()
         assert mapped() > before
+    assert mapped() == before
+
+
+def test_a_reactor_can_be_closed_by_another_thread(device: BlockDevice) -> None:
+    """As by `Client.destroy` from outside: only the maker's thread may enter its ring."""
+    if probe()["uring"]:
+        pytest.skip(f"no io_uring here: {probe()['uring']}")
+    before = mapped()
+    reactor = Reactor("uring")
+    do(reactor, Io(Op.FLUSH, IoRegion(device, 0, 0)))
+    errors: list[BaseException] = []
+
+    def close() -> None:
+        try:
+            reactor.close()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert errors == []
     assert mapped() == before
