@@ -107,10 +107,9 @@ class Nodes:
 
     def content(self, device: str) -> str:
         """Return a phrase for what is on a device, "" where nothing is known."""
+        if self._first_sector(device)[:4] == _STORE_MAGIC:
+            return "the store of an earlier snapshot"
         path = self._path(device)
-        with BlockDevice.open(path, direct=False) as opened:
-            if opened.sectors and opened.pread(0, 1)[:4] == _STORE_MAGIC:
-                return "the store of an earlier snapshot"
         found = content.probe(path)
         if found.fstype:
             label = f" {found.label!r}" if found.label else ""
@@ -122,8 +121,7 @@ class Nodes:
 
         Raises StoreError for what only begins like one.
         """
-        with BlockDevice.open(self._path(device), direct=False) as opened:
-            data = opened.pread(0, 1)
+        data = self._first_sector(device)
         return Header.parse(data) if data[:4] == _STORE_MAGIC else None
 
     def stable(self, device: str) -> str:
@@ -196,6 +194,10 @@ class Nodes:
         done = tools.run(words, timeout=_LOSETUP_SECONDS)
         if done.returncode:
             raise DmcopyError(f"{file}: its loop device did not grow: {done.stderr.strip()}")
+
+    def _first_sector(self, device: str) -> bytes:
+        with BlockDevice.open(self._path(device), direct=False) as opened:
+            return opened.pread(0, 1) if opened.sectors else b""
 
     def _path(self, device: str) -> str:
         return f"/dev/block/{device}" if _NUMBER.fullmatch(device) else device
