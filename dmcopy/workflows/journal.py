@@ -54,6 +54,7 @@ class Step:
             reboot; a mapped one by `Mapper.path`.
         before: for the resume of a device that had a table already, that table as the engine
             printed it: what tells whether the swap has happened, and what undo loads.
+        health: for another table under a mirror, the letters of its legs when that was planned.
         joined: nothing is written to disk between the step before and this one: a file system may
             be frozen there, perhaps the one with the journal on it.
         final: once this is done, the workflow cannot be undone.
@@ -63,6 +64,7 @@ class Step:
     device: str
     table: str = ""
     before: str = ""
+    health: str = ""
     joined: bool = False
     final: bool = False
 

@@ -47,7 +47,7 @@ def plan_fail(mapper: Mapper, name: str, word: str) -> Plan:
     log = kept(mirror.log, in_sync=mirror.in_sync)
     steps = [
         Step("create", hidden, str(table)),
-        Step(SWAP, name, str(mirror.table(tuple(legs), log)), before=str(mapper.table(name))),
+        _swap(mapper, mirror, SWAP, mirror.table(tuple(legs), log)),
         Step(SWAP, hidden, str(Table.of(mirror.length, Error())), final=True),
     ]
     return Plan("fail", name, steps, devices=(name, hidden))
@@ -77,7 +77,7 @@ def plan_replace(
     legs = (*(mirror.legs[number] for number in staying), Leg(new, offset))
     first = kept(mirror.log, in_sync=False) if dirty_only else fresh(mirror.log)
     final = kept(mirror.log, in_sync=True)
-    steps = [Step(REPLACE, name, str(mirror.table(legs, first)), before=str(mapper.table(name)))]
+    steps = [_swap(mapper, mirror, REPLACE, mirror.table(legs, first))]
     after = [Step(SETTLE, name, str(mirror.table(legs, final)))] if first != final else []
     return Plan(
         *("replace", name, steps, [*after, *_remove(devices, name, old, legs)]),
@@ -98,7 +98,7 @@ def plan_drop(mapper: Mapper, name: str, word: str) -> Plan:
     old, legs = mirror.legs[at], tuple(mirror.legs[number] for number in staying)
     first = _without(devices, mirror, legs, in_sync=mirror.in_sync)
     final = _without(devices, mirror, legs, in_sync=True)
-    steps = [Step(SWAP, name, str(first), before=str(mapper.table(name)), final=True)]
+    steps = [_swap(mapper, mirror, SWAP, first, final=True)]
     after = [Step(SETTLE, name, str(final))] if first != final else []
     after += _remove(devices, name, old, ())
     after += _remove(devices, name, legs[0], ()) if len(legs) == 1 else []
@@ -139,6 +139,12 @@ def plan_split(mapper: Mapper, name: str, word: str, new_name: str) -> Plan:
     ]
     touched = _touched(devices, name, old, *legs)
     return Plan("split", name, steps, devices=(*touched, new_name))
+
+
+def _swap(mapper: Mapper, mirror: Mirror, verb: str, table: Table, *, final: bool = False) -> Step:
+    """Return the step that loads `table` over a mirror, if its legs are no worse by then."""
+    before, health = str(mapper.table(mirror.name)), mirror.status.health
+    return Step(verb, mirror.name, str(table), before=before, health=health, final=final)
 
 
 def _without(devices: Devices, mirror: Mirror, legs: tuple[Leg, ...], *, in_sync: bool) -> Table:

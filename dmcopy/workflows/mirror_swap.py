@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from dmcopy.errors import DeviceError, PartialError
@@ -15,11 +16,12 @@ from dmcopy.table import Mirror as MirrorTarget
 from dmcopy.table import Table
 from dmcopy.table.mirror import CoreLog, DiskLog
 from dmcopy.workflows.journal import Step
+from dmcopy.workflows.mirror import ALIVE
 from dmcopy.workflows.mirror_devices import Devices, openable, same_table
 from dmcopy.workflows.steps import Action
 
 SWAP: Final = "swap"
-"""Any table, whatever state the device is in: held writes go on with the new one."""
+"""Any table; held writes go on with the new one."""
 SETTLE: Final = "settle"
 """Only while every mirror line is in sync; there is no way back, and no need for one."""
 DETACH: Final = "detach"
@@ -30,6 +32,10 @@ REPLACE: Final = "replace"
 
 class Swap:
     """Loads a table, suspends, resumes; done already, it does nothing. See the verbs above.
+
+    A table that was planned when all was well with a leg is not loaded over a mirror in which that
+    leg has failed since: it would be copied from, or trusted to be in sync. Nobody knows before the
+    device is suspended, so that is when it is looked at (`Step.health`).
 
     Without `flush` a mirror gives back the writes that it holds for a failed leg, and they go to
     the new table; with it they would fail (dm-raid1.c, hold_bio; measured on 6.1 and 6.12). Nor may
@@ -47,7 +53,10 @@ class Swap:
 
     def do(self, step: Step) -> None:
         """Make the step's table the active one."""
-        self._activate(step.device, Table.read(step.table), self._check if self._checked else None)
+        checks = [functools.partial(_check_in_sync, self._mapper)] if self._checked else []
+        if step.health and not self._trial:
+            checks.append(functools.partial(_check_health, self._mapper, step.health))
+        self._activate(step.device, Table.read(step.table), checks)
 
     def undo(self, step: Step) -> None:
         """Make the one before it the active one again."""
@@ -64,9 +73,9 @@ class Swap:
             return
         if self._verb == REPLACE:
             before = _copied_to_again(before, Table.read(step.table))
-        self._activate(step.device, before, None)
+        self._activate(step.device, before, ())
 
-    def _activate(self, name: str, table: Table, check: Callable[[str], None] | None) -> None:
+    def _activate(self, name: str, table: Table, checks: Sequence[Callable[[str], None]]) -> None:
         info = self._info(name)
         if info is not None and info.live and same_table(self._mapper.table(name), table):
             self._thaw(info)
@@ -75,7 +84,7 @@ class Swap:
         try:
             if info is None or not info.suspended:
                 self._mapper.suspend(name, flush=self._frozen, lockfs=self._frozen)
-            if check is not None:
+            for check in checks:
                 check(name)
             self._mapper.resume(name, flush=self._frozen, lockfs=self._frozen)
         except BaseException as error:
@@ -92,14 +101,6 @@ class Swap:
         if info.inactive or info.suspended:
             self._mapper.thaw(info.name)
 
-    def _check(self, name: str) -> None:
-        for line in self._mapper.status(name, flush=False):
-            status = line.status
-            if isinstance(status, MirrorStatus) and (not status.in_sync or status.trouble):
-                raise PartialError(
-                    f"{name}: {status.trouble or f'only {status.sync} regions are in sync'}"
-                )
-
     def _info(self, name: str) -> DeviceInfo | None:
         try:
             return self._mapper.info(name)
@@ -113,6 +114,29 @@ def actions(mapper: Mapper, *, trial: bool = False) -> dict[str, Action]:
     """Return the steps of mirror workflows; in a `trial`, nothing is there to be checked."""
     verbs = (SWAP, SETTLE, DETACH, REPLACE)
     return {verb: Swap(mapper, verb, trial=trial) for verb in verbs}
+
+
+def _mirrors(mapper: Mapper, name: str) -> list[MirrorStatus]:
+    found = [line.status for line in mapper.status(name, flush=False)]
+    return [status for status in found if isinstance(status, MirrorStatus)]
+
+
+def _check_in_sync(mapper: Mapper, name: str) -> None:
+    for status in _mirrors(mapper, name):
+        if not status.in_sync or status.trouble:
+            raise PartialError(
+                f"{name}: {status.trouble or f'only {status.sync} regions are in sync'}"
+            )
+
+
+def _check_health(mapper: Mapper, planned: str, name: str) -> None:
+    for status in _mirrors(mapper, name):
+        pairs = zip(planned, status.health, strict=True)
+        if any(before == ALIVE != now for before, now in pairs):
+            raise PartialError(
+                f"{name}: {status.trouble}, since this was asked for; nothing was changed: "
+                f"ask 'dmcopy mirror status {name}', and then again"
+            )
 
 
 def _copied_to_again(before: Table, after: Table) -> Table:

@@ -137,7 +137,8 @@ class History:
         text = f"0 {self.length} mirror disk 2 l {self.region} {len(legs)} {words} {self.features}"
         table = Table.parse(text.strip())
         if self.mapper.exists("m"):
-            self.mapper.swap("m", table, flush=False)
+            self.mapper.load("m", table)
+            self.mapper.resume("m")
         else:
             self.mapper.create("m", table)
         self.device = self.mapper.open("m")
@@ -188,7 +189,7 @@ class History:
                 for one, version in new.items():
                     self.acked[one] = version
                 if fua:
-                    self.events.append(("floor", new))
+                    self.recorder.promise(new)
             elif not self.faults:
                 raise BrokenRuleError(
                     f"seed {self.seed}: a write failed with {write.error} without a fault"
@@ -226,7 +227,7 @@ class History:
         def ended(flush: Io) -> None:
             self.in_flight -= 1
             if not flush.error:
-                self.events.append(("floor", covered))
+                self.recorder.promise(covered)
 
         self._submit(Io(Op.FLUSH, IoRegion(self.device, 0, 0), notify=ended))
 
@@ -275,8 +276,9 @@ class History:
             return
         for fault in self.faults:
             fault.times = 0
-        # What a person would do: the good leg first. The others are copied to where they differ,
-        # which the log knows.
+        # What a workflow does: the good leg first, which is known for sure only once nothing is
+        # under way. The others are copied to where they differ, which the log knows.
+        self.mapper.suspend("m", flush=False)
         order = list(range(self.count))
         order.remove(self._trusted() or 0)
         self._load([self._trusted() or 0, *order])

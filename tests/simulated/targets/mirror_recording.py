@@ -89,11 +89,19 @@ class Recorder(SimulatedBackend):
                     self.events.append(("failed" if request.error else "performed", what))
                 elif not request.error:
                     self.events.append(("flushed", what))
+        self._note_trusted()
+        return found
+
+    def promise(self, versions: dict[int, int]) -> None:
+        """Write down what is durable from now on, and who is to be asked for it."""
+        self._note_trusted()
+        self.events.append(("floor", versions))
+
+    def _note_trusted(self) -> None:
         trusted = self.trusted()
         if trusted != self._was_trusted:
             self._was_trusted = trusted
             self.events.append(("trusted", trusted))
-        return found
 
 
 @dataclass

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.errors import PartialError
 from dmcopy.table import Linear, Mirror, Table
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, plan_split
@@ -171,6 +172,29 @@ def test_a_crash_at_every_call(name: str, how: str, end: str, tmp_path: Path) ->
             return
         world.write()
         ended(world, case, set(untouched.devices), end)
+
+
+CHANGES: dict[str, Callable[[World], Plan]] = {
+    "replace": replace("1"),
+    "fail": lambda world: plan_fail(world, "home", "1"),
+    "drop": lambda world: plan_drop(world, "home", "1"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("log", [False, True], ids=["core", "disk"])
+def test_a_leg_that_fails_after_the_plan_was_made(change: str, log: bool, tmp_path: Path) -> None:
+    """The plan trusts that leg, and it has missed a write by now: nothing is changed."""
+    world = World(tmp_path)
+    mirror(world, log, "abc")
+    before = world.table("home")
+    plan = CHANGES[change](world)
+    world.broken.add(str(world.folder / "a"))
+    with pytest.raises(PartialError, match="a write failed.*since this was asked for"):
+        session(world).run(plan)
+    assert world.table("home") == before
+    assert set(world.devices) == {"home"}
+    check(world, {"home"})
 
 
 def ended(world: World, case: Case, before: set[str], end: str) -> None:
