@@ -58,6 +58,7 @@ def _add_guest_options(parser: argparse.ArgumentParser) -> None:
     add("--provider", choices=("qemu", "vagrant"), default="qemu", help="default: %(default)s")
     add("--disk", action="append", default=[], help="SIZE,serial=NAME[,file=PATH]; repeatable")
     add("--memory", default="1G", help="default: %(default)s")
+    add("--cpus", type=int, metavar="N", help="processors (default: 1 emulated, 2 under KVM)")
     add("--timeout", type=float, metavar="S", help="seconds for all of it")
     add("--share", action="append", default=[], metavar="DIR", help="writable, at the same path")
 
@@ -113,8 +114,10 @@ def _guest(args: argparse.Namespace) -> Guest:
         raise UsageError(f"--timeout {args.timeout:g}: give a number of seconds above 0")
     disks = [parse_disk(text) for text in args.disk]
     if args.provider == "vagrant":
-        if args.kernel or args.share:
-            raise UsageError("--kernel and --share are not for Vagrant: its box has its own kernel")
+        if args.kernel or args.share or args.cpus:
+            raise UsageError(
+                "--kernel, --share and --cpus are not for Vagrant: its box and Vagrantfile say that"
+            )
         memory = parse_bytes(args.memory, default="m") >> 20
         return VagrantGuest(disks, memory, args.timeout or UP_TIMEOUT)
     return QemuGuest(
@@ -123,6 +126,7 @@ def _guest(args: argparse.Namespace) -> Guest:
         memory=args.memory,
         timeout=min(args.timeout or BOOT_TIMEOUT, BOOT_TIMEOUT),
         share=[Path(folder) for folder in args.share],
+        cpus=args.cpus,
     )
 
 

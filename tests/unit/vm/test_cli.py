@@ -35,6 +35,7 @@ def vm_run(*words: str) -> int:
         (("--disk", "1X,serial=a"), "'1X' is not a size"),
         (("--disk", "1G,serial=a", "--disk", "1G,serial=a"), "two disks have the serial a"),
         (("--memory", "much"), "'much' is not a size"),
+        (("--cpus", "0"), "0 processors: give a guest 1 to 64"),
         (("--timeout", "0"), "--timeout 0: give a number of seconds above 0"),
         (("--provider", "vagrant", "--kernel", "6.1"), "not for Vagrant"),
     ],

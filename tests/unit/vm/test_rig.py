@@ -145,10 +145,12 @@ def test_no_qemu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_arguments_for_qemu() -> None:
-    argv = machine.board("qemu", "tcg", 512)
+    argv = machine.board("qemu", "tcg", 512, None)
     assert argv[argv.index("-m") + 1] == "512M"
+    assert argv[argv.index("-smp") + 1] == "1"
+    assert "4" in machine.board("qemu", "tcg", 512, 4)
     assert "tcg,thread=multi,tb-size=256" in argv
-    assert "host" in machine.board("qemu", "kvm", 512)
+    assert "host" in machine.board("qemu", "kvm", 512, None)
     shared = machine.shared_folders([Path("/a,b")])
     assert "path=/a,,b" in shared[5]
     assert "readonly=on" in shared[1]
