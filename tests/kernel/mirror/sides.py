@@ -180,8 +180,11 @@ class Side(abc.ABC):
         request = Io(op, IoRegion(self._device, sector, count), memory, extents, _ended, fua=fua)
         self._requests.append(request)
         self._outcomes.append("held")
-        self.reactor.submit(request)
+        self._submit(request)
         return len(self._requests) - 1
+
+    def _submit(self, request: Io) -> None:
+        self.reactor.submit(request)
 
     def _ended(self, request: Io) -> bool:
         return request.context is True
@@ -275,6 +278,27 @@ class UserSide(Side):
 
         self.wait(quiet, "the engine to be quiet")
         assert not self.unexpected
+
+    def _submit(self, request: Io) -> None:
+        if request.fua:
+            request.notify = self._sync
+        super()._submit(request)
+
+    def _sync(self, write: Io) -> None:
+        """Flush, too, as pwritev2 does behind a durable write that went well (generic_write_sync).
+
+        To a mirror that is not the same: a leg that fails the flush makes every region that is
+        written later fall out of sync (flush_failure in dm-region-hash.c).
+        """
+        if write.error:
+            _ended(write)
+            return
+
+        def flushed(flush: Io) -> None:
+            write.error = flush.error
+            _ended(write)
+
+        super()._submit(Io(Op.FLUSH, IoRegion(self._device, 0, 0), notify=flushed))
 
     def _open(self) -> Any:
         return self.mapper.open("m")
