@@ -125,6 +125,10 @@ class Mapper(abc.ABC):
     def table(self, name: str, *, inactive: bool = False) -> Table:
         """Return the active table, or the loaded one; empty when there is none."""
 
+    def active_tables(self) -> dict[str, Table]:
+        """Return the active table of every mapped device, by name."""
+        return {info.name: self.table(info.name) for info in self.ls()}
+
     @abc.abstractmethod
     def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
         """Return the status of each line of the active table.

@@ -32,7 +32,7 @@ from dmcopy.mapper.base import (
 )
 from dmcopy.mapper.device import Device
 from dmcopy.mapper.dmsetup import Dmsetup, DmsetupError
-from dmcopy.mapper.listing import FIELDS, parse_info
+from dmcopy.mapper.listing import FIELDS, parse_info, parse_tables
 from dmcopy.mapper.passing import missing_device, table_text
 from dmcopy.status import StatusLine, parse_lines
 from dmcopy.table import Table
@@ -160,6 +160,10 @@ class KernelMapper(Mapper):
         words += ["--showkeys"] if showkeys else []
         text = self._ask("read its table", name, self.dmsetup.run, "table", *words, "--", name)
         return Table.read(text)
+
+    def active_tables(self) -> dict[str, Table]:
+        """Return every active table, asked for at once; see `Mapper.active_tables`."""
+        return parse_tables(self.dmsetup.run("table", "--manglename", "hex"))
 
     def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
         """Return the status of each line; see `Mapper.status`."""

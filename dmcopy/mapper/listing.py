@@ -1,4 +1,4 @@
-"""The columns that `dmsetup info` is asked for, and what they mean."""
+"""What dmsetup prints about all devices: the columns of `info`, and every table."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Final
 
 from dmcopy.mapper import names
 from dmcopy.mapper.base import DeviceInfo
+from dmcopy.table import Table
 
 FIELDS: Final = (
     "mangled_name,mangled_uuid,major,minor,open,segments,events,tables_loaded,suspended,readonly"
@@ -22,6 +23,19 @@ def parse_info(text: str) -> list[DeviceInfo]:
         if line.count("|") == FIELDS.count(","):
             found.append(_device(*line.strip().split("|")))
     return found
+
+
+def parse_tables(text: str) -> dict[str, Table]:
+    """Return the tables by name. A line of `dmsetup table` is `NAME: ` and a line of a table.
+
+    It ends behind the blank for a device without any; a mangled name has no blank in it.
+    """
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        name, colon, words = line.partition(": ")
+        if colon:
+            found.setdefault(names.unmangle(name), []).append(words)
+    return {name: Table.read("\n".join(lines)) for name, lines in found.items()}
 
 
 def _device(

@@ -43,17 +43,19 @@ class Survey:
         self.infos: dict[str, DeviceInfo] = {info.name: info for info in mapper.ls()}
         self._names = {info.devno: name for name, info in self.infos.items() if info.devno}
         self._names |= {mapper.path(name): name for name in self.infos}
-        self._tables: dict[str, Table] = {}
+        self._tables = mapper.active_tables()
 
     def table(self, name: str) -> Table:
-        """Return the active table of a device, as it was first read."""
-        if name not in self._tables:
-            self._tables[name] = self._mapper.table(name)
-        return self._tables[name]
+        """Return the active table of a device; an empty one of a device that is going."""
+        return self._tables.get(name, Table())
 
     def mapped(self, device: str) -> str:
         """Return the name of the mapped device that a device of a table is, "" if it is none."""
         return self._names.get(device) or self._names.get(self._nodes.key(device), "")
+
+    def path(self, device: str) -> str:
+        """Return the path of what a person calls a device: a mapped one's name, or a path."""
+        return self._mapper.path(device) if device in self.infos else device
 
     def key(self, device: str) -> str:
         """Return what is equal for two names of one device."""
