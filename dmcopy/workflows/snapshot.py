@@ -105,8 +105,8 @@ class Snapshots:
     def extend(self, name: str, size: int, *, more: str = "") -> int:
         """Make the COW of a snapshot `size` sectors long; return its new size.
 
-        The room is on the device `more`; without it in the file that the COW is, which is made
-        longer, or on the device that it is, if that has grown.
+        The room is on the device `more`, behind what that has given already; without it in the file
+        that the COW is, which is made longer, or on the device that it is, if that has grown.
         """
         self._not_interrupted(name)
         survey = Survey(self.mapper, self.nodes)
@@ -120,6 +120,8 @@ class Snapshots:
         missing = size - sum(length for length, _ in parts)
         if missing <= 0:
             raise UsageError(f"{name}: its COW has {format_sectors(size - missing)} already")
+        if more and survey.key(survey.path(more)) == survey.key(parts[-1][1].device):
+            more = ""
         files = {} if more else self._files(layout, parts, missing)
         grown = Table.concat(self._with(parts, more, missing) if more else _longer(parts, missing))
         now = str(survey.table(layout.cow))
@@ -241,7 +243,7 @@ class Snapshots:
     ) -> list[tuple[int, Linear]]:
         """Return the parts and one on the device `more`, which must be free and long enough."""
         survey = Survey(self.mapper, self.nodes)
-        path = self.mapper.path(more) if more in survey.infos else more
+        path = survey.path(more)
         self.nodes.claim(path)
         there = self.nodes.sectors(path)
         if there < missing:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from dmcopy.errors import DeviceError, DmcopyError
@@ -16,6 +17,7 @@ from dmcopy.workflows.snapshot_merging import pause
 from dmcopy.workflows.snapshot_status import read
 
 SOONEST_SECONDS: Final = 0.05
+_SLOWER: Final = 2.0  # a wait is at most so many times as long as the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class Level:
     """A look at a snapshot, in sectors of its COW, or what was done about it.
 
     `event`: level, threshold, extended, command, failed (an extension or the command; the watch
-    goes on), lost or gone. `message` says more.
+    goes on), lost or gone. `message` says more; for a snapshot that is lost, how full it was when
+    it was last looked at, and how long ago that was.
     """
 
     event: str
@@ -59,38 +62,52 @@ def watch(
 ) -> Iterator[Level]:
     """Yield the level every `interval` seconds until the snapshot is lost or gone.
 
-    Overflow of the COW is no event of the device, so this looks at the numbers; it looks sooner
-    where at the present rate the threshold would be reached before the next look. An invalidation
-    is an event and seen at once. The threshold acts once each time that it is reached: again after
-    an extension, or after the level was below it. What fails then is told, and the watch goes on.
+    How full the COW is is no event of the device, so this looks at the numbers: in quick succession
+    first, then every `interval`, but sooner where at the present rate the threshold would be
+    reached before. So what is promised is that the snapshot lives if what is written in one
+    interval and an extension (a dozen commands) fits into what the threshold leaves free.
+
+    An invalidation is an event and seen at once. The threshold acts once each time that it is
+    reached: again after an extension, or after the level was below it. What fails then is told, and
+    the watch goes on.
     """
-    mapper = snapshots.mapper
+    try:
+        yield from _until_lost(snapshots, name, _Pace(interval, threshold), threshold, run)
+    except DeviceError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        message = "there is no such snapshot any more"
+        yield Level("gone", name, round(time.time(), 3), message=message)
+
+
+def _until_lost(
+    snapshots: Snapshots,
+    name: str,
+    pace: _Pace,
+    threshold: Threshold | None,
+    run: Callable[..., subprocess.CompletedProcess[bytes]],
+) -> Iterator[Level]:
     passed = False
-    before: tuple[float, float] | None = None
     while True:
-        try:
-            status = read(mapper, name)
-        except DeviceError:
-            yield Level("gone", name, time.time(), message="there is no such snapshot any more")
-            return
+        status = read(snapshots.mapper, name)
         level = _level("level", name, status)
         if status.state:
-            yield _level("lost", name, status)
+            yield replace(level, event="lost", message=f"{level.message}{pace.last_words()}")
             return
+        pace.note(level.percent or 0.0)
         yield level
         percent = level.percent or 0.0
         if threshold is not None and percent >= threshold.percent:
             if not passed:
                 yield _level("threshold", name, status)
-                done = list(_act(snapshots, name, level, threshold, run))
-                yield from done
-                passed, before = not any(one.event == "extended" for one in done), None
+                passed = True
+                for done in _act(snapshots, name, level, threshold, run):
+                    passed = passed and done.event != "extended"
+                    yield done
                 continue
         else:
             passed = False
-        now = (time.monotonic(), percent)
-        pause(mapper, name, _patience(before, now, interval, threshold))
-        before = now
+        pause(snapshots.mapper, name, pace.patience())
 
 
 def _level(event: str, name: str, status: SnapshotStatus) -> Level:
@@ -131,14 +148,32 @@ def _act(
             yield Level("failed", name, round(time.time(), 3), message=message)
 
 
-def _patience(
-    before: tuple[float, float] | None,
-    now: tuple[float, float],
-    interval: float,
-    threshold: Threshold | None,
-) -> float:
-    """Return how long to wait: half of the time in which the threshold would be reached."""
-    if before is None or threshold is None or now[1] <= before[1] or now[1] >= threshold.percent:
-        return interval
-    rate = (now[1] - before[1]) / max(now[0] - before[0], 1e-6)
-    return max(SOONEST_SECONDS, min(interval, (threshold.percent - now[1]) / rate / 2))
+class _Pace:
+    """How long to wait between two looks."""
+
+    def __init__(self, interval: float, threshold: Threshold | None) -> None:
+        self._interval = interval
+        self._threshold = 100.0 if threshold is None else threshold.percent
+        self._waited = 0.0
+        self._looks: list[tuple[float, float]] = []  # the last two: when, and how full in percent
+
+    def note(self, percent: float) -> None:
+        """Note what a look has found."""
+        self._looks = [*self._looks[-1:], (time.monotonic(), percent)]
+
+    def patience(self) -> float:
+        """Return how long to wait: half of the time in which the threshold would be reached."""
+        self._waited = min(self._interval, max(self._waited * _SLOWER, SOONEST_SECONDS))
+        (then, before), (now, percent) = self._looks[0], self._looks[-1]
+        if before < percent < self._threshold:
+            rate = (percent - before) / max(now - then, 1e-6)
+            half = (self._threshold - percent) / rate / 2
+            self._waited = min(self._waited, max(half, SOONEST_SECONDS))
+        return self._waited
+
+    def last_words(self) -> str:
+        """Return what was last seen of a snapshot that is lost."""
+        if not self._looks:
+            return ""
+        then, percent = self._looks[-1]
+        return f"; {time.monotonic() - then:.1f} s before, it was {percent:.1f}% full"

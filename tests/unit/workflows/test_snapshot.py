@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dmcopy.errors import BusyError, DmcopyError, MetadataError, UsageError
-from dmcopy.table import Linear, Raw, Table
+from dmcopy.status import SnapshotStatus
+from dmcopy.table import Linear, Ratio, Raw, Table
+from dmcopy.workflows import snapshot_watch
 from dmcopy.workflows.journal import Journal, Record, Step
 from dmcopy.workflows.snapshot_merging import Progress
 from dmcopy.workflows.snapshot_request import Request
 from dmcopy.workflows.snapshot_status import State, states
-from dmcopy.workflows.snapshot_watch import Level, Threshold, watch
+from dmcopy.workflows.snapshot_watch import SOONEST_SECONDS, Level, Threshold, watch
 
 from .snapshot_world import CHUNK, COW_SECTORS, SECTORS, Crash, Stage
 
@@ -151,6 +154,10 @@ def test_where_a_cow_can_grow_and_where_not(stage: Stage) -> None:
         "0 72 linear /dev/cow 0",
         "72 8 linear /dev/b 0",
     ]
+    stage.process().extend("snap", COW_SECTORS + 32, more="/dev/b")  # behind what it gave before
+    assert stage.world.tables()["snap-cow"].splitlines()[1:] == ["72 24 linear /dev/b 0"]
+    with pytest.raises(UsageError, match="its COW uses all of /dev/b, 32s"):
+        stage.process().extend("snap", COW_SECTORS + 41, more="/dev/b")
 
 
 def state_of(stage: Stage, name: str = "snap") -> State:
@@ -241,12 +248,79 @@ def test_watch_goes_on_when_nothing_can_be_done(stage: Stage) -> None:
     assert seen[-1].event == "level"
 
 
+class Filling:
+    """A snapshot that fills up at a steady rate, in percent per second, from a moment on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rate: float, start: float = 0.0) -> None:
+        self.now, self.rate, self.start = 0.0, rate, start
+        self.waits: list[float] = []
+        monkeypatch.setattr(snapshot_watch, "read", self._read)
+        monkeypatch.setattr(snapshot_watch, "pause", self._pause)
+        clock = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now)
+        monkeypatch.setattr(snapshot_watch, "time", clock)
+
+    def _read(self, *_: object) -> SnapshotStatus:
+        used = int(10000 * self.rate / 100 * max(0.0, self.now - self.start))
+        return SnapshotStatus("Invalid") if used > 10000 else SnapshotStatus("", Ratio(used, 10000))
+
+    def _pause(self, _mapper: object, _name: str, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+
+@pytest.mark.parametrize("rate", [0.5, 8, 60, 150])
+def test_watch_is_there_in_time_at_a_steady_rate(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    filling = Filling(monkeypatch, rate)
+    for level in watch(stage.process(), "snap", interval=30.0, threshold=Threshold(80)):
+        if level.event == "threshold":
+            break
+    assert 80 <= (level.percent or 0) < 80 + max(1, rate * SOONEST_SECONDS)
+    assert len(filling.waits) < 40
+
+
+def test_watch_says_how_full_it_was_when_it_came_too_late(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filling = Filling(monkeypatch, 1000, start=20.0)  # full in a tenth of the interval
+    *seen, last = watch(stage.process(), "snap", interval=1.0, threshold=Threshold(80))
+    assert filling.waits[0] == SOONEST_SECONDS
+    assert max(filling.waits) == 1.0
+    assert {one.event for one in seen} == {"level"}
+    assert last.event == "lost"
+    assert last.message.endswith("; 1.0 s before, it was 0.0% full")
+
+
+def test_watch_tells_of_an_extension_before_it_runs_the_command(stage: Stage) -> None:
+    stage.world.disk("/x/cow.img", COW_SECTORS)
+    stage.process().take(dataclasses.replace(REQUEST, cow="/x/cow.img"))
+    stage.world._write_something()
+    threshold = Threshold(10, ("never",), extend=320)
+    for level in watch(stage.process(), "snap", interval=0, threshold=threshold, run=never):
+        if level.event == "extended":
+            break
+    assert level.total == COW_SECTORS + 320
+
+
+def never(*_: object, **__: object) -> Any:
+    raise AssertionError("it was to be told first")
+
+
 def test_watch_ends_with_the_snapshot(stage: Stage) -> None:
     stage.process().take(REQUEST)
     stage.world.lost.add("/dev/cow")
     assert [one.event for one in watch(stage.process(), "snap", interval=0)] == ["lost"]
     stage.process().drop("snap")
     assert [one.event for one in watch(stage.process(), "snap", interval=0)] == ["gone"]
+
+
+def test_watch_is_told_to_end_while_it_waits(stage: Stage) -> None:
+    stage.process().take(REQUEST)
+    looks = watch(stage.process(), "snap", interval=0)
+    assert next(looks).event == "level"
+    stage.process().drop("snap")
+    assert [one.event for one in looks] == ["gone"]
 
 
 def test_progress_is_a_rate_and_the_time_left() -> None:
