@@ -154,6 +154,8 @@ def _become(request: dict[str, Any], child: tuple[int, int, int]) -> None:
             status, reason = 126, f"no folder {request['cwd']} in the guest"
     except OSError as error:
         reason = os.strerror(error.errno or 0)
+    except Exception as error:  # such as a module that the search of PATH imports
+        reason = repr(error)
     finally:
         with contextlib.suppress(OSError):
             os.write(2, f"dmcopy: {argv[0]}: {reason}\n".encode())
