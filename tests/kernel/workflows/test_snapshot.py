@@ -102,11 +102,11 @@ class Writer(threading.Thread):
                 self.lines += 1
 
 
-@pytest.mark.parametrize("data", [64 * 2048], indirect=True)
+@pytest.mark.parametrize("data", [16 * 2048], indirect=True)
 def test_a_mounted_file_system_under_load(
     mapper: KernelMapper, data: Path, cows: list[str], tmp_path: Path
 ) -> None:
-    run("mkfs.ext4", "-q", str(data))
+    run("mkfs.ext4", "-q", "-E", "nodiscard", str(data))
     point, old = tmp_path / "now", tmp_path / "old"
     point.mkdir()
     old.mkdir()
