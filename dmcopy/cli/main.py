@@ -7,12 +7,12 @@ imports of the VM rig. A noun's module has two functions, `configure(parser)` an
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Final
 
 from dmcopy import __version__
+from dmcopy.cli.output import OutputError, drop_output, open_standard_streams
 from dmcopy.cli.parser import Parser
 from dmcopy.errors import DmcopyError, ExitCode
 
@@ -50,6 +50,8 @@ def _build_parser(noun: str | None) -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code (`dmcopy.errors.ExitCode`)."""
+    if argv is None:
+        open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     noun = next((word for word in words if not word.startswith("-")), None)
     traceback = "--traceback" in words
@@ -60,11 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DmcopyError as error:
         if traceback:
             raise
+        if isinstance(error, OutputError):
+            drop_output()
         print(f"dmcopy: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output went away (`| head`): not an error of ours, and not one to print.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return ExitCode.OK
     except KeyboardInterrupt:
         print("dmcopy: interrupted", file=sys.stderr)

@@ -28,6 +28,11 @@ class Parser(argparse.ArgumentParser):
         print(f"{self.prog}: {message}{hint}; see '{self.prog} --help'", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Exit when what was printed, such as the help, is out: later nobody would say why not."""
+        sys.stdout.flush()
+        super().exit(status, message)
+
     def _suggestion(self, message: str) -> str:
         choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if choice:

@@ -1,0 +1,47 @@
+"""Where output cannot go: a full disk, a reader that went away, streams that were closed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cow.stores import allocate, build
+
+
+@pytest.fixture
+def cow(tmp_path: Path) -> str:
+    path = tmp_path / "cow"
+    path.write_bytes(build(8, allocate(range(20_000), 8), 20_200))
+    return str(path)
+
+
+def shell(redirected: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dmcopy", *words]
+    script = ["bash", "-c", f'set -o pipefail; "$@" {redirected}', "bash", *command]
+    return subprocess.run(script, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(("verb", "buffering"), [("dump", ""), ("info", "1"), ("--help", "")])
+def test_a_full_disk_is_one_sentence(
+    cow: str, verb: str, buffering: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", buffering)
+    ended = shell(">/dev/full", "cow", verb, cow)
+    assert ended.returncode == 1
+    assert ended.stderr == "dmcopy: standard output: cannot write: No space left on device\n"
+
+
+def test_a_reader_may_go_away(cow: str) -> None:
+    ended = shell("| head -c 1", "cow", "dump", cow)
+    assert (ended.returncode, len(ended.stdout), ended.stderr) == (0, 1, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_not_missed(cow: str, closed: str) -> None:
+    before = Path(cow).read_bytes()
+    ended = shell(closed, "cow", "dump", cow)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert Path(cow).read_bytes() == before
