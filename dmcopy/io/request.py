@@ -12,8 +12,9 @@ import mmap
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dmcopy.errors import MissingError
 from dmcopy.io.region import Device, IoRegion
-from dmcopy.units import PAGE_SIZE
+from dmcopy.units import PAGE_SIZE, format_bytes
 
 
 class Op(enum.IntEnum):
@@ -32,11 +33,19 @@ Extent = tuple[int, int]
 
 
 class Memory:
-    """Pages for data: allocated once, page-aligned, never moved. `size_bytes` is whole pages."""
+    """Pages for data: allocated once, page-aligned, never moved. `size_bytes` is whole pages.
+
+    Raises MissingError where there are not so many.
+    """
 
     def __init__(self, pages: int) -> None:
         self.size_bytes = pages * PAGE_SIZE
-        self._map = mmap.mmap(-1, self.size_bytes)
+        try:
+            self._map = mmap.mmap(-1, self.size_bytes)
+        except OSError as error:
+            raise MissingError(
+                f"there is no memory for {format_bytes(self.size_bytes)} of data"
+            ) from error
         self.view = memoryview(self._map)
         self._anchor = ctypes.c_char.from_buffer(self._map)
         self.address = ctypes.addressof(self._anchor)

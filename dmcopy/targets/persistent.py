@@ -96,8 +96,9 @@ class PersistentStore:
             if header.chunk_size != self.chunk_size:
                 check_chunk_size(header.chunk_size, self._cow)
                 self.chunk_size = header.chunk_size
-                self._memory.close()
+                before = self._memory
                 self._set_layout()
+                before.close()
             self._valid = header.valid
             if header.valid:
                 self._read_areas(exceptions)
