@@ -6,7 +6,6 @@ entry. Everything else here is what no kernel would have written.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -129,11 +128,17 @@ def _behind_header(store: Store) -> Iterator[Problem]:
     for start in range(0, store.layout.chunk_bytes, PIECE_BYTES):
         data = read_bytes(store.device, start, min(PIECE_BYTES, store.layout.chunk_bytes - start))
         skip = HEADER_BYTES if not start else 0
-        rest = data[skip:]
-        if rest.count(0) != len(rest):
-            at = start + skip + len(rest) - len(rest.lstrip(b"\0"))
+        if (place := _first_set(data[skip:])) is not None:
+            at = start + skip + place
             yield Problem(at, "not zero behind the header, where a kernel writes zeroes", False)
             return
+
+
+def _first_set(data: bytes) -> int | None:
+    """Return the place of the first byte that is not zero. Quick where there is none."""
+    if data == bytes(len(data)):
+        return None
+    return len(data) - len(data.lstrip(b"\0"))
 
 
 class _Walk:
@@ -150,23 +155,23 @@ class _Walk:
     def area(self, area: int) -> Generator[Problem, None, bool]:
         """Yield an area's problems; return whether it is full."""
         base = area * self._per_area
-        pieces = ((base + first, words(data)) for first, data in self._store.pieces(area))
-        for number, numbers in pieces:
+        pieces = ((base + first, data) for first, data in self._store.pieces(area))
+        for number, data in pieces:
+            numbers = words(data)
             for place in range(0, len(numbers), 2):
                 if numbers[place + 1] == 0:
-                    rest = (number + place // 2, numbers[place:])
+                    rest = (number + place // 2, data[place * 8 :])
                     yield from self._behind_end(chain([rest], pieces))
                     return False
                 yield from self._entry(number + place // 2, numbers[place], numbers[place + 1])
         return True
 
-    def _behind_end(self, pieces: Iterable[tuple[int, array[int]]]) -> Iterator[Problem]:
+    def _behind_end(self, pieces: Iterable[tuple[int, bytes]]) -> Iterator[Problem]:
         """Look for what an area still has behind its end: the first of it, if any."""
-        for number, numbers in pieces:
-            if any(numbers):
-                place = next(place for place, value in enumerate(numbers) if value)
+        for number, data in pieces:
+            if (place := _first_set(data)) is not None:
                 text = "an entry behind the end of the list, left from before: it does not count"
-                yield Problem(self._offset(number + place // 2), text, False)
+                yield Problem(self._offset(number + place // ENTRY_BYTES), text, False)
                 return
 
     def _entry(self, number: int, old: int, new: int) -> Iterator[Problem]:
