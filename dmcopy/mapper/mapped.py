@@ -53,14 +53,23 @@ class ActiveTable:
 class MappedDevice(StackedDevice):
     """A mapped device by its name; see `UserMapper`.
 
-    `read`, `write`, `flush`, `zero_out` and `discard` wait for the I/O; only outside of callbacks.
+    `read`, `write`, `flush`, `zero_out` and `discard` wait for the I/O, `timeout` seconds at most;
+    only outside of callbacks. I/O that was given up may still be done.
     `submit` is the way of programs that have more than one request in flight.
     """
 
-    def __init__(self, name: str, path: str, reactor: Reactor) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        reactor: Reactor,
+        *,
+        timeout: float = whole.TIMEOUT_SECONDS,
+    ) -> None:
         self.name = name
         self.path = path
         self.reactor = reactor
+        self.timeout = timeout
         self.table: ActiveTable | None = None
         self.in_flight = 0
         self.suspended = True  # as after DM_DEV_CREATE: there is no table yet
@@ -99,23 +108,23 @@ class MappedDevice(StackedDevice):
 
     def read(self, sector: int, count: int) -> bytes:
         """Return the content of `count` sectors. Raises UsageError, DeviceError, DeadlineError."""
-        return whole.read(self.reactor, self, sector, count)
+        return whole.read(self.reactor, self, sector, count, timeout=self.timeout)
 
     def write(self, sector: int, data: bytes | memoryview, *, fua: bool = False) -> None:
         """Write whole sectors. Raises UsageError, DeviceError, DeadlineError."""
-        whole.write(self.reactor, self, sector, data, fua=fua)
+        whole.write(self.reactor, self, sector, data, fua=fua, timeout=self.timeout)
 
     def flush(self) -> None:
         """Make everything written so far durable. Raises DeviceError, DeadlineError."""
-        whole.flush(self.reactor, self)
+        whole.flush(self.reactor, self, timeout=self.timeout)
 
     def zero_out(self, sector: int, count: int) -> None:
         """Make a range read as zeroes. Raises UsageError, DeviceError, DeadlineError."""
-        whole.zero(self.reactor, self, sector, count)
+        whole.zero(self.reactor, self, sector, count, timeout=self.timeout)
 
     def discard(self, sector: int, count: int) -> None:
         """Discard a range. Raises UsageError, DeviceError (EOPNOTSUPP), DeadlineError."""
-        whole.discard(self.reactor, self, sector, count)
+        whole.discard(self.reactor, self, sector, count, timeout=self.timeout)
 
     def activate(self, table: ActiveTable | None) -> None:
         """Make `table` the active one; the device must be suspended."""

@@ -89,7 +89,8 @@ class UserMapper(Mapper):
         if name in self._slots or (uuid and uuid in {one.uuid for one in self._slots.values()}):
             hint = "a mapped device has this name or UUID already"
             raise DeviceError(name, "create it", errno.EEXIST, hint)
-        mapped = MappedDevice(name, self.path(name), self.reactor)
+        path, timeout = self.path(name), self._engine.timeout
+        mapped = MappedDevice(name, path, self.reactor, timeout=timeout)
         self._slots[name] = Slot(mapped, uuid, readonly)
         try:
             if table is not None:

@@ -65,6 +65,18 @@ def test_devices_name_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1]["table"] == ["0 8 linear /dev/mapper/base 0"]
 
 
+def test_io_that_is_held_is_given_up_after_the_timeout(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = "bad,,,,0 64 error;m,,,,0 64 mirror core 2 8 nosync 2 disk 0 /dev/mapper/bad 0 1"
+    words = ["write 0 8 seq", "bad: load 0 64 linear disk 64", "bad: suspend", "bad: resume"]
+    words += ["suspend noflush", "load 0 64 mirror core 2 8 nosync 2 disk 0 /dev/mapper/bad 0"]
+    words += ["resume", "until 8/8", "verify 0 8 seq", "bad: verify 0 8 seq"]
+    code = run("--timeout", "0.3", "--concise", f"{spec} handle_errors", *words)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("m: write 0 8 seq: waited 0.3 s for WRITE")
+    assert out[-2:] == ["m: verify 0 8 seq: ok", "bad: verify 0 8 seq: ok"]
+    assert code == ExitCode.FAILED
+
+
 def test_what_differs_is_named_and_is_exit_4(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--table", "0 8 linear disk 0", "write 3 1 1", "verify 0 8 0") == ExitCode.MISMATCH
     assert "verify 0 8 0: differs at sector 3, byte 0: 0x01 instead of 0x00" in (

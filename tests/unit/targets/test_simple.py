@@ -130,6 +130,28 @@ def test_a_suspended_device_keeps_its_bios(engine: Engine) -> None:
     assert engine.disks["a"].read(0, 1) == bytes(512)
 
 
+def test_a_write_that_was_given_up_is_done_later_with_its_own_data(engine: Engine) -> None:
+    """Nobody waits for it, and something else has the next memory that is asked for."""
+    engine.make("d", "0 32 linear a 0")
+    device, reactor = engine.mapper.open("d"), engine.mapper.reactor
+    device.timeout = 0.1
+    engine.mapper.suspend("d")
+    with pytest.raises(DeadlineError, match=r"waited 0\.1 s for WRITE"):
+        device.write(0, b"x" * 512)
+    with pytest.raises(DeadlineError, match="for READ"):
+        device.read(8, 8)
+    other = Memory(1)
+    other.fill([(0, 512)], b"?" * 512)
+    raised: list[BaseException] = []
+    reactor.on_exception = raised.append
+    engine.mapper.resume("d")
+    with pytest.raises(DeadlineError):
+        reactor.run_until(lambda: False, 0.1)
+    assert engine.disks["a"].read(0, 1) == b"x" * 512
+    assert not device.in_flight
+    assert not raised
+
+
 def test_plain_files_are_claimed_once(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(64 << 9))
