@@ -13,11 +13,11 @@ from typing import Final, NamedTuple
 
 from dmcopy.cow.store import PIECE_BYTES, CowDevice, Store, read_bytes, read_header
 from dmcopy.ondisk.exception_store import ENTRY_BYTES, HEADER_BYTES, StoreError, words
-from dmcopy.ondisk.exceptions import ExceptionTable
 
 LISTED: Final = 1000
 """So many problems of one store are kept; a damaged one may have millions."""
 _FEWEST_CHUNKS: Final = 3
+_LOOKED_FOR: Final = 20
 
 
 class Problem(NamedTuple):
@@ -141,6 +141,23 @@ def _first_set(data: bytes) -> int | None:
     return len(data) - len(data.lstrip(b"\0"))
 
 
+class _Seen:
+    """Numbers that there were, a bit each: ten million chunks that are near each other take 10 MB.
+
+    Bits are kept by pages of 512, and only pages that have one.
+    """
+
+    def __init__(self) -> None:
+        self._pages: dict[int, int] = {}
+
+    def add(self, number: int) -> bool:
+        """Return whether a number is new, and remember it."""
+        page, bit = number >> 9, 1 << (number & 511)
+        bits = self._pages.get(page, 0)
+        self._pages[page] = bits | bit
+        return not bits & bit
+
+
 class _Walk:
     """Goes through the entries, and remembers which chunks there were."""
 
@@ -148,9 +165,10 @@ class _Walk:
         self._store = store
         self._origin_sectors = origin_sectors
         self._per_area = store.layout.per_area
-        self._olds = ExceptionTable()  # chunk → number of its entry, counted through all areas
-        self._news = ExceptionTable()
+        self._olds = _Seen()
+        self._news = _Seen()
         self._highest = 0
+        self._looked = 0
 
     def area(self, area: int) -> Generator[Problem, None, bool]:
         """Yield an area's problems; return whether it is full."""
@@ -184,23 +202,30 @@ class _Walk:
         elif layout.is_metadata(new):
             area = (new - 1) // layout.stride
             yield Problem(at + 8, f"{said}, which holds metadata: area {area}")
-        before = self._news.get(new)
-        if before is not None:
-            text = f"{said}, which the entry at byte {self._offset(before)} has already"
+        if not self._news.add(new):
+            text = f"{said}, which {self._earlier(new, 1)} has already"
             yield Problem(at + 8, text)
         elif new < self._highest:
             text = f"{said}, after chunk {self._highest}: kernels from snapshot 1.12.0 on ascend"
             yield Problem(at + 8, text, False)
-        self._news.insert(new, number)
         self._highest = max(self._highest, new)
-        before = self._olds.get(old)
-        if before is not None:
-            text = f"chunk {old} of the origin is in the entry at byte {self._offset(before)}, too"
-            yield Problem(at, text)
-        self._olds.insert(old, number)
+        if not self._olds.add(old):
+            yield Problem(at, f"chunk {old} of the origin is in {self._earlier(old, 0)}, too")
         if self._origin_sectors is not None and old * layout.chunk_size >= self._origin_sectors:
             text = f"chunk {old} is past the end of the origin, at sector {self._origin_sectors}"
             yield Problem(at, text)
+
+    def _earlier(self, chunk: int, column: int) -> str:
+        """Name the first entry with a chunk; `column`: 0 for the origin's, 1 for the COW's.
+
+        The store is read again for it, which is not worth it for every twin of very many.
+        """
+        self._looked += 1
+        for entries in self._store.entries() if self._looked <= _LOOKED_FOR else ():
+            chunks = entries.pairs[column::2]
+            if chunk in chunks:
+                return f"the entry at byte {entries.offset + chunks.index(chunk) * ENTRY_BYTES}"
+        return "an entry before this one"
 
     def _offset(self, number: int) -> int:
         area, place = divmod(number, self._per_area)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -224,6 +226,27 @@ def test_only_what_is_needed_is_read() -> None:
     assert header is not None
     assert sum(len(entries.pairs) for entries in Store(disk, header).entries()) == 600
     assert disk.reads == [(0, 1), (8, 8), (258 * 8, 8)]
+
+
+def test_a_few_twins_are_looked_for_and_all_are_counted() -> None:
+    pairs = [(old % 30, new) for old, new in allocate(range(100), 1)]
+    found = errors(build(1, pairs, 200))
+    assert len(found) == 70
+    texts = [problem.text for problem in found]
+    assert texts[0] == "chunk 0 of the origin is in the entry at byte 512, too"
+    assert texts[19] == f"chunk 19 of the origin is in the entry at byte {512 + 19 * 16}, too"
+    assert texts[20] == "chunk 20 of the origin is in an entry before this one, too"
+
+
+def test_a_check_remembers_little() -> None:
+    olds = random.Random(1).sample(range(100_000), 50_000)
+    disk = MemoryDisk(build(1, allocate(olds, 1), 52_000))
+    tracemalloc.start()
+    found = check(disk, origin_sectors=100_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert not found.problems
+    assert peak < 1 << 20
 
 
 def test_a_hundred_gibibytes(cow: Run) -> None:
