@@ -10,6 +10,7 @@ from dmcopy.cli import cow_changes, cow_facts, cow_pictures
 _EXAMPLES: Final = """\
 examples:
   dmcopy cow info /dev/vg/snap-cow                        how full, in the kernel's own numbers
+  dmcopy cow dump cow.img                                 chunk of the origin, chunk of the COW
   dmcopy cow check --origin /dev/sdb cow.img              everything that is wrong, with its byte
   dmcopy cow extract --origin /dev/sdb --cow cow.img snapshot.img
   dmcopy cow merge /dev/sdb cow.img                       roll the origin back; may be interrupted

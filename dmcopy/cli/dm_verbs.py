@@ -28,8 +28,6 @@ class VerbParser(Parser):
         cut = words.index("--") if self.takes_command and "--" in words else len(words)
         known = joined(self, words[:cut])
         found, unknown = Parser.parse_known_args(self, known, namespace)
-        if unknown:  # said here, it names the verb, and its help
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
         if self.takes_command:
             found.command = words[cut + 1 :]
         return found, unknown

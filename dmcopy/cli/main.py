@@ -13,7 +13,7 @@ from typing import Final
 
 from dmcopy import __version__
 from dmcopy.cli.output import OutputError, drop_output, open_standard_streams
-from dmcopy.cli.parser import Parser
+from dmcopy.cli.parser import Parser, share_help
 from dmcopy.errors import DmcopyError, ExitCode
 
 NOUNS: Final = {
@@ -44,6 +44,7 @@ def _build_parser(noun: str | None) -> Parser:
         if name == noun:
             module = importlib.import_module(f"dmcopy.cli.{name.replace('-', '_')}")
             module.configure(sub)
+            share_help(sub)
             sub.set_defaults(run=module.run)
     return parser
 

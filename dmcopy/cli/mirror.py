@@ -33,17 +33,22 @@ _EXAMPLES: Final = """\
 examples:
   dmcopy mirror make home --from home --leg /dev/sdc --log /dev/sdd1   mounted, and stays so
   dmcopy mirror make vol --leg /dev/sdb --leg /dev/sdc                 sdb is copied to sdc
+  dmcopy mirror wait home                                              until it is in sync
   dmcopy mirror status home --watch                                    draws the region map
+  dmcopy mirror fail home 1                                            a drill: replace ends it
   dmcopy mirror replace home 1 /dev/sde                                leg 1 has failed
   dmcopy mirror split home 1 home-copy                                 a consistent copy, as of now
   dmcopy mirror move home /dev/sdb /dev/sdf                            home leaves the disk sdb
+  dmcopy mirror finish home                                            what was interrupted goes on,
+  dmcopy mirror undo home                                              or is taken back, says status
+
+Sizes are sectors of 512 bytes, or 512K, 1G …; times are seconds.
 
 After a restart, with the log that it had: dmcopy mirror make home --leg A --leg B --log L
---reuse-log copies only what the log calls dirty. Whatever is interrupted goes on with 'dmcopy
-mirror finish NAME', or is taken back with 'dmcopy mirror undo NAME'; 'dmcopy mirror status' tells.
+--reuse-log copies only what the log calls dirty.
 
-Ends with 0 when all is well, 2 for what cannot be, 3 when a leg has failed, 6 when a device is in
-use, 130 when interrupted.
+Ends with 0 when all is well, 1 for what failed, 2 for what cannot be, 3 when a leg has failed, 5
+when something is not installed, 6 when a device is in use, 130 when interrupted.
 """
 
 
@@ -141,9 +146,15 @@ def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser
     move = _changing(verbs, "move", "move a device's data to another disk, while in use", _move)
     move.add_argument("name", metavar="DEV", help="the mapped device")
     move.add_argument("source", metavar="FROM", help="the disk that it is to leave")
-    move.add_argument("dest", metavar="TO")
+    move.add_argument("dest", metavar="TO", help="the disk that it is to be on")
     move.add_argument("--at", type=_size, default=0, metavar="S", help="where on TO (default: 0)")
-    move.add_argument("--region-size", type=_size, default=REGION_SIZE, metavar="S")
+    move.add_argument(
+        "--region-size",
+        type=_size,
+        default=REGION_SIZE,
+        metavar="S",
+        help=f"copied at a time (default: {REGION_SIZE} sectors)",
+    )
     _add_wait(move, leave=True)
     finish = _changing(verbs, "finish", "end what was interrupted", _finish)
     finish.add_argument("name", metavar="NAME")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dmcopy.errors import ExitCode
 from dmcopy.suggest import did_you_mean
@@ -18,6 +18,13 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)  # type: ignore[arg-type]
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; what is unknown is said here, where the verb and its help are known."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         """Print one sentence and where the help is; exit 2."""
@@ -53,6 +60,27 @@ def seconds(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
+
+
+def share_help(noun: Parser) -> None:
+    """Give the verbs of a noun their summary, and what the noun's help says of them.
+
+    That is, of its examples those of the verb, and everything that follows them. A verb that has
+    more to say says it all itself.
+    """
+    for action in noun._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            summaries = {choice.dest: choice.help for choice in action._choices_actions}
+            for name, verb in action.choices.items():
+                verb.description = verb.description or summaries.get(name)
+                verb.epilog = verb.epilog or _epilog_of_verb(noun.epilog or "", verb.prog)
+
+
+def _epilog_of_verb(epilog: str, prog: str) -> str:
+    examples, _, rest = epilog.partition("\n\n")
+    title, *lines = examples.splitlines() or [""]
+    own = [line for line in lines if f"{line.strip()} ".startswith(f"{prog} ")]
+    return "\n".join([title, *own, "", rest] if own else [rest])
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:

@@ -34,6 +34,13 @@ examples:
   dmcopy snapshot drop snap                         or forget what it was
   dmcopy snapshot take snap data /dev/vdc --dry-run     the dmsetup commands
   dmcopy snapshot take snap data /dev/vdc --reuse-store     again, after a restart
+  dmcopy snapshot finish snap                       go on with what was interrupted,
+  dmcopy snapshot undo snap                         or take it back: 'status' says what can be
+
+Sizes are sectors of 512 bytes, or 64K, 1G …; times are seconds.
+
+Ends with 0 when all is well, 1 for what failed (watch: when the snapshot is lost), 2 for what
+cannot be, 5 when something is not installed, 6 when a device is in use, 130 when interrupted.
 """
 
 
@@ -116,10 +123,12 @@ def _configure_facts(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     watch.add_argument("name", metavar="NAME")
     watch.add_argument("--at", type=_percent, metavar="PERCENT", help="when to act (default: 80)")
     watch.add_argument(
-        "--extend", type=_size, default=0, metavar="SIZE", help="make the COW longer"
+        "--extend", type=_size, default=0, metavar="SIZE", help="make the COW longer by so much"
     )
     watch.add_argument("--with", dest="more", default="", metavar="DEV", help="where the room is")
-    watch.add_argument("--interval", type=seconds, default=1.0, metavar="S", help="default: 1")
+    watch.add_argument(
+        "--interval", type=seconds, default=1.0, metavar="S", help="between looks (default: 1)"
+    )
     watch.add_argument(
         "--run",
         dest="command",

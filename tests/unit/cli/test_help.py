@@ -1,0 +1,64 @@
+"""What `--help` says: of each verb what it does, an example, every option, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import pytest
+
+from dmcopy.cli.main import NOUNS, _build_parser, main
+from dmcopy.cli.parser import Parser
+from dmcopy.errors import ExitCode
+
+
+def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def verbs(*nouns: str) -> Iterator[argparse.ArgumentParser]:
+    for noun in nouns:
+        yield from subparsers(subparsers(_build_parser(noun))[noun]).values()
+
+
+DEVICES = list(verbs("snapshot", "cow", "mirror", "mirror-log"))
+
+
+@pytest.mark.parametrize("verb", DEVICES, ids=lambda verb: verb.prog)
+def test_a_verb_says_what_it_does_with_an_example(verb: Parser) -> None:
+    text = verb.format_help()
+    assert verb.description
+    assert f"  {verb.prog} " in text.partition("examples:")[2]
+    assert "Ends with 0 " in text
+    assert [
+        action.dest for action in verb._actions if action.option_strings and not action.help
+    ] == []
+
+
+def test_every_noun_has_a_help() -> None:
+    for noun in NOUNS:
+        assert "options:" in subparsers(_build_parser(noun))[noun].format_help()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            "cow info --jsno c",
+            "dmcopy cow info: unrecognized arguments: --jsno (did you mean '--json'?)",
+        ),
+        ("mirror check a --region-size 3 b", "dmcopy mirror check: unrecognized arguments: b"),
+        ("cow inof c", "dmcopy cow: argument VERB: invalid choice: 'inof' (did you mean 'info'?)"),
+        ("copy a b --dpeth 3", "dmcopy copy: unrecognized arguments: --dpeth 3 (did you mean"),
+    ],
+)
+def test_a_typo_is_told_by_the_verb(
+    words: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == ExitCode.USAGE
+    assert says in capsys.readouterr().err
