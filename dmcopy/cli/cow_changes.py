@@ -11,7 +11,7 @@ from typing import Any
 from dmcopy.block import BlockDevice
 from dmcopy.cli.output import add_json, emit_json, printable, say
 from dmcopy.cli.progress import make_renderer
-from dmcopy.cli.transfers import PROGRESS, interrupting, resolve
+from dmcopy.cli.transfers import add_progress, interrupting, resolve
 from dmcopy.cow.extract import Extract
 from dmcopy.cow.merge import Merge
 from dmcopy.cow.moving import Mover, make_mover
@@ -43,13 +43,7 @@ def configure(verbs: argparse._SubParsersAction[Any]) -> None:
         verb.add_argument(
             "--dry-run", action="store_true", help="check, and say what would be done"
         )
-        verb.add_argument(
-            "--progress",
-            choices=PROGRESS,
-            default="auto",
-            metavar="HOW",
-            help="auto (a bar on a terminal, lines elsewhere), bar, plain, json (lines), none",
-        )
+        add_progress(verb)
         add_json(verb)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dmcopy.block import BlockDevice
 from dmcopy.cli.output import add_json, emit_json, printable, say
+from dmcopy.cli.parser import size
 from dmcopy.cli.transfers import resolve
 from dmcopy.cow.store import Store, open_cow, read_header
 from dmcopy.errors import ExitCode
@@ -24,7 +25,7 @@ def configure(verbs: argparse._SubParsersAction[Any]) -> None:
     check = verbs.add_parser("check", help="look for what no kernel would have written")
     check.add_argument("--origin", metavar="O", help="look for chunks past the end of O, too")
     check.add_argument(
-        "--chunk-size", type=int, metavar="N", help="expect chunks of N sectors, as the table says"
+        "--chunk-size", type=size, metavar="S", help="expect chunks of S sectors, as the table says"
     )
     check.set_defaults(verb=_check)
     for verb in (info, dump, check):

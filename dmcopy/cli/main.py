@@ -65,13 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, OutputError):
             drop_output()
-        print(f"dmcopy: {error}", file=sys.stderr)
+        _tell(error, str(error))
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output went away (`| head`): not an error of ours, and not one to print.
         drop_output()
         return ExitCode.OK
-    except KeyboardInterrupt:
-        print("dmcopy: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _tell(error, "interrupted")
         return ExitCode.INTERRUPTED
     return code
+
+
+def _tell(error: BaseException, text: str) -> None:
+    """Print what happened, and the notes of those it passed through: what became of their work."""
+    for line in (text, *getattr(error, "__notes__", ())):
+        print(f"dmcopy: {line}", file=sys.stderr)

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Final
 
 from dmcopy.cli.mirror_check import configure_check, run_check
-from dmcopy.cli.mirror_show import HOW, configure_status, make_observer, run_status, tell
+from dmcopy.cli.mirror_show import configure_status, make_observer, run_status, tell
 from dmcopy.cli.output import add_json, emit_json, say
-from dmcopy.cli.parser import seconds
-from dmcopy.errors import DmcopyError, ExitCode, UsageError
+from dmcopy.cli.parser import seconds, size
+from dmcopy.cli.transfers import add_progress
+from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.dmsetup import ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.ledger import NoLedger
-from dmcopy.units import parse_sectors
 from dmcopy.workflows.journal import Journal, NoJournal
 from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, plan_split
 from dmcopy.workflows.mirror_devices import Devices
@@ -75,12 +75,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the verb."""
     verb: Callable[[argparse.Namespace], int | None] = args.verb
     args.mapper = _mapper(args)
-    try:
-        return verb(args) or ExitCode.OK
-    except (DmcopyError, KeyboardInterrupt) as error:
-        for note in getattr(error, "__notes__", ()):
-            say(f"dmcopy: {note}")
-        raise
+    return verb(args) or ExitCode.OK
 
 
 def _mapper(args: argparse.Namespace) -> KernelMapper:
@@ -105,11 +100,11 @@ def _configure_make(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     make.add_argument(
         "--region-size",
-        type=_size,
+        type=size,
         metavar="S",
         help=f"sectors, or 512K … (default: {REGION_SIZE} sectors)",
     )
-    make.add_argument("--size", type=_size, metavar="S", help="use only so much of each leg")
+    make.add_argument("--size", type=size, metavar="S", help="use only so much of each leg")
     make.add_argument("--nosync", action="store_true", help="the legs are equal: copy nothing")
     make.add_argument(
         "--reuse-log", action="store_true", help="they were a mirror: copy what LOG calls dirty"
@@ -147,10 +142,10 @@ def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser
     move.add_argument("name", metavar="DEV", help="the mapped device")
     move.add_argument("source", metavar="FROM", help="the disk that it is to leave")
     move.add_argument("dest", metavar="TO", help="the disk that it is to be on")
-    move.add_argument("--at", type=_size, default=0, metavar="S", help="where on TO (default: 0)")
+    move.add_argument("--at", type=size, default=0, metavar="S", help="where on TO (default: 0)")
     move.add_argument(
         "--region-size",
-        type=_size,
+        type=size,
         default=REGION_SIZE,
         metavar="S",
         help=f"copied at a time (default: {REGION_SIZE} sectors)",
@@ -202,19 +197,10 @@ def _add_wait(parser: argparse.ArgumentParser, *, leave: bool = False) -> None:
         metavar="S",
         help="wait no longer; the resync goes on (default: wait until it is done)",
     )
-    parser.add_argument(
-        "--progress", choices=HOW, default="auto", metavar="HOW", help="as in 'dmcopy copy'"
-    )
+    add_progress(parser)
     if leave:
         text = "end once the resync goes on by itself; 'dmcopy mirror wait' ends it"
         parser.add_argument("--no-wait", action="store_true", help=text)
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_sectors(text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _features(text: str) -> tuple[str, ...]:

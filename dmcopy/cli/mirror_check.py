@@ -8,14 +8,15 @@ from typing import Any, Final
 
 from dmcopy.block import BlockDevice
 from dmcopy.cli.output import add_json, emit_json, printable, say
+from dmcopy.cli.parser import size
 from dmcopy.cli.progress import make_renderer
-from dmcopy.cli.transfers import PROGRESS, resolve
+from dmcopy.cli.transfers import add_progress, resolve
 from dmcopy.errors import ExitCode
 from dmcopy.io.region import IoRegion
 from dmcopy.mirror.check import Report, compare, guess_region_size
 from dmcopy.mirror.logfile import read_log
 from dmcopy.ranges import RangeSet
-from dmcopy.units import format_sectors, parse_sectors
+from dmcopy.units import format_sectors
 
 DEFAULT_REGION_SIZE: Final = 1024
 _EXAMPLES: Final = """\
@@ -38,12 +39,17 @@ def configure_check(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument("legs", metavar="LEG", nargs="+", help="2 to 9 devices or files")
     parser.add_argument("--log", metavar="LOG", help="the mirror's log device, or a copy of it")
-    parser.add_argument("--region-size", metavar="S", help="of the mirror's table (default: 1024)")
-    parser.add_argument("--count", metavar="N", help="compare so much (default: all of it)")
-    add_json(parser, verb=True)
     parser.add_argument(
-        "--progress", choices=PROGRESS, default="auto", metavar="HOW", help="as in 'dmcopy copy'"
+        "--region-size",
+        type=size,
+        metavar="S",
+        help=f"of the mirror's table (default: {DEFAULT_REGION_SIZE} sectors)",
     )
+    parser.add_argument(
+        "--count", type=size, metavar="N", help="compare so much (default: all of it)"
+    )
+    add_json(parser, verb=True)
+    add_progress(parser)
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -51,10 +57,11 @@ def run_check(args: argparse.Namespace) -> int:
     log = read_log(resolve(args.log)) if args.log else None
     with contextlib.ExitStack() as stack:
         devices = [stack.enter_context(BlockDevice.open(resolve(leg))) for leg in args.legs]
-        length = parse_sectors(args.count) if args.count else None
-        legs = [IoRegion(one, 0, one.sectors if length is None else length) for one in devices]
-        if args.region_size:
-            region_size = parse_sectors(args.region_size)
+        legs = [
+            IoRegion(one, 0, one.sectors if args.count is None else args.count) for one in devices
+        ]
+        if args.region_size is not None:
+            region_size = args.region_size
         elif log is not None:
             region_size = guess_region_size(legs[0].count, log)
         else:

@@ -24,7 +24,6 @@ from dmcopy.workflows.mirror_devices import Devices
 from dmcopy.workflows.mirror_resync import Observer, Resync, ignore
 from dmcopy.workflows.mirror_session import NOUN, Session
 
-HOW: Final = ("auto", "bar", "plain", "json", "none")
 _LINE_EVERY_SECONDS: Final = 5.0
 _CLEAR: Final = "\x1b[H\x1b[2J"
 

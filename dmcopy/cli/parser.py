@@ -7,8 +7,9 @@ import re
 import sys
 from typing import Any, NoReturn
 
-from dmcopy.errors import ExitCode
+from dmcopy.errors import ExitCode, UsageError
 from dmcopy.suggest import did_you_mean
+from dmcopy.units import parse_sectors
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,6 +61,14 @@ def seconds(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
+
+
+def size(text: str) -> int:
+    """Return a size in sectors of the command line, for argparse's `type`."""
+    try:
+        return parse_sectors(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def share_help(noun: Parser) -> None:

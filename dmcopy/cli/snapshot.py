@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Final
 
 from dmcopy.cli import snapshot_show
-from dmcopy.cli.output import add_json, emit_json, emit_json_line, printable, say
-from dmcopy.cli.parser import seconds
-from dmcopy.cli.transfers import PROGRESS
-from dmcopy.errors import DmcopyError, ExitCode, UsageError
+from dmcopy.cli.output import add_json, emit_json, emit_json_line, printable
+from dmcopy.cli.parser import seconds, size
+from dmcopy.cli.transfers import add_progress
+from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.dmsetup import ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.ledger import Ledger, NoLedger
@@ -53,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     take.add_argument("cow", metavar="COW", help="device or file for what changes")
     take.add_argument(
         "--chunk-size",
-        type=_size,
+        type=size,
         default=DEFAULT_CHUNK,
         metavar="S",
         help=f"sectors, or 4K, 64K … (default: {DEFAULT_CHUNK}, 16 KiB)",
@@ -77,10 +77,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     extend.add_argument("size", metavar="SIZE", help="its new size, or with a + how much more")
     extend.add_argument("--with", dest="more", default="", metavar="DEV", help="where the room is")
     merge = _changing(verbs, "merge", "roll the origin back to the snapshot", _merge)
-    _add_progress(merge)
+    add_progress(merge)
     _changing(verbs, "drop", "remove a snapshot; the origin stays as it is", _drop)
     finish = _changing(verbs, "finish", "end what was interrupted", _finish)
-    _add_progress(finish)
+    add_progress(finish)
     _changing(verbs, "undo", "take back what was interrupted", _undo)
     _configure_facts(verbs)
 
@@ -89,12 +89,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the verb."""
     verb: Callable[[argparse.Namespace], int | None] = args.verb
     args.snapshots = _snapshots(args)
-    try:
-        return verb(args) or ExitCode.OK
-    except DmcopyError as error:
-        for note in getattr(error, "__notes__", ()):
-            say(f"dmcopy: {note}")
-        raise
+    return verb(args) or ExitCode.OK
 
 
 def _changing(
@@ -123,7 +118,7 @@ def _configure_facts(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     watch.add_argument("name", metavar="NAME")
     watch.add_argument("--at", type=_percent, metavar="PERCENT", help="when to act (default: 80)")
     watch.add_argument(
-        "--extend", type=_size, default=0, metavar="SIZE", help="make the COW longer by so much"
+        "--extend", type=size, default=0, metavar="SIZE", help="make the COW longer by so much"
     )
     watch.add_argument("--with", dest="more", default="", metavar="DEV", help="where the room is")
     watch.add_argument(
@@ -140,16 +135,6 @@ def _configure_facts(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     watch.set_defaults(verb=_watch, dry_run=False, timeout=30.0)
 
 
-def _add_progress(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--progress",
-        choices=PROGRESS,
-        default="auto",
-        metavar="HOW",
-        help="auto (a bar on a terminal, lines elsewhere), bar, plain, json (lines), none",
-    )
-
-
 def _snapshots(args: argparse.Namespace) -> Snapshots:
     if args.dry_run:
         mapper = KernelMapper(ScriptDmsetup(), ledger=NoLedger(), timeout=args.timeout)
@@ -157,13 +142,6 @@ def _snapshots(args: argparse.Namespace) -> Snapshots:
     ledger = Ledger()
     mapper = KernelMapper(ledger=ledger, timeout=args.timeout)
     return Snapshots(mapper, nodes=Nodes(ledger), journal=Journal())
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_sectors(text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _percent(text: str) -> float:
@@ -203,16 +181,16 @@ def _take(args: argparse.Namespace) -> None:
 
 def _extend(args: argparse.Namespace) -> None:
     more = args.size.startswith("+")
-    size = parse_sectors(args.size.removeprefix("+"))
+    sectors = parse_sectors(args.size.removeprefix("+"))
     if more:
-        size += snapshot_show.total(args.snapshots, args.name)
-    args.snapshots.extend(args.name, size, more=args.more)
+        sectors += snapshot_show.total(args.snapshots, args.name)
+    args.snapshots.extend(args.name, sectors, more=args.more)
     if args.dry_run:
         return
     if args.json:
-        emit_json({"name": args.name, "total": size})
+        emit_json({"name": args.name, "total": sectors})
     else:
-        print(printable(f"the COW of {args.name} has {format_sectors(size)} now"))
+        print(printable(f"the COW of {args.name} has {format_sectors(sectors)} now"))
 
 
 def _merge(args: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from dmcopy.transfer.session import Options, Session
 from dmcopy.units import parse_sectors
 
 _TAGS: Final = ("UUID=", "LABEL=", "SERIAL=", "DM=")
-PROGRESS: Final = ("auto", "bar", "plain", "json", "none")
+_PROGRESS: Final = ("auto", "bar", "plain", "json", "none")
 
 
 class Interruptible(Protocol):
@@ -55,9 +55,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check and say what would be done")
     _add_tuning(parser)
     add_json(parser)
+    add_progress(parser)
+
+
+def add_progress(parser: argparse.ArgumentParser) -> None:
+    """Declare how progress is shown."""
     parser.add_argument(
         "--progress",
-        choices=PROGRESS,
+        choices=_PROGRESS,
         default="auto",
         metavar="HOW",
         help="auto (a bar on a terminal, lines elsewhere), bar, plain, json (lines), none",

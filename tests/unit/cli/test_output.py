@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.cli import cow_facts
+from dmcopy.cli.main import main
+from dmcopy.errors import DmcopyError, ExitCode
 from tests.unit.cow.stores import allocate, build
 
 
@@ -45,3 +48,27 @@ def test_closed_streams_are_not_missed(cow: str, closed: str) -> None:
     ended = shell(closed, "cow", "dump", cow)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert Path(cow).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyboardInterrupt(), ExitCode.INTERRUPTED, "interrupted"),
+        (DmcopyError("it is too wet"), ExitCode.FAILED, "it is too wet"),
+    ],
+)
+def test_the_notes_of_an_error_follow_it(
+    error: BaseException,
+    code: int,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def info(_: object) -> None:
+        error.add_note("'merge before' stopped halfway: go on with finish")
+        raise error
+
+    monkeypatch.setattr(cow_facts, "_info", info)
+    assert main(["cow", "info", "x"]) == code
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"dmcopy: {says}", "dmcopy: 'merge before' stopped halfway: go on with finish"]
