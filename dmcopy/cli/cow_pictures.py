@@ -83,7 +83,7 @@ def _map(args: argparse.Namespace) -> int:
         store = read_store(device)
         if args.svg or args.png:
             _write_pictures(store, args, origin_sectors)
-        else:
+        if args.json or not (args.svg or args.png):
             _print_map(store, args, origin_sectors)
     return ExitCode.OK
 

@@ -20,7 +20,8 @@ def load(store: Store, *, origin_sectors: int | None = None) -> ExceptionTable:
     if not store.header.valid:
         raise StoreError(
             4,
-            "the snapshot was invalidated and is lost: what was overwritten after that is not here",
+            "the snapshot was invalidated and is lost: what was overwritten after that is not "
+            "here; 'dmcopy cow extract --changed-only' saves what is",
             store.path,
         )
     return load_any(store, origin_sectors=origin_sectors)

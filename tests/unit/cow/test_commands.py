@@ -122,6 +122,7 @@ def test_an_invalidated_store(cow: Run) -> None:
         code, _, err = cow(*words)
         assert code == ExitCode.MISMATCH
         assert "byte 4: the snapshot was invalidated" in err
+        assert "--changed-only" in err
     assert Path("origin").read_bytes() == before
     assert not Path("x").exists()
     words = ("extract", "--origin", "origin", "--cow", "cow", "x", "--changed-only")
@@ -314,6 +315,7 @@ def test_map_as_svg(cow: Run) -> None:
     root = ElementTree.parse("map.svg").getroot()
     rectangles = root.findall("{http://www.w3.org/2000/svg}rect")
     assert len(rectangles) == 1 + 600 + 5  # the background, the chunks, the legend
+    assert json.loads(cow("map", "--json", "cow", "--svg", "map.svg")[1])["changed"] == 301
 
 
 def test_map_as_png(cow: Run) -> None:
