@@ -15,6 +15,7 @@ from dmcopy.errors import DeviceError
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.mapper.mapped import ActiveTable, MappedDevice
+from dmcopy.suggest import did_you_mean
 from dmcopy.table import Table
 from dmcopy.targets import TARGETS, TargetError
 from dmcopy.units import SECTOR_SHIFT
@@ -69,7 +70,8 @@ class Engine:
         try:
             for line in table:
                 if line.target_name not in TARGETS:
-                    hint = f"the userspace engine has no target '{line.target_name}'"
+                    near = did_you_mean(line.target_name, TARGETS)
+                    hint = f"the userspace engine has no target '{line.target_name}'{near}"
                     raise DeviceError(name, "load a table", errno.EINVAL, hint)
                 active.targets.append(TARGETS[line.target_name](line, host))
             host.check_areas()

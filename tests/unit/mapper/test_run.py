@@ -176,6 +176,8 @@ def test_what_the_engine_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     assert "too small for target" in capsys.readouterr().err
     assert run("--table", "0 8 tomorrow x", "flush") == ExitCode.FAILED
     assert "has no target 'tomorrow'" in capsys.readouterr().err
+    assert run("--table", "0 8 linaer disk 0", "flush") == ExitCode.FAILED
+    assert "'linaer' (did you mean 'linear'?)" in capsys.readouterr().err
     assert run("--table", "0 8 linear nowhere 0", "flush") == ExitCode.USAGE
     assert "nowhere: there is no such device or file" in capsys.readouterr().err
 
