@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from dmcopy.cli.mirror_check import configure_check, run_check
-from dmcopy.cli.mirror_show import configure_status, make_observer, run_status, tell
+from dmcopy.cli.mirror_show import ScriptWaiter, configure_status, make_observer, run_status, tell
 from dmcopy.cli.output import add_json, emit_json, say
 from dmcopy.cli.parser import seconds, size
 from dmcopy.cli.transfers import add_progress
@@ -26,7 +26,7 @@ from dmcopy.workflows.mirror_make import (
     plan_from_legs,
 )
 from dmcopy.workflows.mirror_move import plan_move
-from dmcopy.workflows.mirror_resync import Waiter
+from dmcopy.workflows.mirror_resync import Observer, Waiter, ignore
 from dmcopy.workflows.mirror_session import Plan, Session
 
 _EXAMPLES: Final = """\
@@ -267,17 +267,17 @@ def _wait(args: argparse.Namespace) -> None:
 
 def _finish(args: argparse.Namespace) -> None:
     with make_observer(args.progress) as observer:
-        session = Session(args.mapper, _journal(args), Waiter(args.mapper, observer))
+        session = _session(args, observer)
         _said(args, session.finish(args.name, timeout=args.timeout))
 
 
 def _undo(args: argparse.Namespace) -> None:
-    _said(args, Session(args.mapper, _journal(args)).undo(args.name))
+    _said(args, _session(args, ignore).undo(args.name))
 
 
 def _run_plan(args: argparse.Namespace, plan: Plan) -> None:
     with make_observer(getattr(args, "progress", "none")) as observer:
-        session = Session(args.mapper, _journal(args), Waiter(args.mapper, observer))
+        session = _session(args, observer)
         wait = not getattr(args, "no_wait", False)
         session.run(plan, wait=wait, timeout=getattr(args, "timeout", None))
     if session.trial:
@@ -287,8 +287,10 @@ def _run_plan(args: argparse.Namespace, plan: Plan) -> None:
     tell(args, plan.name)
 
 
-def _journal(args: argparse.Namespace) -> Journal:
-    return NoJournal() if args.dry_run else Journal()
+def _session(args: argparse.Namespace, observer: Observer) -> Session:
+    if args.dry_run:
+        return Session(args.mapper, NoJournal(), ScriptWaiter())
+    return Session(args.mapper, Journal(), Waiter(args.mapper, observer))
 
 
 def _said(args: argparse.Namespace, sentence: str) -> None:

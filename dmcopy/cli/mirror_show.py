@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,12 @@ from dmcopy.workflows.mirror_resync import Observer, Resync, ignore
 from dmcopy.workflows.mirror_session import NOUN, Session
 
 _LINE_EVERY_SECONDS: Final = 5.0
+_WAIT: Final = """\
+until dmsetup status -- {name} | awk '
+  $3 == "mirror" {{split($(5 + $4), sync, "/"); left += sync[2] - sync[1]}}
+  END {{exit (left > 0)}}'; do
+  sleep 1
+done"""
 _CLEAR: Final = "\x1b[H\x1b[2J"
 
 
@@ -114,6 +121,15 @@ def mirror_lines(mirror: Mirror, devices: Devices) -> Iterator[str]:
         offset = f" at sector {leg.offset}" if leg.offset else ""
         health = LEG_HEALTH.get(mirror.status.health[at], "failed in an unknown way")
         yield f"  leg {at}  {printable(devices.label(leg.device))}{offset}  {health}"
+
+
+class ScriptWaiter:
+    """Prints the loop that waits for a resync: without it the script would break the mirror."""
+
+    def wait(self, name: str, timeout: float | None = None) -> None:
+        """Print it; a shell waits as long as it takes."""
+        del timeout
+        print(_WAIT.format(name=shlex.quote(name)))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 from dmcopy.errors import DeadlineError, DmcopyError, PartialError
 from dmcopy.mapper.base import Mapper, note_failure
@@ -39,10 +39,17 @@ class Plan:
     undo_failed: bool = False
 
 
+class Waits(Protocol):
+    """What waits for a resync: a `Waiter`, or in a trial who tells how to."""
+
+    def wait(self, name: str, timeout: float | None = None) -> object:
+        """Return when the device is in sync."""
+
+
 class Session:
     """Runs plans on `mapper`, and ends interrupted ones. With a `NoJournal` it is a trial."""
 
-    def __init__(self, mapper: Mapper, journal: Journal, waiter: Waiter | None = None) -> None:
+    def __init__(self, mapper: Mapper, journal: Journal, waiter: Waits | None = None) -> None:
         self.mapper = mapper
         self.journal = journal
         self.trial = isinstance(journal, NoJournal)
@@ -115,7 +122,7 @@ class Session:
 
     def _go_on(self, record: Record, wait: bool, timeout: float | None) -> None:
         self._runner.run(record)
-        if record.facts["resync"] and not self.trial:
+        if record.facts["resync"]:
             if not wait:
                 return
             self._wait(record, timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,30 @@ def mirror(*words: str, code: int = 0) -> None:
 def test_the_cookies_of_its_dmsetup_are_in_the_ledger() -> None:
     mapper = cli._mapper(argparse.Namespace(dry_run=False, call_timeout=5.0))
     assert mapper.dmsetup.ledger is mapper.ledger
+
+
+def test_the_script_of_a_dry_run_waits_for_the_resync(
+    world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What follows it calls the legs equal."""
+    a, b = (world.disk(name) for name in "ab")
+    world.create("home", Table.of(SECTORS, Linear(a, 0)))
+    mirror("make", "home", "--from", "home", "--leg", b, "--dry-run")
+    script = capsys.readouterr().out
+    assert script.startswith("until dmsetup status -- home | awk ")
+    # It runs until the status says so; here, until the third time.
+    (tmp_path / "dmsetup").write_text(
+        '#!/bin/sh\necho >> "$0.calls"\ndone=$(wc -l < "$0.calls")\n'
+        'echo "0 8 linear 1:1 0"\n'
+        'echo "8 9 mirror 2 1:1 1:2 $((done + 1))/4 1 AA 1 core"\n'
+    )
+    (tmp_path / "dmsetup").chmod(0o755)
+    (tmp_path / "sleep").symlink_to("/bin/true")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(
+        ["sh", "-e"], input=script, text=True, check=True, env={"PATH": path}, timeout=30
+    )
+    assert (tmp_path / "dmsetup.calls").read_text() == "\n" * 3
 
 
 def test_make_to_replace(world: World, capsys: pytest.CaptureFixture[str]) -> None:
