@@ -206,15 +206,14 @@ def _watch(args: argparse.Namespace) -> int:
     devices = Devices(args.mapper)
     names = [one.name for one in _found(args, devices)]
     times = 0
-    with contextlib.suppress(KeyboardInterrupt):
-        while names and (args.count is None or times < args.count):
-            if times:
-                time.sleep(args.interval)
-            times += 1
-            lines = [line for name in names for line in _watched(args.mapper, name, devices)]
-            if sys.stdout.isatty():
-                print(_CLEAR, end="")
-            print("\n".join(lines), flush=True)
+    while names and (args.count is None or times < args.count):
+        if times:
+            time.sleep(args.interval)
+        times += 1
+        lines = [line for name in names for line in _watched(args.mapper, name, devices)]
+        if sys.stdout.isatty():
+            print(_CLEAR, end="")
+        print("\n".join(lines), flush=True)
     return ExitCode.OK
 
 

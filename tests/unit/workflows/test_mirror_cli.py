@@ -168,6 +168,18 @@ def test_watch_draws_the_log(world: World, capsys: pytest.CaptureFixture[str]) -
     assert lines[3:5] == ["  ░███", "  1 of 4 regions are dirty; a cell is up to 1"]
 
 
+def test_a_watch_that_is_interrupted_ends_with_130(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror("make", "home", "--leg", world.disk("a"), "--leg", world.disk("b"))
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", interrupt)
+    mirror("status", "--watch", code=ExitCode.INTERRUPTED)
+
+
 def test_the_map_never_hides_a_dirty_region() -> None:
     clean = Bitset(1000)
     clean.fill(0, 1000, True)
