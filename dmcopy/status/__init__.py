@@ -6,6 +6,9 @@ A status has `trouble`: what is wrong in words, or nothing. To dmsetup, a snapsh
 is a success, so whoever reads a status must look.
 """
 
+from typing import TYPE_CHECKING
+
+from dmcopy.lazy import attributes
 from dmcopy.status.base import (
     STATUSES,
     Failed,
@@ -16,33 +19,44 @@ from dmcopy.status.base import (
     parse_lines,
     parse_status,
 )
-from dmcopy.status.legs import (
-    GroupStatus,
-    MirrorStatus,
-    MultipathStatus,
-    PathStatus,
-    RaidStatus,
-    StripedStatus,
-)
-from dmcopy.status.pools import (
-    CacheStatus,
-    CloneStatus,
-    EraStatus,
-    ThinPoolStatus,
-    ThinStatus,
-    WritecacheStatus,
-)
-from dmcopy.status.simple import (
-    DelayStatus,
-    DustStatus,
-    IntegrityStatus,
-    LogWritesStatus,
-    VdoStatus,
-    VerityStatus,
-    ZonedStatus,
-)
-from dmcopy.status.snapshot import SnapshotMergeStatus, SnapshotStatus
 from dmcopy.table.record import Ratio
+
+if TYPE_CHECKING:
+    from dmcopy.status.legs import (
+        GroupStatus,
+        MirrorStatus,
+        MultipathStatus,
+        PathStatus,
+        RaidStatus,
+        StripedStatus,
+    )
+    from dmcopy.status.pools import (
+        CacheStatus,
+        CloneStatus,
+        EraStatus,
+        ThinPoolStatus,
+        ThinStatus,
+        WritecacheStatus,
+    )
+    from dmcopy.status.simple import (
+        DelayStatus,
+        DustStatus,
+        IntegrityStatus,
+        LogWritesStatus,
+        VdoStatus,
+        VerityStatus,
+        ZonedStatus,
+    )
+    from dmcopy.status.snapshot import SnapshotMergeStatus, SnapshotStatus
+else:
+    __getattr__ = attributes(
+        __name__,
+        legs="GroupStatus MirrorStatus MultipathStatus PathStatus RaidStatus StripedStatus",
+        pools="CacheStatus CloneStatus EraStatus ThinPoolStatus ThinStatus WritecacheStatus",
+        simple="DelayStatus DustStatus IntegrityStatus LogWritesStatus VdoStatus VerityStatus "
+        "ZonedStatus",
+        snapshot="SnapshotMergeStatus SnapshotStatus",
+    )
 
 __all__ = [
     "STATUSES",

@@ -6,16 +6,23 @@ from dataclasses import dataclass
 from typing import Self, TypeVar
 
 from dmcopy.errors import UsageError
+from dmcopy.lazy import Registry
 from dmcopy.table.record import Record
 from dmcopy.table.words import TableError, Words, split_lines
 
-STATUSES: dict[str, type[Status]] = {}
+STATUSES: Registry[Status] = Registry(
+    "dmcopy.status",
+    legs="mirror multipath raid striped",
+    pools="cache clone era thin thin-pool writecache",
+    simple="delay dust integrity log-writes vdo verity zoned",
+    snapshot="snapshot snapshot-merge",
+)
 _T = TypeVar("_T", bound="type[Status]")
 
 
 def register(cls: _T) -> _T:
     """Make `cls` the type of the status of the target that it is named after."""
-    STATUSES[cls.name] = cls
+    STATUSES.add(cls.name, cls)
     return cls
 
 

@@ -8,20 +8,39 @@ Every target of kernels 6.1 and 6.12 has a type here; any other is `Raw`. Device
 path or major:minor. All lengths and offsets are in sectors of 512 bytes unless a name says bytes.
 """
 
-from dmcopy.table.concise import ConciseDevice, format_concise, parse_concise, read_concise
-from dmcopy.table.crypt import Crypt, Integrity, Verity
-from dmcopy.table.devices import Vdo, Zoned, ZonedDevice
-from dmcopy.table.faults import Delay, Delayed, Dust, Flakey, LogWrites
-from dmcopy.table.linear import Ebs, Error, Linear, Striped, Switch, Unstriped, Zero
-from dmcopy.table.mirror import CoreLog, DiskLog, Mirror, OtherLog
-from dmcopy.table.multipath import Multipath, Path, PathGroup
-from dmcopy.table.pools import Cache, Clone, Era, Thin, ThinPool, Writecache
-from dmcopy.table.raid import Raid, RaidLeg
+from typing import TYPE_CHECKING
+
+from dmcopy.lazy import attributes
 from dmcopy.table.record import Ratio
-from dmcopy.table.snapshot import Snapshot, SnapshotMerge, SnapshotOrigin
 from dmcopy.table.table import Table, TableLine
 from dmcopy.table.target import TARGETS, Leg, Raw, Target
 from dmcopy.table.words import TableError
+
+if TYPE_CHECKING:
+    from dmcopy.table.concise import ConciseDevice, format_concise, parse_concise, read_concise
+    from dmcopy.table.crypt import Crypt, Integrity, Verity
+    from dmcopy.table.devices import Vdo, Zoned, ZonedDevice
+    from dmcopy.table.faults import Delay, Delayed, Dust, Flakey, LogWrites
+    from dmcopy.table.linear import Ebs, Error, Linear, Striped, Switch, Unstriped, Zero
+    from dmcopy.table.mirror import CoreLog, DiskLog, Mirror, OtherLog
+    from dmcopy.table.multipath import Multipath, Path, PathGroup
+    from dmcopy.table.pools import Cache, Clone, Era, Thin, ThinPool, Writecache
+    from dmcopy.table.raid import Raid, RaidLeg
+    from dmcopy.table.snapshot import Snapshot, SnapshotMerge, SnapshotOrigin
+else:
+    __getattr__ = attributes(
+        __name__,
+        concise="ConciseDevice format_concise parse_concise read_concise",
+        crypt="Crypt Integrity Verity",
+        devices="Vdo Zoned ZonedDevice",
+        faults="Delay Delayed Dust Flakey LogWrites",
+        linear="Ebs Error Linear Striped Switch Unstriped Zero",
+        mirror="CoreLog DiskLog Mirror OtherLog",
+        multipath="Multipath Path PathGroup",
+        pools="Cache Clone Era Thin ThinPool Writecache",
+        raid="Raid RaidLeg",
+        snapshot="Snapshot SnapshotMerge SnapshotOrigin",
+    )
 
 __all__ = [
     "TARGETS",

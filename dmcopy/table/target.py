@@ -5,17 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
+from dmcopy.lazy import Registry
 from dmcopy.suggest import did_you_mean
 from dmcopy.table.record import Record, device_field, number_field
 from dmcopy.table.words import TableError, Words
 
-TARGETS: dict[str, type[Target]] = {}
+TARGETS: Registry[Target] = Registry(
+    "dmcopy.table",
+    crypt="crypt integrity verity",
+    devices="vdo zoned",
+    faults="delay dust flakey log-writes",
+    linear="ebs error linear striped switch unstriped zero",
+    mirror="mirror",
+    multipath="multipath",
+    pools="cache clone era thin thin-pool writecache",
+    raid="raid",
+    snapshot="snapshot snapshot-merge snapshot-origin",
+)
 _T = TypeVar("_T", bound="type[Target]")
 
 
 def register(cls: _T) -> _T:
     """Make `cls` the type of every line whose target has its name."""
-    TARGETS[cls.name] = cls
+    TARGETS.add(cls.name, cls)
     return cls
 
 

@@ -16,11 +16,26 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.io.request import Extent, Io
+from dmcopy.lazy import Registry
 from dmcopy.table import TableLine
 from dmcopy.table import Target as TableTarget
 from dmcopy.units import SECTOR_SHIFT
 
-TARGETS: dict[str, type[Target]] = {}
+TARGETS: Registry[Target] = Registry(
+    "dmcopy.targets",
+    delay="delay",
+    dust="dust",
+    error="error",
+    flakey="flakey",
+    linear="linear",
+    log_writes="log-writes",
+    merge="snapshot-merge",
+    mirror="mirror",
+    origin="snapshot-origin",
+    snapshot="snapshot",
+    striped="striped",
+    zero="zero",
+)
 REQUEUE = -1
 """The `error` of a bio that its device must take back: only while suspending without flush."""
 
@@ -217,5 +232,5 @@ class Target:
 
 def register(cls: _TargetClass) -> _TargetClass:
     """Make `cls` the target of every line that has its name."""
-    TARGETS[cls.name] = cls
+    TARGETS.add(cls.name, cls)
     return cls

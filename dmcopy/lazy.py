@@ -1,0 +1,63 @@
+"""What is imported when it is first asked for: there are two dozen targets, and most runs need one.
+
+To make the types of all of them takes longer than many a command does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+class Registry(Mapping[str, type[_T]]):
+    """Types by the name of their target. `modules` of `package`: the names that each has types for.
+
+    Looking one up imports its module, which adds it; naming and counting them imports nothing.
+    """
+
+    def __init__(self, package: str, **modules: str) -> None:
+        self._modules = _places(package, modules)
+        self._types: dict[str, type[_T]] = {}
+
+    def add(self, name: str, cls: type[_T]) -> None:
+        """Make `cls` the type of the target `name`."""
+        self._modules[name] = cls.__module__
+        self._types[name] = cls
+
+    def __getitem__(self, name: str) -> type[_T]:
+        if name not in self._types:
+            importlib.import_module(self._modules[name])
+        return self._types[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+
+def attributes(package: str, **modules: str) -> Callable[[str], Any]:
+    """Return a package's `__getattr__` (PEP 562). `modules`: the names that each has, in words."""
+    places = _places(package, modules)
+
+    def get(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(places[name]), name)
+        setattr(sys.modules[package], name, value)  # from now on it is found without us
+        return value
+
+    return get
+
+
+def _places(package: str, modules: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: f"{package}.{module}" for module, names in modules.items() for name in names.split()
+    }
