@@ -17,9 +17,7 @@ from dmcopy.block.loop import loop_device
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.userspace import UserMapper
-from tests.bench.mirror_worker import in_sync, mirror_table
-
-DEADLINE = 300.0
+from tests.bench.mirror_worker import mirror_table, wait_in_sync
 
 
 def resync(mapper: Mapper, region_size: int, sectors: int, legs: list[str]) -> float:
@@ -27,10 +25,7 @@ def resync(mapper: Mapper, region_size: int, sectors: int, legs: list[str]) -> f
     table = mirror_table(region_size, sectors, legs)
     begin = time.perf_counter()
     with mapper.device("mirror", table) as made:
-        if isinstance(mapper, UserMapper):
-            mapper.reactor.run_until(lambda: in_sync(mapper, made.name), DEADLINE)
-        elif not in_sync(mapper, made.name):
-            mapper.wait(made.name, 0, timeout=DEADLINE)
+        wait_in_sync(mapper, made.name)
         return time.perf_counter() - begin
 
 
