@@ -75,6 +75,19 @@ def device_users(name: str, *, roots: Roots = LIVE) -> list[Holder]:
     return found + (list(_stacked(disk, name, roots)) if disk else [])
 
 
+def loop_users(name: str, *, roots: Roots = LIVE) -> list[Holder]:
+    """Return the loop devices that are made of a block device: who has it open is not asked.
+
+    The rest of `device_users` is seen by an exclusive open, and takes longer to find: a mount may
+    be in the namespace of any process.
+    """
+    return [
+        user
+        for member in _family(name, roots)
+        for user in _loops(sysfs.node(member, roots), member, _note(member, name, roots), roots)
+    ]
+
+
 def file_users(path: str, *, roots: Roots = LIVE) -> list[Holder]:
     """Return what the kernel does with a regular file: loop devices, swap, locks."""
     return [*_loops(path, "", "", roots), *_swaps(path, "", "", roots), *_locks(path, roots)]

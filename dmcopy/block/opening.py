@@ -124,8 +124,7 @@ def _refuse_silent_users(path: str, fd: int) -> None:
     status = os.fstat(fd)
     if stat.S_ISBLK(status.st_mode):
         name = sysfs.name_of((os.major(status.st_rdev), os.minor(status.st_rdev)))
-        users = holders.device_users(name)
-        silent = [user for user in users if user.kind == "loop"]
+        silent = holders.loop_users(name)
     else:
         silent = [user for user in holders.file_users(path) if user.kind != "lock"]
     if silent:

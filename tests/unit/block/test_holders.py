@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dmcopy.block.holders import device_users, who
+from dmcopy.block.holders import device_users, loop_users, who
 from dmcopy.errors import DeviceError, UsageError
 
 
@@ -93,6 +93,17 @@ def test_a_loop_device_made_of_it(kernel: Any) -> None:
     kernel.add("loop0", "7:0", loop__backing_file=f"{kernel.roots.dev}/sda")
     kernel.add("loop1", "7:1", loop__backing_file="/other/file (deleted)")
     assert _phrases(kernel, "sda") == [f"loop device {kernel.roots.dev}/loop0"]
+
+
+def test_of_all_users_only_the_loop_devices(kernel: Any) -> None:
+    kernel.add("sda", "8:0")
+    kernel.add("sda1", "8:1", disk="sda")
+    kernel.add("loop0", "7:0", loop__backing_file=f"{kernel.roots.dev}/sda1")
+    _mount(kernel, "8:0", "/mnt")
+    loop = f"loop device {kernel.roots.dev}/loop0"
+    assert list(map(str, loop_users("sda", roots=kernel.roots))) == [f"{loop} (partition sda1)"]
+    assert list(map(str, loop_users("sda1", roots=kernel.roots))) == [loop]
+    assert loop_users("", roots=kernel.roots) == []  # a node that no driver is behind
 
 
 def test_a_file_and_those_who_have_it(kernel: Any, tmp_path: Path) -> None:
