@@ -12,7 +12,7 @@ Only the worker talks to the log, and only it waits; the ends of I/O put things 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from errno import EIO, EOPNOTSUPP
 from typing import Final
 
@@ -283,9 +283,10 @@ class MirrorSet:
         else:
             self._holds.append(bio)
 
-    def _queue_delayed(self, bios: Iterable[Bio]) -> None:
-        self._writes += bios
-        self._worker.wake()
+    def _queue_delayed(self, bios: list[Bio]) -> None:
+        if bios:
+            self._writes += bios
+            self._worker.wake()
 
     def _queue_failures(self, bios: list[Bio]) -> None:
         if bios:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from dmcopy.targets.base import Bio
@@ -58,7 +58,7 @@ class RegionHash:
         self,
         log: CoreLog,
         wake: Callable[[], object],
-        dispatch: Callable[[Iterable[Bio]], object],
+        dispatch: Callable[[list[Bio]], object],
     ) -> None:
         self._log = log
         self._wake = wake
@@ -119,6 +119,7 @@ class RegionHash:
         self._clean.pop(number, None)
         if was_recovering:
             self._end_resync(region, False)
+            self._wake()
 
     def update(self, *, errors_handled: bool) -> None:
         """Tell the log what became clean, was recovered, or was not; it is to be flushed then.

@@ -482,6 +482,13 @@ def test_writes_during_a_recovery_wait_for_their_region(bench: Bench) -> None:
     assert bench.disks["b"].content == expected
 
 
+def test_a_region_that_was_recovered_costs_one_write_of_the_log(bench: Bench) -> None:
+    bench.make()
+    bench.settle()
+    # One at the resume, one of the bits that it touched, and one for the end of each region.
+    assert bench.disks["l"].writes == 2 + REGIONS
+
+
 def test_only_dirty_regions_are_copied_at_a_resume(bench: Bench) -> None:
     bench.make()
     bench.settle()
