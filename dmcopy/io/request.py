@@ -28,6 +28,9 @@ class Op(enum.IntEnum):
     COPY = 5
 
 
+# By name, for whoever looks at every request: a member of an enum takes eight times as long to get.
+READ, WRITE, FLUSH, DISCARD, WRITE_ZEROES, COPY = Op
+
 Extent = tuple[int, int]
 """A run of bytes in a `Memory`: (offset, length)."""
 
@@ -115,7 +118,7 @@ class Io:
         self.device: Device = region[0]
         self.sector = region[1]
         self.count = region[2]
-        self.bytes = region[2] << 9 if op <= Op.WRITE else 0
+        self.bytes = region[2] << 9 if op <= WRITE else 0
         self.memory = memory
         self.extents = extents
         self.notify = notify
@@ -140,7 +143,7 @@ class CopyIo:
     the index of each destination that failed to its errno. Every region has the source's count.
     """
 
-    op = Op.COPY
+    op = COPY
     error = 0
     write_errors: dict[int, int] = {}  # noqa: RUF012 - replaced, never changed, by a request that fails
 

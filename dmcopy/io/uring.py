@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from dmcopy.io.backend import Fan, FlushFirst
 from dmcopy.io.poller import Poller
-from dmcopy.io.request import CopyIo, Extent, Io, Memory, Op, Request
+from dmcopy.io.request import FLUSH, WRITE, CopyIo, Extent, Io, Memory, Request
 from dmcopy.io.ring import (
     FSYNC_DATASYNC,
     LINK,
@@ -59,7 +59,7 @@ class UringBackend:
         self._inline = inline
         self._alone: Request | None = None
         # Slot 0 is the poller's: a poll of its descriptor that ends every wait of the ring.
-        self._poll = Io(Op.FLUSH, (poller, 0, 0))  # type: ignore[arg-type]
+        self._poll = Io(FLUSH, (poller, 0, 0))  # type: ignore[arg-type]
         self._poll.bytes = -1
         self._armed = False
         self._bell: int | None = None
@@ -82,12 +82,13 @@ class UringBackend:
 
     def submit(self, request: Request) -> None:
         """Put a request on the ring, or keep it for `poll` when it may be done inline."""
-        if self._inline and self._is_idle():
-            self._alone = request
-            return
-        if self._alone is not None:
-            alone, self._alone = self._alone, None
-            self._start(alone)
+        if self._inline:
+            if self._is_idle():
+                self._alone = request
+                return
+            if self._alone is not None:
+                alone, self._alone = self._alone, None
+                self._start(alone)
         if self._free:
             self._start(request)
         else:
@@ -186,7 +187,7 @@ class UringBackend:
                 # Not as a linked pair: a fsync that fails does not break its link (io_fsync in
                 # io_uring/sync.c sets the result and not REQ_F_FAIL; measured on 6.18).
                 FlushFirst(request, self.submit).start()
-            elif request.op <= Op.FLUSH:
+            elif request.op <= FLUSH:
                 self._start_io(request)
             else:
                 self._workers.submit(request)
@@ -221,30 +222,28 @@ class UringBackend:
         self._queued += (entry, entry + 1)
 
     def _start_io(self, request: Io) -> None:
-        fd, flags = request.device.fileno(), RWF_DSYNC if request.fua else 0
+        fd = request.device.fileno()
         slot = self._free.pop()
         self._requests[slot] = request
-        if request.op == Op.FLUSH:
+        op, memory, extents = request.op, request.memory, request.extents
+        if op == FLUSH:
             # Offset and length 0 are the whole file; an offset alone would be a range of one byte.
             code, offset, address, length, flags = OP_FSYNC, 0, 0, 0, FSYNC_DATASYNC
         else:
-            offset = request.sector << 9
-            code, address, length = self._place(slot, request)
+            assert memory is not None
+            offset, flags = request.sector << 9, RWF_DSYNC if request.fua else 0
+            if len(extents) == 1:
+                code = OP_WRITE if op == WRITE else OP_READ
+                address, length = memory.address + extents[0][0], request.bytes
+            else:
+                code = OP_WRITEV if op == WRITE else OP_READV
+                address, length = self._vector(slot, memory, extents)
+        entry = 2 * slot
         SQE.pack_into(
-            self._ring.sqes, 2 * slot * SQE_SIZE,
-            code, 0, 0, fd, offset, address, length, flags, 2 * slot,
+            self._ring.sqes, entry * SQE_SIZE,
+            code, 0, 0, fd, offset, address, length, flags, entry,
         )  # fmt: skip
-        self._queued.append(2 * slot)
-
-    def _place(self, slot: int, request: Io) -> tuple[int, int, int]:
-        """Return opcode, address and length of a read or write; several extents need a vector."""
-        assert request.memory is not None
-        write = request.op == Op.WRITE
-        if len(request.extents) == 1:
-            address = request.memory.address + request.extents[0][0]
-            return OP_WRITE if write else OP_READ, address, request.bytes
-        address, length = self._vector(slot, request.memory, request.extents)
-        return OP_WRITEV if write else OP_READV, address, length
+        self._queued.append(entry)
 
     def _vector(self, slot: int, memory: Memory, extents: Sequence[Extent]) -> tuple[int, int]:
         """Return address and length of an iovec array that lives as long as the request."""

@@ -19,16 +19,15 @@ def check_copy(source: IoRegion, dests: Sequence[IoRegion]) -> None:
         return
     device, sector, count = source
     to, to_sector, to_count = dests[0]
+    numbers = sector | to_sector | count  # negative if one of them is, and on blocks if all are
     if (
         count != to_count
-        or sector < 0
-        or to_sector < 0
-        or count < 0
+        or numbers < 0
         or sector + count > device.sectors
         or to_sector + count > to.sectors
         or to.read_only
-        or ((sector | count) << 9) % device.logical_block_size
-        or ((to_sector | count) << 9) % to.logical_block_size
+        or (numbers << 9) % device.logical_block_size
+        or (numbers << 9) % to.logical_block_size
         or (device.identity == to.identity and source.overlaps(dests[0]))
     ):
         _check_fan(source, dests)

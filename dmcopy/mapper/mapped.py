@@ -15,7 +15,7 @@ from functools import partial
 from dmcopy.io import whole
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion
-from dmcopy.io.request import Io, Memory, Op
+from dmcopy.io.request import DISCARD, FLUSH, WRITE, Io, Memory
 from dmcopy.io.stacked import StackedDevice
 from dmcopy.kcopyd.subjob import cut
 from dmcopy.targets.base import DONE, KILL, REMAPPED, REQUEUE, Bio, Target
@@ -149,7 +149,7 @@ class MappedDevice(StackedDevice):
             self._deferred.append(request)
             return
         self.in_flight += 1
-        if request.op > Op.WRITE:
+        if request.op > WRITE:
             self._submit_special(request)
             return
         sector, count = request.sector, request.count
@@ -158,11 +158,9 @@ class MappedDevice(StackedDevice):
             target = self._find(request)
             if target is None:
                 return
-        room = target.begin + target.length - sector
+        start = sector - target.begin
         longest = target.max_io_len or (request.op and target.max_write_len)
-        if longest:
-            room = min(room, longest - (sector - target.begin) % longest)
-        if count > room:
+        if start + count > target.length or (longest and start % longest + count > longest):
             self._split(request)
         else:
             self._map(Bio(request, sector, count, request.extents, self._ended, target, request))
@@ -239,10 +237,10 @@ class MappedDevice(StackedDevice):
     def _submit_special(self, request: Io) -> None:
         if self.table is None:
             self._end_soon(request, errno.EIO)
-        elif request.op == Op.FLUSH:
+        elif request.op == FLUSH:
             copies = [(target, 0, 0, target.flush_bios) for target in self.table.targets]
             self._send(request, copies)
-        elif request.op == Op.DISCARD:
+        elif request.op == DISCARD:
             self._discard(request, self.table)
         else:
             self._write_zeroes(request)
@@ -288,7 +286,7 @@ class MappedDevice(StackedDevice):
             count = min(_ZERO_SECTORS, request.sector + request.count - sector)
             whole_pieces, rest = divmod(count << SECTOR_SHIFT, _ZERO_BYTES)
             extents = [(0, _ZERO_BYTES)] * whole_pieces + ([(0, rest)] if rest else [])
-            self.submit(Io(Op.WRITE, IoRegion(self, sector, count), memory, extents, done))
+            self.submit(Io(WRITE, IoRegion(self, sector, count), memory, extents, done))
         if not pieces:
             memory.close()
             self._end_soon(request, 0)

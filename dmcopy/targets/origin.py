@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from dmcopy.io.region import Device
-from dmcopy.io.request import Op
+from dmcopy.io.request import WRITE
 from dmcopy.kcopyd import Throttle
 from dmcopy.table import TableLine
 from dmcopy.targets.base import REMAPPED, SUBMITTED, Bio, Host, Map, Target, register
@@ -131,7 +131,7 @@ class SnapshotOrigin(Target):
     def map(self, bio: Bio) -> Map:
         """Send reads down; let writes wait for the snapshots."""
         bio.device = self.device
-        if bio.op != Op.WRITE:
+        if bio.op != WRITE:
             return REMAPPED
         origin = self._origin
         for snapshot in origin.snapshots:
