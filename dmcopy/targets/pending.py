@@ -14,7 +14,7 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.kcopyd import Client
 from dmcopy.targets.base import Bio
-from dmcopy.targets.store import ExceptionStore
+from dmcopy.targets.store import Committed, ExceptionStore
 
 if TYPE_CHECKING:
     from dmcopy.targets.origin import SnapshotModule
@@ -66,10 +66,6 @@ class Pending:
         self.owner.copies += 1
         self.owner.reactor.submit(bio)
 
-    def committed(self, good: bool) -> None:
-        """The store has it, durably, or has lost it."""
-        self.owner.committed(self, good)
-
     def _full_ended(self, bio: Bio) -> None:
         self.owner.copied(0, bio.error, self)
 
@@ -77,7 +73,7 @@ class Pending:
 class PendingExceptions:
     """The pending exceptions of one snapshot: reserved, copied, and committed in that order.
 
-    `committed(pending, good)` is called for each that ends; it is still in here then, until
+    `committed(batch, good)` is called with those that end; they are still in here then, until
     `remove`. `copies`: how many are being copied; beyond the module's cow_threshold new writers
     must wait.
     """
@@ -88,13 +84,13 @@ class PendingExceptions:
         cow: Device,
         client: Client,
         module: SnapshotModule,
-        committed: Callable[[Pending, bool], object],
+        committed: Committed,
     ) -> None:
         self._origin = origin
         self._cow = cow
         self._client = client
         self._module = module
-        self.committed = committed
+        self._committed = committed
         self.reactor: Reactor = client.reactor
         self.store: ExceptionStore
         self.copies = 0
@@ -111,6 +107,7 @@ class PendingExceptions:
     def use(self, store: ExceptionStore, cow: Device) -> None:
         """Go on with another store and handle on the COW, at the beginning or after a handover."""
         self.store = store
+        store.on_committed = self._committed
         self._cow = cow
 
     def prepare(self, chunk: int) -> Pending | None:
@@ -139,7 +136,8 @@ class PendingExceptions:
         """Copy a chunk out; at the end of the origin it may be a short one."""
         size = self.store.chunk_size
         start = pending.old * size
-        count = min(size, self._origin.sectors - start)
+        left = self._origin.sectors - start
+        count = size if size < left else left
         self.copies += 1
         self._client.copy(
             IoRegion(self._origin, start, count),

@@ -29,7 +29,7 @@ from dmcopy.ondisk.exception_store import (
 )
 from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.targets.base import TargetError
-from dmcopy.targets.store import Prepared, Usage, check_chunk_size
+from dmcopy.targets.store import Committed, Prepared, Usage, check_chunk_size, nobody_hears
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT, SECTOR_SIZE
 
 DEFAULT_CHUNK_SIZE = 32
@@ -53,6 +53,7 @@ class PersistentStore:
         self.letters = "PO" if overflow else "P"
         block = cow.logical_block_size // SECTOR_SIZE
         self.chunk_size = chunk_size or max(DEFAULT_CHUNK_SIZE, block)
+        self.on_committed: Committed = nobody_hears
         self._reactor = reactor
         self._cow = cow
         self._valid = True
@@ -122,10 +123,11 @@ class PersistentStore:
         return chunk
 
     def commit(self, prepared: Prepared) -> None:
-        """Record an exception; `committed` once it is durable, with others of its batch."""
-        self._queue.append(prepared)
-        if not self._writing and not self._draining:
-            self._drain()
+        """Record an exception; `on_committed` hears of its batch once that is durable."""
+        if self._writing or self._queue:
+            self._queue.append(prepared)
+        else:
+            self._add(prepared)
 
     def invalidate(self, notify: Callable[[], object]) -> None:
         """Write the header with valid 0; a device that fails this keeps its old header."""
@@ -225,20 +227,23 @@ class PersistentStore:
         if self._layout.is_metadata(self._next_free):
             self._next_free += 1
 
+    def _add(self, prepared: Prepared) -> None:
+        """Add an exception to the batch, and write that if it is complete."""
+        if prepared.failed:
+            self._valid = False
+        place = self._committed * ENTRY_BYTES
+        ENTRY.pack_into(self._memory.view, place, prepared.old, prepared.new)
+        self._committed += 1
+        self._batch.append(prepared)
+        self._pending -= 1
+        if not self._pending or self._committed == self._layout.per_area:
+            self._write_batch()
+
     def _drain(self) -> None:
-        """Take commits in until a batch is complete, and write it."""
+        """Add what came while a batch was written, until the next one is."""
         self._draining = True
         while self._queue and not self._writing:
-            prepared = self._queue.popleft()
-            if prepared.failed:
-                self._valid = False
-            place = self._committed * ENTRY_BYTES
-            ENTRY.pack_into(self._memory.view, place, prepared.old, prepared.new)
-            self._committed += 1
-            self._batch.append(prepared)
-            self._pending -= 1
-            if not self._pending or self._committed == self._layout.per_area:
-                self._write_batch()
+            self._add(self._queue.popleft())
         self._draining = False
 
     def _write_batch(self) -> None:
@@ -272,11 +277,9 @@ class PersistentStore:
             self._committed = self._written = 0
             self._clear()
         batch, self._batch = self._batch, []
-        valid = self._valid
         self._writing = False
-        for prepared in batch:
-            prepared.committed(valid)
-        if not self._draining:
+        self.on_committed(batch, self._valid)
+        if self._queue and not self._draining:
             self._drain()
 
     def _clear(self) -> None:

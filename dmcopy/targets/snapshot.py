@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
 from dmcopy.io.region import IoRegion
-from dmcopy.io.request import Op
+from dmcopy.io.request import DISCARD, FLUSH, READ
 from dmcopy.kcopyd import Client, Throttle
 from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.table import TableLine
@@ -135,29 +136,29 @@ class Snapshot(Target):
     def map(self, bio: Bio) -> Map:
         """Send a bio to the COW or the origin, or let it wait for an exception (snapshot_map)."""
         op = bio.op
-        if op == Op.FLUSH:
+        if op == FLUSH:
             bio.device = self.cow
             return REMAPPED
         if not self.valid:
             return KILL
-        if op != Op.READ:
+        if op != READ:
             if self.pending.is_congested:
                 self.pending.when_room(partial(self._map_again, bio))
                 return SUBMITTED
             if self.overflowed:
                 return KILL
         chunk = bio.sector >> self._shift
-        if op == Op.DISCARD and bio.number:
+        if op == DISCARD and bio.number:
             return self._to_origin(bio, chunk)
         new = self.exceptions.get(chunk)
         if new is not None:
             self.remap(bio, new)
-            if op == Op.DISCARD and bio.count == self.chunk_size:
+            if op == DISCARD and bio.count == self.chunk_size:
                 return self._zero(bio, new)
             return REMAPPED
-        if op == Op.DISCARD:
+        if op == DISCARD:
             return DONE
-        if op == Op.READ:
+        if op == READ:
             return self._to_origin(bio, chunk)
         return self._write_new(bio, chunk)
 
@@ -225,21 +226,22 @@ class Snapshot(Target):
             return self._loss
         return pending
 
-    def _committed(self, pending: Pending, good: bool) -> None:
-        """The exception is durable, or lost (pending_complete)."""
+    def _committed(self, batch: Sequence[Pending], good: bool) -> None:
+        """Exceptions are durable, or lost (pending_complete)."""
         if not good:
             self.invalidate()
-        if self._loss is not None:
-            self._lost.append(pending)
-            return
-        if not self.valid:
-            self._finish(pending, errno.EIO)
-            return
-        self.exceptions.insert(pending.old, pending.new)
-        if pending.old in self.tracked:
-            self.tracked.when_quiet(pending.old, partial(self._finish, pending, 0))
-        else:
-            self._finish(pending, 0)
+        for pending in batch:
+            if self._loss is not None:
+                self._lost.append(pending)
+            elif not self.valid:
+                self._finish(pending, errno.EIO)
+            else:
+                old = pending.old
+                self.exceptions.insert(old, pending.new)
+                if old in self.tracked:
+                    self.tracked.when_quiet(old, partial(self._finish, pending, 0))
+                else:
+                    self._finish(pending, 0)
 
     def _finish(self, pending: Pending, error: int) -> None:
         """Let everybody go on who waited for an exception."""
@@ -259,8 +261,9 @@ class Snapshot(Target):
                 submit(bio)
         if pending.origin_bios:
             origin = self.module.origin(self.origin)
+            alone = origin.snapshots == [self]  # then there is nobody else to wait for
             for bio in pending.origin_bios:
-                if origin.write(bio.sector, bio) is REMAPPED:
+                if alone or origin.write(bio.sector, bio) is REMAPPED:
                     submit(bio)
 
     def invalidate(self) -> None:

@@ -5,8 +5,8 @@ struct dm_exception_store_type in drivers/md/dm-exception-store.h, and dm-snap-t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from dmcopy.io.region import Device
 from dmcopy.ondisk.exception_store import MAX_CHUNK_SIZE
@@ -26,24 +26,32 @@ class Usage(NamedTuple):
 class Prepared(Protocol):
     """An exception as its store gets it: chunk `old` of the origin is in chunk `new` of the COW.
 
-    `failed`: its data was lost on the way. `committed(valid)` is called when it is durable, or when
-    the store has lost it.
+    `failed`: its data was lost on the way.
     """
 
     old: int
     new: int
     failed: bool
 
-    def committed(self, valid: bool) -> None:
-        """Hear what became of it."""
+
+Committed = Callable[[Sequence[Any], bool], object]
+"""Hears of exceptions, in the order of their `commit`, that are durable, or that are lost."""
+
+
+def nobody_hears(batch: Sequence[Any], good: bool) -> None:
+    """Stand in until somebody uses the store."""
 
 
 class ExceptionStore(Protocol):
-    """Where a snapshot's changed chunks are. `chunk_size` is in sectors."""
+    """Where a snapshot's changed chunks are. `chunk_size` is in sectors.
+
+    `on_committed(batch, good)` is called for what came to `commit`, as many at once as it can be.
+    """
 
     letters: str
     chunk_size: int
     can_merge: bool
+    on_committed: Committed
 
     def load(self, exceptions: ExceptionTable) -> bool:
         """Read what is there; False: the store says that it is invalid. Waits for I/O."""
@@ -55,7 +63,7 @@ class ExceptionStore(Protocol):
         """Reserve a chunk of the COW; None when it is full. Every one must come to `commit`."""
 
     def commit(self, prepared: Prepared) -> None:
-        """Record an exception whose data is in place, or was lost; then call its `committed`."""
+        """Record an exception whose data is in place, or was lost; then tell `on_committed`."""
 
     def invalidate(self, notify: Callable[[], object]) -> None:
         """Say on the device that the store is no longer valid; `notify` when that was tried."""
@@ -80,6 +88,7 @@ class TransientStore:
 
     def __init__(self, cow: Device, chunk_size: int) -> None:
         self.chunk_size = chunk_size
+        self.on_committed: Committed = nobody_hears
         self._cow = cow
         self._next = 0  # in sectors, as the kernel counts here
 
@@ -101,7 +110,7 @@ class TransientStore:
 
     def commit(self, prepared: Prepared) -> None:
         """There is nothing to record."""
-        prepared.committed(not prepared.failed)
+        self.on_committed((prepared,), not prepared.failed)
 
     def invalidate(self, notify: Callable[[], object]) -> None:
         """There is nobody to tell."""

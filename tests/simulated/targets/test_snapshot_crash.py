@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from dmcopy.status import SnapshotStatus
 from dmcopy.table import Table
 from dmcopy.targets.merge import SnapshotMerge
 from dmcopy.targets.persistent import PersistentStore
+from dmcopy.targets.store import nobody_hears
 from tests.simulated.conftest import Seeds
 from tests.simulated.targets.snapshots import CuttingBackend, History
 
@@ -93,21 +93,19 @@ def next_area_not_zeroed(patch: pytest.MonkeyPatch) -> None:
 
 def early_callback(patch: pytest.MonkeyPatch) -> None:
     """Writers go on before the exception is durable."""
-    commit = PersistentStore.commit
+    commit, batch_written = PersistentStore.commit, PersistentStore._batch_written
 
     def early(self: Any, prepared: Any) -> None:
-        prepared.committed(not prepared.failed)
-        commit(
-            self,
-            SimpleNamespace(
-                old=prepared.old,
-                new=prepared.new,
-                failed=prepared.failed,
-                committed=lambda _valid: None,
-            ),
-        )
+        self.on_committed((prepared,), not prepared.failed)
+        commit(self, prepared)
+
+    def without_telling(self: Any, error: int) -> None:
+        with pytest.MonkeyPatch.context() as quiet:
+            quiet.setattr(self, "on_committed", nobody_hears)
+            batch_written(self, error)
 
     patch.setattr(PersistentStore, "commit", early)
+    patch.setattr(PersistentStore, "_batch_written", without_telling)
 
 
 @pytest.mark.parametrize(
