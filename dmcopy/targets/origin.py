@@ -86,10 +86,10 @@ class SnapshotModule:
 
     def origin(self, device: Device) -> Origin:
         """Return the record of an origin, a new one if it has none."""
-        identity = device.identity
-        if identity not in self.origins:
-            self.origins[identity] = Origin()
-        return self.origins[identity]
+        origin = self.origins.get(device.identity)
+        if origin is None:
+            origin = self.origins[device.identity] = Origin()
+        return origin
 
     def forget_if_unused(self, device: Device) -> None:
         """Drop the record of an origin that has nothing any more."""

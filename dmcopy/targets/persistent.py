@@ -8,7 +8,6 @@ Before a full area is written the next one is zeroed, so that a reader finds an 
 from __future__ import annotations
 
 import errno
-from collections import deque
 from collections.abc import Callable, Iterator
 
 from dmcopy.errors import DeviceError, DmcopyError
@@ -60,13 +59,11 @@ class PersistentStore:
         self._next_free = Layout.first_data
         self._area = 0
         self._committed = 0
-        self._written = 0  # entries of the area that are on disk
         self._pending = 0  # prepared and not yet committed
-        self._queue: deque[Prepared] = deque()
+        self._queue: list[Prepared] = []
         self._batch: list[Prepared] = []
         self._busy = 0
         self._writing = False
-        self._draining = False
         self._set_layout()
 
     def _set_layout(self) -> None:
@@ -124,10 +121,9 @@ class PersistentStore:
 
     def commit(self, prepared: Prepared) -> None:
         """Record an exception; `on_committed` hears of its batch once that is durable."""
-        if self._writing or self._queue:
-            self._queue.append(prepared)
-        else:
-            self._add(prepared)
+        self._queue.append(prepared)
+        self._pending -= 1
+        self._begin_batch()
 
     def invalidate(self, notify: Callable[[], object]) -> None:
         """Write the header with valid 0; a device that fails this keeps its old header."""
@@ -179,7 +175,7 @@ class PersistentStore:
         def written(error: int) -> None:
             self._writing = False
             if not error:
-                self._committed = self._written = first
+                self._committed = first
                 # What the order of allocation would have made of it (persistent_commit_merge).
                 self._next_free = self._layout.area_location(self._area) + first + 1
             notify(not error)
@@ -223,31 +219,26 @@ class PersistentStore:
                     break
         finally:
             reader.close()
-        self._written = self._committed
         if self._layout.is_metadata(self._next_free):
             self._next_free += 1
 
-    def _add(self, prepared: Prepared) -> None:
-        """Add an exception to the batch, and write that if it is complete."""
-        if prepared.failed:
-            self._valid = False
+    def _begin_batch(self) -> None:
+        """Write what is queued if it is a batch: all that was prepared, or what fills the area."""
+        room = self._layout.per_area - self._committed
+        if self._writing or not self._queue or (self._pending and len(self._queue) < room):
+            return
+        self._writing = True
+        self._batch, self._queue = self._queue[:room], self._queue[room:]
         place = self._committed * ENTRY_BYTES
-        ENTRY.pack_into(self._memory.view, place, prepared.old, prepared.new)
-        self._committed += 1
-        self._batch.append(prepared)
-        self._pending -= 1
-        if not self._pending or self._committed == self._layout.per_area:
-            self._write_batch()
-
-    def _drain(self) -> None:
-        """Add what came while a batch was written, until the next one is."""
-        self._draining = True
-        while self._queue and not self._writing:
-            self._add(self._queue.popleft())
-        self._draining = False
+        for prepared in self._batch:
+            if prepared.failed:
+                self._valid = False
+            ENTRY.pack_into(self._memory.view, place, prepared.old, prepared.new)
+            place += ENTRY_BYTES
+        self._committed += len(self._batch)
+        self._write_batch()
 
     def _write_batch(self) -> None:
-        self._writing = True
         if self._committed == self._layout.per_area and self._valid:
             location = self._layout.area_location(self._area + 1) * self.chunk_size
             if location + self.chunk_size > self._cow.sectors:
@@ -264,23 +255,22 @@ class PersistentStore:
         if error:
             self._valid = False
         if self._valid:
-            self._write_entries(self._written, self._committed, self._batch_written)
+            first = self._committed - len(self._batch)
+            self._write_entries(first, self._committed, self._batch_written)
         else:
             self._batch_written(0)
 
     def _batch_written(self, error: int) -> None:
         if error:
             self._valid = False
-        self._written = self._committed
         if self._committed == self._layout.per_area:
             self._area += 1
-            self._committed = self._written = 0
+            self._committed = 0
             self._clear()
         batch, self._batch = self._batch, []
         self._writing = False
         self.on_committed(batch, self._valid)
-        if self._queue and not self._draining:
-            self._drain()
+        self._begin_batch()
 
     def _clear(self) -> None:
         """Zero the area in memory; a new map costs nothing however large the chunk is."""
@@ -331,7 +321,7 @@ class PersistentStore:
                 self._area += 1
                 notify(0, 0, -io.error)
                 return
-            self._committed = self._written = self._layout.per_area
+            self._committed = self._layout.per_area
             notify(*self._last_run())
 
         region = IoRegion(self._cow, sector, self.chunk_size)
