@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from threading import get_ident
 from typing import Any, NamedTuple, Self
 
 from dmcopy.errors import ClosedError, DeadlineError, UsageError
@@ -99,6 +98,7 @@ class Client:
         self._owns_reactor = reactor is None
         self.reactor = reactor or Reactor()
         self._work = Dispatcher(self.reactor, self.pool, throttle, self.sub_job_sectors, depth)
+        self._begin = self._work.begin
         self._destroyed = False
         self._freed = False
 
@@ -125,6 +125,16 @@ class Client:
         if source[2] > self.sub_job_sectors:
             check_sliceable((source, *dests), self.sub_job_sectors)
         job = CopyJob(self, source, dests, flags and int(flags), notify, context)
+        self._begin(job)
+        return job
+
+    def copy_chunk(
+        self, source: IoRegion, dest: IoRegion, notify: Notify, context: Any = None
+    ) -> CopyJob:
+        """Copy without the checks of `copy`: for targets, whose table was checked instead."""
+        if self._destroyed:
+            raise ClosedError("the client was destroyed")
+        job = CopyJob(self, source, (dest,), 0, notify, context)
         self._begin(job)
         return job
 
@@ -217,12 +227,6 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.destroy()
-
-    def _begin(self, job: CopyJob) -> None:
-        if get_ident() == self.reactor.thread:
-            self._work.begin(job)
-        else:
-            self.reactor.call_soon_threadsafe(lambda: self._work.begin(job))
 
 
 def _sub_job_sectors(wanted: int | None, num_pages: int) -> int:

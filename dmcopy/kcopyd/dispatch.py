@@ -13,6 +13,8 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from threading import get_ident
 
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.request import CopyIo, Extent
@@ -30,7 +32,7 @@ _IGNORE_ERROR, _WRITE_SEQ = int(Flag.IGNORE_ERROR), int(Flag.WRITE_SEQ)
 
 
 class Dispatcher:
-    """Moves the jobs of one client. Everything here runs on the reactor's thread."""
+    """Moves the jobs of one client. All but `begin` is called on the reactor's thread."""
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class Dispatcher:
         depth: int,
     ) -> None:
         self._reactor = reactor
+        self._thread = reactor.thread
         self._pool = pool
         self._throttle = throttle
         self._longest_bytes = sub_job_sectors << 9
@@ -76,7 +79,13 @@ class Dispatcher:
             notify()
 
     def begin(self, job: CopyJob) -> None:
-        """Queue a job: itself, when it is small and plain, or else its first slices."""
+        """Queue a job: itself, when it is small and plain, or else its first slices.
+
+        From any thread: elsewhere than on the reactor's, it is queued in the reactor's next step.
+        """
+        if get_ident() != self._thread:
+            self._reactor.call_soon_threadsafe(partial(self.begin, job))
+            return
         self.jobs += 1
         if job.flags or job.zeroes or not 0 < job.bytes <= self._longest_bytes:
             self._begin_slices(job)
@@ -154,7 +163,7 @@ class Dispatcher:
 
     def _start(self, work: CopyJob | SubJob) -> bool:
         """Start the first that waits; False when there are too few pages for it."""
-        if not work.job.zeroes:
+        if not work.zeroes:
             size = work.bytes
             pages = self._pool.take(size)
             if pages is None:
@@ -165,9 +174,10 @@ class Dispatcher:
         self.in_flight += 1
         if self._throttle is not None:
             self._throttle.in_flight += 1
-        if isinstance(work, CopyJob) or work.is_plain:
+        if work.is_plain:
             self._reactor.submit(work)
         else:
+            assert isinstance(work, SubJob), "a job that waits itself is plain"
             Staged(work, self._reactor.submit).start()
         return True
 

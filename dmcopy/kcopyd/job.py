@@ -56,7 +56,6 @@ class CopyJob(Work):
     their destination. A failed region is as long as the request that failed (at most a sub-job).
     """
 
-    zeroes = False
     done = False
     cancelled = False
     read_err = 0

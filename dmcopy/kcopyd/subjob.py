@@ -40,6 +40,7 @@ class SubJob(Work):
         )
         self.job = job
         self.offset = offset
+        self.zeroes = job.zeroes
         self.is_plain = not job.flags and not job.zeroes
 
 
@@ -112,7 +113,7 @@ class Staged:
     def start(self) -> None:
         """Submit the read, or go on to the writes of a job that zeroes."""
         sub = self.sub
-        if not sub.job.zeroes:
+        if not sub.zeroes:
             self._submit(Io(Op.READ, sub.source, sub.memory, sub.extents, self._read_done))
         else:
             self._ready()
@@ -163,7 +164,7 @@ class Staged:
 
     def _writes(self) -> list[Io]:
         sub = self.sub
-        if sub.job.zeroes:
+        if sub.zeroes:
             runs = [(True, 0, sub.source.count)]
         elif sub.job.flags & _SPARSE:
             block = max(dest.device.logical_block_size for dest in sub.dests)

@@ -9,13 +9,15 @@ class Work(CopyIo):
     """A request with its place in the queue.
 
     `pages` is what it took from the pool: `extents`, rounded up to whole pages. `is_plain`: one
-    read, then the writes, with nothing to look at in between. `alone`: not to be merged with a
-    neighbour. `slept`: how often the throttle made it wait.
+    read, then the writes, with nothing to look at in between. `zeroes`: it reads nothing, and needs
+    no pages. `alone`: not to be merged with a neighbour. `slept`: how often the throttle made it
+    wait.
     """
 
     pages: tuple[Extent, ...] = ()
     extents: tuple[Extent, ...] = ()
     is_plain = True
+    zeroes = False
     alone = False
     slept = 0
 

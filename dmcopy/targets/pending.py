@@ -139,10 +139,9 @@ class PendingExceptions:
         left = self._origin.sectors - start
         count = size if size < left else left
         self.copies += 1
-        self._client.copy(
+        self._client.copy_chunk(
             IoRegion(self._origin, start, count),
-            (IoRegion(self._cow, pending.new * size, count),),
-            0,
+            IoRegion(self._cow, pending.new * size, count),
             self.copied,
             pending,
         )
