@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from dmcopy.block import BlockDevice
 from dmcopy.io.poller import Poller
 from dmcopy.io.region import Device
 from dmcopy.io.request import CopyIo, Io, Op, Request
@@ -180,11 +181,17 @@ def _read(request: Io) -> None:
 
 def _write(request: Io) -> None:
     assert request.memory is not None
+    device = request.device
     if request.preflush:
-        request.device.flush()
+        device.flush()
+    # Behind a write with RWF_DSYNC a block device is always flushed (blkdev_write_iter in
+    # block/fops.c), and one without FUA was flushed for the write already: a flush of ours is one.
+    flush = request.fua and isinstance(device, BlockDevice) and device.is_block
+    flags = os.RWF_DSYNC if request.fua and not flush else 0
     views = request.memory.views(request.extents)
-    flags = os.RWF_DSYNC if request.fua else 0
-    write_all(request.device.fileno(), views, request.sector << 9, request.bytes, flags)
+    write_all(device.fileno(), views, request.sector << 9, request.bytes, flags)
+    if flush:
+        device.flush()
 
 
 def _on_device(operation: Callable[[Device, int, int], None]) -> Callable[[Io], None]:
