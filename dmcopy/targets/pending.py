@@ -133,11 +133,14 @@ class PendingExceptions:
         self._waiters.append(notify)
 
     def copy(self, pending: Pending) -> None:
-        """Copy a chunk out; at the end of the origin it may be a short one."""
+        """Copy a chunk out; at the end of the origin it may be a short one.
+
+        Behind the end, where there is an end that was not there before, reading it fails.
+        """
         size = self.store.chunk_size
         start = pending.old * size
         left = self._origin.sectors - start
-        count = size if size < left else left
+        count = left if 0 < left < size else size
         self.copies += 1
         self._client.copy_chunk(
             IoRegion(self._origin, start, count),

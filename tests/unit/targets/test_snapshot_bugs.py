@@ -144,3 +144,18 @@ def test_a_merge_takes_discards_only_with_the_feature(engine: Engine) -> None:
     engine.mapper.swap("o", Table.parse("0 256 linear a 0"))
     engine.make("m", "0 256 snapshot-merge a b P 8 1 discard_zeroes_cow")
     engine.mapper.open("m").discard(0, 8)
+
+
+@pytest.mark.parametrize("place", [128, 200])
+def test_a_write_behind_the_end_of_an_origin_that_shrank_ends(engine: Engine, place: int) -> None:
+    # The copy was of no sectors, which is no failure, or of less, and then nobody ended the write.
+    engine.make("below", "0 256 linear a 0")
+    engine.make("s", "0 256 snapshot /dev/mapper/below b P 8")
+    engine.make("o", "0 256 snapshot-origin /dev/mapper/below")
+    engine.mapper.suspend("below")
+    engine.mapper.load("below", Table.parse("0 128 linear a 0"))
+    engine.mapper.resume("below")
+    with pytest.raises(DeviceError) as caught:
+        engine.mapper.open("o").write(place, sectors(1, 8))
+    assert caught.value.errno == errno.EIO
+    assert engine.status("s") == "Invalid"
