@@ -11,8 +11,10 @@ from dmcopy.ondisk.exception_store import StoreError
 from dmcopy.ondisk.exceptions import ExceptionTable
 
 
-def load(store: Store, *, origin_sectors: int | None = None) -> ExceptionTable:
-    """Return every exception of a store.
+def load(
+    store: Store, *, origin_sectors: int | None = None, kept: list[Entries] | None = None
+) -> ExceptionTable:
+    """Return every exception of a store; `kept` gets them as they are there.
 
     Raises MetadataError, naming the byte, for one that points past an end or into metadata, and for
     two of one chunk: what the kernel would make of those is no snapshot of anything.
@@ -23,10 +25,12 @@ def load(store: Store, *, origin_sectors: int | None = None) -> ExceptionTable:
             "the snapshot was invalidated and is lost: what was overwritten after that is not here",
             store.path,
         )
-    return load_any(store, origin_sectors=origin_sectors)
+    return load_any(store, origin_sectors=origin_sectors, kept=kept)
 
 
-def load_any(store: Store, *, origin_sectors: int | None = None) -> ExceptionTable:
+def load_any(
+    store: Store, *, origin_sectors: int | None = None, kept: list[Entries] | None = None
+) -> ExceptionTable:
     """Load as `load` does, from an invalidated store, too: what it has was saved before it was."""
     table = ExceptionTable()
     count = highest = 0
@@ -36,6 +40,8 @@ def load_any(store: Store, *, origin_sectors: int | None = None) -> ExceptionTab
             require_sound(store, origin_sectors)  # slower: it may only be out of order
             checked = True
         table.extend(entries.pairs)
+        if kept is not None:
+            kept.append(entries)
         count += len(entries.pairs) // 2
         highest = entries.pairs[-1]
     if len(table) != count:

@@ -1,6 +1,6 @@
 """The `threads` back end: plain system calls on a few threads. It works everywhere.
 
-A worker does a whole copy, the read and then the writes, in one go: for pieces of a megabyte that
+A worker does a whole copy, all reads and then the writes, in one go: for pieces of a megabyte that
 is the quickest way there is, since nothing is handed over between the two.
 """
 
@@ -128,16 +128,16 @@ def _errno(error: Exception) -> int:
 
 
 def _copy(request: CopyIo) -> None:
-    views = request.memory.views(request.extents)
-    device, sector, _ = request.source
+    memory = request.memory
     try:
-        read_all(device.fileno(), views, sector << 9, request.bytes)
+        for (device, sector, count), extents in request.reads():
+            read_all(device.fileno(), memory.views(extents), sector << 9, count << 9)
     except Exception as error:
         request.error = _errno(error)
         return
-    for index, (dest, to, _) in enumerate(request.dests):
+    for index, ((device, sector, count), extents) in enumerate(request.writes()):
         try:
-            write_all(dest.fileno(), views, to << 9, request.bytes)
+            write_all(device.fileno(), memory.views(extents), sector << 9, count << 9)
         except Exception as error:
             request.write_failed(index, _errno(error))
 

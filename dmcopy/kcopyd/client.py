@@ -15,16 +15,18 @@ that wait side by side, and can cancel.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import get_ident
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from dmcopy.errors import ClosedError, DeadlineError, UsageError
 from dmcopy.io.reactor import Reactor
-from dmcopy.io.region import IoRegion
+from dmcopy.io.region import Device, IoRegion
 from dmcopy.kcopyd.check import check_copy, check_dests, check_sliceable
 from dmcopy.kcopyd.dispatch import Dispatcher
-from dmcopy.kcopyd.job import CopyJob, Notify
+from dmcopy.kcopyd.job import CopyJob, Job, Notify
+from dmcopy.kcopyd.listjob import ListJob
+from dmcopy.kcopyd.moves import Move
 from dmcopy.kcopyd.pages import PagePool
 from dmcopy.kcopyd.throttle import Throttle
 from dmcopy.units import PAGE_SECTORS
@@ -32,6 +34,8 @@ from dmcopy.units import PAGE_SECTORS
 SUB_JOB_SECTORS = 1024
 """kcopyd_subjob_size_kb of dm_mod: 512 KiB by default, at most 1024 KiB (measured on 6.12)."""
 MAX_SUB_JOB_SECTORS = 2048
+
+_Job = TypeVar("_Job", bound=Job)
 
 
 class ClientStatistics(NamedTuple):
@@ -125,7 +129,29 @@ class Client:
         if source[2] > self.sub_job_sectors:
             check_sliceable((source, *dests), self.sub_job_sectors)
         job = CopyJob(self, source, dests, flags and int(flags), notify, context)
-        self._begin(job)
+        self._begin(job, self._work.begin)
+        return job
+
+    def copy_list(
+        self,
+        moves: Iterable[Move],
+        dest: Device,
+        *,
+        unit: int,
+        notify: Notify | None = None,
+        context: Any = None,
+    ) -> ListJob:
+        """Start to do `moves` to `dest`, any number of them, in any order; return at once.
+
+        They must not overlap. Neighbours, at most half of the client's pages of them, are read
+        together and written together. Every move is some blocks of `unit` sectors, of which the
+        last may be a short one: what could not be read is tried again unit by unit. Otherwise as
+        `copy`; what `moves` raises ends the job and is in its `failure`.
+        """
+        if self._destroyed:
+            raise ClosedError("the client was destroyed")
+        job = ListJob(self, moves, dest, unit, notify, context)
+        self._begin(job, self._work.begin_list)
         return job
 
     def zero(
@@ -141,7 +167,7 @@ class Client:
         check_dests(dests)
         job = CopyJob(self, dests[0], dests, int(flags), notify, context)
         job.zeroes = True
-        self._begin(job)
+        self._begin(job, self._work.begin)
         return job
 
     def prepare_callback(self, notify: Notify, context: Any = None) -> PreparedCallback:
@@ -154,8 +180,8 @@ class Client:
         self._work.jobs += 1
         return PreparedCallback(self.reactor, notify, context, self._work.job_ended)
 
-    def cancel(self, job: CopyJob) -> bool:
-        """See `CopyJob.cancel`."""
+    def cancel(self, job: Job) -> bool:
+        """See `Job.cancel`."""
         if job.done or job.cancelled:
             return False
         self._work.cancel(job)
@@ -218,11 +244,11 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.destroy()
 
-    def _begin(self, job: CopyJob) -> None:
+    def _begin(self, job: _Job, begin: Callable[[_Job], None]) -> None:
         if get_ident() == self.reactor.thread:
-            self._work.begin(job)
+            begin(job)
         else:
-            self.reactor.call_soon_threadsafe(lambda: self._work.begin(job))
+            self.reactor.call_soon_threadsafe(lambda: begin(job))
 
 
 def _sub_job_sectors(wanted: int | None, num_pages: int) -> int:
