@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from operator import lt
 
-from dmcopy.cow.check import require_sound
 from dmcopy.cow.store import Entries, Store
 from dmcopy.ondisk.exception_store import StoreError
 from dmcopy.ondisk.exceptions import ExceptionTable
@@ -37,7 +36,7 @@ def load_any(
     checked = False
     for entries in store.entries():
         if not checked and not _looks_sound(store, entries, highest, origin_sectors):
-            require_sound(store, origin_sectors)  # slower: it may only be out of order
+            _require_sound(store, origin_sectors)  # slower: it may only be out of order
             checked = True
         table.extend(entries.pairs)
         if kept is not None:
@@ -45,8 +44,14 @@ def load_any(
         count += len(entries.pairs) // 2
         highest = entries.pairs[-1]
     if len(table) != count:
-        require_sound(store, origin_sectors)
+        _require_sound(store, origin_sectors)
     return table
+
+
+def _require_sound(store: Store, origin_sectors: int | None) -> None:
+    from dmcopy.cow.check import require_sound  # nearly never needed, and costs milliseconds
+
+    require_sound(store, origin_sectors)
 
 
 def _looks_sound(store: Store, entries: Entries, highest: int, origin_sectors: int | None) -> bool:
