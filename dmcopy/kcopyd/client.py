@@ -9,7 +9,7 @@ before the callback; callbacks come one at a time, in order of completion, never
 `destroy` waits for every job and its callback.
 
 Unlike the kernel's, this client never uses a page beyond its own, merges neighbouring small copies
-that wait side by side, and can cancel.
+that wait side by side, moves whole lists of regions (`copy_list`), and can cancel.
 """
 
 from __future__ import annotations
