@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from dmcopy.io.poller import Poller
 from dmcopy.io.region import Device
-from dmcopy.io.request import CopyIo, Io, Op, Request
+from dmcopy.io.request import CopyIo, Io, ListCopyIo, Op, Request
 
 WORKERS = 4
 
@@ -114,7 +114,10 @@ class ThreadsBackend:
 def perform(request: Request) -> None:
     """Do a request by plain system calls, now. A device's error ends up in the request."""
     if isinstance(request, CopyIo):
-        _copy(request)
+        if isinstance(request, ListCopyIo):
+            _copy_list(request)
+        else:
+            _copy(request)
         return
     try:
         _PERFORM[request.op](request)
@@ -128,6 +131,21 @@ def _errno(error: Exception) -> int:
 
 
 def _copy(request: CopyIo) -> None:
+    views = request.memory.views(request.extents)
+    device, sector, _ = request.source
+    try:
+        read_all(device.fileno(), views, sector << 9, request.bytes)
+    except Exception as error:
+        request.error = _errno(error)
+        return
+    for index, (dest, to, _) in enumerate(request.dests):
+        try:
+            write_all(dest.fileno(), views, to << 9, request.bytes)
+        except Exception as error:
+            request.write_failed(index, _errno(error))
+
+
+def _copy_list(request: ListCopyIo) -> None:
     memory = request.memory
     try:
         for (device, sector, count), extents in request.reads():

@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from threading import get_ident
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 from dmcopy.errors import ClosedError, DeadlineError, UsageError
 from dmcopy.io.reactor import Reactor
@@ -34,8 +34,6 @@ from dmcopy.units import PAGE_SECTORS
 SUB_JOB_SECTORS = 1024
 """kcopyd_subjob_size_kb of dm_mod: 512 KiB by default, at most 1024 KiB (measured on 6.12)."""
 MAX_SUB_JOB_SECTORS = 2048
-
-_Job = TypeVar("_Job", bound=Job)
 
 
 class ClientStatistics(NamedTuple):
@@ -129,7 +127,7 @@ class Client:
         if source[2] > self.sub_job_sectors:
             check_sliceable((source, *dests), self.sub_job_sectors)
         job = CopyJob(self, source, dests, flags and int(flags), notify, context)
-        self._begin(job, self._work.begin)
+        self._begin(job)
         return job
 
     def copy_list(
@@ -151,7 +149,7 @@ class Client:
         if self._destroyed:
             raise ClosedError("the client was destroyed")
         job = ListJob(self, moves, dest, unit, notify, context)
-        self._begin(job, self._work.begin_list)
+        self._work.begin_list(job)
         return job
 
     def zero(
@@ -167,7 +165,7 @@ class Client:
         check_dests(dests)
         job = CopyJob(self, dests[0], dests, int(flags), notify, context)
         job.zeroes = True
-        self._begin(job, self._work.begin)
+        self._begin(job)
         return job
 
     def prepare_callback(self, notify: Notify, context: Any = None) -> PreparedCallback:
@@ -244,11 +242,11 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.destroy()
 
-    def _begin(self, job: _Job, begin: Callable[[_Job], None]) -> None:
+    def _begin(self, job: CopyJob) -> None:
         if get_ident() == self.reactor.thread:
-            begin(job)
+            self._work.begin(job)
         else:
-            self.reactor.call_soon_threadsafe(lambda: begin(job))
+            self.reactor.call_soon_threadsafe(lambda: self._work.begin(job))
 
 
 def _sub_job_sectors(wanted: int | None, num_pages: int) -> int:

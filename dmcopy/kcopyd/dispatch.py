@@ -92,7 +92,10 @@ class Dispatcher:
             self._want_pump()
 
     def begin_list(self, job: ListJob) -> None:
-        """Queue the first windows of a list."""
+        """Queue the first windows of a list. From any thread."""
+        if not self._reactor.is_mine:
+            self._reactor.call_soon_threadsafe(lambda: self.begin_list(job))
+            return
         self.jobs += 1
         for _ in range(SPLIT_COUNT):
             self._next_window(job)
@@ -187,10 +190,11 @@ class Dispatcher:
         self.in_flight += 1
         if self._throttle is not None:
             self._throttle.in_flight += 1
-        if isinstance(work, SubJob) and not work.is_plain:
-            Staged(work, self._reactor.submit).start()
-        else:
+        if isinstance(work, CopyJob) or work.is_plain:
             self._reactor.submit(work)
+        else:
+            assert isinstance(work, SubJob), "a window is plain"
+            Staged(work, self._reactor.submit).start()
         return True
 
     def _start_merged(self) -> bool:

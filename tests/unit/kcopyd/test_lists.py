@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dmcopy.errors import ClosedError, UsageError
 from dmcopy.io import Device, Io, IoRegion, Op, Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.io.stacked import StackedDevice
-from dmcopy.kcopyd import Client, Failure, Move, Throttle
+from dmcopy.kcopyd import Client, Failure, ListJob, Move, Throttle
 from dmcopy.units import PAGE_SIZE
 
 UNIT = 8
@@ -248,3 +249,17 @@ def test_on_files(backend: str, pages: int, tmp_path: Path) -> None:
     wanted = bytearray(expected(moves, models[2].content))
     wanted[: 8 << 9] = models[0].read(504, 8)
     assert (tmp_path / "out").read_bytes() == wanted
+
+
+def test_from_another_thread(client: Client) -> None:
+    out, cow = disk("out"), disk("cow")
+    jobs: list[ListJob] = []
+
+    def start() -> None:
+        jobs.append(client.copy_list([Move(cow, 0, 0, SECTORS)], out, unit=UNIT))
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join(60)
+    assert jobs[0].wait(60).ok
+    assert out.content == cow.content
