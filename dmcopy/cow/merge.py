@@ -48,8 +48,9 @@ class _Step(NamedTuple):
 class Merge:
     """A merge that is to be done; see `plan_merge`.
 
-    `entries` is what is in the store, `exceptions` how many there are, `merged` how many of them
-    are safe on the origin and gone from the store.
+    `entries` is what is in the store, kept from when it was checked, since areas would be read
+    behind all the copies under way; `exceptions` how many there are, `merged` how many of them are
+    safe on the origin and gone from the store.
     """
 
     origin: IoRegion

@@ -2,7 +2,8 @@
 
     moves → Client.copy_list → 8 windows of 1 MiB under way
 
-A window has 2 MiB of the client's pages, which makes 16 MiB, however much is moved.
+A window has 2 MiB of the client's pages, which makes 16 MiB, however much is moved. Long moves are
+quickest with threads, each of which does a window as a whole; short ones on the ring.
 """
 
 from __future__ import annotations
