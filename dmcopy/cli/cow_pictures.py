@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from contextlib import ExitStack
 from typing import Any, Final
@@ -89,6 +88,8 @@ def _map(args: argparse.Namespace) -> int:
 
 
 def _print_map(store: Store, args: argparse.Namespace, origin_sectors: int | None) -> None:
+    import shutil  # and with it bz2 and lzma: not for the other verbs
+
     from dmcopy.cow.density import measure
     from dmcopy.cow.picture import ASCII_SHADES, LABEL, SHADES, to_text
 

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dmcopy.cow.extents import Extent, join, mean_count
-from dmcopy.cow.gathering import Move
 from dmcopy.cow.load import load, load_any
 from dmcopy.cow.moving import Mover
-from dmcopy.cow.store import CowDevice, Store, read_store
+from dmcopy.cow.store import CowDevice, Entries, Store, read_store
 from dmcopy.errors import UsageError
 from dmcopy.io.region import Device, IoRegion
+from dmcopy.kcopyd.moves import Move
 from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.units import SECTOR_SHIFT
 
 
 @dataclass(frozen=True)
 class Extract:
-    """What is to be copied to `out` from `origin` and from the store; see `plan_extract`."""
+    """What is to be copied to `out` from `origin` and from the store; see `plan_extract`.
+
+    `entries`: what is in the store, as it is there, when nothing else is to be copied.
+    """
 
     origin: IoRegion
     store: Store
     table: ExceptionTable
     out: IoRegion
-    changed_only: bool
+    entries: Sequence[Entries] | None = None
 
     @property
     def total(self) -> int:
         """How many sectors will be written."""
-        if not self.changed_only:
+        if self.entries is None:
             return self.origin.count
         size = self.store.header.chunk_size
         last, rest = divmod(self.origin.count, size)
@@ -52,15 +55,15 @@ class Extract:
         if at < self.origin.count:
             yield self._unchanged(at, self.origin.count)
 
-    def _changed(self) -> Iterator[Move]:
+    def _changed(self, entries: Iterable[Entries]) -> Iterator[Move]:
         """Yield the copies of what is in the store, as it is there: so its reads can be long."""
-        for entries in self.store.entries():
-            for extent in join(zip(entries.olds, entries.news, strict=True)):
+        for some in entries:
+            for extent in join(zip(some.olds, some.news, strict=True)):
                 yield exception_move(self.store, extent, self.out)
 
     def run(self, mover: Mover) -> None:
         """Copy, and flush. Raises DeviceError."""
-        mover.run(self._changed() if self.changed_only else self._all())
+        mover.run(self._all() if self.entries is None else self._changed(self.entries))
         if not mover.interrupted:
             mover.flush(self.out.device)
 
@@ -80,8 +83,11 @@ def plan_extract(
     """
     store = read_store(cow)
     check_chunks(store, origin.device, out.device)
-    read = load_any if changed_only else load
-    return Extract(origin, store, read(store, origin_sectors=origin.count), out, changed_only)
+    if not changed_only:
+        return Extract(origin, store, load(store, origin_sectors=origin.count), out)
+    kept: list[Entries] = []
+    table = load_any(store, origin_sectors=origin.count, kept=kept)
+    return Extract(origin, store, table, out, kept)
 
 
 def exception_move(store: Store, extent: Extent, dest: IoRegion) -> Move:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from array import array
 from operator import lt
 
-from dmcopy.cow.check import require_sound
 from dmcopy.cow.store import Entries, Store
 from dmcopy.ondisk.exception_store import StoreError
 from dmcopy.ondisk.exceptions import ExceptionTable
 
 
-def load(store: Store, *, origin_sectors: int | None = None) -> ExceptionTable:
-    """Return every exception of a store.
+def load(
+    store: Store, *, origin_sectors: int | None = None, kept: list[Entries] | None = None
+) -> ExceptionTable:
+    """Return every exception of a store; `kept` gets them as they are there.
 
     Raises MetadataError, naming the byte, for one that points past an end or into metadata, and for
     two of one chunk: what the kernel would make of those is no snapshot of anything.
@@ -24,24 +25,34 @@ def load(store: Store, *, origin_sectors: int | None = None) -> ExceptionTable:
             "here; 'dmcopy cow extract --changed-only' saves what is",
             store.path,
         )
-    return load_any(store, origin_sectors=origin_sectors)
+    return load_any(store, origin_sectors=origin_sectors, kept=kept)
 
 
-def load_any(store: Store, *, origin_sectors: int | None = None) -> ExceptionTable:
+def load_any(
+    store: Store, *, origin_sectors: int | None = None, kept: list[Entries] | None = None
+) -> ExceptionTable:
     """Load as `load` does, from an invalidated store, too: what it has was saved before it was."""
     table = ExceptionTable()
     count = highest = 0
     checked = False
     for entries in store.entries():
         if not checked and not _looks_sound(store, entries, highest, origin_sectors):
-            require_sound(store, origin_sectors)  # slower: it may only be out of order
+            _require_sound(store, origin_sectors)  # slower: it may only be out of order
             checked = True
         table.extend(entries.pairs)
+        if kept is not None:
+            kept.append(entries)
         count += len(entries.pairs) // 2
         highest = entries.pairs[-1]
     if len(table) != count:
-        require_sound(store, origin_sectors)
+        _require_sound(store, origin_sectors)
     return table
+
+
+def _require_sound(store: Store, origin_sectors: int | None) -> None:
+    from dmcopy.cow.check import require_sound  # nearly never needed, and costs milliseconds
+
+    require_sound(store, origin_sectors)
 
 
 def _looks_sound(store: Store, entries: Entries, highest: int, origin_sectors: int | None) -> bool:

@@ -12,7 +12,7 @@ lose others: all of them have been copied, and what is behind the first zeroed o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -20,35 +20,27 @@ from typing import Final, NamedTuple
 
 from dmcopy.cow.extents import Extent, join, mean_count
 from dmcopy.cow.extract import check_chunks, exception_move
-from dmcopy.cow.gathering import Move
 from dmcopy.cow.load import load
 from dmcopy.cow.moving import Mover, Write
-from dmcopy.cow.store import PIECE_BYTES, CowDevice, Store, read_bytes, read_store
+from dmcopy.cow.store import CowDevice, Entries, Store, read_store
 from dmcopy.io.region import IoRegion
-from dmcopy.ondisk.exception_store import ENTRY_BYTES, words
+from dmcopy.kcopyd.moves import Move
+from dmcopy.ondisk.exception_store import ENTRY_BYTES, build_words
 from dmcopy.units import SECTOR_SHIFT
 
 BATCH_BYTES: Final = 128 << 20
 
 
-class _Piece(NamedTuple):
-    """Entries as they are on disk, from byte `offset` of the COW on."""
-
-    offset: int
-    data: bytes
-
-
 class _Step(NamedTuple):
-    """The last `count` entries of a piece, which has `keep` left when they are merged."""
+    """The last `count` of some entries, of which `keep` are left when those are merged."""
 
-    piece: _Piece
+    entries: Entries
     keep: int
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
 
     def extents(self) -> Iterator[Extent]:
         """Yield what is to be copied."""
-        start = self.keep * ENTRY_BYTES
-        pairs = words(self.piece.data[start : start + self.count * ENTRY_BYTES])
+        pairs = self.entries.pairs[2 * self.keep : 2 * (self.keep + self.count)]
         return join(zip(pairs[0::2], pairs[1::2], strict=True))
 
 
@@ -56,15 +48,22 @@ class _Step(NamedTuple):
 class Merge:
     """A merge that is to be done; see `plan_merge`.
 
-    `exceptions` is how many there are, `mean` about how long their extents are, in sectors;
-    `merged` counts the exceptions that are safe on the origin and gone from the store.
+    `entries` is what is in the store, kept from when it was checked, since areas would be read
+    behind all the copies under way; `exceptions` how many there are, `merged` how many of them are
+    safe on the origin and gone from the store.
     """
 
     origin: IoRegion
     store: Store
+    entries: Sequence[Entries]
     exceptions: int
-    mean: int
     merged: int = 0
+
+    @property
+    def mean(self) -> int:
+        """About how long the extents in the store are, in sectors."""
+        pairs = (pair for some in self.entries for pair in zip(some.olds, some.news, strict=True))
+        return mean_count(pairs) * self.store.header.chunk_size
 
     @property
     def _limit(self) -> int:
@@ -97,7 +96,7 @@ class Merge:
         self.merged += sum(step.count for step in copied)
 
     def _moves(self, walk: Iterator[_Step], batch: list[_Step]) -> Iterator[Move]:
-        """Yield the next copies, and note what they are of; the areas are read on the way."""
+        """Yield the next copies, and note what they are of."""
         chunks = 0
         for step in walk:
             batch.append(step)
@@ -109,37 +108,24 @@ class Merge:
 
     def _walk(self) -> Iterator[_Step]:
         """Yield all exceptions, the last ones first, no more than a batch at once."""
-        for piece in self._pieces():
-            left = len(piece.data) // ENTRY_BYTES
+        for entries in reversed(self.entries):
+            left = len(entries.pairs) // 2
             while left:
                 count = min(left, self._limit)
                 left -= count
-                yield _Step(piece, left, count)
-
-    def _pieces(self) -> Iterator[_Piece]:
-        """Yield the entries by pieces of an area, the last one first, none empty."""
-        layout = self.store.layout
-        step = min(PIECE_BYTES // ENTRY_BYTES, layout.per_area)
-        left = self.exceptions
-        while left:
-            area, place = divmod(left - 1, layout.per_area)
-            first = place // step * step
-            offset = self.store.area_offset(area) + first * ENTRY_BYTES
-            count = place - first + 1
-            yield _Piece(offset, read_bytes(self.store.device, offset, count * ENTRY_BYTES))
-            left -= count
+                yield _Step(entries, left, count)
 
     def _clearings(self, batch: list[_Step]) -> Iterator[Write]:
-        """Yield the writes, in whole blocks, that zero the entries of a batch: one for a piece."""
+        """Yield the writes, in whole blocks, that zero the entries of a batch: one for each run."""
         block = self.store.device.logical_block_size
-        for piece, steps in groupby(batch, attrgetter("piece")):
+        for entries, steps in groupby(batch, attrgetter("entries")):
             here = list(steps)
             first, last = here[0], here[-1]
             low = last.keep * ENTRY_BYTES // block * block
             end = (first.keep + first.count) * ENTRY_BYTES
-            kept = piece.data[low : last.keep * ENTRY_BYTES]
+            kept = build_words(entries.pairs[2 * (low // ENTRY_BYTES) : 2 * last.keep])
             zeroed = kept.ljust(-(-end // block) * block - low, b"\0")
-            yield Write((piece.offset + low) >> SECTOR_SHIFT, zeroed)
+            yield Write((entries.offset + low) >> SECTOR_SHIFT, zeroed)
 
 
 def plan_merge(origin: IoRegion, cow: CowDevice) -> Merge:
@@ -150,6 +136,6 @@ def plan_merge(origin: IoRegion, cow: CowDevice) -> Merge:
     """
     store = read_store(cow)
     check_chunks(store, origin.device)
-    table = load(store, origin_sectors=origin.count)
-    mean = mean_count(table.items()) * store.header.chunk_size
-    return Merge(origin, store, len(table), mean)
+    kept: list[Entries] = []
+    table = load(store, origin_sectors=origin.count, kept=kept)
+    return Merge(origin, store, kept, len(table))

@@ -1,10 +1,9 @@
-"""Many copies, of any size and from several devices to one, kept going on a reactor.
+"""What extract and merge do to devices: moves, through a kcopyd client, and writes and flushes.
 
-    moves → windows of 1 MiB, eight at once → the reads of a window → all its writes
+    moves → Client.copy_list → 8 windows of 1 MiB under way
 
-A window has 2 MiB of memory, which makes 16 MiB, however much is moved.
-
-As for any copy, threads are quickest for long requests, and the ring for short ones.
+A window has 2 MiB of the client's pages, which makes 16 MiB, however much is moved. Long moves are
+quickest with threads, each of which does a window as a whole; short ones on the ring.
 """
 
 from __future__ import annotations
@@ -14,16 +13,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Final, NamedTuple
 
-from dmcopy.cow.gathering import Move
-from dmcopy.cow.window import WINDOW_SECTORS, Window, failed
+from dmcopy.errors import DeviceError
 from dmcopy.io import whole
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import Io, Memory, Op
-from dmcopy.transfer.settings import BULK_SECTORS
-from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
+from dmcopy.kcopyd.client import MAX_SUB_JOB_SECTORS, Client
+from dmcopy.kcopyd.listjob import ListJob
+from dmcopy.kcopyd.moves import Move
+from dmcopy.units import PAGE_SECTORS, PAGE_SIZE, SECTOR_SHIFT
 
 WINDOWS: Final = 8
+WINDOW_SECTORS: Final = MAX_SUB_JOB_SECTORS
+BULK_SECTORS: Final = 64
+"""From this mean length of the moves on, a worker that does a window as a whole is quickest."""
 WRITE_DEPTH: Final = 64
 PROGRESS_SECONDS: Final = 0.1
 FLUSH_SECONDS: Final = 3600.0
@@ -50,18 +53,22 @@ class Mover:
     def __init__(
         self, reactor: Reactor, dest: Device, *, chunk_size: int, observer: Observer | None = None
     ) -> None:
-        self.sectors = 0
         self.interrupted = False
         self._reactor = reactor
+        self._dest = dest
+        self._chunk_size = chunk_size
         self._observe = observer
-        self._began = self._told = self._reactor.time()
-        self._whole = min(chunk_size, WINDOW_SECTORS)
-        self._idle = [Window(reactor, dest, chunk_size, self._ended) for _ in range(WINDOWS)]
-        self._active = 0
-        self._moves: Iterator[Move] = iter(())
-        self._rest: Move | None = None
-        self._filling = False
-        self._error: BaseException | None = None
+        self._began = reactor.time()
+        pages = WINDOWS * 2 * WINDOW_SECTORS // PAGE_SECTORS
+        self._client = Client(pages, reactor=reactor, sub_job_sectors=WINDOW_SECTORS, depth=WINDOWS)
+        self._moved = 0
+        self._job: ListJob | None = None
+        self._timer = reactor.call_later(0, self._tick)
+
+    @property
+    def sectors(self) -> int:
+        """How many sectors were moved."""
+        return self._moved + (self._job.sectors if self._job is not None else 0)
 
     def run(self, moves: Iterable[Move]) -> None:
         """Do all moves, in any order; return when they have ended, or when interrupted.
@@ -73,26 +80,27 @@ class Mover:
 
     def start(self, moves: Iterable[Move]) -> None:
         """Begin to do moves; they go on while anything is waited for here."""
-        self._moves, self._rest = iter(moves), None
-        self._filling = not self.interrupted
-        self._reactor.call_soon(self._fill)
+        moves = () if self.interrupted else moves
+        self._job = self._client.copy_list(moves, self._dest, unit=self._chunk_size)
 
     def finish(self) -> None:
         """Wait for what `start` began; see `run`."""
-        self._reactor.run_until(lambda: not (self._filling or self._active))
+        assert self._job is not None
+        job = self._job.wait()
+        self._moved, self._job = self.sectors, None
         self._tell()
-        if self._error is not None:
-            raise self._error
+        self._raise(job)
 
     def interrupt(self) -> None:
         """Start nothing more; what is under way is finished. From a signal handler, too."""
         self.interrupted = True
-        self._filling = False
+        self._reactor.call_soon_threadsafe(self._cancel)
 
     def close(self) -> None:
         """Wait for what is under way; nothing more is started."""
-        self._filling = False
-        self._reactor.run_until(lambda: not self._active)
+        self._cancel()
+        self._timer.cancel()
+        self._client.destroy()
 
     def flush(self, device: Device) -> None:
         """Make what was written to a device durable. Raises DeviceError."""
@@ -118,58 +126,30 @@ class Mover:
         memory.close()
         for request in done:
             if request.error:
-                raise failed("write", request)
+                raise _failed("write", request.region, request.error)
 
-    def _fill(self) -> None:
-        """Keep all windows busy."""
-        try:
-            while self._filling and self._idle:
-                moves = self._take()
-                if not moves:
-                    self._filling = False
-                    break
-                self._idle[-1].begin(moves)
-                self._idle.pop()
-                self._active += 1
-        except BaseException as error:  # in a callback: `finish` raises it
-            self._fail(error)
+    def _cancel(self) -> None:
+        if self._job is not None:
+            self._job.cancel()
 
-    def _take(self) -> list[Move]:
-        """Return the moves of a window; of one that is too long, as many whole chunks as fit."""
-        moves: list[Move] = []
-        left = WINDOW_SECTORS
-        while left and (move := self._rest or next(self._moves, None)):
-            self._rest = None
-            if move.count > left:
-                fits = left - left % self._whole
-                source, sector, dest, count = move
-                self._rest = Move(source, sector + fits, dest + fits, count - fits)
-                move = Move(source, sector, dest, fits)
-                left = fits
-            if move.count:
-                moves.append(move)
-            left -= move.count
-        return moves
+    def _raise(self, job: ListJob) -> None:
+        """Raise what went wrong first: on the way to the moves, of the reads, of the writes."""
+        if job.failure is not None:
+            raise job.failure
+        if job.unread:
+            move, errno = min(job.unread, key=lambda failed: failed[0].dest)
+            chunk = f"this is chunk {move.dest // self._chunk_size} of the snapshot"
+            raise _failed("read", IoRegion(move.source, move.sector, move.count), errno, chunk)
+        for _, (region, errno) in job.write_failures:
+            raise _failed("write", region, errno)
 
-    def _ended(self, window: Window) -> None:
-        self._active -= 1
-        self._idle.append(window)
-        if window.error is None:
-            self.sectors += window.sectors
-        else:
-            self._fail(window.error)
-        if self._observe is not None and self._reactor.time() >= self._told + PROGRESS_SECONDS:
-            self._tell()
-        self._fill()
-
-    def _fail(self, error: BaseException) -> None:
-        self._filling = False
-        self._error = self._error or error
+    def _tick(self) -> None:
+        self._tell()
+        self._timer = self._reactor.call_later(PROGRESS_SECONDS, self._tick)
 
     def _tell(self) -> None:
-        self._told = self._reactor.time()
         if self._observe is not None:
-            self._observe(self.sectors, self._told - self._began)
+            self._observe(self.sectors, self._reactor.time() - self._began)
 
 
 @contextmanager
@@ -183,3 +163,8 @@ def make_mover(
         closing(Mover(reactor, dest, chunk_size=chunk_size, observer=observer)) as mover,
     ):
         yield mover
+
+
+def _failed(action: str, region: IoRegion, errno: int, hint: str = "") -> DeviceError:
+    what = f"{action} {region.count} sectors from {region.sector}"
+    return DeviceError(region.device.path, what, errno, hint)

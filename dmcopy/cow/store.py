@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import chain
 from typing import Final, NamedTuple, Protocol
 
 from dmcopy.block import BlockDevice
+from dmcopy.cow.ahead import ahead
 from dmcopy.errors import MetadataError
 from dmcopy.io.region import Device
 from dmcopy.ondisk.exception_store import (
@@ -58,6 +61,15 @@ class Entries(NamedTuple):
         return self.pairs[1::2]
 
 
+class _Place(NamedTuple):
+    """A piece of an area: the number of its first entry in there, and its bytes on the COW."""
+
+    area: int
+    first: int
+    offset: int
+    length: int
+
+
 class Store:
     """The exception store on `device`, whose header is `header`.
 
@@ -83,37 +95,45 @@ class Store:
 
     def entries(self) -> Iterator[Entries]:
         """Yield every exception, in store order. Raises MetadataError where the areas run out."""
-        area = 0
-        while (yield from self._entries_of(area)):
-            area += 1
-
-    def _entries_of(self, area: int) -> Generator[Entries, None, bool]:
-        """Yield an area's; return whether it is full, so that another one follows."""
-        for first, data in self.pieces(area):
-            pairs = parse_area(data)
-            if pairs:
-                yield Entries(area, first, self.area_offset(area) + first * ENTRY_BYTES, pairs)
-            if len(pairs) * 8 < len(data):
-                return False
-        return True
+        places = chain.from_iterable(map(self._places, range(self.areas)))
+        with closing(ahead(self._read, places)) as found:
+            for (area, first, offset, length), data in found:
+                pairs = parse_area(data)
+                if pairs:
+                    yield Entries(area, first, offset, pairs)
+                if len(pairs) * 8 < length:
+                    return
+        self._require(self.areas)
 
     def pieces(self, area: int) -> Iterator[tuple[int, bytes]]:
         """Yield an area's bytes in pieces, each with the number of its first entry.
 
         Raises MetadataError for an area that does not lie on the device.
         """
+        self._require(area)
+        for place, data in map(self._read, self._places(area)):
+            yield place.first, data
+
+    def _require(self, area: int) -> None:
+        """Raise MetadataError for an area that does not lie on the device."""
+        if area < self.areas:
+            return
+        before = f"; area {area - 1} is full, so it must be there" if area else ""
+        raise StoreError(
+            self.area_offset(area),
+            f"area {area} would be here, past the end of the COW, which has {self.chunks} "
+            f"whole chunks of {self.layout.chunk_bytes} bytes{before}",
+            self.path,
+        )
+
+    def _places(self, area: int) -> Iterator[_Place]:
         offset, size = self.area_offset(area), self.layout.chunk_bytes
-        if area >= self.areas:
-            before = f"; area {area - 1} is full, so it must be there" if area else ""
-            raise StoreError(
-                offset,
-                f"area {area} would be here, past the end of the COW, which has {self.chunks} "
-                f"whole chunks of {size} bytes{before}",
-                self.path,
-            )
         for start in range(0, size, PIECE_BYTES):
             length = min(PIECE_BYTES, size - start)
-            yield start // ENTRY_BYTES, read_bytes(self.device, offset + start, length)
+            yield _Place(area, start // ENTRY_BYTES, offset + start, length)
+
+    def _read(self, place: _Place) -> tuple[_Place, bytes]:
+        return place, read_bytes(self.device, place.offset, place.length)
 
 
 def read_header(device: CowDevice) -> Header | None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from dmcopy.errors import MissingError, UsageError
 from dmcopy.io.poller import Poller
 from dmcopy.io.region import IoRegion
-from dmcopy.io.request import CopyIo, Io, Op, Request
+from dmcopy.io.request import CopyIo, Io, Op, Part, Request
 
 BACKENDS: Final = ("uring", "threads")
 
@@ -46,7 +46,7 @@ class IoBackend(Protocol):
 
 
 class Fan:
-    """A copy done with plain reads and writes: one read, then all writes at once.
+    """A copy done with plain reads and writes: all reads at once, then all writes.
 
     For back ends, or requests, that have nothing better.
     """
@@ -54,23 +54,28 @@ class Fan:
     def __init__(self, request: CopyIo, submit: Callable[[Io], None]) -> None:
         self._request = request
         self._submit = submit
-        self._left = len(request.dests)
+        self._left = 0
 
     def start(self) -> None:
-        """Submit the read."""
-        request = self._request
-        self._submit(Io(Op.READ, request.source, request.memory, request.extents, self._read_done))
+        """Submit the reads."""
+        self._begin(Op.READ, self._request.reads(), self._read_done)
+
+    def _begin(self, op: Op, parts: Sequence[Part], notify: Callable[[Io], object]) -> None:
+        submit, memory = self._submit, self._request.memory
+        self._left = len(parts)
+        for index, (region, extents) in enumerate(parts):
+            submit(Io(op, region, memory, extents, notify, context=index))
 
     def _read_done(self, read: Io) -> None:
         request = self._request
-        if read.error:
-            request.error = read.error
-            request.notify(request)
+        request.error = request.error or read.error
+        self._left -= 1
+        if self._left:
             return
-        for index, dest in enumerate(request.dests):
-            self._submit(
-                Io(Op.WRITE, dest, request.memory, request.extents, self._write_done, context=index)
-            )
+        if request.error:
+            request.notify(request)
+        else:
+            self._begin(Op.WRITE, request.writes(), self._write_done)
 
     def _write_done(self, write: Io) -> None:
         if write.error:

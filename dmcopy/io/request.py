@@ -10,7 +10,7 @@ import ctypes
 import enum
 import mmap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dmcopy.errors import MissingError
 from dmcopy.io.region import Device, IoRegion
@@ -33,6 +33,13 @@ READ, WRITE, FLUSH, DISCARD, WRITE_ZEROES, COPY = Op
 
 Extent = tuple[int, int]
 """A run of bytes in a `Memory`: (offset, length)."""
+
+
+class Part(NamedTuple):
+    """A region, and where in memory its data is, or is to be."""
+
+    region: IoRegion
+    extents: Sequence[Extent]
 
 
 class Memory:
@@ -162,6 +169,14 @@ class CopyIo:
         self.extents = extents
         self.notify = notify
 
+    def reads(self) -> Sequence[Part]:
+        """Return what is to be read first."""
+        return (Part(self.source, self.extents),)
+
+    def writes(self) -> Sequence[Part]:
+        """Return what is to be written when all that has been read."""
+        return [Part(dest, self.extents) for dest in self.dests]
+
     def write_failed(self, index: int, errno: int) -> None:
         """Record that destination `index` failed."""
         self.write_errors = {**self.write_errors, index: errno}
@@ -169,6 +184,13 @@ class CopyIo:
     def __repr__(self) -> str:
         dests = ", ".join(map(str, self.dests))
         return f"<CopyIo {self.source} to {dests} error={self.error} {self.write_errors}>"
+
+
+class ListCopyIo(CopyIo):
+    """A copy of many regions to many: `reads` and `writes` say which.
+
+    `error` is the errno of a read that failed; `write_errors` has indices of `writes`.
+    """
 
 
 Request = Io | CopyIo

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from dmcopy.io.backend import Fan, FlushFirst, IoBackend
-from dmcopy.io.request import CopyIo, Io, Request
+from dmcopy.io.request import CopyIo, Io, ListCopyIo, Request
 
 
 class StackedDevice:
@@ -51,6 +51,8 @@ class StackBackend:
 
 
 def _is_plain(copy: CopyIo) -> bool:
+    if isinstance(copy, ListCopyIo):
+        return False
     for device, _, _ in copy.dests:
         if isinstance(device, StackedDevice):
             return False

@@ -1,6 +1,6 @@
 """The `threads` back end: plain system calls on a few threads. It works everywhere.
 
-A worker does a whole copy, the read and then the writes, in one go: for pieces of a megabyte that
+A worker does a whole copy, all reads and then the writes, in one go: for pieces of a megabyte that
 is the quickest way there is, since nothing is handed over between the two.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dmcopy.block import BlockDevice
 from dmcopy.io.poller import Poller
 from dmcopy.io.region import Device
-from dmcopy.io.request import CopyIo, Io, Op, Request
+from dmcopy.io.request import CopyIo, Io, ListCopyIo, Op, Request
 
 WORKERS = 4
 
@@ -115,7 +115,10 @@ class ThreadsBackend:
 def perform(request: Request) -> None:
     """Do a request by plain system calls, now. A device's error ends up in the request."""
     if isinstance(request, CopyIo):
-        _copy(request)
+        if isinstance(request, ListCopyIo):
+            _copy_list(request)
+        else:
+            _copy(request)
         return
     try:
         _PERFORM[request.op](request)
@@ -139,6 +142,21 @@ def _copy(request: CopyIo) -> None:
     for index, (dest, to, _) in enumerate(request.dests):
         try:
             write_all(dest.fileno(), views, to << 9, request.bytes)
+        except Exception as error:
+            request.write_failed(index, _errno(error))
+
+
+def _copy_list(request: ListCopyIo) -> None:
+    memory = request.memory
+    try:
+        for (device, sector, count), extents in request.reads():
+            read_all(device.fileno(), memory.views(extents), sector << 9, count << 9)
+    except Exception as error:
+        request.error = _errno(error)
+        return
+    for index, ((device, sector, count), extents) in enumerate(request.writes()):
+        try:
+            write_all(device.fileno(), memory.views(extents), sector << 9, count << 9)
         except Exception as error:
             request.write_failed(index, _errno(error))
 

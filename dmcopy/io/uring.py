@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from dmcopy.io.backend import Fan, FlushFirst
 from dmcopy.io.poller import Poller
-from dmcopy.io.request import FLUSH, WRITE, CopyIo, Extent, Io, Memory, Request
+from dmcopy.io.request import FLUSH, WRITE, CopyIo, Extent, Io, ListCopyIo, Memory, Request
 from dmcopy.io.ring import (
     FSYNC_DATASYNC,
     LINK,
@@ -197,7 +197,7 @@ class UringBackend:
 
     def _start_copy(self, request: CopyIo) -> None:
         dests = request.dests
-        if len(dests) != 1:
+        if len(dests) != 1 or isinstance(request, ListCopyIo):
             Fan(request, self.submit).start()
             return
         device, sector, _ = request.source

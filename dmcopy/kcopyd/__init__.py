@@ -8,6 +8,8 @@ with Client(num_pages=64) as client:
 
 from dmcopy.kcopyd.client import Client, ClientStatistics, PreparedCallback
 from dmcopy.kcopyd.job import MAX_REGIONS, CopyJob, Failure, Flag
+from dmcopy.kcopyd.listjob import ListJob
+from dmcopy.kcopyd.moves import Move
 from dmcopy.kcopyd.pages import PagePool
 from dmcopy.kcopyd.throttle import Throttle
 
@@ -18,6 +20,8 @@ __all__ = [
     "CopyJob",
     "Failure",
     "Flag",
+    "ListJob",
+    "Move",
     "PagePool",
     "PreparedCallback",
     "Throttle",

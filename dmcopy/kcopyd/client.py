@@ -9,21 +9,23 @@ before the callback; callbacks come one at a time, in order of completion, never
 `destroy` waits for every job and its callback.
 
 Unlike the kernel's, this client never uses a page beyond its own, merges neighbouring small copies
-that wait side by side, and can cancel.
+that wait side by side, moves whole lists of regions (`copy_list`), and can cancel.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 from dmcopy.errors import ClosedError, DeadlineError, UsageError
 from dmcopy.io.reactor import Reactor
-from dmcopy.io.region import IoRegion
+from dmcopy.io.region import Device, IoRegion
 from dmcopy.kcopyd.check import check_copy, check_dests, check_sliceable
 from dmcopy.kcopyd.dispatch import Dispatcher
-from dmcopy.kcopyd.job import CopyJob, Notify
+from dmcopy.kcopyd.job import CopyJob, Job, Notify
+from dmcopy.kcopyd.listjob import ListJob
+from dmcopy.kcopyd.moves import Move
 from dmcopy.kcopyd.pages import PagePool
 from dmcopy.kcopyd.throttle import Throttle
 from dmcopy.units import PAGE_SECTORS
@@ -138,6 +140,28 @@ class Client:
         self._begin(job)
         return job
 
+    def copy_list(
+        self,
+        moves: Iterable[Move],
+        dest: Device,
+        *,
+        unit: int,
+        notify: Notify | None = None,
+        context: Any = None,
+    ) -> ListJob:
+        """Start to do `moves` to `dest`, any number of them, in any order; return at once.
+
+        They must not overlap. Neighbours, at most half of the client's pages of them, are read
+        together and written together. Every move is some blocks of `unit` sectors, of which the
+        last may be a short one: what could not be read is tried again unit by unit. Otherwise as
+        `copy`; what `moves` raises ends the job and is in its `failure`.
+        """
+        if self._destroyed:
+            raise ClosedError("the client was destroyed")
+        job = ListJob(self, moves, dest, unit, notify, context)
+        self._work.begin_list(job)
+        return job
+
     def zero(
         self,
         dests: Sequence[IoRegion],
@@ -164,8 +188,8 @@ class Client:
         self._work.jobs += 1
         return PreparedCallback(self.reactor, notify, context, self._work.job_ended)
 
-    def cancel(self, job: CopyJob) -> bool:
-        """See `CopyJob.cancel`."""
+    def cancel(self, job: Job) -> bool:
+        """See `Job.cancel`."""
         if job.done or job.cancelled:
             return False
         self._work.cancel(job)

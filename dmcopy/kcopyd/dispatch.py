@@ -5,7 +5,8 @@ slices, eight under way at once, started in ascending order; who waits for pages
 after an error no new slice of the job starts unless IGNORE_ERROR, slices already cut go on; pages
 go back before the callback, and the job counts until its callback has returned.
 
-Two kinds wait in one queue: small plain jobs, each its own request, and the slices of all others.
+Three kinds wait in one queue: small plain jobs, each its own request; the windows of lists; and the
+slices of all others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from threading import get_ident
 
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.request import CopyIo, Extent
-from dmcopy.kcopyd.job import CopyJob, Flag
+from dmcopy.kcopyd.job import CopyJob, Flag, Job
+from dmcopy.kcopyd.listjob import ListJob, Window
 from dmcopy.kcopyd.pages import PagePool
 from dmcopy.kcopyd.subjob import MergedCopy, Staged, SubJob, WriteSequence, cut
 from dmcopy.kcopyd.throttle import SLEEP_SECONDS, Throttle
@@ -28,6 +30,7 @@ SPLIT_COUNT = 8
 ZERO_SLICE_SECTORS = 32768
 """Zeroing needs no pages, so its slices are longer: 16 MiB (the kernel's are sub-jobs too)."""
 
+_Queued = CopyJob | SubJob | Window
 _IGNORE_ERROR, _WRITE_SEQ = int(Flag.IGNORE_ERROR), int(Flag.WRITE_SEQ)
 
 
@@ -48,7 +51,7 @@ class Dispatcher:
         self._throttle = throttle
         self._longest_bytes = sub_job_sectors << 9
         self._depth = depth
-        self._waiting: deque[CopyJob | SubJob] = deque()
+        self._waiting: deque[_Queued] = deque()
         self._pump_due = False
         # Bound once: making a bound method costs as much as calling it.
         self._on_job_done = self._job_done
@@ -97,14 +100,26 @@ class Dispatcher:
         if not self._pump_due:
             self._want_pump()
 
-    def cancel(self, job: CopyJob) -> None:
+    def begin_list(self, job: ListJob) -> None:
+        """Queue the first windows of a list. From any thread."""
+        if not self._reactor.is_mine:
+            self._reactor.call_soon_threadsafe(lambda: self.begin_list(job))
+            return
+        self.jobs += 1
+        for _ in range(SPLIT_COUNT):
+            self._next_window(job)
+        if not job.active:
+            self._finish_soon(job)
+
+    def cancel(self, job: Job) -> None:
         """Drop what waits of a job; the job ends when nothing of it is in flight."""
         job.cancelled = True
         dropped = [work for work in self._waiting if work.job is job]
         if dropped:
             self._waiting = deque(work for work in self._waiting if work.job is not job)
             job.active -= len(dropped)
-            if job.alone:  # a merged request that failed may have written some of it
+            if isinstance(job, CopyJob) and job.alone:
+                # A merged request that failed may have written some of it.
                 job.book_write_failure(0, job.dests[0], errno.ECANCELED)
         if not job.active:
             self._finish_soon(job)
@@ -121,8 +136,7 @@ class Dispatcher:
 
     def _next_slice(self, job: CopyJob) -> None:
         """Queue the job's next slice, if there is one and nothing forbids it."""
-        failed = job.read_err or job.write_err
-        if job.cancelled or (failed and not job.flags & _IGNORE_ERROR):
+        if not job.may_go_on:
             return
         offset = job.cursor
         count = min(self._slice_sectors(job), job.count - offset)
@@ -131,6 +145,16 @@ class Dispatcher:
             job.active += 1
             memory = self._pool.memory
             self._waiting.append(SubJob(job, offset, count, memory, self._slice_done))
+            self._want_pump()
+
+    def _next_window(self, job: ListJob) -> None:
+        """Queue the list's next window, if there is one and nothing forbids it."""
+        if not job.may_go_on:
+            return
+        window = job.next_window(self._pool.memory, self._window_done)
+        if window is not None:
+            job.active += 1
+            self._waiting.append(window)
             self._want_pump()
 
     def _slice_sectors(self, job: CopyJob) -> int:
@@ -161,7 +185,7 @@ class Dispatcher:
             if not (self._start_merged() if maybe_merged else self._start(first)):
                 return
 
-    def _start(self, work: CopyJob | SubJob) -> bool:
+    def _start(self, work: _Queued) -> bool:
         """Start the first that waits; False when there are too few pages for it."""
         if not work.zeroes:
             size = work.bytes
@@ -177,7 +201,7 @@ class Dispatcher:
         if work.is_plain:
             self._reactor.submit(work)
         else:
-            assert isinstance(work, SubJob), "a job that waits itself is plain"
+            assert isinstance(work, SubJob), "a job or window that waits itself is plain"
             Staged(work, self._reactor.submit).start()
         return True
 
@@ -214,7 +238,7 @@ class Dispatcher:
             size += work.bytes
         return jobs, size
 
-    def _is_held_back(self, work: CopyJob | SubJob, throttle: Throttle) -> bool:
+    def _is_held_back(self, work: _Queued, throttle: Throttle) -> bool:
         """Ask the throttle; when it says no, come back later."""
         if not throttle.must_wait(self._reactor.time(), work.slept):
             return False
@@ -289,6 +313,26 @@ class Dispatcher:
         if not job.active:
             self._finish(job)
 
+    def _window_done(self, window: Window) -> None:
+        """Book a window, and go on with its list or end it."""
+        self._io_done(window.pages)
+        job = window.job
+        job.active -= 1
+        if window.error and not window.is_unit:
+            # What cannot be read? Each unit tells by itself: first in the queue, so not overtaken.
+            units = list(window.units())
+            job.active += len(units)
+            self._waiting.extendleft(reversed(units))
+            self._want_pump()
+        else:
+            job.book(window)
+            if not window.error:
+                self.sectors_read += window.sectors
+                self.sectors_written += 0 if window.write_errors else window.sectors
+        self._next_window(job)
+        if not job.active:
+            self._finish(job)
+
     def _book_failures(
         self, job: CopyJob, work: CopyIo, offset: int, *, skipped: bool = False
     ) -> None:
@@ -306,7 +350,7 @@ class Dispatcher:
                 job.record(index, offset, dest.count)
                 self.sectors_written += dest.count
 
-    def _finish(self, job: CopyJob) -> None:
+    def _finish(self, job: Job) -> None:
         try:
             job.finish()
         finally:
@@ -316,6 +360,6 @@ class Dispatcher:
             if self.on_idle is not None and not self.jobs:
                 self.on_idle()
 
-    def _finish_soon(self, job: CopyJob) -> None:
+    def _finish_soon(self, job: Job) -> None:
         """End a job of which nothing is under way, but never inside copy() or cancel()."""
         self._reactor.call_soon(lambda: None if job.done else self._finish(job))

@@ -45,93 +45,47 @@ class Failure(NamedTuple):
     errno: int
 
 
-class CopyJob(Work):
-    """A copy that `Client.copy` or `Client.zero` started.
+class Job:
+    """What every job is: a future with the kernel's two results.
 
-    `source` and `dests` are its regions; a job that `zeroes` has its first destination for a
-    source.
-
-    `read_err`, `write_err`: the kernel's results, final when `done`. `read_failures`: the regions
-    that could not be read; `write_failures`: those that could not be written, with the index of
-    their destination. A failed region is as long as the request that failed (at most a sub-job).
+    `read_err`, `write_err`: final when `done`. `write_failures`: the regions that could not be
+    written, with the index of their destination.
     """
 
+    client: Client
+    callback: Notify | None
+    context: Any
     done = False
     cancelled = False
     read_err = 0
     write_err = 0
-    read_failures: Sequence[Failure] = ()
     write_failures: Sequence[tuple[int, Failure]] = ()
-    # How far the slicing got, how many requests are under way, and which sectors were written:
-    # all of them at once, or as booked slice by slice.
-    cursor = 0
     active = 0
-    is_written = False
-    sequence: WriteSequence | None = None
-    _written: list[RangeSet] | None = None
+    """How many of its requests wait or are under way."""
     _waiters: list[Callable[[], object]] | None = None
-
-    def __init__(
-        self,
-        client: Client,
-        source: IoRegion,
-        dests: Sequence[IoRegion],
-        flags: int,
-        callback: Notify | None,
-        context: Any,
-    ) -> None:
-        self.client = client
-        self.source = source
-        self.dests = dests
-        self.bytes = source[2] << 9
-        self.flags = flags
-        self.callback = callback
-        self.context = context
 
     def __repr__(self) -> str:
         state = "cancelled" if self.cancelled else "done" if self.done else "running"
-        return f"<CopyJob {self} {state} read_err={self.read_err} write_err={self.write_err:#x}>"
-
-    def __str__(self) -> str:
-        dests = ", ".join(map(str, self.dests))
-        return f"zeroing of {dests}" if self.zeroes else f"copy of {self.source} to {dests}"
-
-    @property
-    def job(self) -> CopyJob:
-        """The job that it belongs to as a request: itself."""
-        return self
-
-    @property
-    def count(self) -> int:
-        """The job's length in sectors."""
-        return self.source.count
+        return (
+            f"<{type(self).__name__} {self} {state} "
+            f"read_err={self.read_err} write_err={self.write_err:#x}>"
+        )
 
     @property
     def ok(self) -> bool:
         """Whether it is done, whole, and nothing failed."""
         return self.done and not (self.read_err or self.write_err or self.cancelled)
 
-    def written(self, index: int) -> RangeSet:
-        """Return which sectors, counted from the job's start, have reached destination `index`.
-
-        Exact at any time; after a failure or `cancel`, everything that is not in it may hold the
-        old data or, where a write failed, anything.
-        """
-        if self._written is not None:
-            return self._written[index].copy()
-        return RangeSet([(0, self.count)] if self.is_written else [])
-
-    def progress(self) -> tuple[int, ...]:
-        """Return how many sectors have reached each destination."""
-        if self._written is not None:
-            return tuple(ranges.total() for ranges in self._written)
-        return (self.count if self.is_written else 0,) * len(self.dests)
+    @property
+    def may_go_on(self) -> bool:
+        """Whether another slice may be begun: not after an error, and not when cancelled."""
+        return not (self.read_err or self.write_err or self.cancelled)
 
     def cancel(self) -> bool:
         """Start nothing more of it. Returns whether there was still something to cancel.
 
-        What is in flight is finished, then the callback comes as usual; `written` says what reached
-        each destination. Only from the reactor's thread. (The kernel has only a stub of this.)
+        What is in flight is finished, then the callback comes as usual; `CopyJob.written` says what
+        reached each destination. Only from the reactor's thread. (The kernel has but a stub of it.)
         """
         return self.client.cancel(self)
 
@@ -164,22 +118,6 @@ class CopyJob(Work):
         yield from wait_for(self.client.reactor, self.add_done_callback).__await__()
         return self
 
-    def record(self, index: int, start: int, count: int) -> None:
-        """Note that `count` sectors from `start` on have reached destination `index`."""
-        if self._written is None:
-            self._written = [RangeSet() for _ in self.dests]
-        self._written[index].add(start, start + count)
-
-    def book_read_failure(self, region: IoRegion, errno: int) -> None:
-        """Note that a part of the source could not be read."""
-        self.read_err = 1
-        self.read_failures = [*self.read_failures, Failure(region, errno)]
-
-    def book_write_failure(self, index: int, region: IoRegion, errno: int) -> None:
-        """Note that a part of destination `index` could not be written."""
-        self.write_err |= 1 << index
-        self.write_failures = [*self.write_failures, (index, Failure(region, errno))]
-
     def finish(self) -> None:
         """Become done: run the callback, then whoever waits."""
         self.done = True
@@ -199,3 +137,90 @@ class CopyJob(Work):
             self._waiters = [notify]
         else:
             self._waiters.append(notify)
+
+
+class CopyJob(Job, Work):
+    """A copy that `Client.copy` or `Client.zero` started.
+
+    `source` and `dests` are its regions; a job that `zeroes` has its first destination for a
+    source.
+
+    `read_failures`: the regions that could not be read. A failed region is as long as the request
+    that failed (at most a sub-job).
+    """
+
+    read_failures: Sequence[Failure] = ()
+    # How far the slicing got, and which sectors were written: all of them at once, or as booked
+    # slice by slice.
+    cursor = 0
+    is_written = False
+    sequence: WriteSequence | None = None
+    _written: list[RangeSet] | None = None
+
+    def __init__(
+        self,
+        client: Client,
+        source: IoRegion,
+        dests: Sequence[IoRegion],
+        flags: int,
+        callback: Notify | None,
+        context: Any,
+    ) -> None:
+        self.client = client
+        self.source = source
+        self.dests = dests
+        self.bytes = source[2] << 9
+        self.flags = flags
+        self.callback = callback
+        self.context = context
+
+    def __str__(self) -> str:
+        dests = ", ".join(map(str, self.dests))
+        return f"zeroing of {dests}" if self.zeroes else f"copy of {self.source} to {dests}"
+
+    @property
+    def job(self) -> CopyJob:
+        """The job that it belongs to as a request: itself."""
+        return self
+
+    @property
+    def count(self) -> int:
+        """The job's length in sectors."""
+        return self.source.count
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether another slice may be begun; with IGNORE_ERROR also after an error."""
+        return not self.cancelled and (bool(self.flags & Flag.IGNORE_ERROR) or super().may_go_on)
+
+    def written(self, index: int) -> RangeSet:
+        """Return which sectors, counted from the job's start, have reached destination `index`.
+
+        Exact at any time; after a failure or `cancel`, everything that is not in it may hold the
+        old data or, where a write failed, anything.
+        """
+        if self._written is not None:
+            return self._written[index].copy()
+        return RangeSet([(0, self.count)] if self.is_written else [])
+
+    def progress(self) -> tuple[int, ...]:
+        """Return how many sectors have reached each destination."""
+        if self._written is not None:
+            return tuple(ranges.total() for ranges in self._written)
+        return (self.count if self.is_written else 0,) * len(self.dests)
+
+    def record(self, index: int, start: int, count: int) -> None:
+        """Note that `count` sectors from `start` on have reached destination `index`."""
+        if self._written is None:
+            self._written = [RangeSet() for _ in self.dests]
+        self._written[index].add(start, start + count)
+
+    def book_read_failure(self, region: IoRegion, errno: int) -> None:
+        """Note that a part of the source could not be read."""
+        self.read_err = 1
+        self.read_failures = [*self.read_failures, Failure(region, errno)]
+
+    def book_write_failure(self, index: int, region: IoRegion, errno: int) -> None:
+        """Note that a part of destination `index` could not be written."""
+        self.write_err |= 1 << index
+        self.write_failures = [*self.write_failures, (index, Failure(region, errno))]

@@ -158,6 +158,14 @@ def words(data: bytes | bytearray | memoryview) -> array[int]:
     return found
 
 
+def build_words(numbers: array[int]) -> bytes:
+    """Return 64-bit numbers as they are in an area: `words` of it are the same again."""
+    if _SWAPPED:
+        numbers = numbers[:]
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
 def build_entry(old: int, new: int) -> bytes:
     """Return the 16 bytes that say: chunk `old` of the origin is in chunk `new` of the COW."""
     return ENTRY.pack(old, new)

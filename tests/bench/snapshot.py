@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dmcopy.ondisk.exception_store import VERSION, Header, Layout
 from tests.bench import peers
-from tests.bench.disks import Disks
+from tests.bench.disks import Disks, settle
 from tests.bench.figures import Run, Table, Target, Unit
 from tests.bench.limits import compile_ring
 from tests.bench.process import ROOT, BenchError, run
@@ -154,6 +154,7 @@ def _fill_store(cow: Path, origin_bytes: int) -> int:
             entries = pairs[area * layout.per_area : (area + 1) * layout.per_area]
             file.seek(layout.area_location(area) * PAGE)
             file.write(b"".join(struct.pack("<2Q", *pair) for pair in entries).ljust(PAGE, b"\0"))
+    settle([cow])  # else it is the merge that writes out these pages, and not a copy
     return len(olds) * PAGE
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from array import array
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +15,10 @@ from dmcopy.ondisk.exception_store import (
     Header,
     Layout,
     build_entry,
+    build_words,
     is_chunk_size,
     parse_area,
+    words,
 )
 
 _SIZES = st.integers(0, 21).map(lambda shift: 1 << shift)
@@ -119,3 +122,14 @@ def test_an_area_ends_at_the_first_new_chunk_of_zero(entries: list[tuple[int, in
         expected += (old, new)
     assert parse_area(data).tolist() == expected
     assert parse_area(memoryview(bytearray(data))).tolist() == expected
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_words_come_back(monkeypatch: pytest.MonkeyPatch, swapped: bool) -> None:
+    numbers = array("Q", [1, 2, 1 << 40, (1 << 64) - 1])
+    before = numbers[:]
+    assert words(build_words(numbers)) == numbers
+    native = build_words(numbers)
+    monkeypatch.setattr("dmcopy.ondisk.exception_store._SWAPPED", swapped)  # another machine's
+    assert (build_words(numbers) == native) is not swapped
+    assert words(build_words(numbers)) == numbers == before

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from dmcopy.cow.gathering import GAP_SECTORS, MAX_EXTENTS, Move, gather, scatter
 from dmcopy.io.simulated import SimulatedDisk
+from dmcopy.kcopyd.moves import GAP_SECTORS, MAX_EXTENTS, Move, gather, scatter
 
 SPARE = 1024
 
@@ -78,7 +78,10 @@ def test_no_more_is_read_in_vain_than_there_is_room_for() -> None:
 def test_a_write_has_no_more_extents_than_the_kernel_takes() -> None:
     cow = disk(4096, "cow")
     moves = [Move(cow, 2 * k, 1500 - k, 1) for k in range(1400)]
-    assert shape(moves, spare=4096) == (["0+2799"], [f"101+{MAX_EXTENTS}", "1125+376"])
+    assert shape(moves, spare=4096) == (
+        ["0+2799"],
+        [f"101+{MAX_EXTENTS}", f"{101 + MAX_EXTENTS}+{MAX_EXTENTS}", "1125+376"],
+    )
 
 
 def test_the_end_of_a_short_chunk_is_read_with_its_block() -> None:

@@ -9,18 +9,18 @@ that piece they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from typing import Final, NamedTuple
 
 from dmcopy.io.region import Device, IoRegion
-from dmcopy.io.request import Extent
-from dmcopy.units import SECTOR_SHIFT
+from dmcopy.io.request import Extent, Part
+from dmcopy.units import PAGE_SECTORS, SECTOR_SHIFT
 
 GAP_SECTORS: Final = 64
 """What lies between two reads is read along with them up to 32 KiB: about what a request costs."""
-MAX_EXTENTS: Final = 1024
-"""IOV_MAX: more a request cannot have."""
+MAX_EXTENTS: Final = 512
+"""Half of IOV_MAX: more a request cannot have, and each may end up in two runs of pages."""
 
 
 class Move(NamedTuple):
@@ -40,31 +40,23 @@ class Placed(NamedTuple):
     move: Move
 
 
-class Part(NamedTuple):
-    """One request: a region, and where in memory its data is."""
-
-    region: IoRegion
-    extents: Sequence[Extent]
-
-
-def gather(moves: Iterable[Move], spare: int) -> tuple[list[Part], list[Placed]]:
+def gather(moves: Iterable[Move], spare: int, at: int = 0) -> tuple[list[Part], list[Placed]]:
     """Return few reads for `moves`, and where each move's data will be.
 
-    `spare`: how many sectors may be read in vain. Reads are of whole blocks: the end of a last
-    chunk that is a short one is read, too.
+    `spare`: how many sectors may be read in vain. `at`: the memory's first sector that is free.
+    Reads are of whole blocks: the end of a last chunk that is a short one is read, too.
     """
     sources: dict[int, list[Move]] = {}
     for move in moves:
         sources.setdefault(id(move.source), []).append(move)
     reads: list[Part] = []
     placed: list[Placed] = []
-    at = 0
     for here in sources.values():
         for run, gaps in _runs(sorted(here, key=itemgetter(1)), spare):
             spare -= gaps
             device, first, _, _ = run[0]
             block = device.logical_block_size >> SECTOR_SHIFT
-            at += -at % block
+            at += -at % min(block, PAGE_SECTORS)
             for move in run:
                 placed.append(Placed(move[2], (at + move[1] - first) << SECTOR_SHIFT, move))
             count = run[-1][1] + run[-1][3] - first

@@ -1,0 +1,63 @@
+"""Work done ahead of its turn: in order, not too far ahead, errors and threads in their place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from dmcopy.cow.ahead import ALONE, DEPTH, THREADS, ahead
+
+
+def count(taken: list[int], end: int) -> Iterator[int]:
+    for number in range(end):
+        taken.append(number)
+        yield number
+
+
+@pytest.mark.parametrize("end", [0, 1, ALONE, ALONE + 1, 500])
+def test_everything_comes_in_order(end: int) -> None:
+    assert list(ahead(str, range(end))) == [str(number) for number in range(end)]
+
+
+def test_no_more_is_taken_than_is_done_ahead() -> None:
+    taken: list[int] = []
+    results = ahead(str, count(taken, 1000))
+    for wanted in range(ALONE):
+        assert next(results) == str(wanted)
+        assert taken == list(range(wanted + 1))  # nothing ahead: this may be the last one
+    for wanted in range(ALONE, 100):
+        assert next(results) == str(wanted)
+        assert len(taken) <= wanted + DEPTH
+    results.close()
+
+
+def test_several_are_under_way_at_once() -> None:
+    """Each waits for the others: one after the other, that would never end."""
+    meeting = threading.Barrier(THREADS, timeout=60)
+
+    def meet(number: int) -> int:
+        if number >= ALONE:
+            meeting.wait()
+        return number
+
+    end = ALONE + 2 * THREADS
+    assert list(ahead(meet, range(end))) == list(range(end))
+
+
+@pytest.mark.parametrize("bad", [0, ALONE, ALONE + DEPTH + 1])
+def test_an_error_is_raised_in_its_turn_and_ends_the_threads(bad: int) -> None:
+    before = threading.active_count()
+
+    def work(number: int) -> int:
+        if number == bad:
+            raise ValueError("bad")
+        return number
+
+    with pytest.raises(ValueError, match="bad"):
+        list(ahead(work, range(100)))
+    results = ahead(work, range(100))
+    assert [next(results) for _ in range(bad)] == list(range(bad))
+    results.close()
+    assert threading.active_count() == before
