@@ -44,15 +44,16 @@ class Timer:
 class Reactor:
     """Callbacks, timers, descriptors and I/O on one thread.
 
-    `backend`: 'uring' or 'threads', None for `$DMCOPY_IO` or the best that works, or an object such
-    as a `SimulatedBackend`. `inline`: see `dmcopy.io.backend.make_backend`. `stacked`: there are
-    devices that map their I/O to others, see `dmcopy.io.stacked`.
+    `backend`: 'uring' or 'threads', None for `$DMCOPY_IO` or the best that works, an object such as
+    a `SimulatedBackend`, or what makes one that waits by a poller. `inline`: see
+    `dmcopy.io.backend.make_backend`. `stacked`: there are devices that map their I/O to others, see
+    `dmcopy.io.stacked`.
     Raises UsageError or MissingError as `make_backend` does.
     """
 
     def __init__(
         self,
-        backend: str | IoBackend | None = None,
+        backend: str | IoBackend | Callable[[Poller], IoBackend] | None = None,
         *,
         inline: bool = False,
         stacked: bool = False,
@@ -60,6 +61,8 @@ class Reactor:
         self._poller = Poller()
         if backend is None or isinstance(backend, str):
             backend = make_backend(backend, self._poller, inline=inline)
+        elif callable(backend):
+            backend = backend(self._poller)
         if stacked:
             backend = StackBackend(backend)
         self.stacked = stacked

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import errno
+import functools
 import hashlib
 import mmap
 import os
@@ -22,6 +23,7 @@ from dmcopy.errors import DeadlineError
 from dmcopy.io import IoRegion, Reactor
 from dmcopy.io.region import Device
 from dmcopy.io.request import Io, Memory, Op
+from dmcopy.io.threads import ThreadsBackend
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.userspace import UserMapper
@@ -35,6 +37,7 @@ SECTORS = 2048
 LOG_SECTORS = 16
 DONE_SECONDS = 120.0
 HELD_SECONDS = 0.4
+MOST_HELD = 128
 ALWAYS = 1 << 20  # seconds that a flakey target is bad
 
 
@@ -319,7 +322,8 @@ class KernelSide(Side):
     def __init__(self, folder: Path, ledger: Path) -> None:
         super().__init__(folder)
         self.mapper = IoctlMapper(Ledger(ledger))
-        self.reactor = Reactor("threads")
+        # A write that is held has a worker wait for it, and none must wait for a free one.
+        self.reactor = Reactor(functools.partial(ThreadsBackend, workers=MOST_HELD))
         self.open()
         self._numbers = {
             "{}:{}".format(*self.mapper.info(self.prefix + disk).number or ()): disk
