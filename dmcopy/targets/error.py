@@ -12,7 +12,8 @@ from dmcopy.targets.base import KILL, Bio, Host, Map, Target, register
 class Error(Target):
     """`error [<device> <offset>]`: a device lends only its block size.
 
-    It hears of no flush, so one does not fail (measured on 6.1 and 6.12).
+    It hears of no flush, so one does not fail (measured on 6.1 and 6.12). Other lines of its table
+    take discards, as on 6.12; on 6.1 none of such a table does.
     """
 
     name: ClassVar[str] = "error"

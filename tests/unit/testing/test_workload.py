@@ -61,3 +61,17 @@ def test_what_every_history_keeps_to(depth: int) -> None:
                         )
         assert not suspended
     assert {"WRITE", "READ", "FLUSH", "DISCARD", "snapshot", "snapshot-merge"} <= set(seen)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_discards_beside_errors_are_left_out_when_asked_for(beside: bool) -> None:
+    found = 0
+    for seed in range(200):
+        failing = False
+        for step in Workload(seed, discards_beside_errors=beside).steps():
+            match step:
+                case Load(device, table) if device.startswith("low"):
+                    failing = " error" in table
+                case Burst(accesses) if failing:
+                    found += sum(access.op == Op.DISCARD for access in accesses)
+    assert bool(found) is beside
