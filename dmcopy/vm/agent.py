@@ -21,6 +21,7 @@ import select
 import signal
 import struct
 import sys
+import warnings  # noqa: F401 - os.execvpe would import it, for every command in its new process
 from typing import Any, Final
 
 PORT: Final = "dmcopy.agent"
