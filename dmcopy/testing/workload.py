@@ -148,6 +148,7 @@ class Workload:
         self._suspended: set[str] = set()
         self._discards_beside_errors = discards_beside_errors
         self._failing = False
+        self._merging = False
 
     def __repr__(self) -> str:
         return f"<Workload {self.seed}, {self.sectors} sectors, depth {self.depth}>"
@@ -264,9 +265,11 @@ class Workload:
         yield Resume("origin")
         yield from self._start(one.name, NOTHING)
         if self.depth > 1:
+            self._merging = True
             for _ in range(self._rng.randint(0, 4)):
                 yield self._burst()
                 yield from self._around_origin()
+            self._merging = False
         yield AwaitMerge("origin")
         yield from self._start("origin", f"0 {self.sectors} snapshot-origin @low0")
 
@@ -327,7 +330,7 @@ class Workload:
         rng = self._rng
         device = rng.choice(self._devices())
         op = rng.choices((Op.WRITE, Op.READ, Op.FLUSH, Op.DISCARD), (70, 15, 5, 10))[0]
-        if op == Op.DISCARD and self._failing and not self._discards_beside_errors:
+        if op == Op.DISCARD and not self._may_discard(device):
             op = Op.READ
         if op == Op.FLUSH:
             return Access(op, device)
@@ -337,6 +340,16 @@ class Workload:
             # goes on into the chunk that happens to be next on the COW (measured on 6.1 and 6.12).
             count = min(count, chunk - sector % chunk)
         return Access(op, device, sector, count, rng.getrandbits(32))
+
+    def _may_discard(self, device: str) -> bool:
+        """Say whether all engines, each in its own time, would make the same of a discard."""
+        if self._merging:
+            # One that is passed down gets to the origin before or after what is merged into it.
+            passing = "discard_passdown_origin"
+            return not any(
+                one.name == device and passing in one.features for one in self.snapshots.values()
+            )
+        return not self._failing or self._discards_beside_errors
 
     def _range(self, device: str) -> tuple[int, int, int]:
         """Return the chunk size, and a part of a chunk, a whole one, or what lies across some."""
