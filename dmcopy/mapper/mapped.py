@@ -214,7 +214,7 @@ class MappedDevice(StackedDevice):
     def _split(self, request: Io) -> None:
         """Map a request in parts: at the lines of the table and at the targets' max_io_len."""
         assert self.table is not None
-        parts: list[tuple[Target, int, int]] = []
+        parts: list[Io] = []
         sector, left = request.sector, request.count
         while left:
             target = self.table.find(sector) if sector < self.table.sectors else None
@@ -225,14 +225,36 @@ class MappedDevice(StackedDevice):
             limit = target.max_io_len or (request.op and target.max_write_len)
             if limit:
                 count = min(count, limit - (sector - target.begin) % limit)
-            parts.append((target, sector, count))
-            sector += count
-            left -= count
-        group = _Group(request, len(parts))
-        for target, sector, count in parts:
             extents = cut(request.extents, sector - request.sector << SECTOR_SHIFT,
                           count << SECTOR_SHIFT)  # fmt: skip
-            self._map(Bio(request, sector, count, extents, self._ended, target, group))
+            region = IoRegion(self, sector, count)
+            parts.append(Io(request.op, region, request.memory, extents, fua=request.fua))
+            sector += count
+            left -= count
+        self._in_parts(request, parts, request.notify)
+
+    def _in_parts(
+        self, request: Io, parts: Sequence[Io], notify: Callable[[Io], object] | None
+    ) -> None:
+        """Submit parts, each of which can be taken back by itself; then call `notify(request)`.
+
+        As in the kernel, whose dm_io is a part (dm_handle_requeue in dm.c, 6.1): what has ended
+        is not done again.
+        """
+        self.in_flight -= 1  # the parts count
+        left, error = len(parts), 0
+
+        def ended(part: Io) -> None:
+            nonlocal left, error
+            left -= 1
+            error = error or part.error
+            if not left:
+                request.error = error
+                notify(request)  # type: ignore[misc]
+
+        for part in parts:
+            part.notify = ended
+            self.submit(part)
 
     def _submit_special(self, request: Io) -> None:
         if self.table is None:
@@ -271,25 +293,22 @@ class MappedDevice(StackedDevice):
 
     def _write_zeroes(self, request: Io) -> None:
         """Write zeroes as data: no target here has a quicker way, and the kernel's have none."""
+        if not request.count:
+            self._end_soon(request, 0)
+            return
         memory = Memory(_ZERO_BYTES >> 12)
-        pieces = range(request.sector, request.sector + request.count, _ZERO_SECTORS)
-        group = _Group(request, len(pieces))
-
-        def done(write: Io) -> None:
-            group.left -= 1
-            group.error = group.error or write.error
-            if not group.left:
-                memory.close()
-                self._finish(request, group.error)
-
-        for sector in pieces:
+        parts: list[Io] = []
+        for sector in range(request.sector, request.sector + request.count, _ZERO_SECTORS):
             count = min(_ZERO_SECTORS, request.sector + request.count - sector)
             whole_pieces, rest = divmod(count << SECTOR_SHIFT, _ZERO_BYTES)
             extents = [(0, _ZERO_BYTES)] * whole_pieces + ([(0, rest)] if rest else [])
-            self.submit(Io(WRITE, IoRegion(self, sector, count), memory, extents, done))
-        if not pieces:
+            parts.append(Io(WRITE, IoRegion(self, sector, count), memory, extents))
+
+        def ended(request: Io) -> None:
             memory.close()
-            self._end_soon(request, 0)
+            request.notify(request)  # type: ignore[misc]
+
+        self._in_parts(request, parts, ended)
 
 
 class _Group:

@@ -206,6 +206,34 @@ def test_a_held_write_goes_on_after_a_suspend_without_flush(bench: Bench) -> Non
     assert bench.agree()
 
 
+@pytest.mark.parametrize("op", [Op.WRITE, Op.WRITE_ZEROES])
+def test_of_a_write_that_was_cut_only_what_is_held_goes_on(bench: Bench, op: Op) -> None:
+    """The part that has ended is not written again, so its region can be recovered (6.1, 6.12)."""
+    bench.make(HANDLE, sync="sync")
+    bench.settle()
+    fault = bench.disks["b"].fail(Op.WRITE, SECTORS - REGION, REGION)
+    region = IoRegion(bench.device, SECTORS - 2 * REGION, 2 * REGION)
+    ended: list[Io] = []
+    memory = Memory(2 * REGION >> 3)
+    extents = [(0, region.count << 9)] if op == Op.WRITE else []
+    bench.reactor.submit(Io(op, region, memory, extents, ended.append))
+    bench.settle()
+    fault.times = 0
+    assert not ended
+    bench.mapper.suspend("m", flush=False)
+    bench.mapper.resume("m")
+    bench.settle()
+    # The last region waits for the write, and that for a leg that is not called failed.
+    assert f" {REGIONS - 1}/{REGIONS} 1 AD " in bench.status()
+    bench.mapper.load("m", bench.table(HANDLE, sync="sync"))
+    bench.mapper.suspend("m", flush=False)
+    bench.mapper.resume("m")
+    bench.settle()
+    assert [io.error for io in ended] == [0]
+    assert bench.agree()
+    memory.close()
+
+
 def test_a_held_write_goes_on_with_a_table_without_the_leg(bench: Bench) -> None:
     bench.make(HANDLE)
     bench.settle()
