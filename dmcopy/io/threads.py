@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from dmcopy.block import BlockDevice
 from dmcopy.io.poller import Poller
 from dmcopy.io.region import Device
 from dmcopy.io.request import CopyIo, Io, ListCopyIo, Op, Request
@@ -199,17 +198,11 @@ def _read(request: Io) -> None:
 
 def _write(request: Io) -> None:
     assert request.memory is not None
-    device = request.device
     if request.preflush:
-        device.flush()
-    # Behind a write with RWF_DSYNC a block device is always flushed (blkdev_write_iter in
-    # block/fops.c), and one without FUA was flushed for the write already: a flush of ours is one.
-    flush = request.fua and isinstance(device, BlockDevice) and device.is_block
-    flags = os.RWF_DSYNC if request.fua and not flush else 0
+        request.device.flush()
     views = request.memory.views(request.extents)
-    write_all(device.fileno(), views, request.sector << 9, request.bytes, flags)
-    if flush:
-        device.flush()
+    flags = os.RWF_DSYNC if request.fua else 0
+    write_all(request.device.fileno(), views, request.sector << 9, request.bytes, flags)
 
 
 def _on_device(operation: Callable[[Device, int, int], None]) -> Callable[[Io], None]:

@@ -13,7 +13,6 @@ import pytest
 
 from dmcopy.block import BlockDevice
 from dmcopy.io import Io, IoRegion, Memory, Op, Reactor, probe
-from dmcopy.io.threads import perform
 
 CACHESTAT = 451  # since Linux 6.5
 
@@ -64,32 +63,3 @@ def test_a_flush_leaves_nothing_dirty(
         assert done[0].error == 0
         assert dirty_pages(device.fileno()) == 0
         memory.close()
-
-
-@pytest.mark.parametrize("failure", [0, errno.EIO])
-def test_a_durable_write_to_a_block_device_is_one_write_and_one_flush(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: int
-) -> None:
-    (tmp_path / "file").write_bytes(bytes(8192))
-    calls: list[tuple[str, bytes]] = []
-    with BlockDevice.open(tmp_path / "file", write=True, direct=False) as device:
-
-        def sync(fd: int) -> None:
-            calls.append(("flush", os.pread(fd, 4, 0)))
-            if failure:
-                raise OSError(failure, "no")
-
-        def write(fd: int, views: list[memoryview], offset: int, flags: int) -> int:
-            calls.append(("write", bytes([flags])))
-            return os.pwrite(fd, views[0], offset)
-
-        device.is_block = True
-        monkeypatch.setattr(os, "fdatasync", sync)
-        monkeypatch.setattr(os, "pwritev", write)
-        memory = Memory(1)
-        memory.fill([(0, 4)], b"data")
-        request = Io(Op.WRITE, IoRegion(device, 0, 8), memory, [(0, 4096)], fua=True)
-        perform(request)
-        memory.close()
-    assert calls == [("write", b"\0"), ("flush", b"data")]
-    assert request.error == failure
