@@ -196,6 +196,16 @@ class Side(abc.ABC):
         """Whether a request has."""
         return self._ended(self._requests[number])
 
+    def is_held(self, sector: int, count: int) -> bool:
+        """Whether a write to any of these sectors has not ended."""
+        return any(
+            request.op == Op.WRITE
+            and not self._ended(request)
+            and request.sector < sector + count
+            and sector < request.sector + request.count
+            for request in self._requests
+        )
+
     def wait(self, done: Any, what: str) -> None:
         """Wait until `done()`; raises DeadlineError."""
         self.reactor.run_until(done, DONE_SECONDS, what)

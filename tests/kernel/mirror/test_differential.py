@@ -44,6 +44,8 @@ def _run(pair: Pair, workload: Workload) -> None:
     try:
         _compare(pair, done)
         for chosen in workload.steps(STEPS):
+            if any(user.is_held(*place) for place in _written(chosen)):
+                continue  # which of two writes under way is the last one is open
             for step in _in_order(chosen, user.held):
                 done.append(f"{step.what} {step.words}")
                 _do(user, step)
@@ -54,6 +56,13 @@ def _run(pair: Pair, workload: Workload) -> None:
         for side in pair:
             side.heal()
             side.remove()
+
+
+def _written(step: Step) -> list[tuple[int, int]]:
+    """Return the first sector and the count of each write of a step."""
+    if step.what == "burst":
+        return [place[:2] for place in step.words]
+    return [step.words[:2]] if step.what in ("write", "discard") else []
 
 
 def _in_order(step: Step, held: int) -> list[Step]:
