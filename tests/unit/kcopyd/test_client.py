@@ -13,21 +13,10 @@ import pytest
 
 from dmcopy.errors import ClosedError, DeadlineError, UsageError
 from dmcopy.io import Io, IoRegion, Op, Reactor
-from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.kcopyd import Client, Failure, Flag
 
 KIB_512 = 1024
-
-
-@pytest.fixture
-def reactor() -> Reactor:
-    reactor = Reactor(SimulatedBackend(7))
-
-    def fail(error: BaseException) -> None:
-        raise error
-
-    reactor.on_exception = fail
-    return reactor
 
 
 @pytest.fixture

@@ -25,17 +25,6 @@ SECTORS = 4096
 
 
 @pytest.fixture
-def reactor() -> Reactor:
-    reactor = Reactor(SimulatedBackend(3))
-
-    def fail(error: BaseException) -> None:
-        raise error
-
-    reactor.on_exception = fail
-    return reactor
-
-
-@pytest.fixture
 def client(reactor: Reactor) -> Iterator[Client]:
     with Client(64, reactor=reactor) as client:
         yield client
