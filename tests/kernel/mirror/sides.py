@@ -274,6 +274,12 @@ class UserSide(Side):
         (target,) = self.mapper.open("m").table.targets  # type: ignore[union-attr]
         return target.work.held if isinstance(target, Mirror) else 0
 
+    @property
+    def holds_a_flush(self) -> bool:
+        """Whether one of the bios that are held is a flush."""
+        (target,) = self.mapper.open("m").table.targets  # type: ignore[union-attr]
+        return isinstance(target, Mirror) and any(b.op == Op.FLUSH for b in target.work._holds)
+
     def settle(self) -> None:
         """Let everything happen that happens by itself."""
         device = self.mapper.open("m")

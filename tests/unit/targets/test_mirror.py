@@ -257,6 +257,34 @@ def test_a_held_write_fails_at_a_suspend_with_flush(bench: Bench) -> None:
     assert (write.context, write.error) == (True, errno.EIO)
 
 
+def test_a_held_write_fails_at_any_suspend_when_no_leg_is_left(bench: Bench) -> None:
+    """Measured on 6.1 and 6.12: the kernel tries it again before it takes it back."""
+    bench.make(HANDLE)
+    bench.settle()
+    faults = [bench.disks["a"].fail(Op.WRITE, REGION, 1), bench.disks["b"].fail(Op.READ, REGION, 1)]
+    write = bench.start_write(REGION)
+    bench.settle()
+    with pytest.raises(DeviceError):
+        bench.device.read(REGION, 1)
+    for fault in faults:
+        fault.times = 0
+    bench.mapper.suspend("m", flush=False)
+    assert (write.context, write.error) == (True, errno.EIO)
+
+
+def test_a_held_flush_is_done_at_a_suspend_without_flush(bench: Bench) -> None:
+    bench.make(HANDLE)
+    bench.settle()
+    fault = bench.disks["b"].fail(Op.FLUSH, 0, 1)
+    flushes: list[Io] = []
+    bench.reactor.submit(Io(Op.FLUSH, IoRegion(bench.device, 0, 0), notify=flushes.append))
+    bench.settle()
+    fault.times = 0
+    assert not flushes
+    bench.mapper.suspend("m", flush=False)
+    assert [flush.error for flush in flushes] == [0]
+
+
 def test_after_a_failure_writes_to_regions_out_of_sync_are_held_too(bench: Bench) -> None:
     bench.make(HANDLE)
     bench.settle()
