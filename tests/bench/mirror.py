@@ -31,6 +31,7 @@ BEST = REGION_SIZES[-1]
 CRASH_REGION = 1024
 SHARES = (0.0, 0.05, 0.25, 1.0)
 TIB_SECTORS = 1 << 31
+GUEST_MIB = 128
 AXES = ("dirty regions, %", "seconds until in sync")
 
 
@@ -107,13 +108,13 @@ def opening(settings: Settings) -> list[Table]:
 
 def guest(settings: Settings) -> Table:
     """Inside one guest: the userspace engine beside the kernel's dm-mirror, on the same disks."""
-    made = Table("guest", "whole resync of 32 MiB in a guest (TCG)", UNIT)
+    made = Table("guest", f"whole resync of {GUEST_MIB} MiB in a guest (TCG)", UNIT)
     if shutil.which("qemu-system-x86_64") is None:
         raise BenchError("the guest needs qemu (./scripts/dmcopy vm run says more)")
     inner = [str(ROOT / ".venv/bin/python"), "-m", "tests.bench.mirror_guest"]
-    words = [sys.executable, "-m", "dmcopy", "vm", "run", "--kernel", "6.12", "--memory", "1G"]
-    sizes = [str(size) for size in REGION_SIZES[:2]]
-    finished = run([*words, "--", *inner, "32", str(settings.rounds), *sizes])
+    words = [sys.executable, "-m", "dmcopy", "vm", "run", "--kernel", "6.12", "--memory", "2G"]
+    sizes = [str(size) for size in REGION_SIZES]
+    finished = run([*words, "--", *inner, str(GUEST_MIB), str(settings.rounds), *sizes])
     made.targets = tuple(
         Target(
             f"of the kernel's own, regions of {size} sectors", f"dmcopy, {size}", 1.0,
@@ -123,7 +124,7 @@ def guest(settings: Settings) -> Table:
     )  # fmt: skip
     for line in finished.stdout.splitlines():
         engine, size, seconds = line.split()
-        rate = (32 << 20) / 1e6 / float(seconds)
+        rate = (GUEST_MIB << 20) / 1e6 / float(seconds)
         made.rounds.setdefault(f"{engine}, {size}", []).append(Run(rate, seconds=float(seconds)))
     made.notes.append("the guest is emulated: only the ratios mean something")
     return made

@@ -85,17 +85,19 @@ def _in_order(step: Step, user: UserSide) -> list[Step]:
 
 
 def _compare(pair: Pair, done: list[str]) -> None:
-    """Wait until the kernel shows what our engine shows."""
+    """Wait until the kernel is quiet and shows what our engine shows."""
     user, kernel = pair
     user.settle()
     ours = user.look()
     deadline = time.monotonic() + QUIET_SECONDS
     while True:
+        quiet = kernel.is_quiet()
         differs = ours.differs(kernel.look()) or differing_legs(user, kernel)
-        if not differs or time.monotonic() > deadline:
+        if (quiet and not differs) or time.monotonic() > deadline:
             break
         kernel.step()
     assert not differs, "\n".join([*differs, *done])
+    assert quiet, "\n".join(["the kernel goes on with something", *done])
 
 
 def _do(side: Side, step: Step) -> None:

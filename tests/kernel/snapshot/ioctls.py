@@ -1,6 +1,7 @@
 """The kernel's device-mapper without dmsetup: a call takes a millisecond, not a tenth of a second.
 
-For tests with thousands of calls. The same `Mapper`, so the same test runs through dmsetup, too.
+For tests with thousands of calls, and for what is timed. The same `Mapper`, so the same test runs
+through dmsetup, too.
 Layout and numbers: include/uapi/linux/dm-ioctl.h.
 """
 
@@ -9,11 +10,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import struct
 import time
 from typing import Any
 
-from dmcopy.errors import BusyError, DeviceError
+from dmcopy.errors import BusyError, DeadlineError, DeviceError
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import DeviceInfo
 from dmcopy.mapper.device import Device
@@ -22,7 +24,7 @@ from dmcopy.mapper.passing import table_text
 from dmcopy.status import StatusLine, parse_lines
 from dmcopy.table import Table
 
-CREATE, REMOVE, SUSPEND, STATUS, LOAD, CLEAR, TABLE = 3, 4, 6, 7, 9, 10, 12
+CREATE, REMOVE, SUSPEND, STATUS, LOAD, CLEAR, TABLE, ARM_POLL = 3, 4, 6, 7, 9, 10, 12, 16
 READONLY, SUSPENDED, STATUS_TABLE = 1 << 0, 1 << 1, 1 << 4
 ACTIVE_PRESENT, INACTIVE_PRESENT = 1 << 5, 1 << 6
 SKIP_LOCKFS, NOFLUSH, QUERY_INACTIVE = 1 << 10, 1 << 11, 1 << 12
@@ -121,6 +123,17 @@ class IoctlMapper(KernelMapper):
     def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
         """Return the status of each line; see `Mapper.status`."""
         return parse_lines(self._lines(name, 0 if flush else NOFLUSH))
+
+    def wait(self, name: str, event: int, *, timeout: float) -> int:
+        """Wait for an event; see `Mapper.wait`."""
+        deadline = time.monotonic() + timeout
+        while True:
+            self._call("wait for it", ARM_POLL, name)  # before the look, so that none is missed
+            if (events := self.info(name).events) > event:
+                return events
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._control], [], [], left)[0]:
+                raise DeadlineError(f"{name}: no event after number {event} in {timeout:g} s")
 
     def path(self, name: str) -> str:
         """Return the node of a device; see `Mapper.path`."""
