@@ -8,9 +8,15 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
-_T = TypeVar("_T")
+
+class _Named(Protocol):
+    name: ClassVar[str]
+
+
+_T = TypeVar("_T", bound=_Named)
+_Class = TypeVar("_Class", bound=type[_Named])
 
 
 class Registry(Mapping[str, type[_T]]):
@@ -23,10 +29,11 @@ class Registry(Mapping[str, type[_T]]):
         self._modules = _places(package, modules)
         self._types: dict[str, type[_T]] = {}
 
-    def add(self, name: str, cls: type[_T]) -> None:
-        """Make `cls` the type of the target `name`."""
-        self._modules[name] = cls.__module__
-        self._types[name] = cls
+    def register(self, cls: _Class) -> _Class:
+        """Make `cls` the type of the target that it is named after."""
+        self._modules[cls.name] = cls.__module__
+        self._types[cls.name] = cls  # type: ignore[assignment]
+        return cls
 
     def __getitem__(self, name: str) -> type[_T]:
         if name not in self._types:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Self
 
 from dmcopy.errors import UsageError
 from dmcopy.lazy import Registry
@@ -17,13 +17,8 @@ STATUSES: Registry[Status] = Registry(
     simple="delay dust integrity log-writes vdo verity zoned",
     snapshot="snapshot snapshot-merge",
 )
-_T = TypeVar("_T", bound="type[Status]")
 
-
-def register(cls: _T) -> _T:
-    """Make `cls` the type of the status of the target that it is named after."""
-    STATUSES.add(cls.name, cls)
-    return cls
+register = STATUSES.register
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from dmcopy.lazy import Registry
 from dmcopy.suggest import did_you_mean
@@ -22,13 +22,8 @@ TARGETS: Registry[Target] = Registry(
     raid="raid",
     snapshot="snapshot snapshot-merge snapshot-origin",
 )
-_T = TypeVar("_T", bound="type[Target]")
 
-
-def register(cls: _T) -> _T:
-    """Make `cls` the type of every line whose target has its name."""
-    TARGETS.add(cls.name, cls)
-    return cls
+register = TARGETS.register
 
 
 @dataclass(frozen=True, slots=True)

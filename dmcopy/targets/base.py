@@ -40,7 +40,6 @@ REQUEUE = -1
 """The `error` of a bio that its device must take back: only while suspending without flush."""
 
 _T = TypeVar("_T")
-_TargetClass = TypeVar("_TargetClass", bound="type[Target]")
 
 
 class Map(enum.Enum):
@@ -230,7 +229,4 @@ class Target:
         """The table goes away; the device is suspended, or never ran. May wait for I/O."""
 
 
-def register(cls: _TargetClass) -> _TargetClass:
-    """Make `cls` the target of every line that has its name."""
-    TARGETS.add(cls.name, cls)
-    return cls
+register = TARGETS.register

@@ -62,11 +62,12 @@ def test_a_registry_is_empty_of_what_nobody_promised(registry: Registry) -> None
 
 
 def test_a_type_of_somebody_else_can_be_added() -> None:
+    registry: Registry = Registry("dmcopy.table", mirror="mirror")
+
+    @registry.register
     class Mine:
         name = "mine"
 
-    registry: Registry = Registry("dmcopy.table", mirror="mirror")
-    registry.add("mine", Mine)
     assert registry["mine"] is Mine
     assert list(registry) == ["mirror", "mine"]
 
