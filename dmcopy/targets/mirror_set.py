@@ -110,22 +110,14 @@ class MirrorSet:
         return self._log.in_sync[self.region_of(sector)] and self._legs.choose() is not None
 
     def suspend(self) -> None:
-        """End what is held, hold nothing any more, and begin no further recovery.
-
-        With noflush what is held is tried once more before it goes back: the kernel's core sends
-        what is requeued down again until it blocks I/O (dm_wq_work in dm.c), which is after the
-        targets' presuspend. So a write ends with EIO if no valid leg is left, also when the legs
-        were mended; measured on 6.1 and 6.12, where it goes round until I/O is blocked.
-        """
+        """End what is held, hold nothing any more, and begin no further recovery."""
         self._suspending = True
         holds, self._holds = self._holds, []
         for bio in holds:
-            if not self._host.noflush:
+            if self._host.noflush:
+                self._try_again(bio)
+            else:
                 bio.end(EIO)
-                continue
-            if bio.op == Op.WRITE:
-                self.hash.end_write(bio.data)
-            self.queue_write(bio)
         self.hash.stop_recovery()
 
     def resume(self) -> None:
@@ -293,6 +285,17 @@ class MirrorSet:
             bio.end(REQUEUE if self._host.noflush else EIO)
         else:
             self._holds.append(bio)
+
+    def _try_again(self, bio: Bio) -> None:
+        """Let a bio that was held go round once more, before it goes back.
+
+        The kernel's core sends down again what is requeued until it blocks I/O (dm_wq_work in
+        dm.c), which is after the targets' presuspend. So it ends with EIO if no valid leg is left,
+        though the suspend is one without flush. Measured on 6.1 and 6.12.
+        """
+        if bio.op == Op.WRITE:
+            self.hash.end_write(bio.data)
+        self.queue_write(bio)
 
     def _queue_delayed(self, bios: list[Bio]) -> None:
         if bios:
