@@ -15,12 +15,13 @@ from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.dmsetup import ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.ledger import NoLedger
+from dmcopy.table.mirror import REGION_SIZE
+from dmcopy.units import format_sectors
 from dmcopy.workflows.journal import Journal, NoJournal
 from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, plan_split
 from dmcopy.workflows.mirror_devices import Devices
 from dmcopy.workflows.mirror_make import (
     FEATURES,
-    REGION_SIZE,
     Options,
     plan_from_device,
     plan_from_legs,
@@ -102,7 +103,7 @@ def _configure_make(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--region-size",
         type=size,
         metavar="S",
-        help=f"sectors, or 512K … (default: {REGION_SIZE} sectors)",
+        help=f"sectors, or 512K … (default: {format_sectors(REGION_SIZE)})",
     )
     make.add_argument("--size", type=size, metavar="S", help="use only so much of each leg")
     make.add_argument("--nosync", action="store_true", help="the legs are equal: copy nothing")
@@ -148,7 +149,7 @@ def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser
         type=size,
         default=REGION_SIZE,
         metavar="S",
-        help=f"copied at a time (default: {REGION_SIZE} sectors)",
+        help=f"copied at a time (default: {format_sectors(REGION_SIZE)})",
     )
     _add_wait(move, leave=True)
     finish = _changing(verbs, "finish", "end what was interrupted", _finish)

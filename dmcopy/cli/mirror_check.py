@@ -16,9 +16,9 @@ from dmcopy.io.region import IoRegion
 from dmcopy.mirror.check import Report, compare, guess_region_size
 from dmcopy.mirror.logfile import read_log
 from dmcopy.ranges import RangeSet
+from dmcopy.table.mirror import REGION_SIZE
 from dmcopy.units import format_sectors
 
-DEFAULT_REGION_SIZE: Final = 1024
 _EXAMPLES: Final = """\
 examples:
   dmcopy mirror check /dev/sdb /dev/sdc                     do the two agree?
@@ -26,7 +26,7 @@ examples:
   dmcopy mirror check a.img b.img c.img --region-size 512K --json
 
 Only reads; a mirror that is in use should be suspended, or what is being written will differ.
-Without --region-size it is the one that fits the log, else 1024 sectors.
+Without --region-size it is the one that fits the log, else 2 MiB.
 
 Ends with 0 when the legs agree, or differ only in regions that the log calls dirty, which the next
 resync copies; with 4 when they differ in a region that the log calls clean, or differ and there is
@@ -43,7 +43,7 @@ def configure_check(parser: argparse.ArgumentParser) -> None:
         "--region-size",
         type=size,
         metavar="S",
-        help=f"of the mirror's table (default: {DEFAULT_REGION_SIZE} sectors)",
+        help=f"of the mirror's table (default: {format_sectors(REGION_SIZE)})",
     )
     parser.add_argument(
         "--count", type=size, metavar="N", help="compare so much (default: all of it)"
@@ -65,7 +65,7 @@ def run_check(args: argparse.Namespace) -> int:
         elif log is not None:
             region_size = guess_region_size(legs[0].count, log)
         else:
-            region_size = DEFAULT_REGION_SIZE
+            region_size = REGION_SIZE
         renderer = stack.enter_context(contextlib.closing(make_renderer(args.progress)))
         report = compare(legs, region_size, log=log, observe=renderer.show)
     if getattr(args, "json", False):

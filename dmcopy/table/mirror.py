@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 from dmcopy.suggest import did_you_mean
 from dmcopy.table.record import MAX32, Record, device_field, number_field, word_field
@@ -18,6 +18,8 @@ from dmcopy.table.words import TableError, Words
 MAX_LEGS = 9  # DM_KCOPYD_MAX_REGIONS + 1: the default leg and eight destinations
 FEATURES = {"handle_errors": 0, "keep_log": 0}
 SYNC = ("sync", "nosync")
+REGION_SIZE: Final = 4096
+"""What to take when nobody says: 2 MiB, as lvm2 does (raid_region_size in lvm.conf of 2.03)."""
 
 
 @dataclass(frozen=True, slots=True)

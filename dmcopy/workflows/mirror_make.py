@@ -12,7 +12,7 @@ from dmcopy.mirror.logfile import read_log
 from dmcopy.ondisk.mirror_log import MirrorLog, log_bytes, region_count
 from dmcopy.table import Linear, Striped, Table
 from dmcopy.table import Mirror as MirrorTarget
-from dmcopy.table.mirror import MAX_LEGS, CoreLog, DiskLog
+from dmcopy.table.mirror import MAX_LEGS, REGION_SIZE, CoreLog, DiskLog
 from dmcopy.table.target import Leg
 from dmcopy.units import SECTOR_SHIFT, format_sectors
 from dmcopy.workflows.journal import Step
@@ -21,8 +21,6 @@ from dmcopy.workflows.mirror_devices import Devices, identity, openable
 from dmcopy.workflows.mirror_session import Plan
 from dmcopy.workflows.mirror_swap import SETTLE, SWAP
 
-REGION_SIZE: Final = 1024
-"""512 KiB, as lvm2 had it for mirrors."""
 FEATURES: Final = ("handle_errors",)
 """Without it the kernel says of a write that reached one leg only that it ended well, and of a
 resync that failed that it is done (dm-raid1.c, measured on 6.1 and 6.12). With it the leg's letter

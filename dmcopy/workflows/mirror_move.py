@@ -9,12 +9,12 @@ from dmcopy.errors import UsageError
 from dmcopy.mapper.base import Mapper
 from dmcopy.table import Linear, Table, TableLine
 from dmcopy.table import Mirror as MirrorTarget
-from dmcopy.table.mirror import CoreLog
+from dmcopy.table.mirror import REGION_SIZE, CoreLog
 from dmcopy.table.target import Leg
 from dmcopy.units import format_sectors
 from dmcopy.workflows.journal import Step
 from dmcopy.workflows.mirror_devices import Devices, identity
-from dmcopy.workflows.mirror_make import FEATURES, REGION_SIZE
+from dmcopy.workflows.mirror_make import FEATURES
 from dmcopy.workflows.mirror_session import Plan
 from dmcopy.workflows.mirror_swap import SETTLE, SWAP
 

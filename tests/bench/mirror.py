@@ -26,7 +26,7 @@ from tests.bench.settings import Settings
 
 UNIT = Unit("MB/s", "CPU s/GiB")
 SECONDS = Unit("seconds", "CPU s", digits=2)
-REGION_SIZES = (1024, 16384, 131072)
+REGION_SIZES = (1024, 4096, 16384, 131072)
 BEST = REGION_SIZES[-1]
 CRASH_REGION = 1024
 SHARES = (0.0, 0.05, 0.25, 1.0)

@@ -148,8 +148,8 @@ def _check(words: list[str]) -> int:
 def test_the_check_of_two_files(files: dict[str, str], capsys: Any) -> None:
     assert _check([files["a"], files["b"]]) == ExitCode.MISMATCH
     shown = capsys.readouterr()
-    assert shown.out == "region 0: the legs differ\n"  # regions of 1024 sectors
-    assert "1 of 10 regions of 1024s (512 KiB) differ" in shown.err
+    assert shown.out == "region 0: the legs differ\n"  # regions of 4096 sectors
+    assert "1 of 3 regions of 4096s (2 MiB) differ" in shown.err
     assert _check([files["a"], files["b"], "--log", files["log"]]) == ExitCode.MISMATCH
     assert capsys.readouterr().out == (
         "region 4: the legs differ, and the log calls it clean\n"

@@ -72,7 +72,8 @@ def test_make_to_replace(world: World, capsys: pytest.CaptureFixture[str]) -> No
     a, b, c = (world.disk(name) for name in "abc")
     world.create("home", Table.of(SECTORS, Linear(a, 0)))
     world.use("home")
-    mirror("make", "home", "--from", "home", "--leg", b, "--progress=json")
+    legs = ("--from", "home", "--leg", b)
+    mirror("make", "home", *legs, "--region-size", "512K", "--progress=json")
     said = capsys.readouterr()
     events = [json.loads(line) for line in said.err.splitlines()]
     assert {event["event"] for event in events} == {"resync"}

@@ -107,7 +107,7 @@ def test_a_log_that_is_too_small_or_is_in_the_way(world: World) -> None:
     with pytest.raises(UsageError, match="a mirror of 4 regions, 3 of them clean: --reuse-log"):
         make(world, *legs, log=str(log))
     make(world, *legs, log=str(log), new_log=True)
-    make(world, *legs, log=str(log), reuse_log=True)
+    make(world, *legs, log=str(log), reuse_log=True, region_size=1024)
     with pytest.raises(MetadataError, match="of 4 regions, and the mirror would have 8"):
         make(world, *legs, log=str(log), reuse_log=True, region_size=512)
     with pytest.raises(MetadataError, match="no mirror log"):

@@ -49,7 +49,8 @@ def test_a_live_device_becomes_a_mirror_is_broken_repaired_and_split(
     before = Path(a).read_bytes()
     mapper.create("home", Table.of(SECTORS, Linear(a, 0)))
     home = mapper.open("home")
-    session.run(plan_from_device(mapper, "home", [b], Options(log=str(log))), timeout=60)
+    options = Options(log=str(log), region_size=1024)
+    session.run(plan_from_device(mapper, "home", [b], options), timeout=60)
     assert Path(b).read_bytes() == before
     home.write(8, b"x" * 512)
     with pytest.raises(UsageError, match="already: give another"):
