@@ -144,7 +144,9 @@ class Side(abc.ABC):
     def create(self, text: str) -> None:
         """Make the mirror."""
         self._requests, self._outcomes = [], []
-        self.mapper.create(self.prefix + "m", self.parse(text))
+        self.mapper.create(self.prefix + "m")
+        self.load(text)
+        self.resume()
         self._device = self._open()
 
     @abc.abstractmethod
@@ -353,6 +355,15 @@ class KernelSide(Side):
         super().close()
         self.mapper.close()
         self.reactor.close()
+
+    def load(self, text: str) -> None:
+        """Load another table for the mirror, and let its worker run, which the constructor wakes.
+
+        With nosync it finds all regions in sync, and raises an event, which is lost as long as no
+        device has the table (dm_table_event). Mostly: a resume may be quicker than the worker.
+        """
+        super().load(text)
+        self.step()
 
     def is_quiet(self) -> bool:
         """Whether nothing happens under the mirror for a moment.
