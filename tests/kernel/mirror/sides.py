@@ -279,6 +279,12 @@ class UserSide(Side):
         return target.work.held if isinstance(target, Mirror) else 0
 
     @property
+    def has_a_valid_leg(self) -> bool:
+        """Whether one of the legs has not failed."""
+        (target,) = self.mapper.open("m").table.targets  # type: ignore[union-attr]
+        return not isinstance(target, Mirror) or target.legs.first_ok is not None
+
+    @property
     def holds_a_flush(self) -> bool:
         """Whether one of the bios that are held is a flush."""
         (target,) = self.mapper.open("m").table.targets  # type: ignore[union-attr]

@@ -258,7 +258,7 @@ def test_a_held_write_fails_at_a_suspend_with_flush(bench: Bench) -> None:
 
 
 def test_a_held_write_fails_at_any_suspend_when_no_leg_is_left(bench: Bench) -> None:
-    """Measured on 6.1 and 6.12: the kernel tries it again before it takes it back."""
+    """As the kernel mostly does, 6.1 and 6.12: it tries it again before it takes it back."""
     bench.make(HANDLE)
     bench.settle()
     faults = [bench.disks["a"].fail(Op.WRITE, REGION, 1), bench.disks["b"].fail(Op.READ, REGION, 1)]
