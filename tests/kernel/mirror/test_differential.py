@@ -24,6 +24,7 @@ STEPS = 12
 QUIET_SECONDS = 20.0
 
 
+@pytest.mark.filterwarnings("default:differed once")
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_both_engines_do_the_same(pair: Pair, batch: int) -> None:
     if forced := os.environ.get("DMCOPY_SEED"):
