@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,8 +19,9 @@ from typing import Any, Final
 import pytest
 
 from dmcopy.errors import DmcopyError
-from dmcopy.testing.reporter import Lines
+from dmcopy.testing.reporter import WARNING, Lines
 
+_FINISH_SECONDS: Final = 10.0
 _LAST_WORDS: Final = 4000
 _PASSED_ON: Final = ("DMCOPY_TEST", "DMCOPY_SEED", "PYTEST_ADDOPTS")
 
@@ -88,6 +90,7 @@ class Guests:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         if not (isinstance(nextitem, GuestItem) and nextitem.kernel == item.kernel):
+            self._runs[item.kernel].finish()
             self._runs[item.kernel].close()
         return True
 
@@ -129,6 +132,7 @@ class GuestRun:
         from dmcopy import vm  # only a run with --vm pays for this import
 
         self._config = config
+        self._kernel = kernel
         self._silence: float = config.getoption("--vm-silence")
         self._lines = Lines()
         self._reports: dict[str, list[dict[str, Any]]] = {}
@@ -182,6 +186,12 @@ class GuestRun:
             reports.append(self._lost(item))
         return reports
 
+    def finish(self) -> None:
+        """Let pytest in the guest end: the warnings of a test come after its last report."""
+        deadline = time.monotonic() + _FINISH_SECONDS
+        while not self._ended and time.monotonic() < deadline:
+            self.move(1.0)
+
     def close(self) -> None:
         """End the guest. Nothing in it is worth a shutdown: its disks go with it."""
         if self._guest is not None:
@@ -211,8 +221,24 @@ class GuestRun:
         for report in self._lines.feed(data):
             if report["$report_type"] == "TestReport":
                 self._reports.setdefault(report["nodeid"], []).append(report)
+            elif report["$report_type"] == WARNING:
+                self._pass_on(report)
             else:
                 self._complaints.append(_longrepr_text(report["longrepr"]))
+
+    def _pass_on(self, data: dict[str, Any]) -> None:
+        """Have a warning of the guest's pytest among those of this one."""
+        warning = warnings.WarningMessage(
+            UserWarning(data["text"]), UserWarning, data["filename"], data["lineno"]
+        )
+        self._config.hook.pytest_warning_recorded.call_historic(
+            kwargs={
+                "warning_message": warning,
+                "when": "runtest",
+                "nodeid": f"{data['nodeid']} in {self._kernel}",
+                "location": None,
+            }
+        )
 
     def _replayed(self, data: dict[str, Any], item: GuestItem) -> pytest.TestReport:
         if isinstance(data["longrepr"], list):  # a skip's place and reason, which JSON made a list

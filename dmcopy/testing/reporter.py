@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from typing import Any, Final
 
 import pytest
 
 MARK: Final = "dmcopy-report "
+WARNING: Final = "Warning"
 
 # pytest captures descriptor 1 before it configures any plugin, and later than it imports this one.
 _OUT: Final = os.dup(1)
 
 
 class Reporter:
-    """Writes every report of a test, and every error of collection, to the real stdout."""
+    """Writes reports of tests, errors of collection and warnings to the real stdout."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -27,8 +29,19 @@ class Reporter:
         if report.failed:
             self._write(report)
 
+    def pytest_warning_recorded(
+        self, warning_message: warnings.WarningMessage, nodeid: str
+    ) -> None:
+        place = {"filename": warning_message.filename, "lineno": warning_message.lineno}
+        text = str(warning_message.message)
+        self._send({"$report_type": WARNING, "nodeid": nodeid, "text": text, **place})
+
     def _write(self, report: pytest.CollectReport | pytest.TestReport) -> None:
-        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        self._send(
+            self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        )
+
+    def _send(self, data: dict[str, Any]) -> None:
         line = f"\n{MARK}{json.dumps(data, default=repr)}\n".encode()
         while line:
             line = line[os.write(_OUT, line) :]

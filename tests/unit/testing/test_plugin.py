@@ -221,6 +221,19 @@ def test_a_guest_that_goes_silent(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*no result from the guest for 3 s*"])
 
 
+def test_a_warning_in_the_guest_is_one_here(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        test_other="""
+        import pytest, warnings
+        @pytest.mark.kernel
+        def test_it(): warnings.warn("differed once")
+        """
+    )
+    result = run(suite, "--vm", "6.1", "test_other.py")
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["test_other.py::test_it in 6.1", "*UserWarning: differed once*"])
+
+
 def test_what_pytest_in_the_guest_complains_of_is_shown(suite: pytest.Pytester) -> None:
     suite.makepyfile(
         test_other="""
