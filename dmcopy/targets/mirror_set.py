@@ -291,8 +291,8 @@ class MirrorSet:
 
         The kernel's core sends down again what is requeued until it blocks I/O (dm_wq_work in
         dm.c), which is after the targets' presuspend. So it ends with EIO if no valid leg is left,
-        though the suspend is one without flush. Measured on 6.1 and 6.12, where it is a race: one
-        time in ten I/O is blocked before.
+        though the suspend is one without flush. Measured on 6.1 and 6.12, where it is a race: now
+        and then I/O is blocked before.
         """
         if bio.op == Op.WRITE:
             self.hash.end_write(bio.data)

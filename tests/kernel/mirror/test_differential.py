@@ -87,7 +87,7 @@ def _in_order(step: Step, user: UserSide) -> list[Step]:
     the disks are healed before, too.
 
     A write that is held when no leg is valid any more ends with EIO, or goes back unharmed if the
-    kernel blocks I/O before it comes round (one time in ten). So it is failed by a flush.
+    kernel blocks I/O before it comes round (seen once). So it is failed by a flush.
     """
     if step.what not in ("cycle", "reload") or not user.held:
         return [step]
