@@ -273,32 +273,38 @@ class UserSide(Side):
         self.mapper.close()
 
     @property
+    def _mirror(self) -> Mirror | None:
+        """The target, if the device has one that is a mirror."""
+        table = self.mapper.open("m").table
+        target = table.targets[0] if table else None
+        return target if isinstance(target, Mirror) else None
+
+    @property
     def held(self) -> int:
         """How many bios are held; a write that was cut at a region counts more than once."""
-        (target,) = self.mapper.open("m").table.targets  # type: ignore[union-attr]
-        return target.work.held if isinstance(target, Mirror) else 0
+        return self._mirror.work.held if self._mirror else 0
 
     @property
     def has_a_valid_leg(self) -> bool:
         """Whether one of the legs has not failed."""
-        (target,) = self.mapper.open("m").table.targets  # type: ignore[union-attr]
-        return not isinstance(target, Mirror) or target.legs.first_ok is not None
+        return self._mirror is None or self._mirror.legs.first_ok is not None
 
     @property
     def holds_a_flush(self) -> bool:
         """Whether one of the bios that are held is a flush."""
-        (target,) = self.mapper.open("m").table.targets  # type: ignore[union-attr]
-        return isinstance(target, Mirror) and any(b.op == Op.FLUSH for b in target.work._holds)
+        return self._mirror is not None and any(
+            bio.op == Op.FLUSH for bio in self._mirror.work._holds
+        )
 
     def settle(self) -> None:
         """Let everything happen that happens by itself."""
         device = self.mapper.open("m")
-        target = device.table.targets[0] if device.table else None
+        mirror = self._mirror
 
         def quiet() -> bool:
-            if not isinstance(target, Mirror):
+            if mirror is None:
                 return True
-            work = target.work
+            work = mirror.work
             below = any(self.mapper.open(disk).in_flight for disk in DISKS)
             copying = work._client.statistics().jobs  # a recovery may wait for a held write
             held = bool(device.in_flight) == bool(work.held)
