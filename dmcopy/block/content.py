@@ -14,6 +14,11 @@ from dmcopy.errors import DeadlineError, MissingError
 
 # A read from a disk that is dying can take this long and longer; a listing must not.
 _BLKID_SECONDS: Final = 10.0
+# blkid(8): low-level probing found more than one signature, and does not say which.
+_AMBIVALENT: Final = 8
+
+_MAGICS: Final = {b"SnAp": "the store of an earlier snapshot", b"rRiM": "the log of a mirror"}
+"""What begins with these four bytes; blkid knows the first only, under another name."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,14 @@ class Content:
     uuid: str = ""
     label: str = ""
     fstype: str = ""
+    partitions: str = ""
+    """The kind of partition table: dos, gpt."""
+
+    def __str__(self) -> str:
+        """Return a phrase for it, "" for nothing."""
+        if self.fstype:
+            return f"{self.fstype} {self.label!r}" if self.label else self.fstype
+        return f"a partition table ({self.partitions})" if self.partitions else ""
 
 
 def links(roots: Roots = LIVE) -> dict[str, list[str]]:
@@ -52,6 +65,7 @@ def from_udev(told: Mapping[str, str]) -> Content:
         unescape(told.get("ID_FS_UUID_ENC", "")),
         unescape(told.get("ID_FS_LABEL_ENC", "")),
         told.get("ID_FS_TYPE", ""),
+        told.get("ID_PART_TABLE_TYPE", ""),
     )
 
 
@@ -61,29 +75,30 @@ def unescape(name: str) -> str:
 
 
 def _unescape_run(match: re.Match[str]) -> str:
-    return bytes.fromhex(match[0].replace("\\x", "")).decode(errors="replace")
-
-
-def parse_export(text: str) -> dict[str, Content]:
-    """Parse the output of `blkid -p -o export`: paragraphs of KEY=value, by their DEVNAME."""
-    found = {}
-    for paragraph in text.split("\n\n"):
-        pairs = (line.partition("=") for line in paragraph.splitlines())
-        values = {key: re.sub(r"\\(.)", r"\1", value) for key, _, value in pairs}
-        if "DEVNAME" in values:
-            found[values["DEVNAME"]] = Content(
-                values.get("UUID", ""), values.get("LABEL", ""), values.get("TYPE", "")
-            )
-    return found
+    return bytes.fromhex(match[0].replace("\\x", "")).decode(errors="surrogateescape")
 
 
 def probe(node: str) -> Content:
     """Ask blkid what is on a device; nothing where it may not read it or is not installed.
 
-    One device at a time: given several, blkid stops at the first that it cannot open.
+    One device at a time: given several, blkid stops at the first that it cannot open. In its other
+    formats a label that is not ASCII is written with cat's M- and ^, which cannot be undone.
     """
     try:
-        done = tools.run(["blkid", "-p", "-o", "export", node], timeout=_BLKID_SECONDS)
+        done = tools.run(["blkid", "-p", "-o", "udev", node], timeout=_BLKID_SECONDS)
     except (OSError, MissingError, DeadlineError):
         return Content()
-    return parse_export(done.stdout).get(node, Content())
+    if done.returncode == _AMBIVALENT:
+        return Content(fstype="several signatures")
+    pairs = (line.partition("=") for line in done.stdout.split("\n"))
+    return from_udev({key: value for key, _, value in pairs})
+
+
+def describe(path: str) -> str:
+    """Return a phrase for what is on a device or file, "" where nothing is recognised."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            magic = file.read(4)
+    except OSError:
+        return ""
+    return _MAGICS.get(magic) or str(probe(path))

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -49,7 +50,9 @@ def run(argv: Sequence[str], *, timeout: float) -> subprocess.CompletedProcess[s
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            errors="replace",
+            # As file names are decoded: what a program says of a name is that name.
+            encoding=sys.getfilesystemencoding(),
+            errors="surrogateescape",
             check=False,
             timeout=timeout,
         )

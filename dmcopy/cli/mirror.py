@@ -110,7 +110,8 @@ def _configure_make(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     make.add_argument(
         "--reuse-log", action="store_true", help="they were a mirror: copy what LOG calls dirty"
     )
-    make.add_argument("--new-log", action="store_true", help="forget what is on LOG")
+    make.add_argument("--new-log", action="store_true", help="forget the mirror of the log on LOG")
+    _add_force(make, "the legs that are copied to, and on LOG")
     make.add_argument(
         "--features",
         type=_features,
@@ -135,6 +136,7 @@ def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser
         action="store_true",
         help="NEWDEV is the leg, back again: copy only what the log calls dirty",
     )
+    _add_force(replace, "NEWDEV")
     _add_wait(replace, leave=True)
     split.add_argument("new", nargs="?", metavar="NEWNAME", help="the copy's name")
     split.add_argument("--drop", action="store_true", help="no copy: go on without that leg")
@@ -151,6 +153,7 @@ def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser
         metavar="S",
         help=f"copied at a time (default: {format_sectors(REGION_SIZE)})",
     )
+    _add_force(move, "TO")
     _add_wait(move, leave=True)
     finish = _changing(verbs, "finish", "end what was interrupted", _finish)
     finish.add_argument("name", metavar="NAME")
@@ -191,6 +194,10 @@ def _changing(
     return parser
 
 
+def _add_force(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--force", action="store_true", help=f"overwrite what is on {what}")
+
+
 def _add_wait(parser: argparse.ArgumentParser, *, leave: bool = False) -> None:
     parser.add_argument(
         "--timeout",
@@ -217,6 +224,7 @@ def _make(args: argparse.Namespace) -> None:
         reuse_log=args.reuse_log,
         new_log=args.new_log,
         size=args.size,
+        force=args.force,
     )
     if args.source is None:
         _run_plan(args, plan_from_legs(args.mapper, args.name, args.legs, options))
@@ -235,7 +243,8 @@ def _fail(args: argparse.Namespace) -> None:
 
 
 def _replace(args: argparse.Namespace) -> None:
-    plan = plan_replace(args.mapper, args.name, args.leg, args.new, dirty_only=args.dirty_only)
+    how = {"dirty_only": args.dirty_only, "force": args.force}
+    plan = plan_replace(args.mapper, args.name, args.leg, args.new, **how)
     _run_plan(args, plan)
 
 
@@ -249,7 +258,7 @@ def _split(args: argparse.Namespace) -> None:
 
 
 def _move(args: argparse.Namespace) -> None:
-    place = {"start": args.at, "region_size": args.region_size}
+    place = {"start": args.at, "region_size": args.region_size, "force": args.force}
     _run_plan(args, plan_move(args.mapper, args.name, args.source, args.dest, **place))
 
 

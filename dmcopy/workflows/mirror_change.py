@@ -54,12 +54,13 @@ def plan_fail(mapper: Mapper, name: str, word: str) -> Plan:
 
 
 def plan_replace(
-    mapper: Mapper, name: str, word: str, new: str, *, dirty_only: bool = False
+    mapper: Mapper, name: str, word: str, new: str, *, dirty_only: bool = False, force: bool = False
 ) -> Plan:
     """Plan to put the device `new` in the place of a leg, failed or not, and to copy to it.
 
     Writes that the mirror holds for the failed leg go on at once. `dirty_only` says that `new` has
     what the leg had, because it is that leg: then only what the disk log calls dirty is copied.
+    Else `new` must be empty, or `force` be given.
     """
     devices = Devices(mapper)
     name = devices.named(name).name
@@ -73,7 +74,7 @@ def plan_replace(
             "must be copied (leave --dirty-only out)"
         )
     old = mirror.legs[at]
-    offset = _check_new(devices, mirror, old, new)
+    offset = _check_new(devices, mirror, old, new, force=force or dirty_only)
     legs = (*(mirror.legs[number] for number in staying), Leg(new, offset))
     first = kept(mirror.log, in_sync=False) if dirty_only else fresh(mirror.log)
     final = kept(mirror.log, in_sync=True)
@@ -166,7 +167,7 @@ def _check_others(mirror: Mirror, leaving: int, devices: Devices) -> None:
         raise DmcopyError(f"{mirror.name}: {mirror.trouble(devices)}: its log must be good first")
 
 
-def _check_new(devices: Devices, mirror: Mirror, old: Leg, new: str) -> int:
+def _check_new(devices: Devices, mirror: Mirror, old: Leg, new: str, *, force: bool) -> int:
     """Return the offset at which `new` is to be used. Raises UsageError, BusyError."""
     key = identity(new)
     if key == identity(old.device):
@@ -176,6 +177,7 @@ def _check_new(devices: Devices, mirror: Mirror, old: Leg, new: str) -> int:
     if key in map(identity, used):
         raise UsageError(f"{mirror.name} has {new} already: give another device")
     devices.check_unused(new)
+    devices.check_content(new, force=force)
     sectors = devices.sectors(new)
     if sectors < mirror.length:
         raise UsageError(

@@ -8,7 +8,7 @@ import re
 import stat
 from typing import Final
 
-from dmcopy.block import BlockDevice, holders
+from dmcopy.block import BlockDevice, content, holders
 from dmcopy.errors import BusyError, UsageError
 from dmcopy.mapper.base import PREFIX, DeviceInfo, Mapper
 from dmcopy.mapper.names import device_name
@@ -102,6 +102,15 @@ class Devices:
         found = [holder for holder in holders.who(openable(device)) if holder.kind != "process"]
         if found:
             raise BusyError(device, [str(holder) for holder in found], "give one that is not used")
+
+    def check_content(self, device: str, *, force: bool) -> None:
+        """Raise UsageError if something is on a device that is to be overwritten, unless `force`.
+
+        A file system of a leg that there was, too: it may be the one that is still wanted.
+        """
+        found = "" if force else content.describe(openable(device))
+        if found:
+            raise UsageError(f"{device} has {found} on it: --force overwrites it")
 
     def is_ours(self, device: str) -> bool:
         """Return whether `device` is a mapped one that dmcopy made; its UUID tells."""

@@ -39,6 +39,7 @@ class Options:
         reuse_log: these legs were a mirror with this log before: copy what it calls dirty.
         new_log: what is on the log device is not wanted.
         size: sectors of each leg to use; None takes them whole, which must be equal.
+        force: what is on the legs that are copied to, and on the log device, is overwritten.
     """
 
     log: str = "core"
@@ -48,6 +49,7 @@ class Options:
     reuse_log: bool = False
     new_log: bool = False
     size: int | None = None
+    force: bool = False
 
 
 def plan_from_device(mapper: Mapper, source: str, legs: Sequence[str], options: Options) -> Plan:
@@ -67,6 +69,7 @@ def plan_from_device(mapper: Mapper, source: str, legs: Sequence[str], options: 
         raise BusyError(name, ("whoever suspended it",), f"'dmcopy dm resume {name}' first")
     below = {identity(device) for device in table.devices}
     _check_legs(devices, legs, below | {info.devno, identity(mapper.path(name))}, at_least=1)
+    _check_content(devices, legs, options)
     for leg in legs:
         sectors = devices.sectors(leg)
         if sectors < table.length:
@@ -106,6 +109,7 @@ def plan_from_legs(mapper: Mapper, name: str, legs: Sequence[str], options: Opti
             f"not: dmcopy mirror make {name} --from {name} --leg NEWDEV"
         )
     _check_legs(devices, legs, set(), at_least=2)
+    _check_content(devices, legs[1:], options)
     length = _common_size(devices, legs, options.size)
     if options.reuse_log and options.log == "core":
         raise UsageError("a log in memory is gone: only one on a device can be gone on with")
@@ -156,6 +160,12 @@ def _check_legs(devices: Devices, legs: Sequence[str], below: set[str], *, at_le
         devices.check_unused(leg)
 
 
+def _check_content(devices: Devices, overwritten: Sequence[str], options: Options) -> None:
+    if not options.nosync and not options.reuse_log:
+        for leg in overwritten:
+            devices.check_content(leg, force=options.force)
+
+
 def _common_size(devices: Devices, legs: Sequence[str], size: int | None) -> int:
     sizes = {leg: devices.sectors(leg) for leg in legs}
     smallest = min(sizes.values())
@@ -193,8 +203,6 @@ def _check_log_device(devices: Devices, options: Options, regions: int) -> None:
             f"{options.log} has {there} sectors, and a log of {regions} regions needs {needs}: "
             "give a larger device, or larger regions"
         )
-    if options.new_log:
-        return
     if options.reuse_log:
         found = read_log(openable(options.log))
         if found.nr_regions != regions:
@@ -204,7 +212,9 @@ def _check_log_device(devices: Devices, options: Options, regions: int) -> None:
             )
         return
     before = _log_there(options.log)
-    if before is not None:
+    if before is None:
+        devices.check_content(options.log, force=options.force)
+    elif not options.new_log:
         raise UsageError(
             f"{options.log} has the log of a mirror of {before.nr_regions} regions, "
             f"{before.clean.count()} of them clean: --reuse-log goes on with it, if these are its "

@@ -30,12 +30,14 @@ def plan_move(
     *,
     start: int = 0,
     region_size: int = REGION_SIZE,
+    force: bool = False,
 ) -> Plan:
     """Plan to move what `name` has on the device `source` to `dest`, from sector `start` on.
 
     Each linear line on `source` becomes a mirror of the old place and the new one, and when all are
     in sync, a linear line on the new one. Until then the old place has every write, so it can be
-    taken back; when a leg fails, it is. Raises UsageError and BusyError before that.
+    taken back; when a leg fails, it is. Raises UsageError, also for what is on `dest` without
+    `force`, and BusyError before that.
     """
     devices = Devices(mapper)
     name = devices.named(name).name
@@ -44,7 +46,7 @@ def plan_move(
     if not places:
         below = ", ".join(devices.label(device) for device in table.devices)
         raise UsageError(f"{name} has no linear line on {source}; it is on {below or 'nothing'}")
-    _check_dest(devices, source, dest, start + sum(line.length for line in places))
+    _check_dest(devices, source, dest, start + sum(line.length for line in places), force)
     mirrored = Table(tuple(_mirrored(line, dest, places, region_size) for line in table))
     final = Table(
         tuple(
@@ -88,10 +90,11 @@ def _mirrored(
     return TableLine(line.start, line.length, MirrorTarget(CoreLog(region_size), legs, FEATURES))
 
 
-def _check_dest(devices: Devices, source: str, dest: str, end: int) -> None:
+def _check_dest(devices: Devices, source: str, dest: str, end: int, force: bool) -> None:
     if identity(source) == identity(dest):
         raise UsageError(f"{dest} is where the data is already")
     devices.check_unused(dest)
+    devices.check_content(dest, force=force)
     sectors = devices.sectors(dest)
     if sectors < end:
         raise UsageError(

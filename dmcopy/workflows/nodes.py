@@ -107,14 +107,7 @@ class Nodes:
 
     def content(self, device: str) -> str:
         """Return a phrase for what is on a device, "" where nothing is known."""
-        if self._first_sector(device)[:4] == _STORE_MAGIC:
-            return "the store of an earlier snapshot"
-        path = self._path(device)
-        found = content.probe(path)
-        if found.fstype:
-            label = f" {found.label!r}" if found.label else ""
-            return f"{found.fstype}{label}"
-        return _partition_table(path)
+        return content.describe(self._path(device))
 
     def store(self, device: str) -> Header | None:
         """Return the header of the exception store on a device; None where there is none.
@@ -263,12 +256,3 @@ class ScriptNodes(Nodes):
 
     def _print(self, words: list[str]) -> None:
         print(shlex.join(words), file=self._stream)
-
-
-def _partition_table(path: str) -> str:
-    try:
-        done = tools.run(["blkid", "-p", "-o", "value", "-s", "PTTYPE", path], timeout=10.0)
-    except DmcopyError:
-        return ""
-    kind = done.stdout.strip()
-    return f"a partition table ({kind})" if kind else ""

@@ -65,7 +65,7 @@ def test_one_leg_after_the_other_is_pulled_and_replaced_under_load(rig: Rig) -> 
         with pytest.raises(PartialError, match=f"mirror replace home {leg} NEWDEV"):
             rig.session()._waiter.wait("home", DEADLINE)
         written = load.count
-        session.run(plan_replace(mapper, "home", leg, new), timeout=DEADLINE)
+        session.run(plan_replace(mapper, "home", leg, new, force=True), timeout=DEADLINE)
         assert load.count >= written
         load.goes_on()
     sums = load.stop()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,8 @@ from dmcopy.block import content
 from dmcopy.block.content import Content
 from dmcopy.block.discovery import find, list_devices
 from dmcopy.errors import UsageError
+from dmcopy.ondisk.bitset import Bitset
+from dmcopy.ondisk.mirror_log import MirrorLog
 
 _UUID = "0a1b2c3d-0000-4000-8000-000000000001"
 
@@ -118,18 +123,37 @@ def test_the_list_is_in_natural_order(disks: Any) -> None:
     assert "loop7" in [device.name for device in list_devices(empty=True, roots=disks.roots)]
 
 
-def test_blkid_output() -> None:
-    text = "DEVNAME=/dev/a\nLABEL=my\\ label\nUUID=1-2\nTYPE=ext4\n\nDEVNAME=/dev/b\nPTTYPE=gpt\n"
-    assert content.parse_export(text) == {
-        "/dev/a": Content("1-2", "my label", "ext4"),
-        "/dev/b": Content(),
-    }
-
-
 def test_udevs_escapes() -> None:
     assert content.unescape(r"caf\xc3\xa9\x20x") == "café x"
+    assert content.unescape(r"Latin-1 \xe9") == os.fsdecode(b"Latin-1 \xe9")
 
 
 def test_udevs_properties_are_taken_exactly() -> None:
     told = {"ID_FS_LABEL": "my_data", "ID_FS_LABEL_ENC": r"my\x20data", "ID_FS_TYPE": "ext4"}
     assert content.from_udev(told) == Content("", "my data", "ext4")
+
+
+def test_what_is_on_a_device_in_a_phrase(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    assert content.describe(str(disk)) == ""
+    assert content.describe(str(tmp_path / "none")) == ""
+    disk.write_bytes(b"SnAp" + bytes(1 << 20))
+    assert content.describe(str(disk)) == "the store of an earlier snapshot"
+    disk.write_bytes(MirrorLog(Bitset(64)).build())
+    assert content.describe(str(disk)) == "the log of a mirror"
+    disk.write_bytes(swap_area("Müsli"))
+    assert content.describe(str(disk)) == "swap 'Müsli'"
+    disk.write_bytes(partition_table())
+    assert content.describe(str(disk)) == "a partition table (dos)"
+
+
+def swap_area(label: str) -> bytes:
+    """Build the first pages of what mkswap makes: version, last page, UUID and label."""
+    head = struct.pack("=III16s16s", 1, 255, 0, bytes(range(16)), label.encode())
+    return (bytes(1024) + head).ljust(4086, b"\0") + b"SWAPSPACE2" + bytes(255 * 4096)
+
+
+def partition_table() -> bytes:
+    entry = struct.pack("<B3sB3sII", 0, bytes(3), 0x83, bytes(3), 2048, 1024)
+    return bytes(446) + entry.ljust(64, b"\0") + b"\x55\xaa" + bytes(2 << 20)

@@ -26,8 +26,9 @@ HOW = ("before", "between", "after")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither wait for this machine's disk nor look through its processes."""
+    """Neither wait for this machine's disk nor look at its devices and processes."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr("dmcopy.block.content.describe", lambda _: "")
     monkeypatch.setattr("dmcopy.block.holders.who", lambda _: [])
 
 

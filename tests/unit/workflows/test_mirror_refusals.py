@@ -116,6 +116,46 @@ def test_a_log_that_is_too_small_or_is_in_the_way(world: World) -> None:
         make(world, *legs, reuse_log=True)
 
 
+def used(world: World, name: str) -> str:
+    """Make a disk that is encrypted."""
+    path = Path(world.disk(name))
+    with path.open("r+b") as disk:
+        disk.write(b"LUKS\xba\xbe\0\1")
+    return str(path)
+
+
+def test_what_is_on_a_device_that_would_be_overwritten(world: World) -> None:
+    a, b, full = world.disk("a"), world.disk("b"), used(world, "full")
+    said = f"^{full} has crypto_LUKS on it: --force overwrites it$"
+    with pytest.raises(UsageError, match=said):
+        make(world, a, full)
+    with pytest.raises(UsageError, match=said):
+        make(world, a, b, log=full)
+    with pytest.raises(UsageError, match=said):
+        make(world, a, b, log=full, new_log=True)  # that is about a log
+    make(world, a, full, force=True)
+    make(world, a, b, log=full, force=True)
+    make(world, full, b)  # the first is copied from
+    make(world, a, full, nosync=True)
+    world.create("home", Table.of(SECTORS, Linear(full, 0)))
+    with pytest.raises(UsageError, match=said.replace("full", "other")):
+        plan_from_device(world, "home", [used(world, "other")], Options())
+    with pytest.raises(UsageError, match=said.replace("full", "other")):
+        plan_move(world, "home", full, used(world, "other"))
+    plan_from_device(world, "home", [b], Options())
+    plan_from_device(world, "home", [used(world, "other")], Options(force=True))
+    plan_move(world, "home", full, used(world, "other"), force=True)
+
+
+def test_what_is_on_a_device_that_would_replace_a_leg(world: World) -> None:
+    mirror(world)
+    full = used(world, "full")
+    with pytest.raises(UsageError, match=f"^{full} has crypto_LUKS on it: --force"):
+        plan_replace(world, "home", "1", full)
+    plan_replace(world, "home", "1", full, force=True)
+    plan_replace(world, "home", "1", str(world.folder / "b"))  # the leg itself
+
+
 def test_what_is_in_use(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = world.disk("a"), world.disk("b")
     monkeypatch.setattr("dmcopy.block.holders.who", lambda path: [Holding()] if path == b else [])
