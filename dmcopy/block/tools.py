@@ -16,7 +16,7 @@ from dmcopy.errors import DeadlineError, MissingError
 _log = logging.getLogger(__name__)
 
 # Debian leaves these out of a plain user's PATH, and `su` keeps that PATH for root.
-_SBIN: Final = "/usr/local/sbin:/usr/sbin:/sbin"
+_SBIN: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 PACKAGES: Final = {
     "blkid": "util-linux",
@@ -30,7 +30,25 @@ PACKAGES: Final = {
 
 def which(program: str) -> str | None:
     """Return where a program is, also when the sbin directories are not in PATH."""
-    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{_SBIN}")
+    return shutil.which(program, path=search_path())
+
+
+def search_path() -> str:
+    """Return PATH and the sbin directories, without the working folder.
+
+    execvp(3) takes an empty or relative word of PATH for a place below the working folder, which
+    may be anybody's.
+    """
+    words = (*os.environ.get("PATH", os.defpath).split(":"), *_SBIN)
+    return ":".join(word for word in words if word.startswith("/"))
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return the environment for a program that dmcopy runs: `search_path`, the C locale, `more`.
+
+    subprocess looks for the program in the PATH of the environment that it is given.
+    """
+    return {**os.environ, "PATH": search_path(), "LC_ALL": "C", **more}
 
 
 def run(argv: Sequence[str], *, timeout: float) -> subprocess.CompletedProcess[str]:
@@ -46,7 +64,7 @@ def run(argv: Sequence[str], *, timeout: float) -> subprocess.CompletedProcess[s
     try:
         done = subprocess.run(
             [program, *argv[1:]],
-            env={**os.environ, "LC_ALL": "C"},
+            env=environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -60,7 +60,7 @@ def _add_guest_options(parser: argparse.ArgumentParser) -> None:
     add("--memory", default="1G", help="default: %(default)s")
     add("--cpus", type=int, metavar="N", help="processors (default: 1 emulated, 2 under KVM)")
     add("--timeout", type=float, metavar="S", help="seconds for all of it")
-    add("--share", action="append", default=[], metavar="DIR", help="writable, at the same path")
+    add("--share", action="append", default=[], metavar="DIR", help="writable, same path, nosuid")
 
 
 def run(args: argparse.Namespace) -> int:

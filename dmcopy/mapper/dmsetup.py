@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import shlex
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TextIO
 
+from dmcopy.block import tools
 from dmcopy.errors import DeadlineError, DeviceError, DmcopyError, MissingError
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.cookies import cookie
@@ -167,7 +167,7 @@ class Dmsetup:
         return call
 
     def _start(self, argv: list[str]) -> subprocess.Popen[bytes]:
-        env = {**os.environ, **self.udev.environment, "LC_ALL": _LOCALE}
+        env = tools.environment(**self.udev.environment, LC_ALL=_LOCALE)
         try:
             # Standard input is always given: dmsetup reads a table from it whenever it has none.
             return subprocess.Popen(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dmcopy.block import tools
 from dmcopy.errors import DeadlineError, DeviceError, MissingError
 from dmcopy.ledger import Ledger, identity
 
@@ -58,11 +59,10 @@ def server(ledger: Ledger, words: Sequence[str], **options: Any) -> Iterator[sub
 
 def run_tool(*words: str) -> None:
     """Run mount or umount. Raises DeviceError with what it said, and MissingError."""
-    env = {**os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(
             words,
-            env=env,
+            env=tools.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

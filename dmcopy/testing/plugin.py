@@ -12,14 +12,13 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
-import shutil
 import struct
-import subprocess
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from dmcopy.block import tools
 from dmcopy.testing import guests, reporter
 
 DISK_SIZE: Final = "256M"
@@ -65,9 +64,9 @@ def missing_here() -> str:
     """Return what this machine lacks for tests of the kernel's device-mapper; "" if nothing."""
     if os.geteuid() != 0:
         return "not root"
-    if shutil.which("dmsetup") is None:
+    if tools.which("dmsetup") is None:
         return "no dmsetup (apt-get install dmsetup)"
-    done = subprocess.run(["dmsetup", "version"], capture_output=True, check=False, timeout=60)
+    done = tools.run(["dmsetup", "version"], timeout=60)
     if done.returncode:
         return f"no device-mapper in the kernel {os.uname().release}"
     return ""

@@ -38,8 +38,8 @@ def _decide(qemu: str, image: Path) -> tuple[str, str]:
     kept = cache_dir() / "accel.json"
     here = {"boot": _BOOT_ID.read_text().strip(), "qemu": qemu, "uid": os.getuid()}
     known = _read(kept)
-    if known.get("on") == here:
-        return str(known["accel"]), f"{known['why']} (tried since this machine booted)"
+    if known.get("on") == here and known.get("accel") in ("kvm", "tcg"):
+        return str(known["accel"]), f"{known.get('why')} (tried since this machine booted)"
     refusal = try_kvm(qemu, image)
     accel = "tcg" if refusal else "kvm"
     why = f"/dev/kvm is there but {refusal}" if refusal else "a kernel boots with /dev/kvm"
@@ -52,7 +52,7 @@ def _decide(qemu: str, image: Path) -> tuple[str, str]:
 def _read(path: Path) -> dict[str, object]:
     try:
         known = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 

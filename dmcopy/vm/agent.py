@@ -28,6 +28,8 @@ PORT: Final = "dmcopy.agent"
 STDIN_WINDOW: Final = 256 << 10
 _HEADER: Final = struct.Struct("!BII")
 _PIECE: Final = 64 << 10
+FRAME_BYTES: Final = 16 << 20
+"""The longest payload of a frame: what is longer was not packed by us."""
 
 
 class Kind(enum.IntEnum):
@@ -51,7 +53,7 @@ def pack(kind: Kind, number: int, payload: bytes = b"") -> bytes:
 
 
 class Decoder:
-    """Cuts a stream of bytes into frames, however it arrives."""
+    """Cuts a stream of bytes into frames, however it arrives. It keeps no more than one frame."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -63,6 +65,8 @@ class Decoder:
         at = 0
         while len(self._buffer) - at >= _HEADER.size:
             kind, number, length = _HEADER.unpack_from(self._buffer, at)
+            if length > FRAME_BYTES:
+                raise ValueError(f"a frame of {length} bytes")
             end = at + _HEADER.size + length
             if len(self._buffer) < end:
                 break

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,16 +19,32 @@ _KEPT_LOGS: Final = 20
 
 
 def cache_dir() -> Path:
-    """Return `$XDG_CACHE_HOME/dmcopy` (`~/.cache/dmcopy`), made if need be. Raises MissingError."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    path = Path(base) / "dmcopy"
+    """Return `$XDG_CACHE_HOME/dmcopy` (`~/.cache/dmcopy`), made if need be.
+
+    Raises MissingError where there is none, and where it is another user's, or others may write to
+    it: a kernel, or the answer about KVM, would be whatever they put there.
+    """
+    path = _cache_home() / "dmcopy"
     try:
         path.mkdir(parents=True, exist_ok=True)
+        status = path.stat()
     except OSError as error:
         raise MissingError(
             f"{path}: no cache folder ({error.strerror}): set XDG_CACHE_HOME to a writable folder"
         ) from None
+    if status.st_uid != os.geteuid() or status.st_mode & stat.S_IWOTH:
+        whose = "open to every user" if status.st_mode & stat.S_IWOTH else "another user's"
+        raise MissingError(f"{path} is {whose}: set XDG_CACHE_HOME to a folder of your own")
     return path
+
+
+def _cache_home() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        raise MissingError(
+            "no home folder to keep kernels in: set XDG_CACHE_HOME to a writable folder"
+        ) from None
 
 
 def require_space(folder: Path, size_bytes: int, what: str) -> None:

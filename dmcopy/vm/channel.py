@@ -19,12 +19,22 @@ from dmcopy.vm.agent import STDIN_WINDOW, Decoder, Kind, pack
 
 _PIECE: Final = 256 << 10
 _GRACE: Final = 15.0
+_ABOUT_COMMANDS: Final = {Kind.OUT, Kind.ERR, Kind.TAKEN, Kind.EXIT}
+KEPT_BYTES: Final = 512 << 20
+"""The most output of a command that is kept in memory, where no sink takes it."""
 
 Sink = Callable[[bytes], object]
 
 
 class ChannelLostError(Exception):
     """The guest's end of the channel went away, or no longer answers. The message says which."""
+
+
+class _ForeignError(ChannelLostError):
+    """The guest sent what no agent of ours sends: nothing that it says can be trusted."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the guest sent {what}")
 
 
 @dataclass(frozen=True)
@@ -56,9 +66,8 @@ class Channel:
 
     def wait_hello(self, deadline: float) -> str:
         """Wait for the agent's first word and return the guest's kernel release."""
-        while not self.release:
-            if not self.move(deadline):
-                raise DeadlineError("the guest's agent said nothing")
+        if not self.move_until(lambda: bool(self.release), deadline):
+            raise DeadlineError("the guest's agent said nothing")
         return self.release
 
     def start(
@@ -87,10 +96,18 @@ class Channel:
         self._outgoing += pack(kind, number, payload)
         self._write()
 
-    def move(self, deadline: float) -> bool:
-        """Move what can be moved, waiting for something to happen; False once past `deadline`.
+    def move_until(self, done: Callable[[], bool], deadline: float) -> bool:
+        """Move traffic until `done()`; False once past `deadline`, however busy the guest is."""
+        while not done():
+            if time.monotonic() >= deadline:
+                return False
+            self.move(deadline)
+        return True
 
-        Raises ChannelLostError when the guest has gone.
+    def move(self, deadline: float) -> None:
+        """Move what can be moved, waiting for something to happen, until `deadline` at most.
+
+        Raises ChannelLostError when the guest has gone, or sends what no agent of ours sends.
         """
         ours = self._socket.fileno()
         inputs = {
@@ -111,7 +128,6 @@ class Channel:
                 self._write()
             if events & ~select.POLLOUT:
                 self._read()
-        return bool(ready)
 
     def close(self) -> None:
         """Let the guest go: it shuts down by itself."""
@@ -136,13 +152,29 @@ class Channel:
             data = b""
         if not data:
             raise ChannelLostError("the guest hung up")
-        for kind, number, payload in self._decoder.feed(data):
+        try:
+            frames = self._decoder.feed(data)
+        except ValueError as error:
+            raise _ForeignError(str(error)) from None
+        for kind, number, payload in frames:
             if kind == Kind.HELLO:
-                self.release = json.loads(payload)["release"]
+                self.release = _release(payload)
+            elif kind not in _ABOUT_COMMANDS:
+                raise _ForeignError(f"a frame {kind.name}, which is the host's to send")
             elif number in self._commands:
                 self._commands[number].take(kind, payload)
                 if kind == Kind.EXIT:
                     del self._commands[number]
+
+
+def _release(hello: bytes) -> str:
+    try:
+        release = json.loads(hello)["release"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        release = None
+    if not isinstance(release, str) or not release.isprintable() or not release:
+        raise _ForeignError("a HELLO without the kernel's release")
+    return release
 
 
 class Command:
@@ -176,9 +208,9 @@ class Command:
         """
         deadline = time.monotonic() + timeout
         self._feed()
-        while self.status is None:
-            if not self._channel.move(deadline) and time.monotonic() >= deadline:
-                self._give_up(timeout)
+        if not self._channel.move_until(self._has_ended, deadline):
+            self._give_up(timeout)
+        assert self.status is not None
         return Result(
             self._argv, self.status, bytes(self._kept[Kind.OUT]), bytes(self._kept[Kind.ERR])
         )
@@ -213,16 +245,31 @@ class Command:
     def take(self, kind: Kind, payload: bytes) -> None:
         """Take a frame that the guest sent about this command."""
         if kind == Kind.EXIT:
+            if len(payload) != 1:
+                raise _ForeignError("an EXIT without a status")
             self.status = payload[0]
         elif kind == Kind.TAKEN:
             self._window += int.from_bytes(payload, "big")
+            if self._window > STDIN_WINDOW:
+                raise _ForeignError("a TAKEN of more input than it was given")
             self._feed()
         else:
-            sink = self._sinks[kind]
-            if sink is None:
-                self._kept[kind] += payload
-            else:
-                sink(payload)
+            self._take_output(kind, payload)
+
+    def _take_output(self, kind: Kind, payload: bytes) -> None:
+        sink = self._sinks[kind]
+        if sink is not None:
+            sink(payload)
+            return
+        kept = self._kept[kind]
+        if len(kept) + len(payload) > KEPT_BYTES:
+            raise ChannelLostError(
+                f"{self._argv[0]} wrote more than {KEPT_BYTES >> 20} MiB, which nothing takes"
+            )
+        kept += payload
+
+    def _has_ended(self) -> bool:
+        return self.status is not None
 
     def _feed(self) -> None:
         """Pass on input that is in memory, as far as the guest has room; then the end of it."""
@@ -242,10 +289,6 @@ class Command:
 
     def _give_up(self, timeout: float) -> None:
         self.signal(signal.SIGKILL)
-        deadline = time.monotonic() + _GRACE
-        while self.status is None:
-            if not self._channel.move(deadline) and time.monotonic() >= deadline:
-                raise ChannelLostError(
-                    f"no answer for {_GRACE:.0f} s after {timeout:.0f} s of work"
-                )
+        if not self._channel.move_until(self._has_ended, time.monotonic() + _GRACE):
+            raise ChannelLostError(f"no answer for {_GRACE:.0f} s after {timeout:.0f} s of work")
         raise DeadlineError(f"{self._argv[0]}: not done within {timeout:.0f} s in the guest")

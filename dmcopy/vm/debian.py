@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from dmcopy.block import tools
 from dmcopy.errors import MissingError
 from dmcopy.vm.cache import locked, require_space
 
@@ -43,7 +44,7 @@ def fetch(suite: str, folder: Path) -> str:
     DeadlineError if another process has been fetching for ten minutes.
     """
     for tool in ("apt-get", "apt-cache", "dpkg-deb", "depmod"):
-        if shutil.which(tool, path=_PATH) is None:
+        if tools.which(tool) is None:
             package = "kmod" if tool == "depmod" else "apt and dpkg"
             raise MissingError(
                 f"no {tool} here, which fetches Debian's kernels: install {package}, or give "
@@ -52,9 +53,6 @@ def fetch(suite: str, folder: Path) -> str:
     require_space(folder, _SPACE_NEEDED, "a kernel")
     with locked(folder / ".lock", "fetching a kernel", 600):
         return _fetch_locked(suite, folder)
-
-
-_PATH: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 def _fetch_locked(suite: str, folder: Path) -> str:
@@ -124,7 +122,7 @@ def _run(argv: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             argv,
             cwd=folder,
-            env={**os.environ, "LC_ALL": "C", "PATH": _PATH},
+            env=tools.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -208,6 +206,6 @@ def _keep(name: str, stream: IO[bytes], target: Path, version: str) -> None:
 @contextlib.contextmanager
 def _data_of(package: Path) -> Iterator[IO[bytes]]:
     argv = ["dpkg-deb", "--fsys-tarfile", str(package)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(argv, env=tools.environment(), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         yield process.stdout

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dmcopy.errors import UsageError
+from dmcopy.errors import DeviceError, UsageError
 from dmcopy.units import SECTOR_SIZE, parse_bytes
 
 _SERIAL: Final = re.compile(r"[A-Za-z0-9_.-]{1,20}")  # virtio-blk cuts longer ones off
@@ -44,11 +44,17 @@ class Disk:
         return f"/dev/disk/by-id/virtio-{self.serial}"
 
     def create(self, default: Path) -> Path:
-        """Make the file behind the disk unless it exists, and return its path."""
+        """Make the file behind the disk unless it exists, and return its path.
+
+        Raises UsageError for one of another size, DeviceError where none can be made.
+        """
         path = self.path or default
         if not path.exists():
-            with path.open("wb") as file:
-                file.truncate(self.size_bytes)
+            try:
+                with path.open("xb") as file:
+                    file.truncate(self.size_bytes)
+            except OSError as error:
+                raise DeviceError(str(path), "make a disk's file of it", error.errno or 0) from None
         elif path.stat().st_size != self.size_bytes:
             raise UsageError(
                 f"{path} has {path.stat().st_size} bytes, and the disk {self.serial} was asked "

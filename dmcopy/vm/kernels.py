@@ -5,7 +5,6 @@ from __future__ import annotations
 import lzma
 import os
 import re
-import shutil
 import subprocess
 import zlib
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from dmcopy.block import tools
 from dmcopy.errors import MissingError, UsageError
 from dmcopy.vm import debian
 from dmcopy.vm.cache import cache_dir
@@ -134,7 +134,7 @@ def unpack_image(vmlinuz: bytes) -> bytes | None:
 
 
 def _unzstd(data: bytes) -> bytes:
-    tool = shutil.which("zstd")
+    tool = tools.which("zstd")
     if tool is None:  # then the kernel unpacks itself
         return b""
     # It complains of what follows the packed kernel, after all of that is out.

@@ -13,16 +13,44 @@ program's own output goes to FOLDER/output.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import shutil
 import signal
+import stat
+import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_SECCOMP: Final = 22
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_SECCOMP_ERRNO: Final = 0x00050000
+_SECCOMP_ALLOW: Final = 0x7FFF0000
+
+# System calls of x86-64, with the place of their argument that is looked at.
+_MODES: Final = {
+    90: 1,  # chmod
+    91: 1,  # fchmod
+    268: 2,  # fchmodat
+    452: 2,  # fchmodat2
+    83: 1,  # mkdir
+    258: 2,  # mkdirat
+    85: 1,  # creat
+    133: 1,  # mknod
+    259: 2,  # mknodat
+}
+_OPENS: Final = {2: 1, 257: 2}  # open, openat: flags, and the mode behind them
+_NODES: Final = {133: 1, 259: 2}  # mknod, mknodat
+_NEVER: Final = {
+    188: errno.EPERM,  # setxattr: capabilities are extended attributes
+    189: errno.EPERM,  # lsetxattr
+    190: errno.EPERM,  # fsetxattr
+    437: errno.ENOSYS,  # openat2, whose mode cannot be looked at: programs fall back to openat
+}
 
 
 class Leashed:
@@ -71,6 +99,7 @@ def _start(folder: str, argv: list[str]) -> int:
         return pid
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        _forbid_privileged_files()
         if os.getppid() == us:  # else we lost the race: nobody is left to send the signal
             output = os.open(f"{folder}/output", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             for fd, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
@@ -78,6 +107,56 @@ def _start(folder: str, argv: list[str]) -> int:
             os.execvp(argv[0], argv)
     finally:
         os._exit(127)
+
+
+def _forbid_privileged_files() -> None:
+    """Refuse to make files that give rights away: setuid, setgid, device nodes, capabilities.
+
+    A guest makes files in a shared folder through QEMU, with the rights of whoever runs it: as
+    root, a program that the guest made setuid would be root's on the host. By seccomp(2), on the
+    x86-64 that the rig runs on; where the kernel has none of it, QEMU does not start.
+    """
+    program = b"".join(
+        struct.pack("HBBI", code, yes, no, value) for code, yes, no, value in _filter()
+    )
+    code = ctypes.create_string_buffer(program)
+    fprog = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    if prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or prctl(_PR_SET_SECCOMP, 2, fprog, 0, 0):
+        os.write(2, b"no seccomp filter can be set in this kernel\n")
+        os._exit(126)
+
+
+def _filter() -> list[tuple[int, int, int, int]]:
+    """Return a program of classic BPF over struct seccomp_data: (code, if true, if false, value).
+
+    Each rule ends the program with an errno, or goes on with the next.
+    """
+    load, jump_eq, jump_set, mask, end = 0x20, 0x15, 0x45, 0x54, 0x06
+    number, arch, x86_64 = 0, 4, 0xC000003E
+    refuse = (end, 0, 0, _SECCOMP_ERRNO | errno.EPERM)
+    rules = [(load, 0, 0, arch), (jump_eq, 1, 0, x86_64), refuse]
+
+    def when(syscall: int, *body: tuple[int, int, int, int]) -> None:
+        rules.extend([(load, 0, 0, number), (jump_eq, 0, len(body), syscall), *body])
+
+    def argument(index: int) -> tuple[int, int, int, int]:
+        return (load, 0, 0, 16 + 8 * index)
+
+    for syscall, mode in _MODES.items():
+        when(syscall, argument(mode), (jump_set, 0, 1, 0o6000), refuse)
+    for syscall, flags in _OPENS.items():
+        when(
+            syscall,
+            *(argument(flags), (jump_set, 0, 3, os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY)),
+            *(argument(flags + 1), (jump_set, 0, 1, 0o6000), refuse),
+        )
+    for syscall, mode in _NODES.items():
+        for kind in (stat.S_IFCHR, stat.S_IFBLK):
+            when(syscall, argument(mode), (mask, 0, 0, 0o170000), (jump_eq, 0, 1, kind), refuse)
+    for syscall, answer in _NEVER.items():
+        when(syscall, (end, 0, 0, _SECCOMP_ERRNO | answer))
+    return [*rules, (end, 0, 0, _SECCOMP_ALLOW)]
 
 
 def main(folder: str, argv: list[str]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from dmcopy.block import tools
 from dmcopy.errors import DeadlineError
 
 PREFIX: Final = "dmcopy_rig_"  # of the names of our domains
@@ -75,5 +76,10 @@ def remove_leftovers(box: str) -> None:
 
 def _virsh(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*_VIRSH, *words], capture_output=True, text=True, timeout=120, check=False
+        [*_VIRSH, *words],
+        env=tools.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )

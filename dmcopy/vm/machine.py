@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from dmcopy.block import tools
 from dmcopy.errors import MissingError
 from dmcopy.vm.agent import PORT
 
@@ -18,7 +18,7 @@ def find_qemu() -> str:
     """Return the path of QEMU. Raises MissingError where there is none, or another processor."""
     if os.uname().machine != "x86_64":
         raise MissingError(f"the rig runs on x86_64 only, and this machine is {os.uname().machine}")
-    found = shutil.which(PROGRAM)
+    found = tools.which(PROGRAM)
     if found is None:
         raise MissingError(
             f"no {PROGRAM} here: apt-get install --no-install-recommends qemu-system-x86"

@@ -7,6 +7,7 @@ files itself: one process is all there is to end. Works without root.
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shlex
@@ -33,6 +34,7 @@ from dmcopy.vm.volatile import DiskServer
 MAX_CPUS: Final = 64
 _SHUTDOWN_TIMEOUT: Final = 30.0
 _TAIL_LINES: Final = 8
+_TEXT_BYTES: Final = 1 << 20
 _PANIC: Final = re.compile(r"Kernel panic - not syncing: (.*)")
 # Where the guest has file systems of its own, what the host has there is out of its sight.
 _HIDDEN: Final = ("/proc", "/sys", "/dev", "/run")
@@ -41,6 +43,8 @@ _HIDDEN: Final = ("/proc", "/sys", "/dev", "/run")
 class QemuGuest(Guest):
     """A guest under QEMU. `share` are folders of the host that it writes to, at the same path.
 
+    What it makes there belongs to whoever runs this, and is never setuid, setgid or a device node:
+    the guest gets EPERM.
     `cpus` None: one processor under emulation, which is quickest there, two under KVM.
     """
 
@@ -126,15 +130,10 @@ class QemuGuest(Guest):
         if self._channel is not None and self._qemu is not None:
             try:
                 self._channel.send(Kind.BYE, 0)
-                self._drain(time.monotonic() + _SHUTDOWN_TIMEOUT)
+                self._channel.move_until(lambda: False, time.monotonic() + _SHUTDOWN_TIMEOUT)
             except ChannelLostError:
                 self._qemu.wait(_SHUTDOWN_TIMEOUT)
         self._end()
-
-    def _drain(self, deadline: float) -> None:
-        assert self._channel is not None
-        while self._channel.move(deadline):
-            pass
 
     def _write_initrd(self, kernel: kernels.Kernel, shares: Sequence[Path]) -> None:
         settings = {
@@ -222,7 +221,7 @@ class QemuGuest(Guest):
 def _escaped(path: Path) -> str:
     """A path as printf %b understands it, with nothing in it that splits a shell's words."""
     return "".join(
-        f"\\0{byte:03o}" if byte <= 32 or byte == 92 else chr(byte) for byte in bytes(path)
+        chr(byte) if 32 < byte < 127 and byte != 92 else f"\\0{byte:03o}" for byte in bytes(path)
     )
 
 
@@ -235,4 +234,10 @@ def _visible(path: Path) -> Path:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""
+    """The end of what a guest or QEMU said: a guest can write to its console for ever."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TEXT_BYTES))
+            return file.read(_TEXT_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        return ""

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from dmcopy.block import tools
 from dmcopy.errors import ClosedError, DeadlineError, LostVMError, MissingError, UsageError
 from dmcopy.vm import accel, kernels
 from dmcopy.vm.base import RUN_TIMEOUT, Guest
@@ -147,7 +148,7 @@ class VagrantGuest(Guest):
             try:
                 done = subprocess.run(
                     argv,
-                    env={**os.environ, **self._settings},
+                    env=tools.environment(LC_ALL="C.UTF-8", **self._settings),
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
@@ -167,7 +168,7 @@ class VagrantGuest(Guest):
         with theirs:
             self._ssh = subprocess.Popen(
                 ["vagrant", "ssh", "--", "-T", f"sudo python3 -I -S {agent} -"],
-                env={**os.environ, **self._settings},
+                env=tools.environment(LC_ALL="C.UTF-8", **self._settings),
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=subprocess.DEVNULL,
@@ -191,7 +192,7 @@ class VagrantGuest(Guest):
             self._ssh.wait(30)
         subprocess.run(
             ["vagrant", "destroy", "--force"],
-            env={**os.environ, **self._settings},
+            env=tools.environment(LC_ALL="C.UTF-8", **self._settings),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=300,
@@ -261,7 +262,7 @@ def _check_tools() -> None:
     if not (_CHECKOUT / "vagrant/Vagrantfile").exists():
         raise MissingError("the Vagrant provider runs from a checkout of dmcopy only: use QEMU")
     for tool in ("vagrant", "virsh", "libvirtd", "rsync", "ssh"):
-        if shutil.which(tool) is None:
+        if tools.which(tool) is None:
             raise MissingError(
                 f"no {tool} here: apt-get install --no-install-recommends {_PACKAGES}"
             )

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from dmcopy.block.opening import claim
 from dmcopy.units import SECTOR_SIZE
 
 _CACHE_SECTORS: Final = (256 << 20) // SECTOR_SIZE
@@ -40,10 +41,13 @@ _CAN: Final = 1 | 4 | 8 | 32 | 64  # flags, flush, FUA, trim, write zeroes
 
 
 class VolatileFile:
-    """A file behind a write cache of sectors, in bytes and whole sectors."""
+    """A file behind a write cache of sectors, in bytes and whole sectors.
+
+    The file is claimed for as long as it is open. Raises BusyError for one that somebody writes to.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._fd = claim(str(path))
         self.size = os.fstat(self._fd).st_size
         self._cache: dict[int, bytes] = {}
 

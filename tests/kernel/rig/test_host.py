@@ -86,6 +86,8 @@ def test_vm_run_answers_within_a_minute(kernel: str) -> None:
 
 @pytest.mark.usefixtures("clean")
 def test_many_commands_in_one_boot(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "\u65e5 d\xe4ten"
+    tmp_path.mkdir()
     with vm.guest(share=[tmp_path]) as guest:
         assert guest.run(["no-such-command"]).status == 127
         assert len(guest.run(["head", "-c", "100M", "/dev/zero"]).stdout) == 100 << 20
@@ -93,8 +95,12 @@ def test_many_commands_in_one_boot(tmp_path: Path) -> None:
         assert guest.run(["cat"], stdin=data).stdout == data
         with pytest.raises(DeadlineError, match="sleep: not done within 1 s"):
             guest.run(["sleep", "1000"], timeout=1)
-        assert guest.run(["sh", "-c", f"echo shared >{tmp_path}/file"]).status == 0
+        assert guest.run(["sh", "-c", f"echo shared >'{tmp_path}/file'"]).status == 0
         assert (tmp_path / "file").read_text() == "shared\n"
+        setuid = f"cd '{tmp_path}'; ln -s file link; chmod 755 file; chmod u+s file; mknod n c 1 3"
+        assert guest.run(["sh", "-c", setuid]).status == 1
+        assert (tmp_path / "file").stat().st_mode & 0o7777 == 0o755
+        assert sorted(os.listdir(tmp_path)) == ["file", "link"]
         assert guest.run(["udevadm", "control", "--ping"]).status == 0
         assert guest.run(["pwd"]).text == f"{Path.cwd()}\n"
     with pytest.raises(ClosedError):
@@ -136,19 +142,34 @@ def test_a_power_cut_takes_what_was_not_flushed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_ended_leaves_nothing(clean: Path, number: signal.Signals) -> None:
-    run = start_run()
-    assert run.stdout is not None
-    assert run.stdout.readline() == b"up\n"
-    assert leftovers(clean)
-    run.send_signal(number)
-    run.communicate(timeout=60)
+    with start_run() as run:
+        try:
+            assert run.stdout is not None
+            assert run.stdout.readline() == b"up\n"
+            assert leftovers(clean)
+            run.send_signal(number)
+            run.communicate(timeout=60)
+        finally:
+            run.kill()  # what fails here must not run on beside the next tests
     assert run.returncode == (ExitCode.INTERRUPTED if number == signal.SIGINT else -number)
 
 
 def start_run(seconds: str = "600") -> subprocess.Popen[bytes]:
     script = f"echo up; exec sleep {seconds}"
+    # A job that a shell starts in the background ignores SIGINT, and hands that down.
     return subprocess.Popen(
-        [*VM_RUN, "--disk", "64M,serial=a", "-n", "--", "sh", "-c", script],
+        [
+            "env",
+            "--default-signal=INT",
+            *VM_RUN,
+            "--disk",
+            "64M,serial=a",
+            "-n",
+            "--",
+            "sh",
+            "-c",
+            script,
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
+import struct
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dmcopy.errors import DeadlineError
-from dmcopy.vm.agent import Decoder, Kind, pack
-from dmcopy.vm.channel import ChannelLostError, Command, Result
+from dmcopy.vm import channel as host
+from dmcopy.vm.agent import FRAME_BYTES, Decoder, Kind, pack
+from dmcopy.vm.channel import Channel, ChannelLostError, Command, Result
 
 from .conftest import LocalAgent
 
@@ -155,3 +161,86 @@ def test_a_guest_that_no_longer_answers(agent: LocalAgent, monkeypatch: pytest.M
             command.wait(0.3)
     finally:
         agent.process.send_signal(signal.SIGCONT)
+
+
+class HostileGuest:
+    """The guest's end of a channel, which says whatever it likes."""
+
+    def __init__(self) -> None:
+        ours, self.socket = socket.socketpair()
+        self.channel = Channel(ours)
+        self.command = self.channel.start(["x"], cwd="/", env={}, stdin=bytes(1 << 20))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+        self.channel.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        (struct.pack("!BII", 99, 1, 0), "99"),
+        (struct.pack("!BII", Kind.OUT, 1, FRAME_BYTES + 1), "a frame of 16777217 bytes"),
+        (struct.pack("!BII", Kind.OUT, 1, 0xFFFFFFFF), "a frame of 4294967295 bytes"),
+        (pack(Kind.RUN, 1, b"{}"), "a frame RUN, which is the host's to send"),
+        (pack(Kind.BYE, 1), "a frame BYE, which is the host's to send"),
+        (pack(Kind.HELLO, 0, b"{x}"), "a HELLO without the kernel's release"),
+        (pack(Kind.HELLO, 0, b"\xff"), "a HELLO without the kernel's release"),
+        (pack(Kind.HELLO, 0, b"[" * 100_000), "a HELLO without the kernel's release"),
+        (pack(Kind.HELLO, 0, b"[]"), "a HELLO without the kernel's release"),
+        (pack(Kind.HELLO, 0, b"{}"), "a HELLO without the kernel's release"),
+        (pack(Kind.HELLO, 0, b'{"release": "\\u001b[2J"}'), "a HELLO without the kernel's release"),
+        (pack(Kind.EXIT, 1), "an EXIT without a status"),
+        (pack(Kind.EXIT, 1, b"12"), "an EXIT without a status"),
+        (pack(Kind.TAKEN, 1, b"\xff" * 4), "a TAKEN of more input than it was given"),
+        (pack(Kind.TAKEN, 1, b"\xff" * 4000), "a TAKEN of more input than it was given"),
+    ],
+)
+def test_a_guest_that_sends_what_no_agent_sends_is_lost(said: bytes, complaint: str) -> None:
+    with HostileGuest() as guest:
+        guest.socket.sendall(said)
+        with pytest.raises(ChannelLostError, match=f"the guest sent .*{re.escape(complaint)}"):
+            guest.command.wait(30)
+
+
+def test_frames_about_commands_that_are_not_there_are_passed_over() -> None:
+    with HostileGuest() as guest:
+        for kind in (Kind.OUT, Kind.ERR, Kind.TAKEN, Kind.EXIT):
+            guest.socket.sendall(pack(kind, 77, b"anything"))
+        guest.socket.sendall(pack(Kind.EXIT, 1, b"\x05"))
+        assert guest.command.wait(30).status == 5
+
+
+def test_a_guest_that_never_stops_talking_is_given_up_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dmcopy.vm.channel._GRACE", 0.1)
+    with HostileGuest() as guest:
+        noise = pack(Kind.OUT, 77, bytes(1000))
+
+        def talk() -> None:
+            try:
+                while True:
+                    guest.socket.sendall(noise)
+            except OSError:
+                pass
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        with pytest.raises(ChannelLostError, match="no answer"):
+            guest.command.wait(0.1)
+        guest.channel.close()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_output_that_nothing_takes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "KEPT_BYTES", 1000)
+    with HostileGuest() as guest:
+        guest.socket.sendall(pack(Kind.OUT, 1, bytes(1000)) + pack(Kind.ERR, 1, bytes(1000)))
+        guest.socket.sendall(pack(Kind.OUT, 1, b"x"))
+        with pytest.raises(ChannelLostError, match="x wrote more than 0 MiB, which nothing takes"):
+            guest.command.wait(30)

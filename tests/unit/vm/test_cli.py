@@ -58,14 +58,14 @@ def test_a_kernel_without_device_mapper(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_no_qemu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(qemu_machine.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr(qemu_machine.tools, "which", lambda _: None)
     assert vm_run() == ExitCode.MISSING
     assert "no qemu-system-x86_64 here: apt-get install" in capsys.readouterr().err
 
 
 def test_no_space(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(debian, "_SPACE_NEEDED", 1 << 60)
-    monkeypatch.setattr(debian.shutil, "which", lambda *_, **__: "/bin/true")
+    monkeypatch.setattr(debian.tools, "which", lambda _: "/bin/true")
     assert vm_run() == ExitCode.MISSING
     assert "a kernel needs 1024 PiB: make room" in capsys.readouterr().err
 

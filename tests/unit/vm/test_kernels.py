@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.block import tools
 from dmcopy.errors import MissingError, UsageError
 from dmcopy.vm import debian, kernels
 
@@ -142,7 +143,7 @@ def test_an_archive_named_by_the_environment(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_tool_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(debian, "_PATH", str(tmp_path))
+    monkeypatch.setattr(debian.tools, "search_path", lambda: str(tmp_path))
     with pytest.raises(MissingError, match="no apt-get here"):
         debian.fetch("bookworm", tmp_path)
 
@@ -154,7 +155,7 @@ def test_no_space_for_a_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 @pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="no dpkg-deb")
-@pytest.mark.skipif(not shutil.which("depmod", path=debian._PATH), reason="no depmod (kmod)")
+@pytest.mark.skipif(not tools.which("depmod"), reason="no depmod (kmod)")
 def test_a_package_is_unpacked_without_what_no_guest_uses(tmp_path: Path) -> None:
     root = tmp_path / "package"
     modules = root / "usr/lib/modules" / VERSION

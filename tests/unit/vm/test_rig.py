@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.errors import DeadlineError, MissingError, UsageError
+from dmcopy.block import tools
+from dmcopy.errors import DeadlineError, DeviceError, MissingError, UsageError
 from dmcopy.vm import accel, cache, disks, initramfs, machine, qemu
 from dmcopy.vm.disks import Disk, parse_disk
 from dmcopy.vm.leash import Leashed
@@ -54,6 +56,14 @@ def test_a_disk_keeps_its_file(tmp_path: Path) -> None:
         Disk("2M", "a", tmp_path / "a.img").create(tmp_path / "unused")
 
 
+def test_a_disks_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "victim")
+    for name in ("no-folder/a.img", "dangling"):
+        with pytest.raises(DeviceError, match=f"{name}: cannot make a disk's file of it"):
+            Disk("1M", "a", tmp_path / name).create(tmp_path / "unused")
+    assert not (tmp_path / "victim").exists()
+
+
 def test_a_lock_is_exclusive_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with (
@@ -82,6 +92,52 @@ def test_the_newest_logs_are_kept(cache: Path, tmp_path: Path) -> None:
     for number in range(25):
         assert keep_log(console, f"console{number}").read_text() == "Kernel panic"
     assert len(list((cache / "logs").iterdir())) == 20
+
+
+def test_a_cache_of_somebody_else_is_refused(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    from dmcopy.vm.cache import cache_dir
+
+    assert cache_dir() == cache
+    cache.chmod(0o777)
+    with pytest.raises(MissingError, match="is open to every user: set XDG_CACHE_HOME"):
+        cache_dir()
+    cache.chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: cache.stat().st_uid + 1)
+    with pytest.raises(MissingError, match="is another user's: set XDG_CACHE_HOME"):
+        cache_dir()
+
+
+def test_no_home_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dmcopy.vm.cache import cache_dir
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: Path("~nobody-of-that-name").expanduser())
+    with pytest.raises(MissingError, match="no home folder to keep kernels in: set XDG_CACHE_HOME"):
+        cache_dir()
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        b"\xff\x00",
+        b"[",
+        b"[" * 100_000,
+        b"[1]",
+        b"{}",
+        b'{"on": HERE}',
+        b'{"on": HERE, "accel": 7}',
+    ],
+)
+def test_what_was_found_out_and_is_damaged_is_found_out_again(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path, kept: bytes
+) -> None:
+    here = {"boot": accel._BOOT_ID.read_text().strip(), "qemu": "qemu", "uid": os.getuid()}
+    cache.mkdir()
+    (cache / "accel.json").write_bytes(kept.replace(b"HERE", json.dumps(here).encode()))
+    monkeypatch.setattr(accel, "try_kvm", lambda *_: "it hung")
+    monkeypatch.setattr(accel.os, "access", lambda *_: True)
+    assert accel.choose("qemu", tmp_path) == "tcg"
+    assert json.loads((cache / "accel.json").read_text())["accel"] == "tcg"
 
 
 @pytest.mark.usefixtures("cache")
@@ -139,7 +195,7 @@ def test_no_busybox_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_qemu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.shutil, "which", lambda _: None)
+    monkeypatch.setattr(machine.tools, "which", lambda _: None)
     with pytest.raises(MissingError, match="no qemu-system-x86_64 here: apt-get install"):
         machine.find_qemu()
 
@@ -158,11 +214,27 @@ def test_arguments_for_qemu() -> None:
     assert "serial=s1" in machine.disk_options(0, "s1", Path("/x"))[3]
 
 
-def test_a_path_in_the_guests_settings_is_one_word() -> None:
-    escaped = qemu._escaped(Path("/a b\tc"))
-    assert escaped == "/a\\0040b\\0011c"
+@pytest.mark.parametrize("path", [b"/a b\tc", "/d\xe4ten/\u65e5".encode(), b"/\xff\\0101%s"])
+def test_a_path_in_the_guests_settings_is_one_word(path: bytes) -> None:
+    escaped = qemu._escaped(Path(os.fsdecode(path)))
+    assert escaped.isascii()
+    assert not set(escaped) & set(" \t\n")
     said = subprocess.run(["sh", "-c", 'printf "%b" "$1"', "sh", escaped], capture_output=True)
-    assert said.stdout == b"/a b\tc"
+    assert said.stdout == path
+
+
+def test_no_program_comes_from_the_working_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    planted = tmp_path / "qemu-system-x86_64"
+    planted.write_text("#!/bin/sh\n")
+    planted.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    for path in ("", ":", ".", "./", f"{tmp_path.name}/.."):
+        monkeypatch.setenv("PATH", path)
+        assert tools.which("qemu-system-x86_64") != str(planted)
+        assert all(word.startswith("/") for word in tools.search_path().split(":"))
+        assert tools.which("depmod"), "it is in sbin, which a short PATH leaves out"
 
 
 @pytest.mark.parametrize("path", ["/dev/shm/x", "/run/x", "/proc", "/sys/block"])
@@ -184,6 +256,43 @@ def test_the_leash_ends_its_program_and_removes_the_folder(tmp_path: Path) -> No
     program.close()
     assert gone(pid)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_leashed_program_makes_no_file_that_gives_rights_away(tmp_path: Path) -> None:
+    """What QEMU does for a guest in a shared folder, it does with the rights of the host's user."""
+    folder, share = tmp_path / "run", tmp_path / "share"
+    folder.mkdir()
+    share.mkdir()
+    script = """
+        cd "$1"
+        echo '#!/bin/sh' >program
+        ln -s program link
+        chmod 755 program && echo plain
+        chmod 4755 program || chmod 2755 program || echo no setid
+        mknod node c 1 3 || mknod node b 7 0 || echo no node
+        mkfifo fifo && echo fifo
+        mkdir -m 2755 folder || echo no setgid folder
+    """
+    calls = (
+        "import os\n"
+        "for make in (lambda: os.setxattr('program', 'user.x', b'1'),\n"
+        "             lambda: os.open('new', os.O_CREAT | os.O_WRONLY, 0o4755)):\n"
+        "    try: make()\n"
+        "    except PermissionError: print('refused')\n"
+        "os.close(os.open('new', os.O_CREAT | os.O_WRONLY, 0o755))\n"
+    )
+    words = ["sh", "-c", f'{script}exec "$2" -c "$3"', "sh", str(share), sys.executable, calls]
+    program = Leashed(folder, words)
+    assert program.wait(30) == 0
+    said = [line for line in (folder / "output").read_text().splitlines() if ":" not in line]
+    program.close()
+    assert said == ["plain", "no setid", "no node", "fifo", "no setgid folder", *["refused"] * 2]
+    assert {path.name: path.lstat().st_mode & 0o6111 for path in share.iterdir()} == {
+        "program": 0o111,
+        "link": 0o111,
+        "fifo": 0,
+        "new": 0o111,
+    }
 
 
 def test_a_program_that_ends_by_itself(tmp_path: Path) -> None:

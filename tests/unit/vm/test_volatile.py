@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.errors import BusyError
 from dmcopy.vm.volatile import DiskServer, VolatileFile
 
 SIZE = 1 << 20
@@ -45,6 +46,16 @@ def test_a_chosen_half_is_kept_by_the_sector(path: Path) -> None:
     assert once == cut(1) != cut(2)
     kept = [once[at : at + 512] for at in range(0, 51200, 512)]
     assert set(kept) == {b"x" * 512, bytes(512)}
+
+
+def test_a_file_that_another_guest_writes_to_is_refused(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "also").hardlink_to(path)
+    disk = VolatileFile(path)
+    for name in (path, tmp_path / "also"):
+        with pytest.raises(BusyError, match=f"^{name} is in use by "):
+            VolatileFile(name)
+    disk.close()
+    VolatileFile(path).close()
 
 
 def test_zeroing_is_at_once_and_takes_the_place_of_writes(path: Path) -> None:
