@@ -7,9 +7,11 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dmcopy.block import mounts, processes, sysfs
+from dmcopy.block import backing, mounts, processes, sysfs
+from dmcopy.block.processes import Identity
 from dmcopy.block.sysfs import LIVE, Roots
 from dmcopy.errors import DeviceError, UsageError
+from dmcopy.units import SECTOR_SHIFT
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Holder:
 def who(path: str, *, roots: Roots = LIVE) -> list[Holder]:
     """Return whoever uses the block device or regular file at `path`; nobody gives an empty list.
 
-    For a disk this covers its partitions, and for a partition what holds the whole disk. Processes
+    For a disk this covers its partitions, and for a partition what holds the whole disk, or a part
+    of it that has sectors of the partition. Processes
     of other users are seen by root only. Raises DeviceError when there is nothing at `path`, and
     UsageError when it is neither.
     """
@@ -72,7 +75,7 @@ def device_users(name: str, *, roots: Roots = LIVE) -> list[Holder]:
         return []
     found = [user for member in _family(name, roots) for user in _on_device(member, name, roots)]
     disk = sysfs.parent(name, roots)
-    return found + (list(_stacked(disk, name, roots)) if disk else [])
+    return found + ([*_stacked(disk, name, roots), *_loops_of_disk(name, roots)] if disk else [])
 
 
 def loop_users(name: str, *, roots: Roots = LIVE) -> list[Holder]:
@@ -81,16 +84,18 @@ def loop_users(name: str, *, roots: Roots = LIVE) -> list[Holder]:
     The rest of `device_users` is seen by an exclusive open, and takes longer to find: a mount may
     be in the namespace of any process.
     """
-    return [
+    found = [
         user
         for member in _family(name, roots)
-        for user in _loops(sysfs.node(member, roots), member, _note(member, name, roots), roots)
+        for user in _loops(_identity(member, roots), member, _note(member, name, roots), roots)
     ]
+    return found + _loops_of_disk(name, roots)
 
 
 def file_users(path: str, *, roots: Roots = LIVE) -> list[Holder]:
     """Return what the kernel does with a regular file: loop devices, swap, locks."""
-    return [*_loops(path, "", "", roots), *_swaps(path, "", "", roots), *_locks(path, roots)]
+    identity = processes.identity_at(path)
+    return [*_loops(identity, "", "", roots), *_swaps(path, "", "", roots), *_locks(path, roots)]
 
 
 def _family(name: str, roots: Roots) -> list[str]:
@@ -102,7 +107,7 @@ def _on_device(name: str, asked: str, roots: Roots) -> Iterator[Holder]:
     yield from _mounts(name, note, roots)
     yield from _swaps(node, name, note, roots)
     yield from _stacked(name, asked, roots)
-    yield from _loops(node, name, note, roots)
+    yield from _loops(_identity(name, roots), name, note, roots)
 
 
 def _note(name: str, asked: str, roots: Roots) -> str:
@@ -175,12 +180,25 @@ def _stacked(name: str, asked: str, roots: Roots) -> Iterator[Holder]:
         yield Holder(kind, dm_name or top, name, None, together)
 
 
-def _loops(path: str, name: str, note: str, roots: Roots) -> list[Holder]:
-    found = sysfs.loops(roots).items()
+def _identity(name: str, roots: Roots) -> Identity | None:
+    number = sysfs.devno(name, roots)
+    return ("block", os.makedev(*number)) if number else None
+
+
+def _loops(identity: Identity | None, name: str, note: str, roots: Roots) -> list[Holder]:
+    found = backing.loops_over(identity, roots)
+    return [Holder("loop", sysfs.node(one.loop, roots), name, None, note) for one in found]
+
+
+def _loops_of_disk(name: str, roots: Roots) -> list[Holder]:
+    """Return the loop devices that are made of a partition's disk and have sectors of it."""
+    disk = sysfs.parent(name, roots)
+    folder = sysfs.directory(name, roots)
+    start, length = (sysfs.read_int(folder / word) << SECTOR_SHIFT for word in ("start", "size"))
     return [
-        Holder("loop", sysfs.node(loop, roots), name, None, note)
-        for loop, backing in found
-        if _same(backing, path)
+        Holder("loop", sysfs.node(one.loop, roots), disk, None, _note(disk, name, roots))
+        for one in backing.loops_over(_identity(disk, roots), roots)
+        if one.overlaps(start, length)
     ]
 
 

@@ -179,8 +179,7 @@ def _detach_failed(device: LoopDevice, said: str) -> Exception:
 
 
 def _is_attached(device: LoopDevice) -> bool:
-    # The kernel appends " (deleted)" when the file has been unlinked since.
-    return sysfs.backing_file(device.name).removesuffix(" (deleted)") == device.backing
+    return sysfs.is_made_of(device.name, device.backing)
 
 
 def _wait_for_node(device: LoopDevice) -> None:

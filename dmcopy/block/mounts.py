@@ -50,7 +50,8 @@ def parse_devno(text: str, base: int = 10) -> DevNo:
 
 def parse_mountinfo(text: str) -> list[Mount]:
     """Parse /proc/PID/mountinfo."""
-    return [_parse_mount(line) for line in text.splitlines() if " - " in line]
+    # Not splitlines: the kernel escapes newlines in names, but no other of Unicode's ends of lines.
+    return [_parse_mount(line) for line in text.split("\n") if " - " in line]
 
 
 def _parse_mount(line: str) -> Mount:
@@ -63,7 +64,7 @@ def _parse_mount(line: str) -> Mount:
 
 def parse_swaps(text: str) -> list[str]:
     """Return the paths of the swap areas in the text of /proc/swaps."""
-    return [unescape(line.split()[0]) for line in text.splitlines()[1:] if line.strip()]
+    return [unescape(re.split("[ \t]", line)[0]) for line in text.split("\n")[1:] if line]
 
 
 def parse_locks(text: str) -> list[FileLock]:

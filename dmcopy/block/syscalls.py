@@ -1,8 +1,8 @@
 """The system calls on block devices and files that Python's `os` and `fcntl` do not have.
 
 Each one releases the GIL, is repeated after EINTR, and raises the kernel's OSError. The ioctl
-numbers are those of include/uapi/linux/fs.h on the architectures with the generic encoding
-(x86-64, arm64, riscv, s390x).
+numbers are those of include/uapi/linux/fs.h and loop.h on the architectures with the generic
+encoding (x86-64, arm64, riscv, s390x).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ _BLKSSZGET: Final = 0x1268
 _BLKDISCARD: Final = 0x1277
 _BLKPBSZGET: Final = 0x127B
 _BLKZEROOUT: Final = 0x127F
+_LOOP_GET_STATUS64: Final = 0x4C05
+_LOOP_INFO64: Final = "=5Q212x"  # struct loop_info64 in include/uapi/linux/loop.h
 
 FALLOC_FL_KEEP_SIZE: Final = 0x01
 FALLOC_FL_PUNCH_HOLE: Final = 0x02
@@ -50,6 +52,16 @@ class DirectAlignment(NamedTuple):
 
     memory: int
     offset: int
+
+
+class LoopStatus(NamedTuple):
+    """What a loop device is made of: numbers as stat(2) has them, offset and limit in bytes."""
+
+    device: int
+    inode: int
+    rdevice: int
+    offset: int
+    size_limit: int
 
 
 def _checked(result: int) -> bool:
@@ -122,6 +134,12 @@ def block_discard(fd: int, start: int, length: int) -> None:
 def block_zero_out(fd: int, start: int, length: int) -> None:
     """BLKZEROOUT: make these bytes zero, by the device's own command or by writing zeroes."""
     _ioctl(fd, _BLKZEROOUT, struct.pack("=QQ", start, length))
+
+
+def loop_status(fd: int) -> LoopStatus:
+    """LOOP_GET_STATUS64; ENXIO for a loop device that is free."""
+    size = struct.calcsize(_LOOP_INFO64)
+    return LoopStatus(*struct.unpack(_LOOP_INFO64, _ioctl(fd, _LOOP_GET_STATUS64, bytes(size))))
 
 
 def byte_size(fd: int) -> int:

@@ -25,8 +25,12 @@ LIVE: Final = Roots()
 
 def read(path: Path) -> str:
     """Return a small attribute without its newline; "" where it is not there or not readable."""
+    return _exactly(path).strip()
+
+
+def _exactly(path: Path) -> str:
     try:
-        return path.read_text(errors="surrogateescape").strip()
+        return os.fsdecode(path.read_bytes())
     except OSError:  # a device that goes away takes its attributes with it, at any moment
         return ""
 
@@ -100,14 +104,19 @@ def slaves(name: str, roots: Roots = LIVE) -> list[str]:
 
 
 def backing_file(name: str, roots: Roots = LIVE) -> str:
-    """Return the file or device behind a loop device, "" for a free one and for what is none."""
-    return read(directory(name, roots) / "loop/backing_file")
+    """Return the path behind a loop device, "" for a free one and for what is none.
+
+    For showing: it is what the maker of the device saw; see `block.backing`.
+    """
+    return _exactly(directory(name, roots) / "loop/backing_file").removesuffix("\n")
 
 
-def loops(roots: Roots = LIVE) -> dict[str, str]:
-    """Return the backing file of each loop device that has one, by kernel name."""
-    found = {name: backing_file(name, roots) for name in names(roots) if name.startswith("loop")}
-    return {name: path for name, path in found.items() if path}
+def is_made_of(name: str, file: str, roots: Roots = LIVE) -> bool:
+    """Return whether a loop device was made of the file with this real path, by its maker's word.
+
+    The kernel appends " (deleted)" when the file has been unlinked since (d_path in fs/d_path.c).
+    """
+    return backing_file(name, roots) in (file, f"{file} (deleted)")
 
 
 def btrfs_siblings(name: str, roots: Roots = LIVE) -> set[str]:

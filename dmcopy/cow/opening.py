@@ -78,7 +78,7 @@ def _check_paths(cow: str, *others: str) -> None:
 
 def _check_apart(cow: BlockDevice, other: IoRegion) -> None:
     try:
-        check_apart(IoRegion(cow, 0, cow.sectors), other)
+        check_apart(IoRegion(cow, 0, cow.sectors), [other])
     except UsageError:
         raise UsageError(
             f"{other.device.path} and the COW, {cow.path}, are the same storage"

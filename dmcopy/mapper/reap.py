@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from dmcopy.block import mounts, sysfs
+from dmcopy.block import backing, mounts, sysfs
 from dmcopy.block.loop import LoopDevice, detach
 from dmcopy.errors import DmcopyError
 from dmcopy.ledger import Entry, Ledger, alive
@@ -135,7 +135,7 @@ class Reaper:
         if not entry.name:
             return self._unnamed_loop(entry)
         name = os.path.basename(entry.name)
-        if sysfs.backing_file(name).removesuffix(" (deleted)") != entry.uuid:
+        if not sysfs.is_made_of(name, entry.uuid):
             return False
         detach(LoopDevice(entry.name, entry.uuid))
         return True
@@ -143,7 +143,7 @@ class Reaper:
     def _unnamed_loop(self, entry: Entry) -> bool:
         # The crash came before the kernel's answer was noted: a loop device over this file may be
         # that one or anybody's.
-        nodes = [sysfs.node(name) for name, file in sysfs.loops().items() if file == entry.uuid]
+        nodes = [sysfs.node(one.loop) for one in backing.of_all() if one.path == entry.uuid]
         if nodes:
             raise DmcopyError(
                 f"{entry.uuid} is attached to {', '.join(nodes)}, perhaps by a process that was "

@@ -1,58 +1,53 @@
-"""Where a device's sectors really are: a partition's on its disk, a loop device's in its file.
+"""Whether what is copied and what is written over are apart, whatever paths lead there.
 
-Two paths can lead to the same sectors without being the same device. Copying /dev/sda to /dev/sda1,
-or a file to the loop device that is made of it, would write over what is still to be read.
+Copying /dev/sda to /dev/sda1, or a file to the loop device that is made of it, would write over
+what is still to be read; of two destinations over each other, the one would not have what was
+copied to it.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Hashable
-from typing import Final
+from collections.abc import Sequence
+from itertools import combinations
 
-from dmcopy.block import sysfs
-from dmcopy.block.processes import identity_at
+from dmcopy.block import BlockDevice
+from dmcopy.block.storage import Extent, extents
 from dmcopy.errors import UsageError
-from dmcopy.io.region import IoRegion
+from dmcopy.io.region import Device, IoRegion
 from dmcopy.units import SECTOR_SHIFT
 
-_DEEPEST: Final = 16  # a loop of loop devices cannot be made, but a wrong reading must end
 
-
-def check_apart(source: IoRegion, dest: IoRegion) -> None:
-    """Raise UsageError when the two share sectors, whatever paths lead there."""
-    from_id, from_start = _bottom(source)
-    to_id, to_start = _bottom(dest)
-    if from_id != to_id:
+def check_apart(source: IoRegion | None, dests: Sequence[IoRegion]) -> None:
+    """Raise UsageError when two of them share sectors, or may for all that can be told."""
+    regions = [*dests] if source is None else [source, *dests]
+    if len(regions) < 2:
         return
-    if from_start < to_start + dest.count and to_start < from_start + source.count:
-        raise UsageError(f"{dest} overlaps the source, {source}: it is the same storage")
+    found = [(region, _extents(region)) for region in regions]
+    for (one, places), (other, there) in combinations(found, 2):
+        what = "the source" if one is source else "another destination"
+        if why := _shared(places, there):
+            raise UsageError(f"{other} overlaps {what}, {one}: {why}")
 
 
-def _bottom(region: IoRegion) -> tuple[Hashable, int]:
-    """Follow a region down to the disk or file that holds it; return that, and the first sector."""
-    identity, start = region.device.identity, region.sector
-    for _ in range(_DEEPEST):
-        below = _below(identity)
-        if below is None:
-            break
-        identity, start = below[0], start + below[1]
-    return identity, start
+def check_over(path: str, dests: Sequence[Device]) -> None:
+    """Raise UsageError when one of the devices lies over what is at `path`, or under it.
+
+    That is why it is busy: the claim of the one keeps the other from being claimed.
+    """
+    with BlockDevice.open(path) as device:
+        place = extents(device.identity, 0, device.size_bytes)
+    for dest in dests:
+        if _shared(place, extents(dest.identity, 0, dest.sectors << SECTOR_SHIFT)):
+            raise UsageError(f"{path} and {dest.path} are the same storage: give one of them")
 
 
-def _below(identity: Hashable) -> tuple[Hashable, int] | None:
-    if not (isinstance(identity, tuple) and len(identity) == 2 and identity[0] == "block"):
-        return None
-    name = sysfs.name_of((os.major(identity[1]), os.minor(identity[1])))
-    folder = sysfs.directory(name)
-    disk = sysfs.parent(name)
-    if disk:
-        number = sysfs.devno(disk)
-        return (
-            (("block", os.makedev(*number)), sysfs.read_int(folder / "start")) if number else None
-        )
-    backing = sysfs.backing_file(name)
-    below = identity_at(backing) if backing else None
-    if below is None:
-        return None
-    return below, sysfs.read_int(folder / "loop/offset") >> SECTOR_SHIFT
+def _extents(region: IoRegion) -> tuple[Extent, ...]:
+    start, length = region.sector << SECTOR_SHIFT, region.count << SECTOR_SHIFT
+    return extents(region.device.identity, start, length)
+
+
+def _shared(some: Sequence[Extent], others: Sequence[Extent]) -> str:
+    touching = [(one, other) for one in some for other in others if one.touches(other)]
+    if any(one.identity == other.identity for one, other in touching):
+        return "it is the same storage"
+    return "both are on the same storage, and where cannot be told" if touching else ""

@@ -14,9 +14,9 @@ from typing import Self
 
 from dmcopy.block import BlockDevice
 from dmcopy.block.processes import identity_at
-from dmcopy.errors import DeviceError, UsageError
+from dmcopy.errors import BusyError, DeviceError, UsageError
 from dmcopy.io.region import IoRegion
-from dmcopy.transfer.layout import check_apart
+from dmcopy.transfer.layout import check_apart, check_over
 from dmcopy.transfer.plan import check_number, check_regions
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE, format_sectors
 
@@ -129,7 +129,11 @@ def _open_dest(opened: Opened, request: Request, path: str, create: bool) -> Non
             opened.missing.append((path, start + count))
             return
         _create(opened, path, start + count)
-    device = opened.device(path, write=True)
+    try:
+        device = opened.device(path, write=True)
+    except BusyError:
+        check_over(path, [region.device for region in opened.dests])
+        raise
     if count is None:
         count = device.sectors - start
     if count <= 0 or start + count > device.sectors:
@@ -221,9 +225,7 @@ def _sync_folder(folder: str) -> None:
 def _check(opened: Opened) -> None:
     if opened.dests:
         check_regions(opened.source, opened.dests)
-    for dest in opened.dests:
-        if opened.source is not None:
-            check_apart(opened.source, dest)
+    check_apart(opened.source, opened.dests)
 
 
 def is_same(path: str, others: Sequence[str]) -> str:

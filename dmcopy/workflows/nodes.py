@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 from typing import Final, TextIO
 
-from dmcopy.block import content, holders, loop, sysfs, tools
+from dmcopy.block import backing, content, holders, loop, sysfs, tools
 from dmcopy.block.device import BlockDevice
+from dmcopy.block.processes import Identity, identity_at, identity_of
 from dmcopy.errors import DeviceError, DmcopyError
 from dmcopy.mapper.ledger import Ledger
 from dmcopy.mapper.names import mangle, unmangle
@@ -101,8 +102,8 @@ class Nodes:
                 continue
             keys.add(key)
             todo += [*sysfs.slaves(name), sysfs.parent(name)]
-            backing = sysfs.backing_file(name).removesuffix(" (deleted)")
-            todo += [self._kernel_name(backing)] if backing else []
+            made_of = backing.of(name)
+            todo += [_holding(made_of.identity)] if made_of and made_of.identity else []
         return keys
 
     def content(self, device: str) -> str:
@@ -201,11 +202,10 @@ class Nodes:
             found = os.stat(self._path(device))
         except OSError:
             return ""
-        number = found.st_rdev if stat.S_ISBLK(found.st_mode) else found.st_dev
-        return sysfs.name_of((os.major(number), os.minor(number)))
+        return _holding(identity_of(found))
 
     def _loops(self, file: str) -> list[str]:
-        return [sysfs.node(name) for name, backing in sysfs.loops().items() if backing == file]
+        return [sysfs.node(found.loop) for found in backing.loops_over(identity_at(file))]
 
 
 class FileNodes(Nodes):
@@ -256,3 +256,8 @@ class ScriptNodes(Nodes):
 
     def _print(self, words: list[str]) -> None:
         print(shlex.join(words), file=self._stream)
+
+
+def _holding(identity: Identity) -> str:
+    """Return the kernel's name of a device, or of the one that a file is on."""
+    return sysfs.name_of((os.major(identity[1]), os.minor(identity[1])))

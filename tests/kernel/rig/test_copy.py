@@ -56,10 +56,16 @@ def failing(lower: Path, target: str) -> Iterator[Path]:
         f"{start} {end - start} {target}\n"
         f"{end} {SECTORS - end} linear {lower} {end}\n"
     )
-    name = "dmcopy-rig-failing"
+    with mapped("failing", table) as path:
+        yield Path(path)
+
+
+@contextlib.contextmanager
+def mapped(name: str, table: str) -> Iterator[str]:
+    name = f"dmcopy-rig-{name}"
     subprocess.run(["dmsetup", "create", name], input=table, text=True, check=True, timeout=60)
     try:
-        yield Path("/dev/mapper") / name
+        yield f"/dev/mapper/{name}"
     finally:
         run("dmsetup", "remove", "--retry", name)
 
@@ -84,6 +90,43 @@ def test_one_disk_to_two_others(source: Path, scratch_disks: list[Path]) -> None
     done = dmcopy("--count", f"{COPIED}B", "--verify", str(source), str(one), str(two))
     assert done.returncode == ExitCode.OK, done.stderr
     assert content(source) == content(one) == content(two) != bytes(COPIED)
+
+
+def test_a_disk_and_what_is_mapped_to_it(source: Path, scratch_disks: list[Path]) -> None:
+    before = content(source)
+    over = f"0 8192 linear {source} 2048\n8192 1024 linear {scratch_disks[1]} 0"
+    with mapped("over", over) as one, mapped("delayed", f"0 8192 delay {one} 0 0") as two:
+        done = dmcopy("--count", "8192", str(source), two)
+        assert done.returncode == ExitCode.USAGE
+        assert "overlaps the source" in done.stderr
+        assert "it is the same storage" in done.stderr
+        assert content(source) == before
+        apart = dmcopy("--count", "1024", str(source), one)  # sectors 0 to 1024 to 2048 to 3072
+        assert apart.returncode == ExitCode.OK, apart.stderr
+    wanted = before[: 2048 * 512] + before[: 1024 * 512] + before[3072 * 512 :]
+    assert content(source) == wanted
+
+
+def test_destinations_that_are_mapped_to_the_same_disk(
+    source: Path, scratch_disks: list[Path]
+) -> None:
+    one, two = scratch_disks[1:3]
+    before = content(one)
+    stripes = f"0 8192 striped 2 64 {one} 0 {two} 0"
+    with (
+        mapped("linear", f"0 8192 linear {one} 4000") as linear,
+        mapped("striped", stripes) as dest,
+    ):
+        for pair in ((linear, dest), (dest, linear)):
+            done = dmcopy("--count", "1024", str(source), *pair)
+            assert done.returncode == ExitCode.USAGE
+            assert "overlaps another destination" in done.stderr
+            assert "both are on the same storage, and where cannot be told" in done.stderr
+        assert content(one) == before
+    apart = f"0 8192 linear {one} 4096"
+    with mapped("linear", apart) as linear, mapped("striped", stripes) as dest:
+        done = dmcopy("--count", "1024", "--verify", str(source), linear, dest)
+        assert done.returncode == ExitCode.OK, done.stderr
 
 
 def test_the_failed_range_is_told_to_the_sector(source: Path, scratch_disks: list[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -183,6 +184,46 @@ class TestRefusals:
         assert "it is the same storage" in refused.stderr
         moved = before[10240 * 512 : 11264 * 512]
         assert content(loop) == before[: 2048 * 512] + moved + before[3072 * 512 :]
+
+    def test_destinations_that_lie_over_each_other(self, loops: Any) -> None:
+        (source,), (disk,) = loops(1024), loops(16384)
+        fill(source)
+        parts = [{"offset": 0, "size": 4096}, {"offset": 512, "size": 4096}, {"offset": 8192}]
+        with contextlib.ExitStack() as stack:
+            one, two, apart = (
+                stack.enter_context(loop_device(disk.path, **part)) for part in parts
+            )
+            done = run("copy", source, one, two, "--to", "2048")
+            assert (done.returncode, done.stdout) == (2, "")
+            assert "overlaps another destination" in done.stderr
+            assert content(disk) == bytes(16384 * 512)
+            # These parts of them do not.
+            assert run("copy", source, one, two, "--count", "512").returncode == 0
+            assert run("zero", one, apart).returncode == 0
+        subprocess.run(["addpart", disk.path, "1", "2048", "8192"], check=True)
+        try:
+            for pair in ((disk.path, f"{disk.path}p1"), (f"{disk.path}p1", disk.path)):
+                done = run("copy", source, *pair)
+                assert done.returncode == 2
+                assert "are the same storage: give one of them" in done.stderr
+        finally:
+            subprocess.run(["delpart", disk.path, "1"], check=True)
+
+    def test_a_partition_of_a_disk_that_a_loop_device_is_made_of(self, loops: Any) -> None:
+        (source,), (disk,) = loops(1024), loops(16384)
+        subprocess.run(["addpart", disk.path, "1", "2048", "8192"], check=True)
+        part = f"{disk.path}p1"
+        try:
+            with loop_device(disk.path) as over:
+                done = run("copy", source, part)
+                assert done.returncode == 6
+                phrase = f"loop device {over.path} (whole disk {disk.name})"
+                assert phrase in done.stderr
+                assert phrase in run("devices", "who", part).stdout
+            with loop_device(disk.path, offset=2048 + 8192):  # behind the partition
+                assert run("copy", source, part).returncode == 0
+        finally:
+            subprocess.run(["delpart", disk.path, "1"], check=True)
 
     def test_a_device_by_two_names(self, loops: Any) -> None:
         (loop,) = loops(2048)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.block import sysfs
+from dmcopy.block.processes import Identity, identity_at
 from dmcopy.block.sysfs import Roots
 
 
@@ -46,6 +48,12 @@ class FakeKernel:
         node.parent.mkdir(exist_ok=True)
         node.write_text(name)
 
+    def identity_at(self, path: str) -> Identity | None:
+        """Return what the nodes would be if they were nodes."""
+        name = os.path.relpath(path, self.roots.dev)
+        number = sysfs.devno(name, self.roots)
+        return ("block", os.makedev(*number)) if number else identity_at(path)
+
     def stack(self, top: str, bottom: str) -> None:
         """Let `top` hold `bottom`."""
         block = self.roots.sys / "class/block"
@@ -71,5 +79,7 @@ class FakeKernel:
 
 
 @pytest.fixture
-def kernel(tmp_path: Path) -> FakeKernel:
-    return FakeKernel(tmp_path / "fake")
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
+    kernel = FakeKernel(tmp_path / "fake")
+    monkeypatch.setattr("dmcopy.block.backing.identity_at", kernel.identity_at)
+    return kernel

@@ -106,6 +106,21 @@ def test_of_all_users_only_the_loop_devices(kernel: Any) -> None:
     assert loop_users("", roots=kernel.roots) == []  # a node that no driver is behind
 
 
+def test_loop_devices_of_the_disk_of_a_partition(kernel: Any) -> None:
+    kernel.add("sda", "8:0", sectors=10000)
+    kernel.add("sda1", "8:1", disk="sda", start="2048", sectors=100)
+    places = {"whole": (0, 0), "before": (0, 2048), "in": (2147, 1), "behind": (2148, 0)}
+    for number, (offset, size) in enumerate(places.values()):
+        loop = {"backing_file": f"{kernel.roots.dev}/sda"}
+        loop |= {"offset": str(offset * 512), "sizelimit": str(size * 512)}
+        files = {f"loop__{name}": text for name, text in loop.items()}
+        kernel.add(f"loop{number}", f"7:{number}", **files)
+    loops = [f"loop device {kernel.roots.dev}/loop{number} (whole disk sda)" for number in (0, 2)]
+    assert list(map(str, loop_users("sda1", roots=kernel.roots))) == loops
+    assert _phrases(kernel, "sda1") == loops
+    assert len(loop_users("sda", roots=kernel.roots)) == len(places)
+
+
 def test_a_file_and_those_who_have_it(kernel: Any, tmp_path: Path) -> None:
     file = tmp_path / "disk.img"
     file.write_text("")
