@@ -10,7 +10,7 @@ import ctypes
 import enum
 import mmap
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from dmcopy.errors import MissingError
 from dmcopy.io.region import Device, IoRegion
@@ -31,6 +31,8 @@ class Op(enum.IntEnum):
 # By name, for whoever looks at every request: a member of an enum takes eight times as long to get.
 READ, WRITE, FLUSH, DISCARD, WRITE_ZEROES, COPY = Op
 
+_HUGE_BYTES: Final = 2 << 20
+
 Extent = tuple[int, int]
 """A run of bytes in a `Memory`: (offset, length)."""
 
@@ -45,19 +47,38 @@ class Part(NamedTuple):
 class Memory:
     """Pages for data: allocated once, page-aligned, never moved. `size_bytes` is whole pages.
 
+    Whole huge pages of 2 MiB are asked for where there is room for one: a request of 1 MiB is then
+    one segment for the kernel to look up, and not 256. What is left at the end stays small pages,
+    so that no more than `size_bytes` is ever in use. A child of fork(2) does not get the pages: a
+    private page that both have is copied when one of them writes, while the kernel may still be
+    reading into it.
+
     Raises MissingError where there are not so many.
     """
 
     def __init__(self, pages: int) -> None:
         self.size_bytes = pages * PAGE_SIZE
+        huge = self.size_bytes // _HUGE_BYTES * _HUGE_BYTES
+        # Kernels before 6.7 do not align a map for huge pages by themselves.
+        spare = _HUGE_BYTES - PAGE_SIZE if huge else 0
         try:
-            self._map = mmap.mmap(-1, self.size_bytes)
+            self._map = mmap.mmap(
+                -1, self.size_bytes + spare, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            )
         except OSError as error:
             raise MissingError(
                 f"there is no memory for {format_bytes(self.size_bytes)} of data"
             ) from error
-        self.view = memoryview(self._map)
-        self._anchor = ctypes.c_char.from_buffer(self._map)
+        start = 0
+        self._map.madvise(mmap.MADV_DONTFORK)
+        if huge:
+            start = -ctypes.addressof(ctypes.c_char.from_buffer(self._map)) % _HUGE_BYTES
+            try:
+                self._map.madvise(mmap.MADV_HUGEPAGE, start, huge)
+            except OSError:  # a kernel without them
+                pass
+        self.view = memoryview(self._map)[start : start + self.size_bytes]
+        self._anchor = ctypes.c_char.from_buffer(self._map, start)
         self.address = ctypes.addressof(self._anchor)
 
     def close(self) -> None:
