@@ -5,16 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import re
-import stat
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from dmcopy.block import BlockDevice
+from dmcopy.block.processes import identity_at
 from dmcopy.errors import DeviceError
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
-from dmcopy.mapper.mapped import ActiveTable, MappedDevice
+from dmcopy.mapper.mapped import ActiveTable, MappedDevice, Underlying
 from dmcopy.suggest import did_you_mean
 from dmcopy.table import Table
 from dmcopy.targets import TARGETS, TargetError
@@ -24,18 +25,46 @@ _T = TypeVar("_T")
 OpenDevice = Callable[[str, bool], Device]
 """Opens what a table names: (path, write) → device."""
 
+_NOT_WRITABLE: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 
-@dataclass
+
+@dataclass(eq=False)
 class Slot:
-    """What the engine keeps of a device beside its I/O. `users`: the devices that are above it."""
+    """What the engine keeps of a device beside its I/O.
+
+    `users`: the devices that have it open for a table of theirs, and how many times. They are the
+    devices themselves, whatever they are called by now.
+    """
 
     mapped: MappedDevice
-    uuid: str
-    readonly: bool
+    uuid: str = ""
     events: int = 0
-    users: list[str] = field(default_factory=list)
+    users: Counter[Slot] = field(default_factory=Counter)
     loaded: ActiveTable | None = None
+    retired: list[ActiveTable] = field(default_factory=list)
     deferred_removal: bool = False
+
+    def __post_init__(self) -> None:
+        self.below = Underlying(self.mapped)
+
+    @property
+    def name(self) -> str:
+        """The name that it has now."""
+        return self.mapped.name
+
+    def is_above(self, other: Slot) -> bool:
+        """Return whether this is `other`, or its tables lead to it, loaded ones included."""
+        return self is other or any(self.is_above(user) for user in other.users)
+
+    def retire(self, *tables: ActiveTable | None) -> None:
+        """Destroy tables that are used no more, with those that could not be destroyed before.
+
+        Raises DeadlineError: as long as a table has I/O under way, it has its devices, too.
+        """
+        self.retired += [table for table in tables if table is not None]
+        while self.retired:
+            self.retired[0].destroy()
+            del self.retired[0]
 
 
 class Engine:
@@ -57,46 +86,52 @@ class Engine:
         self.slots: dict[str, Slot] = {}
         self._open_device = open_device or _open_block
         self._removed = removed
-        self._opened: dict[tuple[str, bool], _Opened] = {}
+        self._opened: dict[tuple[Hashable, bool], _Opened] = {}
         self._modules: dict[Any, Any] = {}
 
     def construct(self, slot: Slot, table: Table, *, readonly: bool) -> ActiveTable:
         """Make the targets of a table; all or nothing. Raises what opening raises, DeviceError."""
-        name = slot.mapped.name
-        active = ActiveTable()
-        active.readonly = readonly
-        active.sectors = table.length
+        active = ActiveTable(table.length, readonly=readonly)
         host = TableHost(self, slot, active)
         try:
             for line in table:
                 if line.target_name not in TARGETS:
                     near = did_you_mean(line.target_name, TARGETS)
                     hint = f"the userspace engine has no target '{line.target_name}'{near}"
-                    raise DeviceError(name, "load a table", errno.EINVAL, hint)
+                    raise DeviceError(slot.name, "load a table", errno.EINVAL, hint)
                 active.targets.append(TARGETS[line.target_name](line, host))
             host.check_areas()
         except TargetError as error:
             active.destroy()
-            raise DeviceError(name, "load a table", error.errno, error.reason) from error
+            raise DeviceError(slot.name, "load a table", error.errno, error.reason) from error
         except BaseException:
             active.destroy()
             raise
         return active
 
-    def open(self, slot: Slot, path: str, *, write: bool) -> tuple[Device, Callable[[], Any]]:
-        """Open a device for a table of `slot`; also return how to give it back."""
+    def open(
+        self, slot: Slot, path: str, *, write: bool, readonly: bool
+    ) -> tuple[Device, Callable[[], object]]:
+        """Open a device for a table of `slot`; also return how to give it back.
+
+        That the table is `readonly` says nothing of what its targets write themselves: they can,
+        unless the device itself cannot be written.
+        """
         below = self.find(path)
         if below is not None:
-            if below is slot:
-                raise DeviceError(path, "use it in its own table", errno.EINVAL)
-            below.users.append(slot.mapped.name)
-            return below.mapped, lambda: self._put(below, slot.mapped.name)
-        key = _node(path), write
-        if key not in self._opened:
-            self._opened[key] = _Opened(self._open_device(path, write))
-        opened = self._opened[key]
-        opened.users += 1
-        return opened.device, lambda: self._put_opened(key)
+            if below.is_above(slot):
+                # The kernel sees only a device in its own table (dm_get_device in dm-table.c), and
+                # takes a longer ring, whose devices nobody can then remove (measured on 6.1, 6.12).
+                hint = f"it is {slot.name} itself" if below is slot else f"it is above {slot.name}"
+                raise DeviceError(path, "use it in a table", errno.EINVAL, hint)
+            below.users[slot] += 1
+            return below.below, lambda: self._put(below, slot)
+        try:
+            return self._open_lower(path, write=write)
+        except DeviceError as error:
+            if not (write and readonly and error.errno in _NOT_WRITABLE):
+                raise
+            return self._open_lower(path, write=False)
 
     def find(self, path: str) -> Slot | None:
         """Return the device of this engine that tables call `path`."""
@@ -112,22 +147,28 @@ class Engine:
         found: _T = self._modules[cls]
         return found
 
-    def label(self, path: str) -> str:
-        """Return a device's name in tables and status lines; see `Host.label`."""
-        return path if self.find(path) else _number(path) or path
-
     def wait_idle(self, mapped: MappedDevice) -> None:
         """Wait until nothing is in flight on a device that is held."""
         self.reactor.run_until(
             lambda: not mapped.in_flight, self.timeout, f"the I/O in flight on {mapped.name}"
         )
 
-    def _put(self, slot: Slot, user: str) -> None:
-        slot.users.remove(user)
-        if slot.deferred_removal and not slot.users:
-            self._removed(slot.mapped.name)
+    def _open_lower(self, path: str, *, write: bool) -> tuple[Device, Callable[[], object]]:
+        """Open what is not a device of this engine: once, by whatever names tables have for it."""
+        key = identity_at(_node(path)) or path, write
+        if key not in self._opened:
+            self._opened[key] = _Opened(self._open_device(path, write))
+        opened = self._opened[key]
+        opened.users += 1
+        return opened.device, lambda: self._put_lower(key)
 
-    def _put_opened(self, key: tuple[str, bool]) -> None:
+    def _put(self, slot: Slot, user: Slot) -> None:
+        slot.users[user] -= 1
+        slot.users += Counter()  # without those that have it open no more
+        if slot.deferred_removal and not slot.users:
+            self._removed(slot.name)
+
+    def _put_lower(self, key: tuple[Hashable, bool]) -> None:
         opened = self._opened[key]
         opened.users -= 1
         if not opened.users:
@@ -157,7 +198,7 @@ class TableHost:
 
     @property
     def name(self) -> str:
-        return self._slot.mapped.name
+        return self._slot.name
 
     @property
     def sectors(self) -> int:
@@ -172,13 +213,14 @@ class TableHost:
         return self._slot.mapped.noflush
 
     def open(self, path: str, *, write: bool = True) -> Device:
-        write = write and not self._table.readonly
-        device, close = self._engine.open(self._slot, path, write=write)
-        self._table.closers.append(close)
+        readonly = self._table.readonly
+        device, close = self._engine.open(self._slot, path, write=write, readonly=readonly)
+        self._table.closers.callback(close)
+        self._table.opened[path] = device
         return device
 
     def label(self, device: Device) -> str:
-        return self._engine.label(device.path)
+        return label(device, device.path)
 
     def use(self, device: Device, start: int, count: int) -> None:
         self._areas.append((device, start, count))
@@ -213,6 +255,20 @@ class TableHost:
                 )
 
 
+def label(device: Device, word: str) -> str:
+    """Return how a table or status line names a device that is open: see `Host.label`.
+
+    A mapped device by the name that it has now, a block device by its number. `word` is for what
+    has neither.
+    """
+    if isinstance(device, Underlying):
+        return device.path
+    match device.identity:
+        case ("block", int(number)):
+            return f"{os.major(number)}:{os.minor(number)}"
+    return word
+
+
 def _open_block(path: str, write: bool) -> Device:
     return BlockDevice.open(_node(path), write=write)
 
@@ -222,14 +278,3 @@ def _node(path: str) -> str:
     if re.fullmatch(r"\d+:\d+", path):
         path = f"/dev/block/{path}"
     return os.path.realpath(path)
-
-
-def _number(path: str) -> str:
-    """Return major:minor of a block device's node; empty for what is none."""
-    try:
-        status = os.stat(_node(path))
-    except OSError:
-        return ""
-    if not stat.S_ISBLK(status.st_mode):
-        return ""
-    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"

@@ -8,13 +8,14 @@ swapped only in between.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 from dmcopy.io import whole
 from dmcopy.io.reactor import Reactor
-from dmcopy.io.region import IoRegion
+from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import DISCARD, FLUSH, WRITE, Io, Memory
 from dmcopy.io.stacked import StackedDevice
 from dmcopy.kcopyd.subjob import cut
@@ -26,14 +27,19 @@ _ZERO_SECTORS = 1 << 15
 
 
 class ActiveTable:
-    """The targets of a table, what they opened, and the block size that comes from it."""
+    """The targets of a table, what they opened, and the block size that comes from it.
 
-    def __init__(self) -> None:
+    `opened`: the devices by the words that the table's lines have for them. A word may come to mean
+    another device, after a rename for one; the table keeps the one that it opened.
+    """
+
+    def __init__(self, sectors: int, *, readonly: bool) -> None:
         self.targets: list[Target] = []
-        self.sectors = 0
+        self.sectors = sectors
         self.logical_block_size = SECTOR_SIZE
-        self.readonly = False
-        self.closers: list[Callable[[], object]] = []
+        self.readonly = readonly
+        self.opened: dict[str, Device] = {}
+        self.closers = contextlib.ExitStack()
 
     def find(self, sector: int) -> Target:
         """Return the target that maps `sector`, which must be on the device."""
@@ -43,11 +49,14 @@ class ActiveTable:
         raise IndexError(sector)
 
     def destroy(self) -> None:
-        """Destroy the targets, then close what they opened."""
-        for target in self.targets:
-            target.destroy()
-        for close in self.closers:
-            close()
+        """Destroy the targets, then close what they opened: but not below I/O that does not end.
+
+        Raises DeadlineError; then it can be called again.
+        """
+        while self.targets:
+            self.targets[0].destroy()
+            del self.targets[0]
+        self.closers.close()
 
 
 class MappedDevice(StackedDevice):
@@ -100,7 +109,7 @@ class MappedDevice(StackedDevice):
     @property
     def identity(self) -> Hashable:
         """The object is the device."""
-        return id(self)
+        return self
 
     def fileno(self) -> int:
         """There is none."""
@@ -309,6 +318,48 @@ class MappedDevice(StackedDevice):
             request.notify(request)  # type: ignore[misc]
 
         self._in_parts(request, parts, ended)
+
+
+class Underlying(StackedDevice):
+    """A mapped device as the tables above it have it: never read-only.
+
+    A read-only table refuses those who open the device. What targets send down is not asked: not
+    their own copies and metadata, nor the bios of a device above (bio_check_ro in
+    block/blk-core.c only warns; measured on 6.1 and 6.12).
+    """
+
+    read_only = False
+
+    def __init__(self, mapped: MappedDevice) -> None:
+        self._mapped = mapped
+        self.submit = mapped.submit  # type: ignore[method-assign]  # no step more for each bio
+        self.fileno = mapped.fileno
+        self.flush = mapped.flush
+        self.discard = mapped.discard
+        self.zero_out = mapped.zero_out
+
+    def __repr__(self) -> str:
+        return f"<Underlying {self._mapped!r}>"
+
+    @property
+    def path(self) -> str:
+        """The name that it has now."""
+        return self._mapped.path
+
+    @property
+    def sectors(self) -> int:
+        """The size of the active table."""
+        return self._mapped.sectors
+
+    @property
+    def logical_block_size(self) -> int:
+        """The largest of the devices below, in bytes."""
+        return self._mapped.logical_block_size
+
+    @property
+    def identity(self) -> Hashable:
+        """That of the mapped device."""
+        return self._mapped.identity
 
 
 class _Group:

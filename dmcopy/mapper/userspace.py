@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from typing import Self, TypeVar
 
-from dmcopy.errors import BusyError, DeadlineError, DeviceError, UsageError
+from dmcopy.errors import BusyError, DeadlineError, DeviceError, DmcopyError, UsageError
 from dmcopy.io.reactor import Reactor
 from dmcopy.mapper import names
 from dmcopy.mapper.base import DeviceInfo, Mapper, Version, check_name
 from dmcopy.mapper.device import Device
-from dmcopy.mapper.host import Engine, OpenDevice, Slot
-from dmcopy.mapper.mapped import MappedDevice
+from dmcopy.mapper.host import Engine, OpenDevice, Slot, label
+from dmcopy.mapper.mapped import ActiveTable, MappedDevice
 from dmcopy.status import StatusLine, parse_status
 from dmcopy.table import Table, TableLine
 from dmcopy.targets import TARGETS, TargetError
@@ -60,13 +61,29 @@ class UserMapper(Mapper):
         self.close()
 
     def close(self) -> None:
-        """Remove every device, those above others first, and the reactor if it is our own."""
-        while self._slots:
-            free = [name for name, slot in self._slots.items() if not slot.users]
-            for name in free:
-                self.remove(name)
+        """Remove every device, those above others first, and close the reactor if it is our own.
+
+        What cannot be removed, because its I/O does not end, is left with all that is below it. The
+        error is raised, with others as notes, when everything else is gone.
+        """
+        errors: list[DmcopyError] = []
+        left: set[Slot] = set()
+        while free := [
+            slot for slot in self._slots.values() if not slot.users and slot not in left
+        ]:
+            for slot in free:
+                try:
+                    self.remove(slot.name)
+                except DmcopyError as error:
+                    errors.append(error)
+                    left.add(slot)
         if self._owns_reactor:
             self.reactor.close()
+        if errors:
+            first, *others = errors
+            for other in others:
+                first.add_note(f"and then: {other}")
+            raise first
 
     def open(self, name: str) -> MappedDevice:
         """Return the device itself, for I/O. Raises DeviceError (ENXIO)."""
@@ -86,36 +103,35 @@ class UserMapper(Mapper):
         del minor, keep
         check_name(name)
         names.checked_uuid(uuid)
-        if name in self._slots or (uuid and uuid in {one.uuid for one in self._slots.values()}):
-            hint = "a mapped device has this name or UUID already"
-            raise DeviceError(name, "create it", errno.EEXIST, hint)
+        self._refuse_taken(name, "create it", name, uuid)
         path, timeout = self.path(name), self._engine.timeout
-        mapped = MappedDevice(name, path, self.reactor, timeout=timeout)
-        self._slots[name] = Slot(mapped, uuid, readonly)
+        slot = Slot(MappedDevice(name, path, self.reactor, timeout=timeout), uuid)
+        self._slots[name] = slot
         try:
             if table is not None:
                 self.load(name, table, readonly=readonly)
                 self.resume(name)
         except BaseException:
-            self._drop(name)
+            self._drop(slot)
             raise
         return Device(self, name)
 
     def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
-        """Load a table beside the active one; see `Mapper.load`."""
+        """Load a table beside the active one; see `Mapper.load`.
+
+        Whether the device is read-only is the active table's to say, not the first one's.
+        """
         slot = self._slot(name, "load a table")
         table.check()
-        loaded = self._engine.construct(slot, table, readonly=readonly or slot.readonly)
-        if slot.loaded is not None:
-            slot.loaded.destroy()
-        slot.loaded = loaded
+        loaded = self._engine.construct(slot, table, readonly=readonly)
+        old, slot.loaded = slot.loaded, loaded
+        slot.retire(old)
 
     def clear(self, name: str) -> None:
         """Drop the loaded table; see `Mapper.clear`."""
         slot = self._slot(name, "clear its table")
-        if slot.loaded is not None:
-            slot.loaded.destroy()
-            slot.loaded = None
+        old, slot.loaded = slot.loaded, None
+        slot.retire(old)
 
     def suspend(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
         """Hold new I/O; see `Mapper.suspend`. There is no file system to freeze: no `lockfs`."""
@@ -162,8 +178,7 @@ class UserMapper(Mapper):
             if mapped.suspended:
                 self._run(slot)
         finally:
-            if old is not None:
-                old.destroy()
+            slot.retire(old)
 
     def remove(self, name: str, *, deferred: bool = False, timeout: float | None = None) -> None:
         """Remove a device; see `Mapper.remove`. Who waits for I/O on it gets EIO."""
@@ -173,30 +188,29 @@ class UserMapper(Mapper):
             if deferred:
                 slot.deferred_removal = True
                 return
-            raise BusyError(name, [f"the mapped device {user}" for user in slot.users])
+            raise BusyError(name, [f"the mapped device {user.name}" for user in slot.users])
         if not slot.mapped.suspended:
             self.suspend(name, flush=False)
-        self._drop(name)
+        self._drop(slot)
 
     def rename(self, name: str, new_name: str) -> None:
         """Give a device another name; see `Mapper.rename`."""
         check_name(new_name)
         slot = self._slot(name, "rename it")
-        if new_name in self._slots:
-            raise DeviceError(
-                name, "rename it", errno.EEXIST, "a mapped device has this name or UUID already"
-            )
+        self._refuse_taken(name, "rename it", new_name)
         self._slots[new_name] = self._slots.pop(name)
         slot.mapped.name, slot.mapped.path = new_name, self.path(new_name)
-        slot.events += 1
+        slot.events += slot.mapped.table is not None  # dm_hash_rename in dm-ioctl.c
 
     def set_uuid(self, name: str, uuid: str) -> None:
         """Give a device a UUID; see `Mapper.set_uuid`."""
         names.checked_uuid(uuid)
         slot = self._slot(name, "set its UUID")
+        self._refuse_taken(name, "set its UUID", "", uuid)
         if slot.uuid:
             raise DeviceError(name, "set its UUID", errno.EINVAL, "it has one already")
         slot.uuid = uuid
+        slot.events += slot.mapped.table is not None  # dm_hash_rename in dm-ioctl.c
 
     def ls(self) -> list[DeviceInfo]:
         """Return every device of this engine, by name."""
@@ -213,7 +227,7 @@ class UserMapper(Mapper):
             segments=len(mapped.table.targets) if mapped.table else 0,
             events=slot.events,
             suspended=mapped.suspended,
-            readonly=mapped.read_only if mapped.table else slot.readonly,
+            readonly=mapped.read_only,
             live=mapped.table is not None,
             inactive=slot.loaded is not None,
             deps=self._deps(slot),
@@ -223,9 +237,10 @@ class UserMapper(Mapper):
         """Return a table; see `Mapper.table`."""
         slot = self._slot(name, "read its table")
         table = slot.loaded if inactive else slot.mapped.table
-        targets = table.targets if table else []
-        lines = (TableLine(target.begin, target.length, target.table()) for target in targets)
-        return Table(tuple(lines)).with_devices(self._engine.label)
+        if table is None:
+            return Table(())
+        lines = (TableLine(one.begin, one.length, one.table()) for one in table.targets)
+        return Table(tuple(lines)).with_devices(partial(_label, table))
 
     def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
         """Return the status of each line; see `Mapper.status`."""
@@ -285,7 +300,7 @@ class UserMapper(Mapper):
     def refusal(self, table: Table) -> str:
         """Try a table; see `Mapper.refusal`."""
         name = "dmcopy-try"
-        probe = Slot(MappedDevice(name, self.path(name), self.reactor), "", readonly=False)
+        probe = Slot(MappedDevice(name, self.path(name), self.reactor))
         try:
             table.check()
             self._engine.construct(probe, table, readonly=False).destroy()
@@ -298,6 +313,14 @@ class UserMapper(Mapper):
         if name not in self._slots:
             raise DeviceError(name, action, errno.ENXIO)
         return self._slots[name]
+
+    def _refuse_taken(self, name: str, action: str, new_name: str, uuid: str = "") -> None:
+        """Raise DeviceError (EEXIST) if a device has this name, or this UUID if it is one."""
+        if new_name in self._slots or any(
+            uuid and uuid == one.uuid for one in self._slots.values()
+        ):
+            hint = "a mapped device has this name or UUID already"
+            raise DeviceError(name, action, errno.EEXIST, hint)
 
     def _run(self, slot: Slot) -> None:
         """Resume the targets of the active table, then let the bios go."""
@@ -313,17 +336,23 @@ class UserMapper(Mapper):
         mapped.suspended = False
         mapped.release()
 
-    def _drop(self, name: str) -> None:
-        """Forget a device that is suspended, or was never resumed."""
-        slot = self._slots.pop(name)
-        table, slot.mapped.table = slot.mapped.table, None
+    def _drop(self, slot: Slot) -> None:
+        """Forget a device that is suspended, or was never resumed. Raises DeadlineError."""
+        loaded, slot.loaded = slot.loaded, None
+        table = slot.mapped.table
+        slot.mapped.activate(None)
+        slot.retire(loaded, table)
+        del self._slots[slot.name]
         slot.mapped.release()  # whoever still waits for it gets EIO
-        for old in (slot.loaded, table):
-            if old is not None:
-                old.destroy()
 
     def _deps(self, slot: Slot) -> tuple[str, ...]:
         table = slot.mapped.table
-        targets = table.targets if table else []
-        paths = (path for target in targets for path in target.value.devices)
-        return tuple(dict.fromkeys(map(self._engine.label, paths)))
+        if table is None:
+            return ()
+        words = (word for target in table.targets for word in target.value.devices)
+        return tuple(dict.fromkeys(_label(table, word) for word in words))
+
+
+def _label(table: ActiveTable, word: str) -> str:
+    """Return the name that a device has now which a line of `table` calls `word`."""
+    return label(table.opened[word], word)

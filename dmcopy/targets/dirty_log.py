@@ -92,16 +92,16 @@ class CoreLog:
 class DiskLog(CoreLog):
     """A log on a device: read at each resume, written whole whenever it changed.
 
-    `flush_legs` flushes the legs and returns whether all of them did; `label` names the device in
-    status lines. `failed` and `flush_failed` (of the log's device) and `legs_flush_failed` stay
-    until the table goes. Raises TargetError when the device is too small.
+    `flush_legs` flushes the legs and returns whether all of them did; `label` returns what status
+    lines call a device now. `failed` and `flush_failed` (of the log's device) and
+    `legs_flush_failed` stay until the table goes. Raises TargetError when the device is too small.
     """
 
     def __init__(
         self,
         reactor: Reactor,
         device: Device,
-        label: str,
+        label: Callable[[Device], str],
         regions: int,
         sync: str | None,
         flush_legs: Callable[[], Work[bool]],
@@ -192,7 +192,7 @@ class DiskLog(CoreLog):
     def status(self) -> str:
         """Return the device and its letter: A alive, D failed, F a flush of it failed."""
         letter = "F" if self.flush_failed else "D" if self.failed else "A"
-        return f"3 disk {self._label} {letter}"
+        return f"3 disk {self._label(self._device)} {letter}"
 
     def close(self) -> None:
         """Free the buffer; no I/O may be in flight."""

@@ -106,7 +106,7 @@ class Mirror(Target):
 
     def status(self) -> str:
         """Return the legs, how much is in sync, a letter for each leg, and the log's words."""
-        names = " ".join(leg.label for leg in self.legs)
+        names = " ".join(self.host.label(leg.device) for leg in self.legs)
         sync = f"{self._log.sync_count}/{self._regions}"
         return f"{len(self.legs)} {names} {sync} 1 {self.legs.letters} {self._log.status()}"
 
@@ -144,7 +144,7 @@ class Mirror(Target):
         for words in self.value.legs:
             device = self.host.open(words.device)
             self.host.use(device, words.offset, self.length)
-            legs.append(Leg(device, words.offset, self.host.label(device)))
+            legs.append(Leg(device, words.offset))
         places = [leg.region(0, self.length) for leg in legs]
         for number, place in enumerate(places):
             for other in places[:number]:
@@ -166,7 +166,7 @@ class Mirror(Target):
         return DiskLog(
             self.host.reactor,
             device,
-            self.host.label(device),
+            self.host.label,
             self._regions,
             words.sync,
             self.legs.flush,

@@ -33,16 +33,15 @@ LETTERS: Final = {
 
 
 class Leg:
-    """A device, where on it the mirror begins, its name in status lines, and its errors."""
+    """A device, where on it the mirror begins, and its errors."""
 
-    def __init__(self, device: Device, offset: int, label: str) -> None:
+    def __init__(self, device: Device, offset: int) -> None:
         self.device = device
         self.offset = offset
-        self.label = label
         self.errors: set[LegError] = set()
 
     def __repr__(self) -> str:
-        return f"<Leg {self.label} {self.letter}>"
+        return f"<Leg {self.device.path} {self.letter}>"
 
     @property
     def ok(self) -> bool:

@@ -193,6 +193,16 @@ def test_names_and_uuids_are_unique(engine: Engine) -> None:
     for name, uuid in (("d", ""), ("e", "U")):
         with pytest.raises(DeviceError, match="already"):
             engine.mapper.create(name, uuid=uuid)
+    engine.mapper.create("other")
+    with pytest.raises(DeviceError, match="already"):
+        engine.mapper.set_uuid("other", "U")
     engine.mapper.rename("d", "e")
-    assert [one.name for one in engine.mapper.ls()] == ["e"]
-    assert engine.mapper.info("e").events == 1
+    assert [one.name for one in engine.mapper.ls()] == ["e", "other"]
+    assert engine.mapper.info("e").events == 0  # without a table there are no events
+
+
+def test_a_rename_and_a_uuid_are_events(engine: Engine) -> None:
+    engine.make("d", "0 8 zero")
+    engine.mapper.rename("d", "e")
+    engine.mapper.set_uuid("e", "U")
+    assert engine.mapper.info("e").events == 2

@@ -1,0 +1,398 @@
+"""Devices of the userspace engine that are above each other: by what they are, not by name."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from dmcopy.errors import BusyError, DeadlineError, DeviceError
+from dmcopy.io import IoRegion, Reactor
+from dmcopy.io.request import Io, Memory, Op
+from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.mapper.mapped import MappedDevice
+from dmcopy.mapper.userspace import UserMapper
+from dmcopy.table import Table
+
+DISKS = "12"
+NAMES = "abcd"
+LINE = 8  # sectors
+
+
+class Disk(SimulatedDisk):
+    """A disk that is full of its own letter, and knows whether it is open."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(64, name)
+        self.load(name.encode() * (64 << 9))
+        self.is_open = False
+
+    def close(self) -> None:
+        assert self.is_open
+        self.is_open = False
+
+
+class Disks:
+    """Opens disks for an engine, each only once."""
+
+    def __init__(self) -> None:
+        self.disks = {name: Disk(name) for name in DISKS}
+
+    def open(self, path: str, write: bool) -> Disk:
+        if path not in self.disks:
+            raise DeviceError(path, "open it", errno.ENOENT)
+        disk = self.disks[path]
+        assert write
+        assert not disk.is_open
+        disk.is_open = True
+        return disk
+
+
+@dataclass(eq=False)
+class Model:
+    """A device as it should be. Tables: what is below each line, a disk's name or a device."""
+
+    name: str
+    uuid: str = ""
+    live: list[str | Model] | None = None
+    loaded: list[str | Model] | None = None
+    live_readonly: bool = False
+    loaded_readonly: bool = False
+    suspended: bool = True
+    deferred: bool = False
+    events: int = 0
+
+    @property
+    def below(self) -> list[Model]:
+        lines = [*(self.live or []), *(self.loaded or [])]
+        return [one for one in lines if isinstance(one, Model)]
+
+    def leads_to(self, other: Model) -> bool:
+        return self is other or any(one.leads_to(other) for one in self.below)
+
+    @property
+    def runs(self) -> bool:
+        """Whether a read of it ends."""
+        devices = [one for one in self.live or [] if isinstance(one, Model)]
+        return not self.suspended and self.live is not None and all(one.runs for one in devices)
+
+    def content(self, line: int) -> str:
+        assert self.live is not None
+        below = self.live[line]
+        return below.content(0) if isinstance(below, Model) else below
+
+
+def words(lines: list[str | Model] | None) -> Table:
+    """Return the table that should be seen, with the names that the devices have now."""
+    text = (
+        f"{number * LINE} {LINE} linear {path(below)} 0" for number, below in enumerate(lines or [])
+    )
+    return Table.parse("\n".join(text)) if lines else Table(())
+
+
+def path(below: str | Model) -> str:
+    return f"/dev/mapper/{below.name}" if isinstance(below, Model) else below
+
+
+def errno_of(action: Callable[[], object]) -> int:
+    try:
+        action()
+    except DeviceError as error:
+        return error.errno
+    except BusyError:
+        return errno.EBUSY
+    return 0
+
+
+NAME = st.sampled_from(NAMES)
+UUID = st.sampled_from(("", "U", "V"))
+LINES = st.lists(st.sampled_from((*DISKS, *NAMES)), min_size=1, max_size=3)
+
+
+class Stacks(RuleBasedStateMachine):
+    """Every public operation that changes devices, in any order, beside a model of objects."""
+
+    @initialize()
+    def start(self) -> None:
+        self.disks = Disks()
+        self.reactor = Reactor(SimulatedBackend(1), stacked=True)
+        self.mapper = UserMapper(self.reactor, open_device=self.disks.open, timeout=1)
+        self.models: dict[str, Model] = {}
+
+    def teardown(self) -> None:
+        self.mapper.close()
+        assert self.mapper.ls() == []
+        assert not any(disk.is_open for disk in self.disks.disks.values())
+        self.reactor.close()
+
+    @rule(name=NAME, uuid=UUID)
+    def create(self, name: str, uuid: str) -> None:
+        taken = name in self.models or self._has_uuid(uuid)
+        found = errno_of(lambda: self.mapper.create(name, uuid=uuid))
+        assert found == (errno.EEXIST if taken else 0)
+        if not taken:
+            self.models[name] = Model(name, uuid)
+
+    @rule(name=NAME, below=LINES, readonly=st.booleans())
+    def load(self, name: str, below: list[str], readonly: bool) -> None:
+        lines = [self.models.get(word, word) for word in below]
+        paths = (path(one) if isinstance(one, Model) or one in DISKS else f"/dev/mapper/{one}"
+                 for one in lines)  # fmt: skip
+        table = Table.parse("\n".join(
+            f"{number * LINE} {LINE} linear {word} 0" for number, word in enumerate(paths)
+        ))  # fmt: skip
+        found = errno_of(lambda: self.mapper.load(name, table, readonly=readonly))
+        expected = self._load_error(name, lines)
+        assert found == expected
+        if not expected:
+            model = self.models[name]
+            model.loaded, model.loaded_readonly = lines, readonly
+        self._let_go()
+
+    def _load_error(self, name: str, lines: list[str | Model]) -> int:
+        model = self.models.get(name)
+        if model is None:
+            return errno.ENXIO
+        for one in lines:
+            if isinstance(one, Model):
+                if one.leads_to(model):
+                    return errno.EINVAL
+            elif one not in DISKS:
+                return errno.ENOENT
+        too_small = any(isinstance(one, Model) and one.live is None for one in lines)
+        return errno.EINVAL if too_small else 0
+
+    @rule(name=NAME)
+    def clear(self, name: str) -> None:
+        model = self._do(self.mapper.clear, name)
+        if model is not None:
+            model.loaded = None
+        self._let_go()
+
+    @rule(name=NAME, flush=st.booleans())
+    def suspend(self, name: str, flush: bool) -> None:
+        model = self.models.get(name)
+        if model is not None and model.live is not None and not model.runs:
+            return
+        model = self._do(lambda name: self.mapper.suspend(name, flush=flush), name)
+        if model is not None:
+            model.suspended = True
+
+    @rule(name=NAME)
+    def resume(self, name: str) -> None:
+        model = self.models.get(name)
+        found = errno_of(lambda: self.mapper.resume(name))
+        if model is None:
+            assert found == errno.ENXIO
+        elif model.live is None and model.loaded is None:
+            assert found == errno.EINVAL
+        else:
+            assert not found
+            if model.loaded is not None:
+                model.live, model.loaded = model.loaded, None
+                model.live_readonly = model.loaded_readonly
+            model.suspended = False
+        self._let_go()
+
+    @rule(name=NAME, new=NAME)
+    def rename(self, name: str, new: str) -> None:
+        model = self.models.get(name)
+        found = errno_of(lambda: self.mapper.rename(name, new))
+        if model is None:
+            assert found == errno.ENXIO
+        elif new in self.models:
+            assert found == errno.EEXIST
+        else:
+            assert not found
+            self.models[new] = self.models.pop(name)
+            model.name = new
+            model.events += model.live is not None
+
+    @rule(name=NAME, uuid=st.sampled_from(("U", "V")))
+    def set_uuid(self, name: str, uuid: str) -> None:
+        model = self.models.get(name)
+        found = errno_of(lambda: self.mapper.set_uuid(name, uuid))
+        if model is None:
+            assert found == errno.ENXIO
+        elif self._has_uuid(uuid):
+            assert found == errno.EEXIST
+        elif model.uuid:
+            assert found == errno.EINVAL
+        else:
+            assert not found
+            model.uuid = uuid
+            model.events += model.live is not None
+
+    @rule(name=NAME, deferred=st.booleans())
+    def remove(self, name: str, deferred: bool) -> None:
+        model = self.models.get(name)
+        found = errno_of(lambda: self.mapper.remove(name, deferred=deferred))
+        if model is None:
+            assert found == errno.ENXIO
+        elif self._users(model):
+            assert found == (0 if deferred else errno.EBUSY)
+            model.deferred |= deferred
+        else:
+            assert not found
+            del self.models[name]
+        self._let_go()
+
+    @invariant()
+    def everything_is_as_it_should_be(self) -> None:
+        if not hasattr(self, "mapper"):
+            return
+        assert [info.name for info in self.mapper.ls()] == sorted(self.models)
+        for name, model in self.models.items():
+            info = self.mapper.info(name)
+            assert (info.uuid, info.events) == (model.uuid, model.events)
+            assert info.open_count == len(self._users(model))
+            assert (info.live, info.inactive) == (model.live is not None, model.loaded is not None)
+            assert info.suspended == model.suspended
+            assert info.readonly == (model.live is not None and model.live_readonly)
+            assert self.mapper.table(name) == words(model.live)
+            assert self.mapper.table(name, inactive=True) == words(model.loaded)
+            assert self.mapper.deps(name) == tuple(dict.fromkeys(map(path, model.live or [])))
+            if model.runs:
+                for line in range(len(model.live or [])):
+                    data = self.mapper.open(name).read(line * LINE, 1)
+                    assert data.decode() == model.content(line) * 512
+
+    def _do(self, action: Callable[[str], object], name: str) -> Model | None:
+        """Do what only a device that is not there refuses; return its model."""
+        model = self.models.get(name)
+        assert errno_of(lambda: action(name)) == (errno.ENXIO if model is None else 0)
+        return model
+
+    def _has_uuid(self, uuid: str) -> bool:
+        return bool(uuid) and uuid in {model.uuid for model in self.models.values()}
+
+    def _users(self, model: Model) -> list[Model]:
+        return [one for one in self.models.values() if model in one.below]
+
+    def _let_go(self) -> None:
+        """Remove the devices whose removal was deferred and that nobody uses any more."""
+        while free := [
+            one for one in self.models.values() if one.deferred and not self._users(one)
+        ]:
+            for one in free:
+                del self.models[one.name]
+
+
+class TestStacks(Stacks.TestCase):  # type: ignore[name-defined,misc]
+    settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
+
+
+@dataclass
+class Bench:
+    """An engine over disks 1 and 2."""
+
+    disks: Disks = field(default_factory=Disks)
+
+    def __post_init__(self) -> None:
+        self.reactor = Reactor(SimulatedBackend(1), stacked=True)
+        self.mapper = UserMapper(self.reactor, open_device=self.disks.open, timeout=1)
+
+    def make(self, name: str, text: str) -> None:
+        self.mapper.create(name, Table.parse(text))
+
+    def begin(self, op: Op, device: MappedDevice) -> list[Io]:
+        """Begin a request; return the list that it is in when it has ended."""
+        done: list[Io] = []
+        self.reactor.submit(Io(op, IoRegion(device, 0, 1), Memory(1), [(0, 512)], done.append))
+        return done
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    with made.reactor:
+        yield made
+
+
+def test_what_cannot_be_removed_keeps_nothing_else(bench: Bench) -> None:
+    """A read waits for `low`, which is suspended: `top` cannot go, nor what is below it."""
+    bench.make("low", "0 8 linear 1 0")
+    bench.make("top", "0 8 linear /dev/mapper/low 0")
+    bench.make("other", "0 8 linear 2 0")
+    bench.mapper.suspend("low")
+    done = bench.begin(Op.READ, bench.mapper.open("top"))
+    with pytest.raises(DeadlineError, match="the I/O in flight on top"):
+        bench.mapper.close()
+    assert [info.name for info in bench.mapper.ls()] == ["low", "top"]
+    assert not done
+    bench.mapper.resume("low")
+    bench.mapper.close()
+    assert done
+    assert bench.mapper.ls() == []
+
+
+def test_the_handle_of_a_device_that_is_gone_reaches_nothing(bench: Bench) -> None:
+    bench.make("one", "0 8 linear 1 0")
+    bench.make("two", "0 8 linear 1 8")  # keeps the disk open
+    device = bench.mapper.open("one")
+    bench.mapper.remove("one")
+    for op in (Op.READ, Op.WRITE):
+        done = bench.begin(op, device)
+        bench.reactor.run_until(lambda: done, 1, op.name)  # noqa: B023 - ends before
+        assert done[0].error == errno.EIO
+    assert bench.disks.disks["1"].read(0, 1) == b"1" * 512
+    bench.mapper.close()
+
+
+def test_whoever_is_in_the_way_is_named_as_it_is_called_now(bench: Bench) -> None:
+    bench.make("low", "0 8 linear 1 0")
+    bench.make("top", "0 8 linear /dev/mapper/low 0")
+    bench.mapper.rename("top", "upper")
+    with pytest.raises(BusyError, match="the mapped device upper"):
+        bench.mapper.remove("low")
+    bench.mapper.close()
+
+
+@pytest.mark.parametrize("top", ["a", "b", "c"])
+def test_a_ring_is_refused_and_everything_stays(bench: Bench, top: str) -> None:
+    bench.make("a", "0 8 linear 1 0")
+    bench.make("b", "0 8 linear /dev/mapper/a 0")
+    bench.make("c", "0 8 linear /dev/mapper/b 0")
+    hint = "it is a itself" if top == "a" else "it is above a"
+    with pytest.raises(DeviceError, match=hint) as caught:
+        bench.mapper.load("a", Table.parse(f"0 8 linear /dev/mapper/{top} 0"))
+    assert caught.value.errno == errno.EINVAL
+    assert not bench.mapper.info("a").inactive
+    assert bench.mapper.open("c").read(0, 1) == b"1" * 512
+    bench.mapper.close()
+
+
+def test_a_status_line_follows_a_rename(bench: Bench) -> None:
+    for name, disk in (("a", 1), ("b", 2)):
+        bench.make(name, f"0 16 linear {disk} 0")
+    bench.make("log", "0 16 linear 1 16")
+    legs = "2 /dev/mapper/a 0 /dev/mapper/b 0"
+    bench.make("m", f"0 16 mirror disk 3 /dev/mapper/log 8 nosync {legs}")
+    for name in ("a", "log"):
+        bench.mapper.rename(name, f"old-{name}")
+    status = "2 /dev/mapper/old-a /dev/mapper/b 2/2 1 AA 3 disk /dev/mapper/old-log A"
+    assert str(bench.mapper.status("m")[0]) == f"0 16 mirror {status}"
+    bench.mapper.close()
+
+
+def test_a_file_is_itself_and_not_its_name(tmp_path: Path) -> None:
+    """The one that a table has open stays below it; a new one at its path is another."""
+    image, link = tmp_path / "image", tmp_path / "link"
+    image.write_bytes(b"1" * (8 << 9))
+    link.hardlink_to(image)
+    new = tmp_path / "new"
+    new.write_bytes(b"2" * (8 << 9))
+    with UserMapper() as mapper:
+        mapper.create("one", Table.parse(f"0 8 linear {image} 0"))
+        mapper.create("same", Table.parse(f"0 8 linear {link} 0"))
+        os.replace(new, image)
+        mapper.create("two", Table.parse(f"0 8 linear {image} 0"))
+        read = [mapper.open(name).read(0, 1)[:1] for name in ("one", "same", "two")]
+    assert read == [b"1", b"1", b"2"]
