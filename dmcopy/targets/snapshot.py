@@ -64,13 +64,14 @@ class Snapshot(Target):
 
     def __init__(self, line: TableLine, host: Host) -> None:
         super().__init__(line, host)
-        self.origin = host.open(self.value.origin, write=self.is_merge)
+        features = {feature.lower() for feature in self.value.features or ()}
+        passes_down = "discard_passdown_origin" in features
+        self.origin = host.open(self.value.origin, write=self.is_merge or passes_down)
         self.cow = host.open(self.value.cow)
         if self.cow.identity == self.origin.identity:
             raise TargetError("COW device cannot be the same as origin device")
         host.use(self.origin, 0, self.length)
         host.use(self.cow, 0, self.cow.sectors)
-        features = {feature.lower() for feature in self.value.features or ()}
         self.discard_bios = len(features) if "discard_zeroes_cow" in features else 0
         self.module = host.module(SnapshotModule)
         self.valid = True
