@@ -1,13 +1,13 @@
 # Sourced by the other scripts: makes the project's own virtual environment, and installs Debian packages.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+cd "${BASH_SOURCE[0]%/*}/.." || exit 1
 
 # venv EXTRAS: .venv with dmcopy (editable) and these extras, made or refreshed only when pyproject.toml changed.
+# Every start of ./scripts/dmcopy comes this way, so what is already there is seen without a new process.
 venv() {
-  local extras=$1 want stamp python
-  want=$(sha256sum pyproject.toml)
+  local extras=$1 stamp python
   stamp=.venv/dmcopy-${extras:-base}
-  [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && return
+  [ "$stamp" -nt pyproject.toml ] && return
   if ! [ -x .venv/bin/python ]; then
     python=$(find_python) || return 5
     echo "dmcopy: making .venv with $("$python" --version)" >&2
@@ -19,17 +19,21 @@ venv() {
   fi
   echo "dmcopy: installing dmcopy${extras:+[$extras]} into .venv" >&2
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${extras:+[$extras]}" >&2 || return 5
-  echo "$want" > "$stamp"
+  touch "$stamp"
 }
 
-# The first Python that is new enough: $PYTHON, python3, python3.13 ….
+# $PYTHON, or the first Python that is new enough and can make a virtual environment, else the first that is new
+# enough. The distribution's own comes first: its interpreter has its library linked in and was built with a
+# profile; one built with --enable-shared, as pyenv's may be, takes half as long again for the same work.
 find_python() {
-  local python
-  for python in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
-    if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-      command -v "$python"
-      return
-    fi
+  local can python
+  for can in 'sys.version_info >= (3, 11) and importlib.util.find_spec("ensurepip")' 'sys.version_info >= (3, 11)'; do
+    for python in ${PYTHON:-/usr/bin/python3 python3 python3.13 python3.12 python3.11}; do
+      if "$python" -c "import importlib.util, sys; sys.exit(not ($can))" 2>/dev/null; then
+        command -v "$python"
+        return
+      fi
+    done
   done
   echo "dmcopy: no Python 3.11 or newer on PATH: install one (apt-get install python3 python3-venv)" >&2
   return 5
