@@ -51,6 +51,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="flush and save the map every S seconds (default: 1)",
     )
+    parser.add_argument(
+        "--trust-map",
+        action="store_true",
+        help="what the map calls done, every DST has: for a map of GNU ddrescue's, and where it "
+        "cannot be told whether a DST is the one that was written to",
+    )
     parser.add_argument("--retry", action="store_true", help="try the map's bad blocks again")
     parser.add_argument("--dry-run", action="store_true", help="check and say what would be done")
     _add_tuning(parser)
@@ -131,6 +137,8 @@ def _options(args: argparse.Namespace) -> Options:
         raise UsageError(f"--throttle is a percentage from 1 to 100, not {args.throttle}")
     if not args.map_interval > 0:
         raise UsageError(f"--map-interval is a number of seconds above 0, not {args.map_interval}")
+    if args.trust_map and not args.map:
+        raise UsageError("--trust-map is about a map: give --map FILE, too")
     return Options(
         backend=args.io,
         depth=args.depth,
@@ -143,6 +151,7 @@ def _options(args: argparse.Namespace) -> Options:
         map_path=args.map or "",
         map_interval=args.map_interval,
         retry=args.retry,
+        trust_map=args.trust_map,
     )
 
 

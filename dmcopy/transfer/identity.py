@@ -1,69 +1,114 @@
-"""Knowing a device again: after a reboot, under another node, or not being the same any more."""
+"""Knowing a device again: after a reboot, under another node, or not being the same any more.
+
+A name is no identity. A file that was removed and made again has the old path and may have the old
+inode number; a loop device has the number that was free; two disks may have one serial number. So
+there are two ways to be the same, and where neither can tell there is doubt, and its reason.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
-from dmcopy.block import sysfs
-from dmcopy.block.processes import identity_at
-from dmcopy.io.region import IoRegion
-from dmcopy.transfer.destination import Destination
+from dmcopy.block import syscalls, sysfs
+from dmcopy.block.mounts import DevNo
+from dmcopy.block.sysfs import LIVE, Roots
+from dmcopy.io.region import Device
+from dmcopy.ledger import boot_id
+
+# Their content is made anew under the same number, and the kernel counts that as the same disk.
+_REFILLED: Final = ("nbd", "zram")
 
 
-def stable_name(path: str) -> str:
-    """Return a name for what is at `path` that the same device has after a reboot, too.
+@dataclass(frozen=True)
+class Identity:
+    """What a device or file is known by.
 
-    A disk's serial or wwid, a dm device's UUID, a loop device's file; else the path itself, with
-    the inode of a regular file.
+    Attributes:
+        always: the same for the same one at any time, and for no other; "" where nothing tells.
+        boot: the same until the next boot, and for no other; "" where nothing tells.
+        doubt: what there is to say where `always` is "".
     """
-    real = os.path.realpath(path)
-    identity = identity_at(real)
-    if identity is None or len(identity) == 3:
-        return f"{real}#{identity[2]}" if identity else real
-    name = sysfs.name_of((os.major(identity[1]), os.minor(identity[1])))
-    disk = sysfs.parent(name)
-    known = _known_by(sysfs.directory(disk or name))
-    part = sysfs.read(sysfs.directory(name) / "partition")
-    return f"{known}{'-part' + part if part else ''}" if known else real
+
+    always: str = ""
+    boot: str = ""
+    doubt: str = ""
+
+    def is_of(self, other: Identity) -> bool:
+        """Whether the two are surely the same."""
+        return bool(self.always and self.always == other.always) or bool(
+            self.boot and self.boot == other.boot
+        )
+
+    def doubt_about(self, other: Identity) -> str:
+        """Return why it cannot be told whether the two are the same, "" where they are not."""
+        return self.doubt or other.doubt
 
 
-def _known_by(folder: Path) -> str:
-    for attribute in ("wwid", "device/wwid", "serial", "device/serial", "dm/uuid"):
-        value = sysfs.read(folder / attribute)
-        if value:
-            return f"{attribute.rpartition('/')[2]}:{value}"
-    backing = sysfs.read(folder / "loop/backing_file")
-    return f"loop:{backing}@{sysfs.read(folder / 'loop/offset')}" if backing else ""
+def identify(device: Device, roots: Roots = LIVE) -> Identity:
+    """Return what an open device or file is known by; a library's own device, its path."""
+    try:
+        fd = device.fileno()
+        status = os.fstat(fd)
+    except OSError:  # in memory, or a mapped device of the userspace engine
+        return Identity(always=os.path.realpath(device.path))
+    return _of(device.path, fd, status, roots)
 
 
-def source_of(source: IoRegion | None) -> dict[str, Any] | None:
-    """Return what a map remembers of a source; None for zeroes."""
-    if source is None:
-        return None
-    return {
-        "name": stable_name(source.device.path),
-        "path": source.device.path,
-        "sectors": source.device.sectors,
-        "from": source.sector,
-    }
+def _of(path: str, fd: int, status: os.stat_result, roots: Roots) -> Identity:
+    if stat.S_ISBLK(status.st_mode):
+        return of_block((os.major(status.st_rdev), os.minor(status.st_rdev)), roots)
+    born = syscalls.birth_time(fd)
+    if born is None:
+        return Identity(doubt="its file system does not say when a file was made")
+    # The number of a file system's device may change at a boot, and of a container's at its start.
+    known = f"inode {status.st_ino} made {born}"
+    return Identity(f"{os.path.realpath(path)} {known}", f"{boot_id()} {status.st_dev} {known}")
 
 
-def identity_of(dest: Destination) -> dict[str, Any]:
-    """Return what a map remembers of a destination, beside what was written to it."""
-    return {
-        "name": stable_name(dest.path),
-        "path": dest.path,
-        "sectors": dest.region.device.sectors,
-        "to": dest.region.sector,
-        "count": dest.region.count,
-    }
+def of_block(number: DevNo, roots: Roots = LIVE) -> Identity:
+    """Return what the block device of this number is known by."""
+    name = sysfs.name_of(number, roots)
+    disk = sysfs.parent(name, roots) or name
+    folder = sysfs.directory(disk, roots)
+    where = f" from {sysfs.read(sysfs.directory(name, roots) / 'start')}" if disk != name else ""
+    is_loop = bool(sysfs.backing_file(disk, roots))
+    always, doubt = _of_loop(disk, roots) if is_loop else _of_disk(folder)
+    # Counts each disk that appears and each medium and loop device that is set up (block/genhd.c).
+    sequence = "" if disk.startswith(_REFILLED) else sysfs.read(folder / "diskseq")
+    return Identity(
+        always and f"{always}{where}", sequence and f"{boot_id()} {sequence}{where}", doubt
+    )
 
 
-def is_of(state: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a state is the destination's. One that has nothing yet may be another file by now."""
-    same = all(state.get(key) == now[key] for key in ("sectors", "to", "count"))
-    if not state["written"]:
-        return same and (state["name"] == now["name"] or state["path"] == now["path"])
-    return same and state["name"] == now["name"]
+def _of_disk(folder: Path) -> tuple[str, str]:
+    for attribute in ("dm/uuid", "md/uuid", "device/cid"):
+        if value := sysfs.read(folder / attribute):
+            return f"{attribute} {value}", ""
+    if sysfs.read(folder / "removable") == "1":
+        return "", "its medium can be changed"
+    wwn = sysfs.read(folder / "wwid") or sysfs.read(folder / "device/wwid")
+    serial = sysfs.read(folder / "serial") or sysfs.read(folder / "device/serial")
+    if wwn:
+        return f"wwn {wwn} serial {serial}", ""
+    if serial:
+        return "", f"all it is known by is its serial number, {serial}, which others may have"
+    return "", "it has no number that it is known by"
+
+
+def _of_loop(name: str, roots: Roots) -> tuple[str, str]:
+    """Return what a loop device is known by: its file and where in that it begins, in bytes."""
+    path = sysfs.backing_file(name, roots)
+    file = Identity(doubt=f"the file behind it, {path}, is not to be seen")
+    with suppress(OSError, ValueError):
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            file = _of(path, fd, os.fstat(fd), roots)
+        finally:
+            os.close(fd)
+    offset = sysfs.read(sysfs.directory(name, roots) / "loop/offset")
+    return file.always and f"loop at {offset} of {file.always}", file.doubt

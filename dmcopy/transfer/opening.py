@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Self
 
+from dmcopy.atomic import sync_folder
 from dmcopy.block import BlockDevice
 from dmcopy.block.processes import identity_at
 from dmcopy.errors import BusyError, DeviceError, UsageError
@@ -90,7 +91,7 @@ def _check_names(request: Request) -> None:
     check_number(len(request.dests))
     seen: dict[object, str] = {}
     for path in request.dests:
-        key = identity_at(path) or os.path.realpath(path)
+        key = _key(path)
         if key in seen:
             also = "" if seen[key] == path else f" (also as {seen[key]})"
             raise UsageError(f"{path} is given twice as a destination{also}")
@@ -178,7 +179,7 @@ def _create(opened: Opened, path: str, sectors: int) -> None:
     try:
         _create_whole(path, folder, sectors << SECTOR_SHIFT)
         opened.created.append(path)
-        _sync_folder(folder)
+        sync_folder(folder)
     except OSError as error:
         hint = "the file system takes no file of that size" if error.errno == errno.EFBIG else ""
         raise DeviceError(path, "create it", error.errno or 0, hint) from error
@@ -208,20 +209,6 @@ def _create_whole(path: str, folder: str, size: int) -> None:
         os.close(fd)
 
 
-def _sync_folder(folder: str) -> None:
-    """Make a new name durable: a flushed file without a name would be gone after a power cut."""
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:  # a folder that may be written and not be read
-        return
-    try:
-        os.fsync(fd)
-    except OSError:  # some file systems cannot; then they have no need or no way
-        pass
-    finally:
-        os.close(fd)
-
-
 def _check(opened: Opened) -> None:
     if opened.dests:
         check_regions(opened.source, opened.dests)
@@ -229,6 +216,13 @@ def _check(opened: Opened) -> None:
 
 
 def is_same(path: str, others: Sequence[str]) -> str:
-    """Return which of `others` is the same device or file as `path`, "" when none is."""
-    identity = identity_at(path)
-    return next((other for other in others if identity and identity_at(other) == identity), "")
+    """Return which of `others` is the same device or file as `path`, "" when none is.
+
+    What is not there yet is the same where it would be made by the same name.
+    """
+    wanted = _key(path)
+    return next((other for other in others if _key(other) == wanted), "")
+
+
+def _key(path: str) -> object:
+    return identity_at(path) or os.path.realpath(path)

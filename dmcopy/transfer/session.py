@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dmcopy.errors import DeviceError, UsageError
+from dmcopy.errors import DeviceError, DmcopyError, UsageError
 from dmcopy.io.reactor import Reactor
 from dmcopy.kcopyd import Client, Throttle
 from dmcopy.ranges import RangeSet
@@ -37,6 +38,7 @@ class Options:
     map_path: str = ""
     map_interval: float = INTERVAL_SECONDS
     retry: bool = False
+    trust_map: bool = False
 
 
 class Session:
@@ -122,29 +124,34 @@ class Session:
         from dmcopy.transfer.store import SUFFIX, Store  # not for a copy without a map
 
         devices = [region.device.path for region in self.plan.regions]
-        used = is_same(path, devices) or is_same(path + SUFFIX, devices)
-        if used:
-            raise UsageError(f"{path} cannot be the map: it is {used}, which is to be copied")
-        return Store(path)
+        devices += [missing for missing, _ in self._opened.missing]
+        for name in (path, path + SUFFIX):
+            if used := is_same(name, devices):
+                raise UsageError(f"{name} cannot be the map: it is {used}, which is to be copied")
+        if is_same(path, [path + SUFFIX]):
+            raise UsageError(f"{path} cannot be the map: {path + SUFFIX} is the same file")
+        return Store(path, trust=self.options.trust_map)
 
     def _open_map(self, store: Store, outcome: Outcome) -> None:
         """Go on where a map ends; save it once before anything is written, to see that it works."""
         transfer = outcome.transfer
         retry = self.options.retry or self.options.on_error == "stop"
-        store.load(transfer, retry=retry)
+        store.load(transfer, retry=retry, created=self._opened.created)
         outcome.map_path = store.path
         outcome.resumed = sum(dest.sectors for dest in transfer.dests)
         try:
             store.save(transfer)
-        except OSError as error:
-            raise DeviceError(store.path, "save the map", error.errno or 0) from error
+        except BaseException:
+            if store.fresh:
+                store.remove()
+            raise
 
     def _save(self, transfer: Transfer) -> None:
         assert self._store is not None
         try:
             self._store.save(transfer)
-        except OSError as error:  # the copy is worth more than its map
-            first, self._map_error = not self._map_error, error.strerror or str(error)
+        except DmcopyError as error:  # the copy is worth more than its map
+            first, self._map_error = not self._map_error, _reason(error)
             if first:
                 self._observe(events.MapFailed(self._store.path, self._map_error))
         else:
@@ -182,3 +189,7 @@ class Session:
             self._reactor.call_soon(stop)
         run()
         self._stop = None
+
+
+def _reason(error: DmcopyError) -> str:
+    return os.strerror(error.errno) if isinstance(error, DeviceError) else str(error)

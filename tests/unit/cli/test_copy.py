@@ -263,17 +263,45 @@ class TestMap:
         assert "src when it had 6144 sectors" in err
 
     def test_a_destination_that_was_removed(self, run: Run) -> None:
+        """The one that is made in its place is new, and has nothing, whatever its inode."""
         assert run("copy", "src", "a", "--map", "m")[0] == 0
-        os.rename("a", "gone")  # so that its inode is not used again
+        os.unlink("a")
+        assert run("copy", "src", "a", "--map", "m")[0] == 0
+        assert same("a")
+
+    def test_a_destination_that_another_file_has_replaced(self, run: Run) -> None:
+        """Its inode number may come back."""
+        assert run("copy", "src", "a", "--map", "m")[0] == 0
+        os.unlink("a")
+        Path("a").write_bytes(bytes(SIZE))
         code, _, err = run("copy", "src", "a", "--map", "m")
-        assert (code, Path("a").exists()) == (2, False)
-        assert "not to a as it is now" in err
+        assert code == 2
+        assert "not to a as it is now (that was another file or device of this name)" in err
+        assert Path("a").read_bytes() == bytes(SIZE)
+
+    def test_a_destination_that_was_renamed(self, run: Run) -> None:
+        assert run("copy", "src", "a", "--map", "m")[0] == 0
+        os.rename("a", "b")
+        facts = json.loads(run("copy", "src", "b", "--map", "m", "--json")[1])
+        assert (facts["ok"], facts["bytes_written"]) == (True, 0)
+
+    def test_a_source_that_another_file_has_replaced(self, run: Run) -> None:
+        """Else the destination would have parts of both."""
+        assert run("copy", "src", "a", "--map", "m")[0] == 0
+        os.unlink("src")
+        Path("src").write_bytes(bytes(SIZE))
+        code, _, err = run("copy", "src", "a", "--map", "m")
+        assert code == 2
+        assert "a copy of src, which was another file or device of this name" in err
 
     def test_a_map_of_ddrescues(self, run: Run) -> None:
-        Path("m").write_text("0x0 ? 1\n0x0 0x300000 ?\n")
+        Path("a").write_bytes(bytes(SIZE))
+        Path("m").write_text("0x0 ? 1\n0x0 0x100000 +\n0x100000 0x200000 ?\n")
         code, _, err = run("copy", "src", "a", "--map", "m")
         assert code == 2
         assert "m has no m.dests beside it" in err
+        assert "give --trust-map" in err
+        assert Path("a").read_bytes() == bytes(SIZE)
 
     def test_a_map_that_is_damaged(self, run: Run) -> None:
         assert run("copy", "src", "a", "--map", "m")[0] == 0

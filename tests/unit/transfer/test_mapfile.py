@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from dmcopy.transfer.mapfile import (
     build,
     join,
     parse,
+    surround,
 )
 
 DDRESCUES = """\
@@ -48,8 +50,8 @@ def _chain(start: int, pairs: list[tuple[int, str]]) -> tuple[Block, ...]:
     return tuple(chained)
 
 
-# splitlines() knows more ends of lines than a map file has.
-comments = st.lists(st.text(st.characters(min_codepoint=32, max_codepoint=126)), max_size=4)
+# A file's name is in there, and may have everything but a newline in it.
+comments = st.lists(st.text(st.characters(exclude_characters="\n")), max_size=4)
 
 
 @given(blocks(), st.integers(0, 1 << 60), st.sampled_from(CURRENT_STATUSES), comments)
@@ -89,6 +91,36 @@ def test_an_old_one_without_a_pass_and_with_other_numbers() -> None:
     assert content.blocks == (Block(0, 512, "+"), Block(512, 512, "-"))
 
 
+def test_comments_behind_blanks_and_at_the_end_of_a_line() -> None:
+    content = parse(" \t# one\n0x0 + 3 # two\n\n  # three\n0x0 0x200 + # four\n#five\n")
+    assert content == MapFile((Block(0, 512, "+"),), 0, "+", 3, (" one",))
+
+
+@pytest.mark.parametrize("end", ["\f", "\v", "\x1c", "\x85", "\u2028", "\r", "\udcff"])
+def test_what_other_programs_take_for_the_end_of_a_line(end: str) -> None:
+    content = parse(f"# Command line: ddrescue o{end}ut 0x1 map\n0x0 + 1\n0x0 0x200 +\n")
+    assert content.comments == (f" Command line: ddrescue o{end}ut 0x1 map",)
+    assert parse(build(content)) == content
+
+
+@given(st.text(st.sampled_from("0123xXaF+-?*/# \n\t_\u0663\xb2"), max_size=60))
+def test_any_text_is_a_map_or_refused(text: str) -> None:
+    with suppress(MetadataError):
+        parse(text)
+
+
+def test_what_lies_around_is_kept() -> None:
+    middle = (Block(512, 512, "+"),)
+    around = (Block(0, 700, "-"), Block(700, 100, "?"), Block(800, 800, "/"))
+    assert surround(middle, around) == (
+        *(Block(0, 512, "-"), Block(512, 512, "+"), Block(1024, 576, "/")),
+    )
+    assert surround(middle, [Block(2048, 10, "+")])[1:] == (
+        *(Block(1024, 1024, "?"), Block(2048, 10, "+")),
+    )
+    assert surround(middle, ()) == middle
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -97,6 +129,11 @@ def test_an_old_one_without_a_pass_and_with_other_numbers() -> None:
         ("0x0 ? 1 2\n", "line 1"),
         ("0x0 ? 1\n0x0 0x200\n", "line 2"),
         ("0x0 ? 1\n0x0 zero +\n", "no number in 'zero'"),
+        ("0x0 ? x\n", "no number in 'x'"),
+        ("0x0 ? 1\n0x0 0x4_0 +\n", "no number in '0x4_0'"),
+        ("0x0 ? 1\n0x0 \xb2 +\n", "no number in '\xb2'"),
+        ("0x0 ? 1\n-1 0x200 +\n", "no number in '-1'"),
+        (f"0x0 ? 1\n{'9' * 5000} 1 +\n", "no number in '9{40}'"),
         ("0x0 ? 1\n0x0 0x200 !\n", "no status of a block"),
         ("0x0 x 1\n", "no current status"),
         ("0x0 ? 1\n0x0 0x0 +\n", "is empty"),
