@@ -131,12 +131,20 @@ class Client:
         return job
 
     def copy_chunk(
-        self, source: IoRegion, dest: IoRegion, notify: Notify, context: Any = None
+        self,
+        source: IoRegion,
+        dests: Sequence[IoRegion],
+        notify: Notify,
+        context: Any = None,
+        flags: int = 0,
     ) -> CopyJob:
-        """Copy without the checks of `copy`: for targets, whose table was checked instead."""
+        """Copy without the checks of `copy`: for targets, whose table was checked instead.
+
+        As in the kernel, what is past the end of a device is an error of the job.
+        """
         if self._destroyed:
             raise ClosedError("the client was destroyed")
-        job = CopyJob(self, source, (dest,), 0, notify, context)
+        job = CopyJob(self, source, dests, flags, notify, context)
         self._begin(job)
         return job
 

@@ -175,7 +175,11 @@ class MappedDevice(StackedDevice):
             self._map(Bio(request, sector, count, request.extents, self._ended, target, request))
 
     def _map(self, bio: Bio) -> None:
-        result = bio.target.map(bio)
+        try:
+            result = bio.target.map(bio)
+        except Exception as error:  # it is the target's fault, and must not be the bio's fate
+            self.reactor.on_exception(error)
+            result = KILL
         if result is REMAPPED:
             self.reactor.submit(bio)
         elif result is DONE:
@@ -186,8 +190,12 @@ class MappedDevice(StackedDevice):
 
     def _end(self, bio: Bio) -> None:
         target = bio.target
-        if target.wants_end_io and not target.end_io(bio):
-            return
+        try:
+            if target.wants_end_io and not target.end_io(bio):
+                return
+        except Exception as error:
+            self.reactor.on_exception(error)
+            bio.error = bio.error or errno.EIO
         parent = bio.parent
         if isinstance(parent, _Group):
             parent.left -= 1

@@ -126,7 +126,9 @@ class SnapshotMerge(Snapshot):
             self._running = False
             return
         start = old << self._shift
-        length = min(count << self._shift, self.origin.sectors - start)
+        length = count << self._shift
+        if 0 <= self.origin.sectors - start < length:
+            length = self.origin.sectors - start
         source = IoRegion(self.cow, new << self._shift, length)
         dest = IoRegion(self.origin, start, length)
         self._copy_out(dest, count << self._shift, lambda: self._merge(old, count, source, dest))
@@ -154,7 +156,7 @@ class SnapshotMerge(Snapshot):
             nonlocal left
             left -= 1
             if not left:
-                self.client.copy(source, [dest], 0, self._merged)
+                self.client.copy_chunk(source, [dest], self._merged)
 
         for chunk in range(old, old + count):
             self.tracked.when_quiet(chunk, quiet)
@@ -178,7 +180,8 @@ class SnapshotMerge(Snapshot):
             self._fail()
             return
         for chunk in range(self._first + self._count - 1, self._first - 1, -1):
-            self.exceptions.remove(chunk)
+            if chunk in self.exceptions:  # a damaged store may name a chunk twice
+                self.exceptions.remove(chunk)
         self._release_queued(0)
         self._next_run()
 

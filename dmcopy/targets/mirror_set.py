@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from errno import EIO, EOPNOTSUPP
 from typing import Final
 
-from dmcopy.errors import UsageError
 from dmcopy.io.request import Io, Op
 from dmcopy.kcopyd import Client, Flag, Throttle
 from dmcopy.targets.base import REQUEUE, Bio, Host
@@ -167,11 +166,11 @@ class MirrorSet:
                     self._legs.fail(leg, LegError.SYNC)
             self.hash.end_recovery(region, well=not (read_error or write_errors))
 
-        try:
-            dests = [leg.region(start, count) for leg in others]
-            self._client.copy(source.region(start, count), dests, flags, copied)
-        except UsageError:  # a region smaller than a block of a leg: no I/O of that size can work
-            copied(1, 0, None)
+        place, *dests = (leg.region(start, count) for leg in (source, *others))
+        if any((count << 9) % leg.device.logical_block_size for leg in self._legs):
+            copied(1, 0, None)  # no I/O of that size can work
+        else:
+            self._client.copy_chunk(place, dests, copied, flags=flags)
 
     def _read(self, bio: Bio) -> None:
         in_sync = self.hash.state(self.region_of(bio.sector)) in (State.CLEAN, State.DIRTY)

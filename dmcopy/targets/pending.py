@@ -144,7 +144,7 @@ class PendingExceptions:
         self.copies += 1
         self._client.copy_chunk(
             IoRegion(self._origin, start, count),
-            IoRegion(self._cow, pending.new * size, count),
+            (IoRegion(self._cow, pending.new * size, count),),
             self.copied,
             pending,
         )

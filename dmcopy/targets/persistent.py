@@ -8,6 +8,7 @@ Before a full area is written the next one is zeroed, so that a reader finds an 
 from __future__ import annotations
 
 import errno
+from array import array
 from collections.abc import Callable, Iterator
 
 from dmcopy.errors import DeviceError, DmcopyError
@@ -36,6 +37,8 @@ DEFAULT_CHUNK_SIZE = 32
 PREFETCH_CHUNKS = 12
 """DM_PREFETCH_CHUNKS; of chunks larger than PIECE_BYTES, so many pieces."""
 PIECE_BYTES = 1 << 20
+LAST_SECTOR = (1 << 64) - 1
+"""Numbers of sectors and chunks wrap behind it, as the kernel's: a damaged store may name any."""
 
 
 class PersistentStore:
@@ -113,7 +116,7 @@ class PersistentStore:
     def prepare(self) -> int | None:
         """Reserve the next data chunk. A partial chunk at the end of the COW is never used."""
         chunk = self._next_free
-        if self._cow.sectors < (chunk + 1) * self.chunk_size:
+        if self._cow.sectors < (chunk + 1) * self.chunk_size & LAST_SECTOR:
             return None
         self._next_free = self._layout.after(chunk)
         self._pending += 1
@@ -149,7 +152,8 @@ class PersistentStore:
     def usage(self) -> Usage:
         """Return how much of the COW is used (persistent_usage)."""
         size = self.chunk_size
-        return Usage(self._next_free * size, self._cow.sectors, (self._area + 2) * size)
+        allocated = self._next_free * size & LAST_SECTOR
+        return Usage(allocated, self._cow.sectors, (self._area + 2) * size)
 
     def last_extent(self, notify: Callable[[int, int, int], object]) -> None:
         """Find what to merge next: `notify(old, new, count)` of the last run of exceptions.
@@ -190,9 +194,13 @@ class PersistentStore:
         """Zero the first area, then write a header (persistent_read_metadata, a new snapshot).
 
         The kernel writes them the other way round, and flushes neither: a power cut before the
-        first commit can leave a header over an area of garbage.
+        first commit can leave a header over an area of garbage. On a COW of one chunk it fails with
+        the header written; so it does here. Raises DeviceError, UsageError.
         """
-        whole.zero(self._reactor, self._cow, self.chunk_size, self.chunk_size)
+        area = IoRegion(self._cow, self.chunk_size, self.chunk_size)
+        has_area = area.end <= self._cow.sectors
+        if has_area:
+            whole.zero(self._reactor, *area)
         rest = self.chunk_size - (self._unit >> SECTOR_SHIFT)
         if rest:
             whole.zero(self._reactor, self._cow, self._unit >> SECTOR_SHIFT, rest)
@@ -200,6 +208,8 @@ class PersistentStore:
         first = bytearray(self._unit)
         first[:HEADER_BYTES] = Header(True, VERSION, self.chunk_size).build()
         whole.write(self._reactor, self._cow, 0, bytes(first), fua=True)
+        if not has_area:
+            area.check()
 
     def _read_areas(self, exceptions: ExceptionTable) -> None:
         """Read areas until one has an end; that one stays in memory to be continued."""
@@ -208,8 +218,7 @@ class PersistentStore:
             for area, offset, data in reader.pieces():
                 pairs = parse_area(data)
                 exceptions.extend(pairs)
-                if pairs:
-                    self._next_free = max(self._next_free, max(pairs[1::2]) + 1)
+                self._next_free = _behind(self._next_free, pairs[1::2])
                 if area != self._area:
                     self._clear()  # it may end before its last piece is read
                 self._memory.view[offset : offset + len(data)] = data
@@ -219,8 +228,7 @@ class PersistentStore:
                     break
         finally:
             reader.close()
-        if self._layout.is_metadata(self._next_free):
-            self._next_free += 1
+        self._next_free = self._layout.after(self._next_free - 1)
 
     def _begin_batch(self) -> None:
         """Write what is queued if it is a batch: all that was prepared, or what fills the area."""
@@ -326,6 +334,15 @@ class PersistentStore:
 
         region = IoRegion(self._cow, sector, self.chunk_size)
         self._reactor.submit(Io(Op.READ, region, self._memory, extents, done))
+
+
+def _behind(next_free: int, news: array[int]) -> int:
+    """Return the chunk behind all that the entries of an area name, in their order."""
+    highest = max(news, default=-1)
+    if highest == LAST_SECTOR:  # behind it the numbers begin anew
+        last = len(news) - 1 - news[::-1].index(highest)
+        return _behind(0, news[last + 1 :])
+    return max(next_free, highest + 1)
 
 
 class _AreaReader:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import ClassVar
 
 from dmcopy.io.region import IoRegion
-from dmcopy.io.request import DISCARD, FLUSH, READ
+from dmcopy.io.request import DISCARD, FLUSH, READ, WRITE_ZEROES, Io
 from dmcopy.kcopyd import Client, Throttle
 from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.table import TableLine
@@ -182,8 +182,8 @@ class Snapshot(Target):
     def _zero(self, bio: Bio, new: int) -> Map:
         """Zero the chunk on the COW in place of a discard (zero_exception)."""
         region = IoRegion(self.cow, new << self._shift, self.chunk_size)
-        self.client.zero(
-            [region], notify=lambda _read, failed, _context: bio.end(errno.EIO if failed else 0)
+        self.host.reactor.submit(
+            Io(WRITE_ZEROES, region, notify=lambda io: bio.end(errno.EIO if io.error else 0))
         )
         return SUBMITTED
 

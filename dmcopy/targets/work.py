@@ -52,7 +52,8 @@ class Requests:
 class Worker:
     """Runs `work` once for any number of `wake` calls before it begins, and never twice at a time.
 
-    As a work item of a kernel work queue: to wake it while it runs lets it run once more.
+    As a work item of a kernel work queue: to wake it while it runs lets it run once more. What the
+    work raises is the reactor's to report, and the next `wake` begins anew.
     """
 
     def __init__(self, reactor: Reactor, work: Callable[[], Work[None]]) -> None:
@@ -76,29 +77,40 @@ class Worker:
     def _begin(self) -> None:
         self._woken = False
         self._running = True
-        _go_on(self._work(), self._ended)
+        _go_on(self._work(), self._ended, self._failed)
 
-    def _ended(self, _result: None) -> None:
+    def _ended(self, _result: object = None) -> None:
         self._running = False
         if self._woken:
             self._reactor.call_soon(self._begin)
+
+    def _failed(self, error: Exception) -> None:
+        self._ended()
+        raise error
 
 
 def wait_for(reactor: Reactor, work: Work[_T], waiting_for: str) -> _T:
     """Run a coroutine to its end, and the reactor meanwhile; outside of callbacks only.
 
-    Raises DeadlineError after `TIMEOUT_SECONDS`.
+    Raises what the coroutine raises, and DeadlineError after `TIMEOUT_SECONDS`.
     """
     results: list[_T] = []
-    _go_on(work, results.append)
-    reactor.run_until(lambda: results, TIMEOUT_SECONDS, waiting_for)
+    errors: list[Exception] = []
+    _go_on(work, results.append, errors.append)
+    reactor.run_until(lambda: results or errors, TIMEOUT_SECONDS, waiting_for)
+    if errors:
+        raise errors[0]
     return results[0]
 
 
-def _go_on(work: Work[_T], ended: Callable[[_T], Any]) -> None:
+def _go_on(
+    work: Work[_T], ended: Callable[[_T], Any], failed: Callable[[Exception], object]
+) -> None:
     try:
         waiting_for = work.send(None)
     except StopIteration as stop:
         ended(stop.value)
+    except Exception as error:
+        failed(error)
     else:
-        waiting_for.call_at_end(lambda: _go_on(work, ended))
+        waiting_for.call_at_end(lambda: _go_on(work, ended, failed))
