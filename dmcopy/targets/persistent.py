@@ -228,7 +228,8 @@ class PersistentStore:
                     break
         finally:
             reader.close()
-        self._next_free = self._layout.after(self._next_free - 1)
+        if self._next_free and self._layout.is_metadata(self._next_free):
+            self._next_free += 1
 
     def _begin_batch(self) -> None:
         """Write what is queued if it is a batch: all that was prepared, or what fills the area."""

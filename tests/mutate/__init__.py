@@ -1,0 +1,1 @@
+"""Small changes of a module, and whether the tests notice them: what `./scripts/mutate` runs."""

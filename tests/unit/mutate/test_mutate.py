@@ -1,0 +1,72 @@
+"""`./scripts/mutate` on a small project of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mutate.__main__ import ROOT, mirrored
+
+MODULE = """
+def larger(a, b):
+    return a if a > b else b
+
+def forever(a):
+    while True:
+        a -= 1
+        if a < 0:
+            return
+"""
+TESTS = """
+from toy.sums import forever, larger
+
+def test_it():
+    assert larger(1, 2) == 2
+    assert larger(2, 1) == 2
+    forever(1)
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for name, text in (("toy/sums.py", MODULE), ("tests/unit/test_sums.py", TESTS)):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def mutate(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.mutate", "--root", str(project), "toy/sums.py", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_what_survives_is_told_and_nothing_is_changed(project: Path) -> None:
+    done = mutate(project, "--line", "3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "toy/sums.py:3: survives: a > b  →  a >= b",
+        "toy/sums.py: 3 of 4 caught (75%)",
+    ]
+    assert (project / "toy/sums.py").read_text() == MODULE
+    assert not list(project.rglob("__pycache__"))
+
+
+def test_a_sample_has_its_size(project: Path) -> None:
+    assert "of 1 caught" in mutate(project, "--line", "3", "--sample", "1", "--seed", "2").stdout
+
+
+def test_tests_that_fail_by_themselves_tell_nothing(project: Path) -> None:
+    (project / "tests/unit/test_sums.py").write_text("def test_it():\n    assert False\n")
+    done = mutate(project)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "toy/sums.py: its tests fail without any change\n"
+
+
+def test_the_tests_are_those_that_mirror_the_module() -> None:
+    tests = mirrored(ROOT, Path("dmcopy/targets/mirror.py"))
+    assert tests[0] == "tests/unit/targets/test_mirror.py"
+    assert "tests/simulated/targets/test_mirror_crash.py" in tests
+    assert mirrored(ROOT, Path("dmcopy/ranges.py")) == ["tests/unit/test_ranges.py"]
