@@ -37,10 +37,10 @@ def test_a_machine_too_small_for_the_chunks(monkeypatch: pytest.MonkeyPatch) -> 
     disks = {"origin": SimulatedDisk(SECTORS, "origin"), "cow": cow}
 
     class Small(mmap.mmap):
-        def __new__(cls, number: int, size: int) -> Self:
+        def __new__(cls, number: int, size: int, **how: int) -> Self:
             if size > 1 << 29:
                 raise OSError(12, "Cannot allocate memory")
-            return super().__new__(cls, number, size)
+            return super().__new__(cls, number, size, **how)
 
     monkeypatch.setattr(mmap, "mmap", Small)
     with (
