@@ -14,6 +14,7 @@ import pytest
 
 from dmcopy.errors import DeadlineError, DeviceError, UsageError
 from dmcopy.io import IoRegion, Reactor
+from dmcopy.io.request import Op
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client
 from dmcopy.mapper.userspace import UserMapper
@@ -40,6 +41,8 @@ class Engine:
             raise DeviceError(path, "open it for writing", errno.EACCES)
         disk = self.disks[path]
         disk.read_only = not write
+        if path in self.write_protected:
+            disk.fail(Op.WRITE, 0, disk.sectors, error=errno.EBADF)
         return disk
 
     def make(self, name: str, text: str, *, readonly: bool = False) -> None:
@@ -234,4 +237,4 @@ def test_what_cannot_be_written_can_be_read(engine: Engine) -> None:
     engine.make("m", "0 64 mirror core 1 8 2 a 0 b 0 1 handle_errors", readonly=True)
     with pytest.raises(DeadlineError):
         engine.mapper.reactor.run_until(lambda: False, 1)
-    assert engine.status("m").startswith("2 a b 0/8 1 ")
+    assert engine.status("m") == "2 a b 0/8 1 AS 1 core"
