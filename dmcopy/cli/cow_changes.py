@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from dmcopy.cow.merge import Merge
 from dmcopy.cow.moving import Mover, make_mover
 from dmcopy.cow.opening import opened_extract, opened_merge
 from dmcopy.cow.store import open_cow, read_store
-from dmcopy.errors import ExitCode
+from dmcopy.errors import DmcopyError, ExitCode
 from dmcopy.io.region import Device
 from dmcopy.transfer.events import Progress
 from dmcopy.units import SECTOR_SHIFT, format_bytes, format_sectors
@@ -51,23 +52,31 @@ def _extract(args: argparse.Namespace) -> int:
     origin, cow, out = resolve(args.origin), resolve(args.cow), resolve(args.out)
     if args.dry_run:
         return _would_extract(origin, cow, out, args)
+    is_new = not os.path.lexists(out)
     with opened_extract(origin, cow, out, changed_only=args.changed_only) as extract:
         if not extract.store.header.valid:
             say(f"{printable(cow)}: the snapshot was invalidated; what is in its store is good")
         with _moving(extract.out.device, extract, "extract", args) as mover:
             began = time.monotonic()
-            extract.run(mover)
+            try:
+                extract.run(mover)
+            except DmcopyError:
+                if not is_new:  # a new one is removed
+                    say(f"dmcopy: {_incomplete(out, mover, extract)}")
+                raise
             facts = _facts(mover, time.monotonic() - began)
     if args.json:
         emit_json({"out": out, "exceptions": len(extract.table), **facts})
     else:
         print(f"{printable(out)}: {format_sectors(mover.sectors)} written, {_rate(facts)}")
     if mover.interrupted:
-        say(
-            f"dmcopy: interrupted after {format_sectors(mover.sectors)} of "
-            f"{format_sectors(extract.total)}: {printable(out)} is not complete"
-        )
+        say(f"dmcopy: interrupted: {_incomplete(out, mover, extract)}")
     return int(facts["exit_code"])
+
+
+def _incomplete(out: str, mover: Mover, extract: Extract) -> str:
+    done, total = format_sectors(mover.sectors), format_sectors(extract.total)
+    return f"{printable(out)} is not complete: {done} of {total} had been written"
 
 
 def _would_extract(origin: str, cow: str, out: str, args: argparse.Namespace) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Final
 
+from dmcopy.atomic import replace_file
 from dmcopy.block import BlockDevice
 from dmcopy.cli.output import add_json, emit_json, printable, say
 from dmcopy.cli.transfers import resolve
@@ -116,19 +118,24 @@ def _print_map(store: Store, args: argparse.Namespace, origin_sectors: int | Non
 
 def _write_pictures(store: Store, args: argparse.Namespace, origin_sectors: int | None) -> None:
     from dmcopy.cow.density import measure
-    from dmcopy.cow.picture import title, to_svg, write_png
+    from dmcopy.cow.picture import title, to_png, to_svg
 
     width = args.width or _PICTURE_WIDTH
     density = measure(store, width=width, rows=_PICTURE_ROWS, origin_sectors=origin_sectors)
     for path in filter(None, (args.svg, args.png)):
         if used := is_same(path, [store.path, *([args.origin] if args.origin else [])]):
             raise UsageError(f"{path} cannot be the picture: it is {used}")
+        picture = to_svg(density).encode() if path == args.svg else to_png(density)
         try:
-            if path == args.svg:
-                with open(path, "w", encoding="utf-8") as file:
-                    file.write(to_svg(density))
-            else:
-                write_png(density, path)
+            _put(path, picture)
         except OSError as error:
             raise DeviceError(path, "write the picture", error.errno or 0) from error
         say(f"{printable(path)}: {title(density)}")
+
+
+def _put(path: str, picture: bytes) -> None:
+    """Write a picture: a file as a whole, or to a pipe; any other thing is refused."""
+    if Path(path).is_fifo():  # /dev/stdout, <(…)
+        Path(path).write_bytes(picture)
+    else:
+        replace_file(path, picture)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +11,7 @@ from dmcopy.cow.extents import Extent, join, mean_count
 from dmcopy.cow.load import load, load_any
 from dmcopy.cow.moving import Mover
 from dmcopy.cow.store import CowDevice, Entries, Store, read_store
-from dmcopy.errors import UsageError
+from dmcopy.errors import DeviceError, UsageError
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.kcopyd.moves import Move
 from dmcopy.ondisk.exceptions import ExceptionTable
@@ -62,10 +64,24 @@ class Extract:
                 yield exception_move(self.store, extent, self.out)
 
     def run(self, mover: Mover) -> None:
-        """Copy, and flush. Raises DeviceError."""
+        """Copy, cut a longer file to the image's length, and flush. Raises DeviceError.
+
+        What `entries` are written to is not cut: it has the rest already.
+        """
         mover.run(self._all() if self.entries is None else self._changed(self.entries))
         if not mover.interrupted:
+            if self.entries is None:
+                self._cut()
             mover.flush(self.out.device)
+
+    def _cut(self) -> None:
+        device, size = self.out.device, self.out.end << SECTOR_SHIFT
+        try:
+            status = os.fstat(device.fileno())
+            if stat.S_ISREG(status.st_mode) and status.st_size > size:
+                os.ftruncate(device.fileno(), size)
+        except OSError as error:
+            raise DeviceError(device.path, "cut it", error.errno or 0) from error
 
     def _unchanged(self, start: int, end: int) -> Move:
         device, sector, _ = self.origin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Final
 from xml.sax.saxutils import escape
@@ -77,8 +78,8 @@ def to_svg(density: Density) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def write_png(density: Density, path: str) -> None:
-    """Draw the picture into a PNG file. Raises MissingError without matplotlib."""
+def to_png(density: Density) -> bytes:
+    """Return the picture as a PNG file. Raises MissingError without matplotlib."""
     try:
         import matplotlib as mpl
     except ImportError:
@@ -100,8 +101,10 @@ def write_png(density: Density, path: str) -> None:
     axes.set_xticks([])
     axes.set_xlabel(f"a block is {_cell(density)}", fontsize=8)
     figure.colorbar(image, ax=axes, label="changed", shrink=0.8)
-    figure.savefig(path, format="png", dpi=120, bbox_inches="tight")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120, bbox_inches="tight")
     plt.close(figure)
+    return drawn.getvalue()
 
 
 def _level(share: float) -> int:

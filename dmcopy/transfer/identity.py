@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dmcopy.block import syscalls, sysfs
+from dmcopy.block import backing, syscalls, sysfs
+from dmcopy.block.backing import Backing
 from dmcopy.block.mounts import DevNo
+from dmcopy.block.processes import identity_of
 from dmcopy.block.sysfs import LIVE, Roots
 from dmcopy.io.region import Device
 from dmcopy.ledger import boot_id
@@ -76,8 +78,8 @@ def of_block(number: DevNo, roots: Roots = LIVE) -> Identity:
     disk = sysfs.parent(name, roots) or name
     folder = sysfs.directory(disk, roots)
     where = f" from {sysfs.read(sysfs.directory(name, roots) / 'start')}" if disk != name else ""
-    is_loop = bool(sysfs.backing_file(disk, roots))
-    always, doubt = _of_loop(disk, roots) if is_loop else _of_disk(folder)
+    made = backing.of(disk, roots)
+    always, doubt = _of_disk(folder) if made is None else _of_loop(made, roots)
     # Counts each disk that appears and each medium and loop device that is set up (block/genhd.c).
     sequence = "" if disk.startswith(_REFILLED) else sysfs.read(folder / "diskseq")
     return Identity(
@@ -100,15 +102,15 @@ def _of_disk(folder: Path) -> tuple[str, str]:
     return "", "it has no number that it is known by"
 
 
-def _of_loop(name: str, roots: Roots) -> tuple[str, str]:
+def _of_loop(made: Backing, roots: Roots) -> tuple[str, str]:
     """Return what a loop device is known by: its file and where in that it begins, in bytes."""
-    path = sysfs.backing_file(name, roots)
-    file = Identity(doubt=f"the file behind it, {path}, is not to be seen")
+    file = Identity(doubt=f"the file behind it, {made.path}, is not to be seen")
     with suppress(OSError, ValueError):
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        fd = os.open(made.path, os.O_PATH | os.O_CLOEXEC)
         try:
-            file = _of(path, fd, os.fstat(fd), roots)
+            status = os.fstat(fd)
+            if identity_of(status) == made.identity:  # the name may be another file's by now
+                file = _of(made.path, fd, status, roots)
         finally:
             os.close(fd)
-    offset = sysfs.read(sysfs.directory(name, roots) / "loop/offset")
-    return file.always and f"loop at {offset} of {file.always}", file.doubt
+    return file.always and f"loop at {made.offset} of {file.always}", file.doubt

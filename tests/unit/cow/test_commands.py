@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -10,9 +11,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from dmcopy.block import BlockDevice
 from dmcopy.cow import merge as merging
 from dmcopy.cow.moving import Mover
-from dmcopy.errors import ExitCode
+from dmcopy.errors import DeviceError, ExitCode
 from tests.unit.cow.conftest import Run
 from tests.unit.cow.stores import Pairs, allocate, build, overlay, scattered
 
@@ -94,6 +96,38 @@ def test_extract_and_merge(cow: Run, chunk_size: int, tail: int) -> None:
     assert cow("check", "cow")[0] == 0
     assert json.loads(cow("info", "--json", "cow")[1])["exceptions"] == 0
     assert cow("merge", "origin", "cow")[0] == 0  # nothing left to do
+
+
+@pytest.mark.parametrize("changed_only", [False, True])
+def test_a_longer_file_is_cut_where_the_whole_image_is_written(
+    cow: Run, changed_only: bool
+) -> None:
+    """Else the rest of what was there would be taken for the snapshot's."""
+    make()
+    size, longer = Path("origin").stat().st_size, b"x" * 5000
+    Path("out").write_bytes(Path("origin").read_bytes() + longer)
+    option = ["--changed-only"] if changed_only else []
+    assert cow("extract", "--origin", "origin", "--cow", "cow", "out", *option)[0] == 0
+    assert Path("out").read_bytes()[:size] == Path("snapshot").read_bytes()
+    assert Path("out").read_bytes()[size:] == (longer if changed_only else b"")
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_an_extract_that_fails_says_what_is_left_of_it(
+    cow: Run, is_new: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make()
+    if not is_new:
+        Path("out").write_bytes(Path("origin").read_bytes() + bytes(512))
+
+    def fail(_: Mover, device: BlockDevice) -> None:
+        raise DeviceError(device.path, "flush it", errno.ENOSPC)
+
+    monkeypatch.setattr(Mover, "flush", fail)
+    code, out, err = cow("extract", "--origin", "origin", "--cow", "cow", "out", "--json")
+    assert (code, out, Path("out").exists()) == (ExitCode.FAILED, "", not is_new)
+    assert "cannot flush it: No space left" in err
+    assert ("out is not complete" in err) == (not is_new)
 
 
 def test_changed_only_makes_a_sparse_file(cow: Run) -> None:
@@ -316,6 +350,15 @@ def test_map_as_svg(cow: Run) -> None:
     rectangles = root.findall("{http://www.w3.org/2000/svg}rect")
     assert len(rectangles) == 1 + 600 + 5  # the background, the chunks, the legend
     assert json.loads(cow("map", "--json", "cow", "--svg", "map.svg")[1])["changed"] == 301
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "folder"])
+def test_a_picture_goes_over_files_only(cow: Run, name: str) -> None:
+    make()
+    Path("folder").mkdir()
+    code, _, err = cow("map", "cow", "--svg", name)
+    assert (code, f"{name} is no regular file" in err) == (ExitCode.USAGE, True)
+    assert not Path("/dev/null").is_file()
 
 
 def test_map_as_png(cow: Run) -> None:

@@ -16,7 +16,7 @@ class Machine:
     """Block devices in a made-up /sys; `boots` gives each a new number, as another boot may."""
 
     def __init__(self, top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.roots = Roots(sys=top / "sys")
+        self.roots = Roots(top / "sys", top / "dev")
         self.top = top
         self.patch = monkeypatch
         self.boot(1)
