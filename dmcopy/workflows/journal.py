@@ -17,19 +17,29 @@ to its end, or undoes it.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import stat
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
+from dmcopy.atomic import replace_file, sync_folder
 from dmcopy.errors import BusyError, DeviceError, DmcopyError, MetadataError
 from dmcopy.ledger import lock
 from dmcopy.mapper import ledger
-from dmcopy.mapper.ledger import alive, boot_id, identity
-from dmcopy.mapper.names import mangle
+from dmcopy.mapper.ledger import identity
+from dmcopy.mapper.names import mangle, unmangle
+from dmcopy.workflows.record import VERBS, Record, Step, parse
+from dmcopy.workflows.snapshot_layout import Layout
+
+__all__ = ["Damaged", "Journal", "NoJournal", "Record", "Step", "default_folder"]
+
+_SUFFIX: Final = ".json"
+_MOST_BYTES: Final = 16 << 20
+_LONGEST: Final = 200  # characters of what is quoted of a damaged record
+_TYPES: Final[dict[str, dict[str, type]]] = {"snapshot": {"layout": Layout}}
 
 
 def default_folder() -> Path:
@@ -43,88 +53,30 @@ def default_folder() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One change of one device.
+class Damaged:
+    """A file in the journal that is no record, and why. Its name says what it was a record of.
 
-    Attributes:
-        verb: create (without `table`, only the device), load, suspend, resume, remove; or a verb of
-            the workflow's own.
-        device: the name of a mapped device; for a verb of the workflow's own, what that needs.
-        table: for create and load, the table as text. It names devices by paths that outlive a
-            reboot; a mapped one by `Mapper.path`.
-        before: for the resume of a device that had a table already, that table as the engine
-            printed it: what tells whether the swap has happened, and what undo loads.
-        health: for another table under a mirror, the letters of its legs when that was planned.
-        joined: nothing is written to disk between the step before and this one: a file system may
-            be frozen there, perhaps the one with the journal on it.
-        final: once this is done, the workflow cannot be undone.
+    Which devices that workflow had is not known. It is in the way of those of its own name only:
+    whatever else is begun looks at the devices themselves before it changes any.
     """
 
-    verb: str
-    device: str
-    table: str = ""
-    before: str = ""
-    health: str = ""
-    joined: bool = False
-    final: bool = False
-
-
-@dataclass(slots=True)
-class Record:
-    """A workflow in progress: `dmcopy NOUN VERB NAME`.
-
-    Attributes:
-        steps: what is to be done, in order.
-        devices: the names of all mapped devices that nobody else may change meanwhile.
-        facts: what the workflow wants to find again; JSON values.
-        settled: so many steps have surely ended.
-        begun: so many were begun; those from `settled` on may have happened or not.
-        committed: it cannot be undone any more: a final step has ended.
-        undoing: the steps are being taken back, the last one first.
-        owner: the process that runs it, as the ledger has it; `boot`: in which boot.
-    """
-
-    noun: str
-    verb: str
-    name: str
-    steps: list[Step]
-    devices: tuple[str, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict)
-    settled: int = 0
-    begun: int = 0
-    committed: bool = False
-    undoing: bool = False
-    owner: str = ""
-    boot: str = ""
-    made: float = 0.0
+    path: Path
+    reason: str
 
     @property
-    def running(self) -> bool:
-        """Whether the process that runs it is still there."""
-        return not self.rebooted and alive(self.owner)
-
-    @property
-    def rebooted(self) -> bool:
-        """Whether the machine was restarted since: mapped devices do not outlive that."""
-        return self.boot not in ("", boot_id())
-
-    def next(self, steps: Sequence[Step]) -> None:
-        """Go on with other steps, none of them begun."""
-        self.steps = list(steps)
-        self.settled = self.begun = 0
+    def place(self) -> tuple[str, str]:
+        """The noun and the name that it was a record of, "" twice for a stranger's file."""
+        noun, _, name = self.path.name.removesuffix(_SUFFIX).partition("-")
+        ours = noun in VERBS and name.isascii() and mangle(unmangle(name)) == name
+        return (noun, unmangle(name)) if ours else ("", "")
 
     def __str__(self) -> str:
-        return f"dmcopy {self.noun} {self.verb} {self.name}"
-
-    @property
-    def advice(self) -> str:
-        """What a person can do about it once it is interrupted."""
-        if self.undoing:
-            return f"'dmcopy {self.noun} undo {self.name}' goes on with taking it back"
-        ending = f"'dmcopy {self.noun} finish {self.name}' ends it"
-        if self.committed:
-            return ending
-        return f"{ending}, 'dmcopy {self.noun} undo {self.name}' takes it back"
+        noun, name = self.place
+        reason = self.reason if len(self.reason) < _LONGEST else f"{self.reason[:_LONGEST]} ..."
+        text = f"{self.path} is not the record of a workflow: {reason}"
+        if not name:
+            return f"{text}; it is left alone"
+        return f"{text}; 'dmcopy {noun} forget {name}' puts it aside"
 
 
 class Journal:
@@ -138,17 +90,20 @@ class Journal:
         self.owner = owner or identity(os.getpid())
 
     def records(self, noun: str = "") -> list[Record]:
-        """Return the records, of one noun or of all, the oldest first.
-
-        Raises MetadataError for a file that is no record: those are written whole.
-        """
-        read = (_read(path) for path in sorted(self.folder.glob("*.json")))
-        found = [record for record in read if record and noun in ("", record.noun)]
+        """Return the records, of one noun or of all, the oldest first; see `damaged` for others."""
+        found = [one for one in self._all() if isinstance(one, Record) and noun in ("", one.noun)]
         return sorted(found, key=lambda record: record.made)
 
+    def damaged(self) -> list[Damaged]:
+        """Return the files that should be records, and are none."""
+        return [one for one in self._all() if isinstance(one, Damaged)]
+
     def find(self, noun: str, name: str) -> Record | None:
-        """Return the record of this name, None when there is none."""
-        return _read(self._path(noun, name))
+        """Return the record of this name, None when there is none. Raises MetadataError."""
+        found = _read(self._path(noun, name))
+        if isinstance(found, Damaged):
+            raise MetadataError(str(found))
+        return found
 
     def begin(self, record: Record) -> None:
         """Note that a workflow begins.
@@ -171,15 +126,8 @@ class Journal:
 
     def save(self, record: Record) -> None:
         """Write the record, durably."""
-        path = self._path(record.noun, record.name)
-        temporary = path.with_suffix(".new")
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(record)))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            self._sync_folder()
+            replace_file(self._path(record.noun, record.name), record.build())
         except OSError as error:
             raise self._failed(error) from error
 
@@ -187,17 +135,34 @@ class Journal:
         """Note that the workflow has ended, or that nothing is left of it."""
         try:
             self._path(record.noun, record.name).unlink(missing_ok=True)
-            self._sync_folder()
+            if self.folder.is_dir():  # or nothing was ever noted
+                sync_folder(self.folder)
         except OSError as error:
             raise self._failed(error) from error
 
+    def put_aside(self, noun: str, name: str) -> Path:
+        """Give the damaged record of this name another name, which is returned: nobody reads it."""
+        path = self._path(noun, name)
+        with self._locked():
+            number = 1
+            while os.path.lexists(aside := path.with_suffix(f".damaged-{number}")):
+                number += 1
+            try:
+                path.rename(aside)
+                sync_folder(self.folder)
+            except OSError as error:
+                raise self._failed(error) from error
+        return aside
+
     def _own(self, record: Record) -> None:
-        record.owner = self.owner
-        record.boot = boot_id()
+        record.own(self.owner)
         self.save(record)
 
     def _refuse_overlap(self, record: Record) -> None:
         mine = {record.name, *record.devices}
+        for damaged in self.damaged():
+            if damaged.place[1] in mine:
+                raise MetadataError(str(damaged))
         for other in self.records():
             shared = sorted(mine & {other.name, *other.devices})
             if not shared:
@@ -206,17 +171,14 @@ class Journal:
                 raise _busy(shared[0], other)
             raise DmcopyError(f"{shared[0]}: '{other}' was interrupted: {other.advice}")
 
-    def _path(self, noun: str, name: str) -> Path:
-        return self.folder / f"{noun}-{mangle(name)}.json"
+    def _all(self) -> Iterator[Record | Damaged]:
+        for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
+            found = _read(path)
+            if found is not None:  # a workflow may end at any moment
+                yield found
 
-    def _sync_folder(self) -> None:
-        if not self.folder.is_dir():  # nothing was ever noted
-            return
-        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    def _path(self, noun: str, name: str) -> Path:
+        return self.folder / f"{noun}-{mangle(name)}{_SUFFIX}"
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -255,14 +217,29 @@ def _busy(name: str, other: Record) -> BusyError:
     return BusyError(name, [f"process {other.owner.partition(' ')[0]} ({other})"])
 
 
-def _read(path: Path) -> Record | None:
-    """Return the record in a file, None when it is gone: the workflow may end at any moment."""
+def _read(path: Path) -> Record | Damaged | None:
+    """Return the record in a file, None when there is no such file."""
+    noun = path.name.partition("-")[0]
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values["steps"] = [Step(**step) for step in values["steps"]]
-        values["devices"] = tuple(values["devices"])
-        return Record(**values)
+        record = parse(_content(path), _TYPES.get(noun, {}))
+        if path.name != f"{record.noun}-{mangle(record.name)}{_SUFFIX}":
+            return Damaged(path, f"it is that of '{record}'")
+        return record
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MetadataError(f"{path} is not the record of a workflow: {error}") from error
+    except OSError as error:
+        return Damaged(path, os.strerror(error.errno or 0))
+    except ValueError as error:
+        return Damaged(path, str(error))
+
+
+def _content(path: Path) -> bytes:
+    """Return what is in a file; a pipe of that name is not waited for."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is no regular file")
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"it is longer than {_MOST_BYTES} bytes")
+    return data

@@ -8,11 +8,11 @@ from dmcopy.table import Error, Linear, Table
 from dmcopy.table.mirror import CoreLog, DiskLog
 from dmcopy.table.target import Leg
 from dmcopy.units import format_sectors
-from dmcopy.workflows.journal import Step
 from dmcopy.workflows.mirror import Mirror, fresh, kept, usable
 from dmcopy.workflows.mirror_devices import Devices, identity
 from dmcopy.workflows.mirror_session import Plan
 from dmcopy.workflows.mirror_swap import DETACH, REPLACE, SETTLE, SWAP
+from dmcopy.workflows.record import Step
 
 
 def plan_fail(mapper: Mapper, name: str, word: str) -> Plan:

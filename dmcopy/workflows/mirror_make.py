@@ -15,11 +15,11 @@ from dmcopy.table import Mirror as MirrorTarget
 from dmcopy.table.mirror import MAX_LEGS, REGION_SIZE, CoreLog, DiskLog
 from dmcopy.table.target import Leg
 from dmcopy.units import SECTOR_SHIFT, format_sectors
-from dmcopy.workflows.journal import Step
 from dmcopy.workflows.mirror import fresh, kept
 from dmcopy.workflows.mirror_devices import Devices, identity, openable
 from dmcopy.workflows.mirror_session import Plan
 from dmcopy.workflows.mirror_swap import SETTLE, SWAP
+from dmcopy.workflows.record import Step
 
 FEATURES: Final = ("handle_errors",)
 """Without it the kernel says of a write that reached one leg only that it ended well, and of a

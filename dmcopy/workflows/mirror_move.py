@@ -12,11 +12,11 @@ from dmcopy.table import Mirror as MirrorTarget
 from dmcopy.table.mirror import REGION_SIZE, CoreLog
 from dmcopy.table.target import Leg
 from dmcopy.units import format_sectors
-from dmcopy.workflows.journal import Step
 from dmcopy.workflows.mirror_devices import Devices, identity
 from dmcopy.workflows.mirror_make import FEATURES
 from dmcopy.workflows.mirror_session import Plan
 from dmcopy.workflows.mirror_swap import SETTLE, SWAP
+from dmcopy.workflows.record import Step
 
 _SMALLEST: Final = 2
 """Sectors of the smallest region (dm-log.c): a line of one sector cannot be a mirror."""

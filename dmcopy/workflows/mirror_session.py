@@ -10,9 +10,10 @@ from typing import Final, Protocol
 
 from dmcopy.errors import DeadlineError, DmcopyError, PartialError
 from dmcopy.mapper.base import Mapper, note_failure
-from dmcopy.workflows.journal import Journal, NoJournal, Record, Step
+from dmcopy.workflows.journal import Journal, NoJournal
 from dmcopy.workflows.mirror_resync import Waiter
 from dmcopy.workflows.mirror_swap import actions
+from dmcopy.workflows.record import Record, Step
 from dmcopy.workflows.steps import Runner
 
 NOUN: Final = "mirror"

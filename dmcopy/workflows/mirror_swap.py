@@ -15,9 +15,9 @@ from dmcopy.status import MirrorStatus
 from dmcopy.table import Mirror as MirrorTarget
 from dmcopy.table import Table
 from dmcopy.table.mirror import CoreLog, DiskLog
-from dmcopy.workflows.journal import Step
 from dmcopy.workflows.mirror import ALIVE
 from dmcopy.workflows.mirror_devices import Devices, openable, same_table
+from dmcopy.workflows.record import Step
 from dmcopy.workflows.steps import Action
 
 SWAP: Final = "swap"

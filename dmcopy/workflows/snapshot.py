@@ -20,8 +20,9 @@ from dmcopy.mapper.ledger import Ledger
 from dmcopy.table import Linear, SnapshotMerge, Table
 from dmcopy.units import format_sectors
 from dmcopy.workflows import snapshot_layout as layouts
-from dmcopy.workflows.journal import Journal, Record, Step
+from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.nodes import Nodes
+from dmcopy.workflows.record import Record, Step
 from dmcopy.workflows.snapshot_actions import actions
 from dmcopy.workflows.snapshot_layout import Layout
 from dmcopy.workflows.snapshot_merging import Merge, Progress, unused

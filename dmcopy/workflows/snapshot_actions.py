@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dmcopy.mapper.base import Mapper
-from dmcopy.workflows.journal import Step
 from dmcopy.workflows.nodes import Nodes
+from dmcopy.workflows.record import Step
 from dmcopy.workflows.steps import Action
 
 

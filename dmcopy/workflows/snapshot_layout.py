@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from dmcopy.table import Snapshot, SnapshotMerge, SnapshotOrigin, Table, Zero
-from dmcopy.workflows.journal import Step
+from dmcopy.workflows.record import Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from dmcopy.status import SnapshotMergeStatus
 from dmcopy.status.snapshot import MERGE_FAILED
 from dmcopy.table import Table
 from dmcopy.workflows import snapshot_layout as layouts
-from dmcopy.workflows.journal import Record, Step
 from dmcopy.workflows.nodes import Nodes
+from dmcopy.workflows.record import Record, Step
 from dmcopy.workflows.snapshot_layout import Layout
 from dmcopy.workflows.snapshot_survey import Survey
 from dmcopy.workflows.steps import Runner

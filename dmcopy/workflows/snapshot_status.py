@@ -8,8 +8,9 @@ from typing import Final
 from dmcopy.mapper.base import Mapper
 from dmcopy.status import SnapshotStatus
 from dmcopy.status.snapshot import INVALID, MERGE_FAILED, OVERFLOW
-from dmcopy.workflows.journal import Journal, Record
+from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.nodes import Nodes
+from dmcopy.workflows.record import Record
 from dmcopy.workflows.snapshot_survey import Found, Survey
 
 _STATES: Final = {INVALID: "invalid", MERGE_FAILED: "merge failed", OVERFLOW: "overflow"}

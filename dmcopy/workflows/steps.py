@@ -12,7 +12,8 @@ from typing import Final, Protocol
 from dmcopy.errors import DeviceError, DmcopyError
 from dmcopy.mapper.base import DeviceInfo, Mapper, note_failure
 from dmcopy.table import Table
-from dmcopy.workflows.journal import Journal, Record, Step
+from dmcopy.workflows.journal import Journal
+from dmcopy.workflows.record import Record, Step
 
 _HELD_BACK: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 

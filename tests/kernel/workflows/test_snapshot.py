@@ -21,7 +21,7 @@ from dmcopy.errors import DmcopyError
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.table import Delay, Linear, Table
 from dmcopy.table.faults import Delayed
-from dmcopy.workflows import journal as journals
+from dmcopy.workflows import record as records
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.nodes import Nodes
 from dmcopy.workflows.snapshot import Snapshots
@@ -312,7 +312,7 @@ def test_a_merge_that_goes_on_after_a_restart(
     kill(mapper, ("resume", "data"), lambda snapshots: snapshots.merge("snap"))
     for name in ("snap", "data", "data-real", "snap-cow"):
         mapper.remove(name)
-    monkeypatch.setattr(journals, "boot_id", lambda: "another boot")
+    monkeypatch.setattr(records, "boot_id", lambda: "another boot")
     mapper.create("data", Table.of(SMALL, Linear(str(scratch_disks[0]), 0)))
     assert content(data) == {b"b"}
     dmcopy("finish", "snap")

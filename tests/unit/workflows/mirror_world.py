@@ -21,7 +21,8 @@ from dmcopy.status.legs import Member
 from dmcopy.table import Error, Linear, Mirror, Table, TableLine
 from dmcopy.table.mirror import DiskLog
 from dmcopy.table.record import Ratio
-from dmcopy.workflows.journal import Journal, Record
+from dmcopy.workflows.journal import Journal
+from dmcopy.workflows.record import Record
 
 REGIONS = 4
 SECTORS = 4096

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from dmcopy.errors import BusyError, DmcopyError, MetadataError, UsageError
+from dmcopy.errors import BusyError, UsageError
 from dmcopy.status import SnapshotStatus
 from dmcopy.table import Linear, Ratio, Raw, Table
 from dmcopy.workflows import snapshot_watch
-from dmcopy.workflows.journal import Journal, Record, Step
 from dmcopy.workflows.snapshot_merging import Progress
 from dmcopy.workflows.snapshot_request import Request
 from dmcopy.workflows.snapshot_status import State, states
@@ -328,29 +327,6 @@ def test_progress_is_a_rate_and_the_time_left() -> None:
     assert (progress.percent, progress.rate, progress.remaining) == (75.0, 5.0, 5.0)
     assert Progress("snap", 100, 100, 100, 1.0).remaining is None
     assert Progress("snap", 0, 0, 0, 0.0).percent == 100.0
-
-
-def test_two_processes_do_not_work_on_one_origin(tmp_path: Path) -> None:
-    mine = Journal(tmp_path)
-    record = Record("snapshot", "take", "snap", [Step("create", "snap")], devices=("data",))
-    mine.begin(record)
-    other = Record("snapshot", "drop", "other", [], devices=("data", "other"))
-    with pytest.raises(BusyError, match=r"data is in use by process \d+ \(dmcopy snapshot take"):
-        mine.begin(other)
-    mine.end(record)
-    mine.begin(other)
-    found = Journal(tmp_path, owner="0 0").find("snapshot", "other")
-    assert found == other
-    with pytest.raises(BusyError):
-        Journal(tmp_path, owner="0 0").adopt(other)
-    with pytest.raises(DmcopyError):
-        Journal(tmp_path, owner="0 0").begin(record)
-
-
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    (tmp_path / "snapshot-x.json").write_text('{"noun": "snapshot"}')
-    with pytest.raises(MetadataError, match=r"snapshot-x\.json is not the record of a workflow"):
-        Journal(tmp_path).records()
 
 
 def test_the_origin_stays_what_it_was(stage: Stage) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dmcopy.errors import DmcopyError, UsageError
-from dmcopy.workflows import journal as journals
+from dmcopy.workflows import record as records
 from dmcopy.workflows.snapshot import Snapshots
 from dmcopy.workflows.snapshot_request import Request
 
@@ -251,7 +251,7 @@ def test_killed_by_a_restart_of_the_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     boot = 1
-    monkeypatch.setattr(journals, "boot_id", lambda: f"boot {boot}")
+    monkeypatch.setattr(records, "boot_id", lambda: f"boot {boot}")
     for play in crashes(plays, name):
         boot += 1
         merged = name in MERGES and play.stage.records()
@@ -281,7 +281,7 @@ def test_a_merge_that_is_interrupted_again_after_a_restart(
     plays: Callable[[str], Play], failing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     boot = 1
-    monkeypatch.setattr(journals, "boot_id", lambda: f"boot {boot}")
+    monkeypatch.setattr(records, "boot_id", lambda: f"boot {boot}")
     wanted = plays("merge").world.read("snap")
     for second in range(100):
         boot = 1
