@@ -11,13 +11,13 @@ from dmcopy.cli import snapshot_show
 from dmcopy.cli.output import add_json, emit_json, emit_json_line, printable
 from dmcopy.cli.parser import seconds, size
 from dmcopy.cli.transfers import add_progress
+from dmcopy.cli.workflows import FORGET, code_of, emit_done, open_journal
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.dmsetup import ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.ledger import Ledger, NoLedger
 from dmcopy.mapper.names import device_name
 from dmcopy.units import format_sectors, parse_sectors
-from dmcopy.workflows.journal import Journal, NoJournal
 from dmcopy.workflows.nodes import Nodes, ScriptNodes
 from dmcopy.workflows.snapshot import Snapshots
 from dmcopy.workflows.snapshot_request import DEFAULT_CHUNK, Request
@@ -36,11 +36,13 @@ examples:
   dmcopy snapshot take snap data /dev/vdc --reuse-store     again, after a restart
   dmcopy snapshot finish snap                       go on with what was interrupted,
   dmcopy snapshot undo snap                         or take it back: 'status' says what can be
+  dmcopy snapshot forget snap                       or give it up, and leave the devices as they are
 
 Sizes are sectors of 512 bytes, or 64K, 1G …; times are seconds.
 
 Ends with 0 when all is well, 1 for what failed (watch: when the snapshot is lost), 2 for what
-cannot be, 5 when something is not installed, 6 when a device is in use, 130 when interrupted.
+cannot be, 4 when status finds a snapshot lost or a record damaged, 5 when something is not
+installed, 6 when a device is in use, 130 when interrupted.
 """
 
 
@@ -82,6 +84,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     finish = _changing(verbs, "finish", "end what was interrupted", _finish)
     add_progress(finish)
     _changing(verbs, "undo", "take back what was interrupted", _undo)
+    forget = verbs.add_parser("forget", help=FORGET, description=FORGET)
+    forget.add_argument("name", metavar="NAME")
+    add_json(forget)
+    forget.set_defaults(verb=_forget, dry_run=False, timeout=30.0)
     _configure_facts(verbs)
 
 
@@ -138,10 +144,11 @@ def _configure_facts(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
 def _snapshots(args: argparse.Namespace) -> Snapshots:
     if args.dry_run:
         mapper = KernelMapper(ScriptDmsetup(), ledger=NoLedger(), timeout=args.timeout)
-        return Snapshots(mapper, nodes=ScriptNodes(Ledger()), journal=NoJournal())
+        nodes = ScriptNodes(Ledger())
+        return Snapshots(mapper, nodes=nodes, journal=open_journal(dry_run=True))
     ledger = Ledger()
     mapper = KernelMapper(ledger=ledger, timeout=args.timeout)
-    return Snapshots(mapper, nodes=Nodes(ledger), journal=Journal())
+    return Snapshots(mapper, nodes=Nodes(ledger), journal=open_journal())
 
 
 def _percent(text: str) -> float:
@@ -202,7 +209,10 @@ def _merge(args: argparse.Namespace) -> None:
     if args.json:
         emit_json(layout.as_dict())
     else:
-        print(printable(f"{layout.origin} is what it was when {layout.name} was taken"))
+        # An origin that was not mapped is what it was before: the device made for it is gone.
+        there = args.snapshots.mapper.exists(layout.origin)
+        rolled_back = layout.origin if there else layout.base
+        print(printable(f"{rolled_back} is what it was when {layout.name} was taken"))
 
 
 def _drop(args: argparse.Namespace) -> None:
@@ -229,6 +239,10 @@ def _undo(args: argparse.Namespace) -> None:
     _say_ended(args, args.snapshots.undo(args.name), "taken back")
 
 
+def _forget(args: argparse.Namespace) -> None:
+    emit_done(args, args.snapshots.forget(args.name))
+
+
 def _say_ended(args: argparse.Namespace, record: object, how: str) -> None:
     if args.dry_run:
         return
@@ -241,17 +255,19 @@ def _say_ended(args: argparse.Namespace, record: object, how: str) -> None:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from dmcopy.workflows.snapshot_status import states
+    from dmcopy.workflows.snapshot_status import LOST, states
 
     snapshots: Snapshots = args.snapshots
     found = states(snapshots.mapper, snapshots.nodes, snapshots.journal, args.name)
     if args.name and not found:
+        snapshots.journal.find("snapshot", args.name)  # a record that is damaged
         raise UsageError(f"there is no snapshot {args.name!r}")
     if args.json:
         emit_json([dataclasses.asdict(state) for state in found])
     else:
         snapshot_show.emit_states(found)
-    return ExitCode.OK
+    lost = any(state.state in LOST for state in found)
+    return ExitCode.MISMATCH if lost else code_of(snapshots.journal)
 
 
 def _watch(args: argparse.Namespace) -> int:

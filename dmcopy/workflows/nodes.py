@@ -110,6 +110,10 @@ class Nodes:
         """Return a phrase for what is on a device, "" where nothing is known."""
         return content.describe(self._path(device))
 
+    def has_store(self, device: str) -> bool:
+        """Return whether an exception store begins on a device, whatever state it is in."""
+        return self._first_sector(device)[:4] == _STORE_MAGIC
+
     def store(self, device: str) -> Header | None:
         """Return the header of the exception store on a device; None where there is none.
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from dmcopy.errors import BusyError, DmcopyError, UsageError
+from dmcopy.errors import DmcopyError, UsageError
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.ledger import Ledger
 from dmcopy.table import Linear, SnapshotMerge, Table
 from dmcopy.units import format_sectors
+from dmcopy.workflows import interrupted
 from dmcopy.workflows import snapshot_layout as layouts
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.nodes import Nodes
@@ -53,6 +54,7 @@ class Snapshots:
             self.journal,
             actions=actions(mapper, self.nodes),
             resolve=self.nodes.usable,
+            key=self.nodes.key,
         )
 
     def take(self, request: Request) -> Layout:
@@ -117,6 +119,9 @@ class Snapshots:
                 f"the exceptions of {name} are on {layout.cow_path} itself, not on a device that "
                 "dmcopy made: it cannot make that longer"
             )
+        status = read(self.mapper, name)
+        if status.state:
+            raise UsageError(f"{name} cannot be extended: {status.trouble or status}")
         parts = survey.parts_of(layout.cow)
         missing = size - sum(length for length, _ in parts)
         if missing <= 0:
@@ -133,10 +138,11 @@ class Snapshots:
         self, name: str, *, progress: Callable[[Progress], None] | None = None
     ) -> Record | None:
         """End the interrupted workflow of a snapshot; None when a reboot has ended it."""
-        record = self._interrupted(name)
+        record = interrupted.find(self.journal, NOUN, name)
         if record.verb == "merge" and not record.undoing:
             self.merge(name, progress=progress)
         elif not self._gone(record):
+            self._check_cow(record)
             self.journal.adopt(record)
             self.runner.run(record)
             self.journal.end(record)
@@ -146,7 +152,7 @@ class Snapshots:
 
     def undo(self, name: str) -> Record | None:
         """Take back the interrupted workflow of a snapshot; None when a reboot has done that."""
-        record = self._interrupted(name)
+        record = interrupted.find(self.journal, NOUN, name)
         if record.rebooted and record.verb == "merge":
             raise DmcopyError(
                 f"{name}: a merge that a reboot interrupted cannot be taken back; "
@@ -157,6 +163,24 @@ class Snapshots:
         self.journal.adopt(record)
         self.runner.undo(record)
         return record
+
+    def forget(self, name: str) -> str:
+        """Give an interrupted workflow up, and change no device; return what is left behind."""
+        return interrupted.forget(self.mapper, self.journal, NOUN, name, self.nodes.attached)
+
+    def _check_cow(self, record: Record) -> None:
+        """Raise UsageError if the COW, wiped for a snapshot, holds something else by now."""
+        layout = Layout.from_dict(record.facts["layout"])
+        wiped = any(step.verb == "wipe" for step in record.steps[: record.settled])
+        if record.undoing or not wiped or self.mapper.exists(layout.cow):
+            return
+        cow = layout.store_device
+        found = "" if self.nodes.has_store(cow) else self.nodes.content(cow)
+        if found:
+            raise UsageError(
+                f"{cow} has {found} on it, which came after '{record}' was interrupted: "
+                f"'dmcopy snapshot undo {record.name}' takes that back"
+            )
 
     def _gone(self, record: Record) -> bool:
         """Forget a record whose devices a reboot has removed; return whether it was one."""
@@ -229,15 +253,6 @@ class Snapshots:
         for record in self.journal.records():
             if not record.running and {record.name, *record.devices} & set(names):
                 raise DmcopyError(f"{names[0]}: '{record}' was interrupted: {record.advice}")
-
-    def _interrupted(self, name: str) -> Record:
-        record = self.journal.find(NOUN, name)
-        if record is None:
-            raise UsageError(f"nothing was interrupted that has to do with a snapshot {name!r}")
-        if record.running and record.owner != self.journal.owner:
-            process = record.owner.partition(" ")[0]
-            raise BusyError(name, [f"process {process} ({record})"], "it is at work")
-        return record
 
     def _with(
         self, parts: list[tuple[int, Linear]], more: str, missing: int

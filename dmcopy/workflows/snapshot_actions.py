@@ -29,9 +29,10 @@ def actions(mapper: Mapper, nodes: Nodes) -> dict[str, Action]:
     """Return the actions by verb.
 
     attach, detach: a file as a loop device. grow: a file and its loop device; `table` is the size
-    in sectors. wipe: the beginning of a device; `table` is how many sectors; its undo wipes the
-    store that was begun there meanwhile, which would be in the way of the next snapshot. retire:
-    remove a device, at its last close if somebody uses it.
+    in sectors. wipe: the beginning of a device; `table` is how many sectors. clean, and the undo of
+    wipe: the same where a store is, which would be in the way of the next snapshot; if somebody has
+    used the device for something else meanwhile, that stays. retire: remove a device, at its last
+    close if somebody uses it.
     """
 
     def retire(step: Step) -> None:
@@ -40,6 +41,10 @@ def actions(mapper: Mapper, nodes: Nodes) -> dict[str, Action]:
 
     def wipe(step: Step) -> None:
         nodes.wipe(step.device, int(step.table))
+
+    def clean(step: Step) -> None:
+        if nodes.has_store(step.device):
+            nodes.wipe(step.device, int(step.table))
 
     def attach(step: Step) -> None:
         nodes.attach(step.device)
@@ -51,6 +56,7 @@ def actions(mapper: Mapper, nodes: Nodes) -> dict[str, Action]:
         "attach": _Simple(attach, detach),
         "detach": _Simple(detach, attach),
         "grow": _Simple(lambda step: nodes.grow(step.device, int(step.table))),
-        "wipe": _Simple(wipe, wipe),
+        "wipe": _Simple(wipe, clean),
+        "clean": _Simple(clean),
         "retire": _Simple(retire),
     }

@@ -12,7 +12,7 @@ An origin that was no mapped device has no `-real`: the new device `sdb-origin` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -60,7 +60,7 @@ class Layout:
     @property
     def store_device(self) -> str:
         """The device or file that holds the beginning of the exception store."""
-        return Table.read(self.parts).devices[0]
+        return Table.read(self.parts).devices[0] if self.parts else self.cow_path
 
     @property
     def origin_table(self) -> str:
@@ -131,11 +131,11 @@ def drop(layout: Layout, origin_now: str, *, last: bool) -> Iterator[Step]:
     restored = last and layout.real
     if restored:
         yield Step("load", layout.origin, table=layout.plain)
-    yield Step("remove", layout.name, final=True)
+    yield Step("remove", layout.name, before=layout.snapshot_table, final=True)
     if restored or (layout.origin and not last):
         yield from _swap_origin(layout, origin_now, last=last)
     elif layout.origin:
-        yield Step("retire", layout.origin)
+        yield Step("retire", layout.origin, before=origin_now)
     yield from _remove_cow(layout)
 
 
@@ -148,23 +148,29 @@ def merge(layout: Layout, origin_now: str) -> Iterator[Step]:
     yield Step("suspend", layout.origin)
     yield Step("suspend", layout.name, joined=True)
     yield Step("resume", layout.origin, before=origin_now, joined=True, final=True)
-    yield Step("remove", layout.name)
+    yield Step("remove", layout.name, before=layout.snapshot_table)
 
 
-def merge_again(layout: Layout, origin_now: str) -> Iterator[Step]:
-    """Yield the steps that go on with a merge after a reboot. `origin_now`: "" for no device."""
+def merge_again(layout: Layout, origin_now: str, there: Collection[str]) -> Iterator[Step]:
+    """Yield the steps that go on with a merge whose devices a reboot, or somebody, has removed.
+
+    `origin_now`: "" for no device; `there`: which of the others are.
+    """
     yield from (Step("attach", file) for file in layout.files)
-    if layout.cow:
+    if layout.cow and layout.cow not in there:
         yield Step("create", layout.cow, table=layout.parts)
+    make_real = layout.real and layout.real not in there
     if not origin_now:
-        if layout.real:
+        if make_real:
             yield Step("create", layout.real, table=layout.plain)
         yield Step("create", layout.origin, table=layout.merge_table)
         return
-    yield from _make_real(layout)
+    if make_real:
+        yield from _make_real(layout)
     yield Step("load", layout.origin, table=layout.merge_table)
     yield Step("suspend", layout.origin)
-    yield Step("resume", layout.real, joined=True)
+    if make_real:
+        yield Step("resume", layout.real, joined=True)
     yield Step("resume", layout.origin, before=origin_now, joined=True)
 
 
@@ -185,8 +191,8 @@ def merge_end(layout: Layout, origin_now: str, *, last: bool, wipe: int) -> Iter
     if last and not layout.real:
         yield Step("retire", layout.origin)
     if layout.cow:
-        yield Step("remove", layout.cow)
-        yield Step("wipe", layout.store_device, table=str(wipe))
+        yield Step("remove", layout.cow, before=layout.parts)
+        yield Step("clean", layout.store_device, table=str(wipe))
     yield from (Step("detach", file) for file in layout.files)
 
 
@@ -220,10 +226,10 @@ def _swap_origin(layout: Layout, origin_now: str, *, last: bool) -> Iterator[Ste
         yield Step("suspend", layout.real, joined=True)
     yield Step("resume", layout.origin, before=origin_now, joined=True)
     if last and layout.real:
-        yield Step("remove", layout.real)
+        yield Step("remove", layout.real, before=layout.plain)
 
 
 def _remove_cow(layout: Layout) -> Iterator[Step]:
     if layout.cow:
-        yield Step("remove", layout.cow)
+        yield Step("remove", layout.cow, before=layout.parts)
     yield from (Step("detach", file) for file in layout.files)

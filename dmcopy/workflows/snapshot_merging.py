@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from dmcopy.errors import BusyError, DeadlineError, DmcopyError
-from dmcopy.mapper.base import Mapper
+from dmcopy.mapper.base import Mapper, note_failure
 from dmcopy.status import SnapshotMergeStatus
 from dmcopy.status.snapshot import MERGE_FAILED
-from dmcopy.table import Table
 from dmcopy.workflows import snapshot_layout as layouts
 from dmcopy.workflows.nodes import Nodes
 from dmcopy.workflows.record import Record, Step
@@ -24,6 +23,7 @@ POLL_SECONDS: Final = 0.5
 GRACE_SECONDS: Final = 3.0
 """Who only looks at a device for a moment, as udev does after every close, is done by then."""
 _PAUSE: Final = 0.05
+_FILES: Final = ("attach", "detach")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +68,19 @@ class Merge:
     def run(self, progress: Callable[[Progress], None] | None) -> Layout:
         """Do what is left of it."""
         record, journal = self._record, self._runner.journal
-        if record.rebooted:
-            self._after_reboot()
+        self._plan_again()
         journal.adopt(record)
         if record.facts["phase"] == "begin":
-            self._runner.run(record)
+            self._begin()
             self._enter("run")
         if record.facts["phase"] == "run":
-            self._let_go_on()
-            self._wait(progress or (lambda _: None))
-            self._enter("end", self._end_steps())
+            try:
+                self._let_go_on()
+                self._wait(progress or (lambda _: None))
+                self._enter("end", self._end_steps())
+            except DmcopyError as error:
+                error.add_note(f"once the cause is gone, {record.advice}; {record.last_resort}")
+                raise
         self._runner.run(record)
         journal.end(record)
         return self._layout
@@ -85,8 +88,7 @@ class Merge:
     def plan(self) -> list[Record]:
         """Return what is to be done before the wait and after it, without doing anything."""
         record = self._record
-        if record.rebooted:
-            self._after_reboot()
+        self._plan_again()
         if record.facts["phase"] == "end":
             return [record]
         end = dataclasses.replace(record, steps=self._end_steps(), settled=0, begun=0)
@@ -97,28 +99,71 @@ class Merge:
         self._record.next(steps or [])
         self._runner.journal.save(self._record)
 
-    def _after_reboot(self) -> None:
-        """Plan the devices anew. What was merged stays merged: the store on the COW knows."""
+    def _begin(self) -> None:
+        """Hand the exceptions over. Where that is done again, a failure changes no device."""
+        record, again = self._record, self._record.committed
+        try:
+            self._runner.run(record)
+        except DmcopyError as error:
+            if again:
+                note_failure(error, self._take_back)
+            raise
+
+    def _take_back(self) -> None:
+        self._runner.take_back(self._record)
+        self._runner.journal.save(self._record)
+
+    def _plan_again(self) -> None:
+        """Plan devices anew that a reboot has removed, or somebody.
+
+        What was merged stays merged: the store on the COW knows what is left. Raises DmcopyError
+        naming the remedy when the devices, or the store, are somebody else's by now.
+        """
         layout, record = self._layout, self._record
-        record.committed = True  # as much as was merged before cannot be taken back
-        if record.facts["phase"] == "end":  # nothing was left but devices, which are gone
-            record.next([Step("wipe", layout.store_device, table=str(layout.chunk_size))])
+        if record.facts["phase"] == "end":
+            if record.rebooted and layout.cow:  # nothing else was left but devices
+                attach, detach = ([Step(verb, file) for file in layout.files] for verb in _FILES)
+                clean = Step("clean", layout.store_device, table=str(layout.chunk_size))
+                record.next([*attach, clean, *detach])
             return
         survey = Survey(self._mapper, self._nodes)
-        there = [name for name in (layout.real, layout.cow) if name in survey.infos]
-        if there:
-            raise DmcopyError(f"{there[0]} is there already: remove it, then merge {layout.name}")
-        now = ""
-        if layout.origin in survey.infos:
-            now = str(survey.table(layout.origin))
-            if not survey.same(Table.read(now), Table.read(layout.plain)):
-                raise DmcopyError(
-                    f"{layout.origin} has another table than before the restart, so the merge "
-                    f"cannot go on; it was: {layout.plain}"
-                )
-            unused(self._mapper, self._nodes, layout.origin, "what is written would be overwritten")
+        if not record.rebooted and (record.begun or self._is_whole(survey)):
+            return
+        record.committed = True  # as much as was merged before cannot be taken back
+        tables = {layout.real: layout.plain, layout.cow: layout.parts}
+        there = [name for name in tables if name in survey.infos]
+        now = survey.table(layout.origin)
+        wrong = [name for name in there if not survey.same_as(survey.table(name), tables[name])]
+        planned = [layout.plain, layout.origin_table, layout.merge_table]
+        if now.lines and not any(survey.same_as(now, text) for text in planned if text):
+            wrong.append(layout.origin)
+        if wrong:
+            was = tables.get(wrong[0], layout.plain or layout.origin_table)
+            raise DmcopyError(
+                f"{wrong[0]} has another table than before, so the merge of {layout.name} cannot "
+                f"go on; it was: {was}; give it that again, or {record.last_resort}"
+            )
+        if layout.cow not in there and not self._nodes.has_store(layout.store_device):
+            raise DmcopyError(
+                f"{layout.store_device} has no store on it any more, so the merge of {layout.name} "
+                f"cannot go on; {record.last_resort}"
+            )
+        if now.lines:
+            hint = "what is written would be overwritten"
+            unused(self._mapper, self._nodes, layout.origin, hint)
         record.facts["phase"] = "begin"
-        record.next(list(layouts.merge_again(layout, now)))
+        merging = now.lines and survey.same_as(now, layout.merge_table)
+        record.next([] if merging else list(layouts.merge_again(layout, str(now), there)))
+
+    def _is_whole(self, survey: Survey) -> bool:
+        """Return whether all is there that the merge needs to go on."""
+        layout, merging = self._layout, self._record.facts["phase"] == "run"
+        needed = filter(None, (layout.origin, layout.real, layout.cow))
+        if not all(name in survey.infos for name in needed):
+            return False
+        if not merging:
+            return not self._record.committed
+        return survey.same_as(survey.table(layout.origin), layout.merge_table)
 
     def _let_go_on(self) -> None:
         """Make the device of a merge that stopped at an error anew: only that clears the error."""
@@ -138,8 +183,7 @@ class Merge:
             if status.used is None or status.metadata is None:
                 raise DmcopyError(
                     f"{self._layout.name}: the merge into {self._layout.origin} stopped: "
-                    f"{status.trouble or status}; once the cause is gone, "
-                    f"'dmcopy snapshot merge {self._layout.name}' goes on"
+                    f"{status.trouble or status}"
                 )
             left = status.used.used - status.metadata
             first = left if first is None else first

@@ -14,6 +14,8 @@ from dmcopy.workflows.record import Record
 from dmcopy.workflows.snapshot_survey import Found, Survey
 
 _STATES: Final = {INVALID: "invalid", MERGE_FAILED: "merge failed", OVERFLOW: "overflow"}
+LOST: Final = (_STATES[INVALID], _STATES[OVERFLOW])
+"""The states of a snapshot that is nothing any more but a name."""
 
 
 @dataclass(frozen=True, slots=True)

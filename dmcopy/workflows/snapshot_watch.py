@@ -15,6 +15,7 @@ from dmcopy.status import SnapshotStatus
 from dmcopy.workflows.snapshot import Snapshots
 from dmcopy.workflows.snapshot_merging import pause
 from dmcopy.workflows.snapshot_status import read
+from dmcopy.workflows.snapshot_survey import Survey
 
 SOONEST_SECONDS: Final = 0.05
 _SLOWER: Final = 2.0  # a wait is at most so many times as long as the one before
@@ -69,8 +70,9 @@ def watch(
 
     An invalidation is an event and seen at once. The threshold acts once each time that it is
     reached: again after an extension, or after the level was below it. What fails then is told, and
-    the watch goes on.
+    the watch goes on. Raises UsageError when there is no such snapshot to begin with.
     """
+    Survey(snapshots.mapper, snapshots.nodes).find(name)
     try:
         yield from _until_lost(snapshots, name, _Pace(interval, threshold), threshold, run)
     except DeviceError as error:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol
 
 from dmcopy.errors import DeviceError, DmcopyError
-from dmcopy.mapper.base import DeviceInfo, Mapper, note_failure
+from dmcopy.mapper.base import DeviceInfo, Mapper
 from dmcopy.table import Table
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.record import Record, Step
@@ -33,7 +32,7 @@ class Runner:
 
     `actions` are the verbs that a workflow has besides those of a mapper. `resolve` turns a device
     of a step's table into what the engine is given; the devices of the record are resolved here,
-    to their numbers, since a node may not be there yet.
+    to their numbers, since a node may not be there yet. `key` is equal for two names of a device.
     """
 
     def __init__(
@@ -43,56 +42,93 @@ class Runner:
         *,
         actions: Mapping[str, Action] | None = None,
         resolve: Callable[[str], str] = str,
+        key: Callable[[str], str] = str,
     ) -> None:
         self.mapper = mapper
         self.journal = journal
         self._actions = actions or {}
         self._resolve = resolve
+        self._key = key
 
     def run(self, record: Record) -> None:
         """Do what is left of the steps. After an error they are undone, if they can be.
 
-        A record of an earlier process goes on where that one stopped, also in undoing. Whatever
-        happens, no file is written between steps that are joined, and Ctrl-C waits for their end.
+        A record of an earlier process goes on where that one stopped, also in undoing: see `check`.
+        Once it is too late to undo, a step on a device that is gone by then has nothing left to do.
+        Whatever happens, no file is written between steps that are joined, and Ctrl-C waits for
+        their end.
         """
         if record.undoing:
             self.undo(record)
             return
+        again = record.begun > 0
+        if again:
+            self.check(record)
         try:
             while record.settled < len(record.steps):
-                self._run_group(record)
+                self._run_group(record, again)
         except (Exception, KeyboardInterrupt) as error:
-            note_failure(error, functools.partial(self._after, error, record))
+            self._after(error, record)
             raise
 
     def _after(self, error: BaseException, record: Record) -> None:
-        if self.undoable(record):
-            self.undo(record)
-        else:
-            error.add_note(f"'{record}' stopped halfway: {record.advice}")
+        try:
+            if self.undoable(record):
+                self.undo(record)
+                error.add_note(f"'{record}' was taken back")
+                return
+        except DmcopyError as failure:
+            error.add_note(f"and then, while cleaning up: {failure}")
+        error.add_note(f"'{record}' stopped halfway: {record.advice}; {record.last_resort}")
 
     def undo(self, record: Record) -> None:
         """Take back the steps that were begun, the last one first, and end the record.
 
-        Raises DmcopyError when it is too late for that.
+        Raises DmcopyError when it is too late for that, and what `check` does.
         """
         if not self.undoable(record):
             raise DmcopyError(
                 f"{record.name}: '{record}' cannot be taken back any more; "
                 f"'dmcopy {record.noun} finish {record.name}' ends it"
             )
+        self.check(record)
         record.undoing = True
+        try:
+            self.take_back(record)
+        except DmcopyError as error:
+            halfway = f"'{record}' is taken back in part"
+            error.add_note(f"{halfway}: {record.advice}; {record.last_resort}")
+            raise
+        self.journal.end(record)
+
+    def take_back(self, record: Record) -> None:
+        """Take back the steps that were begun, the last one first; the record stays."""
         while record.begun:
             start = record.begun - 1
             while start and record.steps[start].joined:
                 start -= 1
+            record.settled = min(record.settled, start)
             self.journal.save(record)
             with _held_back():
                 for step in reversed(record.steps[start : record.begun]):
                     self._undo(step)
             record.begun = start
-            record.settled = min(record.settled, start)
-        self.journal.end(record)
+
+    def check(self, record: Record) -> None:
+        """Raise DmcopyError if somebody has given a device of the steps another table meanwhile.
+
+        Neither is it ours to be removed then, nor would it get back what it had.
+        """
+        tables = self.mapper.active_tables()
+        for name in dict.fromkeys(step.device for step in record.steps if step.device in tables):
+            now = tables[name]
+            steps = [step for step in record.steps if step.device == name]
+            known = [text for step in steps for text in (step.table, step.before) if text]
+            if now.lines and known and not any(self._same(now, text, record) for text in known):
+                raise DmcopyError(
+                    f"{name} has another table than '{record}' found or gave it, {known[-1]}: "
+                    f"give it that again, or {record.last_resort}"
+                )
 
     def undoable(self, record: Record) -> bool:
         """Return whether the steps can be taken back: no final one has happened."""
@@ -101,7 +137,7 @@ class Runner:
             step.final and self._happened(step) for step in doubtful
         )
 
-    def _run_group(self, record: Record) -> None:
+    def _run_group(self, record: Record, again: bool) -> None:
         start, end = record.settled, record.settled + 1
         while end < len(record.steps) and record.steps[end].joined:
             end += 1
@@ -110,16 +146,19 @@ class Runner:
         self.journal.save(record)
         with _held_back():
             for step in record.steps[start:end]:
-                self._do(step, record, doubtful)
+                self._do(step, record, again or doubtful, gone=again and record.committed)
         record.settled = end
         record.committed = record.committed or any(step.final for step in record.steps[start:end])
 
-    def _do(self, step: Step, record: Record, doubtful: bool) -> None:
+    def _do(self, step: Step, record: Record, doubtful: bool, *, gone: bool) -> None:
+        """Do a step. `doubtful`: it may have happened; `gone`: its device may be no more."""
         action = self._actions.get(step.verb)
         if action is not None:
             action.do(step)
             return
         info = self._info(step.device) if doubtful else None
+        if gone and info is None and step.verb != "create":
+            return
         match step.verb:
             case "create":
                 self._create(step, record, info)
@@ -194,13 +233,29 @@ class Runner:
             raise
 
     def _table(self, step: Step, record: Record) -> Table:
+        return Table.read(step.table).with_devices(self._resolver(record))
+
+    def _resolver(self, record: Record) -> Callable[[str], str]:
         ours = {self.mapper.path(name): name for name in record.devices}
 
         def resolved(device: str) -> str:
             info = self._info(ours[device]) if device in ours else None
             return (info.devno if info else "") or self._resolve(device)
 
-        return Table.read(step.table).with_devices(resolved)
+        return resolved
+
+    def _same(self, now: Table, text: str, record: Record) -> bool:
+        """Return whether two tables say the same, whatever names they use for devices."""
+        resolved = self._resolver(record)
+
+        def key(device: str) -> str:
+            try:
+                return self._key(resolved(device))
+            except DmcopyError:  # a file without a loop device: no table has it
+                return device
+
+        one, other = (table.canonical().with_devices(key) for table in (now, Table.read(text)))
+        return one == other
 
 
 @contextlib.contextmanager

@@ -41,11 +41,16 @@ class Mapped:
     inactive: Table | None = None
     suspended: bool = False
     opened: int = 0
+    handed_over: bool = False
     moments: list[list[int]] = field(default_factory=list)
 
 
 class World(Mapper):
-    """See above. `crash_at` counts the calls that change something; `after`: it has its effect."""
+    """See above. `crash_at` counts the calls that change something; `after`: it has its effect.
+
+    `strict`: what a kernel would refuse is a mistake of the workflow; else it is refused, as after
+    somebody has changed the devices.
+    """
 
     def __init__(self) -> None:
         self.devices: dict[str, Mapped] = {}
@@ -64,6 +69,7 @@ class World(Mapper):
         self.dead = False
         self.failing = ""
         self.numbers = 0
+        self.strict = True
         self.log: list[str] = []
 
     # What a test does to the world.
@@ -98,6 +104,7 @@ class World(Mapper):
     def read(self, name: str) -> list[int]:
         table = self.devices[name].live
         assert table is not None
+        assert not self.devices[name].handed_over
         target = table.lines[0].target
         if isinstance(target, Snapshot):
             assert self._store(target.cow) not in self.lost
@@ -132,7 +139,7 @@ class World(Mapper):
     ) -> Device:
         del uuid, readonly, minor
         assert keep
-        assert name not in self.devices
+        self.need(name not in self.devices, name, errno.EEXIST)
 
         def make() -> None:
             self.numbers += 1
@@ -230,9 +237,9 @@ class World(Mapper):
         if isinstance(target, Snapshot | SnapshotMerge):
             store = self._store(target.cow)
             kind = SnapshotMergeStatus if isinstance(target, SnapshotMerge) else SnapshotStatus
-            used = 16 + CHUNK * len(self.stores[store])
+            used = 16 + CHUNK * len(self.stores.get(store, {}))
             cow = self._mapped(target.cow)
-            total = cow.live.length if cow and cow.live else self.sizes[store]
+            total = cow.live.length if cow and cow.live else self.sizes.get(store, SECTORS)
             lost = store in self.lost
             status = kind("Invalid") if lost else kind("", Ratio(used, total), 16)
         return (StatusLine(0, table.length, target.name, status),)
@@ -259,6 +266,12 @@ class World(Mapper):
         return f"/dev/mapper/{name}"
 
     # How it works.
+
+    def need(self, good: object, what: str, number: int) -> None:
+        """Refuse with an error what is not `good`; see `strict`."""
+        assert good or not self.strict, what
+        if not good:
+            raise DeviceError(what, "use it", number)
 
     def call(self, what: str, effect: Callable[[], object]) -> None:
         """Count a call that changes something; the process is killed before or after its effect."""
@@ -318,6 +331,8 @@ class World(Mapper):
         """Copy a chunk into every active snapshot of `base` that has it not."""
         for mapped in self.devices.values():
             target = mapped.live.lines[0].target if mapped.live else None
+            if mapped.handed_over:
+                continue
             if isinstance(target, Snapshot) and self._bottom(target.origin) == self._bottom(base):
                 self.stores[self._store(target.cow)].setdefault(chunk, old)
 
@@ -327,6 +342,7 @@ class World(Mapper):
             mapped
             for mapped in self.devices.values()
             if mapped.live is not None
+            and not mapped.handed_over
             and isinstance(other := mapped.live.lines[0].target, Snapshot | SnapshotMerge)
             and self._store(other.cow) == self._store(target.cow)
         ]
@@ -335,9 +351,10 @@ class World(Mapper):
         mapped = self._get(name)
         for device in table.devices:
             known = self._mapped(device) or device.removeprefix("loop:") in self.disks
-            assert known, f"{name}: {device} is not there"
+            self.need(known, f"{name}: {device}", errno.ENODEV)
             assert not device.endswith(".img") or device.startswith("loop:"), device
-            assert device.removeprefix("loop:") in self.loops or not device.startswith("loop:")
+            attached = device.removeprefix("loop:") in self.loops or not device.startswith("loop:")
+            self.need(attached, device, errno.ENXIO)
         target = table.lines[0].target
         if isinstance(target, Snapshot | SnapshotMerge):
             self.stores.setdefault(self._store(target.cow), {})
@@ -354,9 +371,7 @@ class World(Mapper):
                 for other in self._pairs(target):
                     if other is not mapped and not other.suspended:
                         raise DeviceError(name, "resume it", errno.EINVAL, "handover")
-                    if other is not mapped:  # the exceptions go over: it is invalid from now on
-                        other.live = Table.of(SECTORS, Linear("/dev/invalid", 0))
-                        self.disks.setdefault("/dev/invalid", [0] * CHUNKS)
+                    other.handed_over = other is not mapped  # it is invalid from now on
             mapped.live, mapped.inactive = mapped.inactive, None
         mapped.suspended = False
         self._check_alone(mapped)
@@ -423,6 +438,9 @@ class WorldNodes(Nodes):
 
     def usable(self, device: str) -> str:
         return f"loop:{device}" if self.is_file(device) else device
+
+    def has_store(self, device: str) -> bool:
+        return device in self.world.stores
 
     def wipe(self, device: str, count: int) -> None:
         assert count >= CHUNK
