@@ -159,6 +159,19 @@ def test_where_a_cow_can_grow_and_where_not(stage: Stage) -> None:
         stage.process().extend("snap", COW_SECTORS + 41, more="/dev/b")
 
 
+def test_one_that_is_lost_is_not_extended(stage: Stage) -> None:
+    """And nothing is used up for it: neither room on a device nor a longer file."""
+    stage.world.disk("/x/cow.img", COW_SECTORS)
+    stage.process().take(dataclasses.replace(REQUEST, cow="/x/cow.img"))
+    stage.world.lost.add("/x/cow.img")
+    before = stage.world.tables()
+    for more in ("", "/dev/b"):
+        with pytest.raises(UsageError, match="snap cannot be extended: the snapshot is lost"):
+            stage.process().extend("snap", 2 * COW_SECTORS, more=more)
+    assert stage.world.sizes["/x/cow.img"] == COW_SECTORS
+    assert (stage.world.tables(), stage.records()) == (before, [])
+
+
 def state_of(stage: Stage, name: str = "snap") -> State:
     (state,) = states(stage.world, stage.nodes, stage.process().journal, name)
     return state
@@ -271,6 +284,7 @@ class Filling:
 def test_watch_is_there_in_time_at_a_steady_rate(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, rate: float
 ) -> None:
+    stage.process().take(REQUEST)
     filling = Filling(monkeypatch, rate)
     for level in watch(stage.process(), "snap", interval=30.0, threshold=Threshold(80)):
         if level.event == "threshold":
@@ -282,6 +296,7 @@ def test_watch_is_there_in_time_at_a_steady_rate(
 def test_watch_says_how_full_it_was_when_it_came_too_late(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stage.process().take(REQUEST)
     filling = Filling(monkeypatch, 1000, start=20.0)  # full in a tenth of the interval
     *seen, last = watch(stage.process(), "snap", interval=1.0, threshold=Threshold(80))
     assert filling.waits[0] == SOONEST_SECONDS
@@ -311,7 +326,8 @@ def test_watch_ends_with_the_snapshot(stage: Stage) -> None:
     stage.world.lost.add("/dev/cow")
     assert [one.event for one in watch(stage.process(), "snap", interval=0)] == ["lost"]
     stage.process().drop("snap")
-    assert [one.event for one in watch(stage.process(), "snap", interval=0)] == ["gone"]
+    with pytest.raises(UsageError, match="there is no snapshot 'snap'"):
+        next(watch(stage.process(), "snap", interval=0))
 
 
 def test_watch_is_told_to_end_while_it_waits(stage: Stage) -> None:

@@ -111,6 +111,65 @@ def test_watch_prints_lines_of_json(stage: Stage, capsys: pytest.CaptureFixture[
     assert (line["event"], line["name"], line["percent"]) == ("lost", "snap", None)
 
 
+def test_one_that_never_was_is_not_watched(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("snap", "data"):
+        assert main(["snapshot", "watch", name]) == ExitCode.USAGE
+    assert "there is no snapshot 'snap'" in capsys.readouterr().err
+    assert stage.world.devices.keys() == {"data"}
+
+
+def test_status_ends_with_4_when_one_is_lost(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert take() == 0
+    assert main(["snapshot", "status"]) == 0
+    stage.world.lost.add("/dev/cow")
+    for words in ([], ["snap"], ["--json"]):
+        assert main(["snapshot", "status", *words]) == ExitCode.MISMATCH
+    assert "snap: the snapshot is lost" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_told_of_and_forgotten(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert take() == 0
+    record = stage.process().journal.folder / "snapshot-other.json"
+    record.write_bytes(b"torn")
+    assert main(["snapshot", "status"]) == ExitCode.MISMATCH
+    for verb in ("status", "finish", "undo", "merge"):
+        capsys.readouterr()
+        assert main(["snapshot", verb, "other"]) == ExitCode.MISMATCH
+        assert "'dmcopy snapshot forget other' puts it aside" in capsys.readouterr().err
+    assert main(["snapshot", "forget", "other"]) == 0
+    assert "its record was damaged" in capsys.readouterr().err
+    assert main(["snapshot", "status"]) == 0
+    assert main(["snapshot", "drop", "snap"]) == 0
+
+
+def test_what_is_forgotten_is_told(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.crash_in_next = 11
+    with pytest.raises(Crash):
+        take()
+    assert main(["snapshot", "forget", "snap"]) == 0
+    assert capsys.readouterr().err == (
+        "'dmcopy snapshot take snap' is forgotten, and no device was changed; left are: "
+        "data (suspended: 'dmcopy dm clear data', then 'dmcopy dm resume data'), data-real, "
+        "snap (with a table loaded: 'dmcopy dm clear snap'), snap-cow\n"
+    )
+    assert main(["snapshot", "forget", "snap"]) == ExitCode.USAGE
+
+
+def test_the_last_word_of_a_merge_names_a_device_that_is_there(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.world.user = ""
+    assert main(["snapshot", "take", "snap", "/dev/b", "/dev/cow", "--chunk-size", "8s"]) == 0
+    assert main(["snapshot", "merge", "snap"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "/dev/b is what it was when snap was taken"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
