@@ -12,6 +12,9 @@ SECTOR_SIZE: Final = 1 << SECTOR_SHIFT
 PAGE_SIZE: Final = 4096
 PAGE_SECTORS: Final = PAGE_SIZE >> SECTOR_SHIFT
 
+MAX_COUNT: Final = (1 << 63) - 1
+"""The largest offset that a file or device can have (loff_t), in bytes: no number goes beyond."""
+
 _UNITS: Final = {
     "b": 1,
     "s": SECTOR_SIZE,
@@ -21,7 +24,23 @@ _UNITS: Final = {
     "t": 1 << 40,
     "p": 1 << 50,
 }
-_SIZE = re.compile(r"(\d+)(?:([bskmgtp])|([kmgtp])i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+)(?:([bskmgtp])|([kmgtp])i?b)?", re.IGNORECASE | re.ASCII)
+_LONGEST_SHOWN: Final = 40
+
+
+def quoted(text: str) -> str:
+    """Return what somebody typed for a sentence: in quotes, and cut where it is very long."""
+    return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…")
+
+
+def parse_count(text: str) -> int:
+    """Return the decimal number that `text` is. Raises UsageError, also beyond MAX_COUNT."""
+    digits = text.strip().removeprefix("-")
+    if not (digits.isascii() and digits.isdigit()):
+        raise UsageError(f"{quoted(text)} is not a whole number")
+    if len(digits.lstrip("0")) > len(str(MAX_COUNT)) or int(digits) > MAX_COUNT:
+        raise UsageError(f"{quoted(text)} is too large: numbers end at {MAX_COUNT}")
+    return int(text)
 
 
 def parse_bytes(text: str, *, default: str = "s") -> int:
@@ -32,9 +51,14 @@ def parse_bytes(text: str, *, default: str = "s") -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"{text!r} is not a size: give a number, or one with s, B, K, M, G or T")
+        raise UsageError(
+            f"{quoted(text)} is not a size: give a number, or one with s, B, K, M, G or T"
+        )
     unit = (match[2] or match[3] or default).lower()
-    return int(match[1]) * _UNITS[unit]
+    size = parse_count(match[1]) * _UNITS[unit]
+    if size > MAX_COUNT:
+        raise UsageError(f"{quoted(text)} is too large: sizes end at {MAX_COUNT} bytes (8 EiB)")
+    return size
 
 
 def parse_sectors(text: str) -> int:

@@ -30,6 +30,8 @@ class Content:
     fstype: str = ""
     partitions: str = ""
     """The kind of partition table: dos, gpt."""
+    part_uuid: str = ""
+    part_label: str = ""
 
     def __str__(self) -> str:
         """Return a phrase for it, "" for nothing."""
@@ -51,12 +53,17 @@ def links(roots: Roots = LIVE) -> dict[str, list[str]]:
 
 
 def from_links(paths: Sequence[str]) -> Content:
-    """Return what the by-uuid and by-label links say; the type is not in them."""
+    """Return what the links by UUID and label say; the types are not in them."""
     known = {}
     for path in paths:
         folder, name = path.rsplit("/", 2)[-2:]
         known[folder] = unescape(name)
-    return Content(known.get("by-uuid", ""), known.get("by-label", ""))
+    return Content(
+        known.get("by-uuid", ""),
+        known.get("by-label", ""),
+        part_uuid=known.get("by-partuuid", ""),
+        part_label=known.get("by-partlabel", ""),
+    )
 
 
 def from_udev(told: Mapping[str, str]) -> Content:
@@ -66,6 +73,8 @@ def from_udev(told: Mapping[str, str]) -> Content:
         unescape(told.get("ID_FS_LABEL_ENC", "")),
         told.get("ID_FS_TYPE", ""),
         told.get("ID_PART_TABLE_TYPE", ""),
+        told.get("ID_PART_ENTRY_UUID", ""),
+        unescape(told.get("ID_PART_ENTRY_NAME", "")),
     )
 
 

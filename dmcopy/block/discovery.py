@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from dmcopy.block import content, sysfs, udev
@@ -21,14 +21,17 @@ from dmcopy.block.mounts import parse_devno
 from dmcopy.block.sysfs import LIVE, Roots
 from dmcopy.errors import DeviceError, UsageError
 
-_DEVNO: Final = re.compile(r"\d+:\d+")
+_DEVNO: Final = re.compile(r"\d{1,9}:\d{1,9}", re.ASCII)
 
-# fstab's way of saying what kind of name it is.
-_TAGS: Final[dict[str, Callable[[DeviceInfo], str]]] = {
-    "UUID": lambda device: device.uuid,
-    "LABEL": lambda device: device.label,
-    "SERIAL": lambda device: device.serial,
-    "DM": lambda device: device.dm_name,
+# fstab's way of saying what kind of name it is, and two more; in what case does not matter.
+_TAGS: Final[dict[str, Callable[[DeviceInfo], Sequence[str]]]] = {
+    "UUID": lambda device: (device.uuid, device.uuid.lower()),
+    "LABEL": lambda device: (device.label,),
+    "PARTUUID": lambda device: (device.part_uuid, device.part_uuid.lower()),
+    "PARTLABEL": lambda device: (device.part_label,),
+    "ID": lambda device: [link.partition("/by-id/")[2] for link in device.links],
+    "SERIAL": lambda device: (device.serial,),
+    "DM": lambda device: (device.dm_name,),
 }
 
 
@@ -52,9 +55,9 @@ def find(spec: str, *, roots: Roots = LIVE) -> DeviceInfo:
     """Return the one device that `spec` means.
 
     A node or link to it (/dev/sda, /dev/disk/by-id/…, /dev/mapper/…), a kernel name (sda), a dm
-    name, a serial, a file system's UUID or label, or MAJOR:MINOR; UUID=, LABEL=, SERIAL= and DM=
-    before a name say which it is. Raises UsageError when no device or several match, DeviceError
-    when the node may not be looked at.
+    name, a serial, a UUID or label of a file system or partition, or MAJOR:MINOR; UUID=, LABEL=,
+    PARTUUID=, PARTLABEL=, ID=, SERIAL= and DM= before a name say which it is. Raises UsageError
+    when no device or several match, DeviceError when the node may not be looked at.
     """
     name = _direct_name(spec, roots)
     if name:
@@ -67,10 +70,19 @@ def find(spec: str, *, roots: Roots = LIVE) -> DeviceInfo:
     folder, _, last = spec.rpartition("/")
     if folder == str(roots.dev / "mapper"):  # no node without udev, but the name is known
         return _by_tag(spec, f"DM={last}", roots)
-    if folder in {str(roots.dev / "disk/by-uuid"), str(roots.dev / "disk/by-label")}:
-        tag = folder.rpartition("by-")[2].upper()
+    tag = folder.rpartition("/by-")[2].upper()
+    if tag in _TAGS and folder == str(roots.dev / f"disk/by-{tag.lower()}"):
         return _by_tag(spec, f"{tag}={content.unescape(last)}", roots)
     raise _no_such(spec, roots)
+
+
+def split_tag(spec: str) -> tuple[str, str]:
+    """Return the tag before a name, in capitals, and the name; "" and `spec` where there is none.
+
+    That is of UUID=, LABEL= and so on, see `find`, in capitals or not.
+    """
+    tag, equals, value = spec.partition("=")
+    return (tag.upper(), value) if equals and tag.upper() in _TAGS else ("", spec)
 
 
 def _direct_name(spec: str, roots: Roots) -> str:
@@ -93,12 +105,12 @@ def _direct_name(spec: str, roots: Roots) -> str:
 
 def _by_tag(spec: str, tagged: str, roots: Roots) -> DeviceInfo:
     """Search all devices; those that blkid has to read only when nothing else matches."""
-    tag, equals, value = tagged.partition("=")
-    getters = [_TAGS[tag]] if equals and tag in _TAGS else list(_TAGS.values())
-    wanted = value if equals and tag in _TAGS else tagged
+    tag, value = split_tag(tagged)
+    getters = [_TAGS[tag]] if tag else list(_TAGS.values())
+    wanted = {value} - {""} | ({value.lower()} if "UUID" in tag else set())
     for probe in (False, True):
         devices = list_devices(empty=True, probe=probe, roots=roots)
-        found = [device for device in devices if any(get(device) == wanted for get in getters)]
+        found = [device for device in devices if any(wanted & {*get(device)} for get in getters)]
         if len(found) > 1:
             nodes = ", ".join(device.node for device in found)
             raise UsageError(f"{spec} is the name of several devices: give one of {nodes}")

@@ -35,6 +35,8 @@ class DeviceInfo:
     uuid: str = ""
     label: str = ""
     fstype: str = ""
+    part_uuid: str = ""
+    part_label: str = ""
     dm_name: str = ""
     dm_uuid: str = ""
     backing_file: str = ""
@@ -92,6 +94,8 @@ def describe(name: str, tables: Tables | None = None, *, roots: Roots = LIVE) ->
         serial=_serial(folder),
         uuid=known.uuid,
         label=known.label,
+        part_uuid=known.part_uuid,
+        part_label=known.part_label,
         dm_name=sysfs.read(folder / "dm/name"),
         dm_uuid=sysfs.read(folder / "dm/uuid"),
         backing_file=sysfs.backing_file(name, roots),
@@ -114,6 +118,8 @@ def with_content(device: DeviceInfo, found: Content) -> DeviceInfo:
         uuid=found.uuid or device.uuid,
         label=found.label or device.label,
         fstype=found.fstype,
+        part_uuid=found.part_uuid or device.part_uuid,
+        part_label=found.part_label or device.part_label,
     )
 
 

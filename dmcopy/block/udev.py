@@ -7,6 +7,7 @@ pyudev loads, does the receiving.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -46,10 +47,15 @@ def properties(name: str) -> dict[str, str]:
     """Return udev's properties of the device with this kernel name; {} when it has none."""
     try:
         pyudev, context = _load()
-        device = pyudev.Devices.from_name(context, "block", name)
-        return dict(device.properties)
+        told = pyudev.Devices.from_name(context, "block", name).properties
     except (LookupError, OSError, ValueError, MissingError):
         return {}
+    found = {}
+    for key in told:
+        # The kernel's name of a partition is not UTF-8 where the name in its table is not ASCII.
+        with contextlib.suppress(LookupError, ValueError):
+            found[key] = told[key]
+    return found
 
 
 def fill(device: DeviceInfo, told: Mapping[str, str]) -> DeviceInfo:

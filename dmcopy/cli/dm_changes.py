@@ -18,6 +18,7 @@ from dmcopy.cli.parser import seconds
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.table import Error, Table, parse_concise
+from dmcopy.units import parse_count
 
 
 def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
@@ -194,7 +195,7 @@ def _message(args: argparse.Namespace) -> None:
     split = [word for text in args.words for word in _split(text)]
     if not split:
         raise UsageError("say what to send: dmcopy dm message NAME SECTOR WORD...")
-    answer = args.mapper.message(name, *split, sector=int(args.sector))
+    answer = args.mapper.message(name, *split, sector=parse_count(args.sector))
     if answer:
         print(answer)
 
@@ -213,7 +214,7 @@ def _wait(args: argparse.Namespace) -> None:
         if since:
             say(f"waiting for the event after number {since}; dmsetup would return at once")
     elif args.event.isdecimal():
-        since = int(args.event)
+        since = parse_count(args.event)
     else:
         raise UsageError(f"{args.event!r} is not the number of an event")
     number = args.mapper.wait(name, since, timeout=args.timeout)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.suggest import did_you_mean
-from dmcopy.units import parse_sectors
+from dmcopy.units import parse_count, parse_sectors, quoted
+
+_MOST_SECONDS: Final = 1e8  # three years: what is longer no system call takes as a timeout
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,6 +21,8 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)  # type: ignore[arg-type]
+        self.register("type", int, whole)
+        self.register("type", float, seconds)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; what is unknown is said here, where the verb and its help are known."""
@@ -52,14 +56,24 @@ class Parser(argparse.ArgumentParser):
         return ""
 
 
+def whole(text: str) -> int:
+    """Return a number of the command line; it is what argparse's `type=int` stands for."""
+    try:
+        return parse_count(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def seconds(text: str) -> float:
-    """Return a number of seconds of the command line, for argparse's `type`."""
+    """Return a number of seconds of the command line; argparse's `type=float` stands for it."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    if not 0 <= value <= _MOST_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"{quoted(text)} is not a number of seconds from 0 to {_MOST_SECONDS:.0e}"
+        )
     return value
 
 

@@ -17,7 +17,7 @@ from dmcopy.mapper.dmsetup import ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.ledger import Ledger, NoLedger
 from dmcopy.mapper.names import device_name
-from dmcopy.units import format_sectors, parse_sectors
+from dmcopy.units import format_sectors, parse_sectors, quoted
 from dmcopy.workflows.nodes import Nodes, ScriptNodes
 from dmcopy.workflows.snapshot import Snapshots
 from dmcopy.workflows.snapshot_request import DEFAULT_CHUNK, Request
@@ -157,7 +157,7 @@ def _percent(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 < value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage")
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is not a percentage")
     return value
 
 

@@ -19,7 +19,6 @@ from dmcopy.transfer.outcome import Outcome
 from dmcopy.transfer.session import Options, Session
 from dmcopy.units import parse_sectors
 
-_TAGS: Final = ("UUID=", "LABEL=", "SERIAL=", "DM=")
 _PROGRESS: Final = ("auto", "bar", "plain", "json", "none")
 
 
@@ -91,12 +90,12 @@ def _add_tuning(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve(name: str) -> str:
-    """Return the node that UUID=, LABEL=, SERIAL= or DM= names; any other name is a path."""
-    if not name.startswith(_TAGS) or os.path.exists(name):
+    """Return the node that UUID=, LABEL= or another tag names; any other name is a path."""
+    if "=" not in name or os.path.exists(name):
         return name
-    from dmcopy.block.discovery import find
+    from dmcopy.block.discovery import find, split_tag
 
-    return find(name).node
+    return find(name).node if split_tag(name)[0] else name
 
 
 def run_transfer(request: Request, args: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from dmcopy.errors import UsageError
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.device import Device
 from dmcopy.table import Delay, Delayed, Error, Flakey, Linear, Table, TableLine, Target, Zero
+from dmcopy.units import parse_count
 
 ALWAYS = 10**6  # seconds that a flakey target stays bad before it is good for none
 Range: TypeAlias = str | tuple[int, int]
@@ -136,7 +137,7 @@ def _range(text: Range, length: int) -> tuple[int, int]:
         start_text, colon, count_text = text.partition(":")
         if not (colon and start_text.isdecimal() and count_text.isdecimal()):
             raise UsageError(f"{text!r} is not a range: write from:count, in sectors")
-        text = int(start_text), int(count_text)
+        text = parse_count(start_text), parse_count(count_text)
     start, count = text
     if start < 0 or count < 1 or start + count > length:
         raise UsageError(f"{start}:{count} is not within the device's {length} sectors")

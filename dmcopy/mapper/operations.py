@@ -168,7 +168,7 @@ def _until(session: Session, name: str, word: str, seconds: str = "30") -> _Resu
 
 
 def _seconds(text: str) -> float:
-    if not re.fullmatch(r"\d+(\.\d*)?", text):
+    if not re.fullmatch(r"\d{1,9}(\.\d*)?", text):
         raise UsageError(f"{text!r} is not a number of seconds")
     return float(text)
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from dmcopy.errors import UsageError
 from dmcopy.table.table import Table
 from dmcopy.table.words import split
+from dmcopy.units import parse_count, quoted
 
+_MAX_MINOR = (1 << 20) - 1  # MINORBITS in include/linux/kdev_t.h
 _SPECIAL = re.compile(r"[\\,;]")
 
 
@@ -87,9 +89,9 @@ def _device(fields: list[str], lenient: bool = False) -> ConciseDevice:
     name, uuid, minor, flags, *lines = fields
     if flags not in ("ro", "rw", ""):
         raise UsageError(f"{name}: the fourth field is {flags!r}; it must be ro or rw")
-    if minor and not (minor.isascii() and minor.isdigit()):
+    if minor and (not (minor.isascii() and minor.isdigit()) or parse_count(minor) > _MAX_MINOR):
         raise UsageError(
-            f"{name}: the third field is {minor!r}; it must be a minor number or empty"
+            f"{name}: the third field is {quoted(minor)}; it must be a minor number or empty"
         )
     # A line break inside a field is the layout of a long line: it only separates words.
     words = (split(line) for line in lines)

@@ -12,7 +12,9 @@ import re
 from collections.abc import Iterable, Iterator
 
 from dmcopy.errors import UsageError
+from dmcopy.units import quoted
 
+_DIGITS = len(str(1 << 64))
 _SPACE = " \t\n\v\f\r"
 _SPECIAL = re.compile(r"[\\# \t\n\v\f\r]")
 
@@ -25,7 +27,7 @@ class TableError(UsageError):
         self.word = word
         self.value = value
         self.rule = rule
-        shown = f" {str(value)!r}" if value is not None else ""
+        shown = f" {quoted(str(value))}" if value is not None else ""
         super().__init__(f"{target}: {word}{shown} {rule}")
 
 
@@ -109,6 +111,8 @@ class Words:
         """Return `word` as a decimal number, or raise TableError."""
         if not (word.isascii() and word.isdigit()):
             raise TableError(self.target, what, word, "must be a decimal number")
+        if len(word.lstrip("0")) > _DIGITS:
+            raise TableError(self.target, what, word, "is beyond the kernel's 64 bits")
         return int(word)
 
     def take(self, count: int, what: str) -> tuple[str, ...]:

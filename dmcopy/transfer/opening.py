@@ -19,7 +19,7 @@ from dmcopy.errors import BusyError, DeviceError, UsageError
 from dmcopy.io.region import IoRegion
 from dmcopy.transfer.layout import check_apart, check_over
 from dmcopy.transfer.plan import check_number, check_regions
-from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE, format_sectors
+from dmcopy.units import MAX_COUNT, SECTOR_SHIFT, SECTOR_SIZE, format_sectors
 
 # Regular files below /dev end up in memory, and a mistyped node's name would fill it; /dev/shm is
 # there for files.
@@ -105,10 +105,11 @@ def _open_source(opened: Opened, request: Request) -> None:
     start, count = request.source_start, request.count
     if count is None:
         if device.size_bytes % SECTOR_SIZE:
+            fits = device.sectors - start
+            fewer = f", or give --count {fits} for the whole sectors" if fits > 0 else ""
             raise UsageError(
                 f"{device.path} is {device.size_bytes} bytes long, which is not a whole number of "
-                f"512-byte sectors: pad it (truncate -s %512), or give --count "
-                f"{max(0, device.sectors - start)} for the whole sectors"
+                f"512-byte sectors: pad it (truncate -s %512){fewer}"
             )
         count = device.sectors - start
     if count <= 0 or start + count > device.sectors:
@@ -122,6 +123,8 @@ def _open_source(opened: Opened, request: Request) -> None:
 def _open_dest(opened: Opened, request: Request, path: str, create: bool) -> None:
     start = request.dest_start
     count = opened.source.count if opened.source else request.count
+    if start + (count or 0) > MAX_COUNT >> SECTOR_SHIFT:
+        raise UsageError(f"{path}: sector {start}+{count} is beyond the end of any file or device")
     if not os.path.lexists(path):
         if count is None:
             raise UsageError(f"{path}: there is no such device or file; to make one, give --count")
@@ -166,6 +169,13 @@ def _reachable(
 
 def _check_creatable(path: str) -> str:
     """Return the folder for a new file. Raises UsageError where none should be or can be made."""
+    if path == "-":
+        raise UsageError("-: a copy is to devices and files, not to standard output")
+    if "=" in path:
+        from dmcopy.block.discovery import split_tag  # here, as most copies do without it
+
+        if split_tag(path)[0]:
+            raise UsageError(f"{path} names a device, not a file: ./{path} would be one")
     folder = os.path.dirname(os.path.realpath(path))
     if f"{folder}/".startswith(_DEVICES) and not f"{folder}/".startswith(_SHARED_MEMORY):
         raise UsageError(f"{path}: there is no such device, and no file is made below /dev")

@@ -25,7 +25,7 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion
 from dmcopy.kcopyd.client import MAX_SUB_JOB_SECTORS
 from dmcopy.transfer.plan import block_of
-from dmcopy.units import PAGE_SECTORS, SECTOR_SHIFT, format_bytes
+from dmcopy.units import PAGE_SECTORS, PAGE_SIZE, SECTOR_SHIFT, format_bytes
 
 DEPTH: Final = 8
 BULK_SECTORS: Final = 1024
@@ -86,6 +86,12 @@ def _check(block: int, depth: int | None, piece: int | None, pages: int | None) 
         raise UsageError(
             f"{pages} pages are less than one block of {block << SECTOR_SHIFT} bytes: "
             f"give at least --pages {-(-block // PAGE_SECTORS)}"
+        )
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if pages is not None and pages * PAGE_SIZE > memory:
+        raise UsageError(
+            f"{pages} pages are {format_bytes(pages * PAGE_SIZE)}, and this machine has "
+            f"{format_bytes(memory)} of memory"
         )
     if piece is None:
         return

@@ -44,6 +44,9 @@ def disks(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     kernel.link(f"disk/by-uuid/{_UUID}", "sda1")
     kernel.link(r"disk/by-label/my\x20data", "sda1")
     kernel.link("disk/by-id/ata-SPINNER", "sda")
+    kernel.link("disk/by-partuuid/0b8a-01", "sda2")
+    kernel.link(r"disk/by-partlabel/EFI\x20system", "sda2")
+    kernel.link(r"disk/by-label/M\xc3\xbcsli", "sda10")
     kernel.put("proc/self/mountinfo", "40 27 8:1 / /data rw - ext4 /dev/sda1 rw\n")
     known = {str(kernel.roots.dev / "vda"): Content("feed-f00d", "boot", "vfat")}
     monkeypatch.setattr(content, "probe", lambda node: known.get(node, Content()))
@@ -83,6 +86,14 @@ def test_what_no_link_tells_is_read_from_the_device(disks: Any) -> None:
         (_UUID, "sda1"),
         (f"UUID={_UUID}", "sda1"),
         ("LABEL=my data", "sda1"),
+        ("label=my data", "sda1"),
+        ("LABEL=Müsli", "sda10"),
+        ("uuid=FEED-F00D", "vda"),
+        ("PARTUUID=0b8a-01", "sda2"),
+        ("PARTUUID=0B8A-01", "sda2"),
+        ("partlabel=EFI system", "sda2"),
+        ("ID=ata-SPINNER", "sda"),
+        ("EFI system", "sda2"),
         ("feed-f00d", "vda"),
         ("vg-lv", "dm-0"),
         ("DM=vg-lv", "dm-0"),
@@ -102,8 +113,13 @@ def test_names(disks: Any, spec: str, name: str) -> None:
         ("zzzzzz", "'dmcopy devices' lists them"),
         ("{dev}/sdb", "did you mean .*/sda"),
         ("{dev}/vda", "is not a block device"),  # in this made-up /dev it is a file
+        ("9" * 5000 + ":0", "no block device has this name"),
         ("9:9", "no block device has this name"),
         ("SERIAL=vg-lv", "no block device has this name"),
+        ("LABEL=my Data", "no block device has this name"),
+        ("SERIAL=", "no block device has this name"),
+        ("LABEL=EFI system", "no block device has this name"),
+        ("dm=", "no block device has this name"),
     ],
 )
 def test_names_of_nothing(disks: Any, spec: str, message: str) -> None:

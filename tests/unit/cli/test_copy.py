@@ -160,6 +160,17 @@ BAD: list[tuple[str, list[str], int, str]] = [
     ("below /dev", ["src", "/dev/dmcopy-no-such"], 2, "no file is made below /dev"),
     ("no pages", ["src", "a", "--pages", "0"], 2, "0 pages are less than one block"),
     ("few pages", ["src", "a", "--pages", "1", "--piece", "8K"], 2, "1 pages hold less than one"),
+    ("all pages", ["src", "a", "--pages", "4611686018427387904"], 2, "of memory"),
+    ("pages", ["src", "a", "--pages", "9" * 5000], 2, "is too large: numbers end at 9223372036854"),
+    ("far", ["src", "a", "--to", "8192P"], 2, "'8192P' is too large: sizes end at 922337203685477"),
+    ("too far", ["src", "a", "--to", "8191P", "--count", "2P"], 2, "src has 6144s"),
+    ("just too far", ["src", "a", "--to", "18014398509481983"], 2, "beyond the end of any file"),
+    ("tiny", ["tiny", "a"], 2, "tiny is 100 bytes long, which is not a whole number of 512-byte"),
+    ("map interval", ["src", "a", "--map-interval", "1e300"], 2, "is not a number of seconds from"),
+    ("standard output", ["src", "-"], 2, "-: a copy is to devices and files"),
+    ("by part", ["src", "PARTUUID=dmcopy-1"], 2, "PARTUUID=dmcopy-1: no block device has this"),
+    ("lower case", ["uuid=dmcopy-1", "a"], 2, "uuid=dmcopy-1: no block device has this name"),
+    ("no value", ["src", "ID="], 2, "ID=: no block device has this name"),
     ("no depth", ["src", "a", "--depth", "0"], 2, "the depth is 1 to 1024"),
     ("long piece", ["src", "a", "--piece", "2M"], 2, "to 1 MiB in whole blocks, not 2 MiB"),
     ("throttle", ["src", "a", "--throttle", "0"], 2, "--throttle is a percentage from 1 to 100"),
@@ -180,6 +191,7 @@ def test_bad_input_is_one_sentence(run: Run, words: list[str], code: int, says: 
     os.link("src", "hard")
     Path("odd").write_bytes(bytes(1000))
     Path("empty").touch()
+    Path("tiny").write_bytes(bytes(100))
     Path("folder").mkdir()
     before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
     got, out, err = run("copy", *words)

@@ -211,7 +211,7 @@ def test_devices_are_named_by_uuid_number_or_selection(
         ("explain", "required: TABLE"),
         ("explain ", "the table has no lines"),
         ("create", "say what to call the device"),
-        ("create x --minor y", "invalid int value: 'y'"),
+        ("create x --minor y", "'y' is not a whole number"),
         ("create x --timeout -1", "is not a number of seconds"),
         ("stats prnt lin", "did you mean 'print'?"),
         ("tree lin", "unrecognized arguments: lin"),

@@ -59,6 +59,8 @@ MIRRORS = [
 ]
 OTHERS = [
     ("linear A", "offset is missing"),
+    ("linear A " + "9" * 5000, "is beyond the kernel's 64 bits"),
+    ("linear A 18446744073709551616", "must be from 0 to 18446744073709551615"),
     ("linear A 0x10", "offset '0x10' must be a decimal number"),
     ("linear A 0 1", "'1' is one too many"),
     ("zero 1", "'1' is one too many"),
