@@ -145,6 +145,13 @@ def test_a_resume_with_fewer_regions_forgets_the_rest() -> None:
     assert log.build(MEASURED)[1024:1032] == b"\x07" + bytes(7)
 
 
+def test_a_log_that_counts_regions_which_it_has_no_room_for_is_taken_as_far_as_it_goes() -> None:
+    """The number may be damaged; what it claims must not be what memory is set aside for."""
+    data = MEASURED[:8] + struct.pack("<Q", (1 << 64) - 1) + MEASURED[16:]
+    log, grown, failed = mirror_log.resume(data, 16, None)
+    assert (log.nr_regions, set(log.dirty()), grown, failed) == (16, {5}, False, False)
+
+
 def test_an_unreadable_log_or_a_future_one_makes_everything_dirty_and_counts_as_failed() -> None:
     for data in (None, _damaged(4, b"\7")):
         log, _, failed = mirror_log.resume(data, 16, None)
