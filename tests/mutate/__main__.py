@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from tests.mutate.sites import Site, find_sites
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", ".*_cache")
+ARGUMENTS = ("-x", "-q", "-p", "no:cacheprovider", "-W", "ignore:Module already imported")
 NICE = 10
 PATIENCE = 3.0
 """How many times as long as without a change the tests may run; and so many seconds more:"""
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 1
             mutation = Mutation(tree, module, tests)
             if not mutation.holds():
+                print(mutation.said(), file=sys.stderr)
                 print(f"{module}: its tests fail without any change", file=sys.stderr)
                 return 1
             sites = mutation.choose(args.sample, args.seed, args.line)
@@ -90,6 +93,7 @@ class Mutation:
         self._source = (tree / module).read_text()
         self._parsed = ast.parse(self._source)
         self._limit = float("inf")
+        self._output = tree.parent / "output"
 
     def holds(self) -> bool:
         """Whether the tests pass without a change; how long that takes sets the time limit."""
@@ -101,6 +105,10 @@ class Mutation:
             missing_ok=True
         )
         return passed
+
+    def said(self) -> str:
+        """Return the end of what the last run of the tests printed."""
+        return "\n".join(self._output.read_text(errors="replace").splitlines()[-30:])
 
     def choose(self, sample: int | None, seed: int, lines: Sequence[int]) -> list[Site]:
         """Return the changes to make: all, those of some lines, or a sample by its seed."""
@@ -122,7 +130,7 @@ class Mutation:
         (self._tree / self._module).write_text(source)
         child = os.fork()
         if not child:
-            _run_tests(self._tree, self._tests, cache=source == self._source)
+            _run_tests(self._tree, self._tests, self._output, cache=source == self._source)
         handle = os.pidfd_open(child)
         try:
             limit = None if self._limit == float("inf") else self._limit
@@ -135,21 +143,26 @@ class Mutation:
         return bool(ended) and os.waitstatus_to_exitcode(status) == pytest.ExitCode.OK
 
 
-def _run_tests(tree: Path, tests: Sequence[str], *, cache: bool) -> None:
+def _run_tests(tree: Path, tests: Sequence[str], output: Path, *, cache: bool) -> None:
     """Be a process of its own that runs the tests in the tree; never returns."""
     code = 3
     try:
         os.setsid()
         os.chdir(tree)
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(nowhere, descriptor)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        said = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
         sys.dont_write_bytecode = not cache
         sys.path.insert(0, str(tree))
         for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
             del sys.modules[name]
-        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+        code = int(pytest.main([*ARGUMENTS, *tests]))
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 

@@ -62,7 +62,8 @@ def test_tests_that_fail_by_themselves_tell_nothing(project: Path) -> None:
     (project / "tests/unit/test_sums.py").write_text("def test_it():\n    assert False\n")
     done = mutate(project)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "toy/sums.py: its tests fail without any change\n"
+    assert "FAILED tests/unit/test_sums.py::test_it" in done.stderr
+    assert done.stderr.endswith("toy/sums.py: its tests fail without any change\n")
 
 
 def test_the_tests_are_those_that_mirror_the_module() -> None:
