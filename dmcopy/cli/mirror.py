@@ -8,18 +8,20 @@ from typing import Final
 
 from dmcopy.cli.mirror_check import configure_check, run_check
 from dmcopy.cli.mirror_show import ScriptWaiter, configure_status, make_observer, run_status, tell
-from dmcopy.cli.output import add_json, emit_json, say
+from dmcopy.cli.output import add_json, emit_json, printable, say
 from dmcopy.cli.parser import seconds, size
 from dmcopy.cli.transfers import add_progress
+from dmcopy.cli.workflows import FORGET, emit_done, open_journal
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.dmsetup import ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.ledger import NoLedger
 from dmcopy.table.mirror import REGION_SIZE
 from dmcopy.units import format_sectors
-from dmcopy.workflows.journal import Journal, NoJournal
+from dmcopy.workflows.mirror import Mirror
 from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, plan_split
 from dmcopy.workflows.mirror_devices import Devices
+from dmcopy.workflows.mirror_end import complete_legs, plan_end
 from dmcopy.workflows.mirror_make import (
     FEATURES,
     Options,
@@ -40,16 +42,19 @@ examples:
   dmcopy mirror replace home 1 /dev/sde                                leg 1 has failed
   dmcopy mirror split home 1 home-copy                                 a consistent copy, as of now
   dmcopy mirror move home /dev/sdb /dev/sdf                            home leaves the disk sdb
+  dmcopy mirror drop home                                              a plain device, as before
   dmcopy mirror finish home                                            what was interrupted goes on,
   dmcopy mirror undo home                                              or is taken back, says status
+  dmcopy mirror forget home                                            or is given up, as it is
 
 Sizes are sectors of 512 bytes, or 512K, 1G …; times are seconds.
 
 After a restart, with the log that it had: dmcopy mirror make home --leg A --leg B --log L
 --reuse-log copies only what the log calls dirty.
 
-Ends with 0 when all is well, 1 for what failed, 2 for what cannot be, 3 when a leg has failed, 5
-when something is not installed, 6 when a device is in use, 130 when interrupted.
+Ends with 0 when all is well, 1 for what failed, 2 for what cannot be, 3 when a leg has failed, 4
+when the record of an interrupted workflow is damaged, 5 when something is not installed, 6 when a
+device is in use, 130 when interrupted.
 """
 
 
@@ -155,11 +160,17 @@ def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser
     )
     _add_force(move, "TO")
     _add_wait(move, leave=True)
+    drop = _changing(verbs, "drop", "end a mirror: its device is as before, or goes", _drop)
+    drop.add_argument("name", metavar="NAME")
+    drop.add_argument("--keep", default="", metavar="LEG", help="keep the device, on this leg")
     finish = _changing(verbs, "finish", "end what was interrupted", _finish)
     finish.add_argument("name", metavar="NAME")
     _add_wait(finish)
     undo = _changing(verbs, "undo", "take back what was interrupted", _undo)
     undo.add_argument("name", metavar="NAME")
+    forget = _verb(verbs, "forget", FORGET, _forget)
+    forget.add_argument("name", metavar="NAME")
+    forget.set_defaults(dry_run=False)
 
 
 def _verb(
@@ -239,7 +250,13 @@ def _make(args: argparse.Namespace) -> None:
 
 
 def _fail(args: argparse.Namespace) -> None:
+    devices = Devices(args.mapper)
+    mirror = Mirror.read(args.mapper, devices.named(args.name).name)
+    at = mirror.leg(args.leg, devices)
+    label = devices.label(mirror.legs[at].device)
     _run_plan(args, plan_fail(args.mapper, args.name, args.leg))
+    if not args.dry_run:
+        say(printable(f"{mirror.name}: leg {at}, {label}, is in a drill from now on"))
 
 
 def _replace(args: argparse.Namespace) -> None:
@@ -257,6 +274,26 @@ def _split(args: argparse.Namespace) -> None:
         _run_plan(args, plan_split(args.mapper, args.name, args.leg, args.new))
 
 
+def _drop(args: argparse.Namespace) -> None:
+    devices = Devices(args.mapper)
+    mirror = Mirror.read(args.mapper, devices.named(args.name).name)
+    complete = complete_legs(mirror, devices)
+    legs = [devices.label(mirror.legs[at].device) for at in complete]
+    plan = plan_end(args.mapper, args.name, args.keep)
+    session = _session(args, ignore)
+    session.run(plan)
+    if session.trial:
+        return
+    if args.mapper.exists(plan.name):
+        tell(args, plan.name)
+    elif args.json:
+        emit_json({"name": plan.name, "complete": legs})
+    else:
+        have = "has" if len(legs) == 1 else "have"
+        said = f"{', '.join(legs)} {have} all of its data" if legs else "no leg has all of its data"
+        print(printable(f"{plan.name} is gone; {said}"))
+
+
 def _move(args: argparse.Namespace) -> None:
     place = {"start": args.at, "region_size": args.region_size, "force": args.force}
     _run_plan(args, plan_move(args.mapper, args.name, args.source, args.dest, **place))
@@ -266,7 +303,7 @@ def _wait(args: argparse.Namespace) -> None:
     name = Devices(args.mapper).named(args.name).name
     with make_observer(args.progress) as observer:
         waiter = Waiter(args.mapper, observer)
-        session = Session(args.mapper, Journal(), waiter)
+        session = Session(args.mapper, open_journal(), waiter)
         record = session.interrupted(name)
         if record is None or record.undoing:
             waiter.wait(name, args.timeout)
@@ -278,11 +315,15 @@ def _wait(args: argparse.Namespace) -> None:
 def _finish(args: argparse.Namespace) -> None:
     with make_observer(args.progress) as observer:
         session = _session(args, observer)
-        _said(args, session.finish(args.name, timeout=args.timeout))
+        emit_done(args, session.finish(args.name, timeout=args.timeout))
 
 
 def _undo(args: argparse.Namespace) -> None:
-    _said(args, _session(args, ignore).undo(args.name))
+    emit_done(args, _session(args, ignore).undo(args.name))
+
+
+def _forget(args: argparse.Namespace) -> None:
+    emit_done(args, _session(args, ignore).forget(args.name))
 
 
 def _run_plan(args: argparse.Namespace, plan: Plan) -> None:
@@ -299,12 +340,5 @@ def _run_plan(args: argparse.Namespace, plan: Plan) -> None:
 
 def _session(args: argparse.Namespace, observer: Observer) -> Session:
     if args.dry_run:
-        return Session(args.mapper, NoJournal(), ScriptWaiter())
-    return Session(args.mapper, Journal(), Waiter(args.mapper, observer))
-
-
-def _said(args: argparse.Namespace, sentence: str) -> None:
-    if args.json:
-        emit_json({"name": args.name, "done": sentence})
-    else:
-        say(sentence)
+        return Session(args.mapper, open_journal(dry_run=True), ScriptWaiter())
+    return Session(args.mapper, open_journal(), Waiter(args.mapper, observer))

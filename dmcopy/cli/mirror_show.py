@@ -14,12 +14,12 @@ from typing import Any, Final
 from dmcopy.cli.mirror_map import draw
 from dmcopy.cli.output import emit_json, printable, say
 from dmcopy.cli.parser import seconds
+from dmcopy.cli.workflows import code_of, open_journal
 from dmcopy.errors import DmcopyError, ExitCode
 from dmcopy.mapper.base import Mapper
 from dmcopy.status.legs import LEG_HEALTH, LOG_HEALTH
 from dmcopy.table.mirror import DiskLog
 from dmcopy.units import SECTOR_SHIFT, format_bytes, format_sectors
-from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.mirror import Mirror, mirrors
 from dmcopy.workflows.mirror_devices import Devices
 from dmcopy.workflows.mirror_resync import Observer, Resync, ignore
@@ -53,7 +53,7 @@ def run_status(args: argparse.Namespace) -> int:
         return _watch(args)
     devices = Devices(args.mapper)
     found = _found(args, devices)
-    session = Session(args.mapper, Journal())
+    session = Session(args.mapper, open_journal())
     progress = _in_progress(session, found[0].name if args.name else None)
     if args.json:
         values = {one.name: mirror_values(one, devices) for one in found}
@@ -65,7 +65,8 @@ def run_status(args: argparse.Namespace) -> int:
             print(f"{item['workflow']}: {item['state']}; {item['advice']}".rstrip("; "))
         if not found and not progress:
             say("there are no mirrors")
-    return ExitCode.PARTIAL if any(one.trouble(devices) for one in found) else ExitCode.OK
+    failed = any(one.trouble(devices) for one in found)
+    return ExitCode.PARTIAL if failed else code_of(session.journal)
 
 
 def tell(args: argparse.Namespace, name: str) -> None:
@@ -100,6 +101,7 @@ def mirror_values(mirror: Mirror, devices: Devices) -> dict[str, Any]:
                 "offset": leg.offset,
                 "health": mirror.status.health[at],
                 "means": LEG_HEALTH.get(mirror.status.health[at], "failed in an unknown way"),
+                "drill": devices.in_drill(leg.device),
             }
             for at, leg in enumerate(mirror.legs)
         ],
@@ -120,6 +122,9 @@ def mirror_lines(mirror: Mirror, devices: Devices) -> Iterator[str]:
     for at, leg in enumerate(mirror.legs):
         offset = f" at sector {leg.offset}" if leg.offset else ""
         health = LEG_HEALTH.get(mirror.status.health[at], "failed in an unknown way")
+        if devices.in_drill(leg.device):
+            ends = f"'dmcopy mirror replace {mirror.name} {at} NEWDEV' ends that"
+            health += printable(f"; it is in a drill, all of its I/O fails: {ends}")
         yield f"  leg {at}  {printable(devices.label(leg.device))}{offset}  {health}"
 
 

@@ -47,7 +47,7 @@ def plan_fail(mapper: Mapper, name: str, word: str) -> Plan:
     log = kept(mirror.log, in_sync=mirror.in_sync)
     steps = [
         Step("create", hidden, str(table)),
-        _swap(mapper, mirror, SWAP, mirror.table(tuple(legs), log)),
+        swap(mapper, mirror, SWAP, mirror.table(tuple(legs), log)),
         Step(SWAP, hidden, str(Table.of(mirror.length, Error())), final=True),
     ]
     return Plan("fail", name, steps, devices=(name, hidden))
@@ -78,11 +78,11 @@ def plan_replace(
     legs = (*(mirror.legs[number] for number in staying), Leg(new, offset))
     first = kept(mirror.log, in_sync=False) if dirty_only else fresh(mirror.log)
     final = kept(mirror.log, in_sync=True)
-    steps = [_swap(mapper, mirror, REPLACE, mirror.table(legs, first))]
+    steps = [swap(mapper, mirror, REPLACE, mirror.table(legs, first))]
     after = [Step(SETTLE, name, str(mirror.table(legs, final)))] if first != final else []
     return Plan(
-        *("replace", name, steps, [*after, *_remove(devices, name, old, legs)]),
-        devices=_touched(devices, name, old),
+        *("replace", name, steps, [*after, *remove_hidden(devices, name, old, legs)]),
+        devices=touched(devices, name, old),
         resync=True,
         undo_failed=not dirty_only,
     )
@@ -99,13 +99,13 @@ def plan_drop(mapper: Mapper, name: str, word: str) -> Plan:
     old, legs = mirror.legs[at], tuple(mirror.legs[number] for number in staying)
     first = _without(devices, mirror, legs, in_sync=mirror.in_sync)
     final = _without(devices, mirror, legs, in_sync=True)
-    steps = [_swap(mapper, mirror, SWAP, first, final=True)]
+    steps = [swap(mapper, mirror, SWAP, first, final=True)]
     after = [Step(SETTLE, name, str(final))] if first != final else []
-    after += _remove(devices, name, old, ())
-    after += _remove(devices, name, legs[0], ()) if len(legs) == 1 else []
+    after += remove_hidden(devices, name, old, ())
+    after += remove_hidden(devices, name, legs[0], ()) if len(legs) == 1 else []
     return Plan(
         *("split", name, steps, after),
-        devices=_touched(devices, name, old, *legs),
+        devices=touched(devices, name, old, *legs),
         resync=len(legs) > 1,
     )
 
@@ -135,14 +135,13 @@ def plan_split(mapper: Mapper, name: str, word: str, new_name: str) -> Plan:
     steps = [
         Step(DETACH, name, str(rest), before=str(mapper.table(name)), final=True),
         Step("create", new_name, str(devices.whole(name, old, mirror.length))),
-        *_remove(devices, name, old, ()),
-        *(_remove(devices, name, legs[0], ()) if len(legs) == 1 else ()),
+        *remove_hidden(devices, name, old, ()),
+        *(remove_hidden(devices, name, legs[0], ()) if len(legs) == 1 else ()),
     ]
-    touched = _touched(devices, name, old, *legs)
-    return Plan("split", name, steps, devices=(*touched, new_name))
+    return Plan("split", name, steps, devices=(*touched(devices, name, old, *legs), new_name))
 
 
-def _swap(mapper: Mapper, mirror: Mirror, verb: str, table: Table, *, final: bool = False) -> Step:
+def swap(mapper: Mapper, mirror: Mirror, verb: str, table: Table, *, final: bool = False) -> Step:
     """Return the step that loads `table` over a mirror, if its legs are no worse by then."""
     before, health = str(mapper.table(mirror.name)), mirror.status.health
     return Step(verb, mirror.name, str(table), before=before, health=health, final=final)
@@ -187,14 +186,15 @@ def _check_new(devices: Devices, mirror: Mirror, old: Leg, new: str, *, force: b
     return 0
 
 
-def _remove(devices: Devices, name: str, leg: Leg, legs: tuple[Leg, ...]) -> list[Step]:
+def remove_hidden(devices: Devices, name: str, leg: Leg, legs: tuple[Leg, ...]) -> list[Step]:
     """Return the step that removes the hidden device under a leg, if there is one to remove."""
     hidden = devices.hidden(name, leg.device)
     if not hidden or identity(leg.device) in {identity(one.device) for one in legs}:
         return []
-    return [Step("remove", hidden, final=True)]
+    return [Step("remove", hidden, before=str(devices.mapper.table(hidden)), final=True)]
 
 
-def _touched(devices: Devices, name: str, *legs: Leg) -> tuple[str, ...]:
+def touched(devices: Devices, name: str, *legs: Leg) -> tuple[str, ...]:
+    """Return the names of the mapped devices that a change of these legs is about."""
     hidden = (devices.hidden(name, leg.device) for leg in legs)
     return (name, *filter(None, hidden))

@@ -12,7 +12,7 @@ from dmcopy.block import BlockDevice, content, holders
 from dmcopy.errors import BusyError, UsageError
 from dmcopy.mapper.base import PREFIX, DeviceInfo, Mapper
 from dmcopy.mapper.names import device_name
-from dmcopy.table import Linear, Table
+from dmcopy.table import Error, Linear, Table
 from dmcopy.table.target import Leg
 
 _NUMBER: Final = re.compile(r"\d+:\d+")
@@ -118,6 +118,14 @@ class Devices:
         if info is None:
             return False
         return info.number is None or info.uuid.startswith(PREFIX.upper())
+
+    def in_drill(self, device: str) -> bool:
+        """Return whether `device` is a leg that 'mirror fail' has made to fail."""
+        info = self.mapped(device)
+        if info is None or not self.is_ours(device):
+            return False
+        lines = self.mapper.table(info.name).lines
+        return bool(lines) and all(isinstance(line.target, Error) for line in lines)
 
     def new_hidden(self, name: str) -> str:
         """Return a free name for a device between the mirror `name` and a leg: lvm2's for such."""

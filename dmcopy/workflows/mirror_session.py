@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Final, Protocol
 
-from dmcopy.errors import DeadlineError, DmcopyError, PartialError
+from dmcopy.errors import DeadlineError, DeviceError, DmcopyError, PartialError
 from dmcopy.mapper.base import Mapper, note_failure
+from dmcopy.workflows import interrupted
 from dmcopy.workflows.journal import Journal, NoJournal
+from dmcopy.workflows.mirror_devices import identity
 from dmcopy.workflows.mirror_resync import Waiter
 from dmcopy.workflows.mirror_swap import actions
 from dmcopy.workflows.record import Record, Step
@@ -55,7 +58,9 @@ class Session:
         self.journal = journal
         self.trial = isinstance(journal, NoJournal)
         self._waiter = waiter or Waiter(mapper)
-        self._runner = Runner(mapper, journal, actions=actions(mapper, trial=self.trial))
+        self._runner = Runner(
+            mapper, journal, actions=actions(mapper, trial=self.trial), key=identity
+        )
 
     def run(self, plan: Plan, *, wait: bool = True, timeout: float | None = None) -> None:
         """Run a plan to its end; with `wait` False only until the resync goes on by itself.
@@ -83,7 +88,7 @@ class Session:
         """End the interrupted workflow on `name`; return a sentence. Raises as `run` does."""
         record = self._adopt(name)
         if record.rebooted:
-            return self._forget(record)
+            return self._after_restart(record)
         if record.undoing:
             self._runner.undo(record)
             return f"{name}: '{record}' was being taken back, and now is"
@@ -94,9 +99,13 @@ class Session:
         """Take back the interrupted workflow on `name`; return a sentence."""
         record = self._adopt(name)
         if record.rebooted:
-            return self._forget(record)
+            return self._after_restart(record)
         self._runner.undo(record)
         return f"{name}: '{record}' is taken back"
+
+    def forget(self, name: str) -> str:
+        """Give an interrupted workflow up, and change no device; return what is left behind."""
+        return interrupted.forget(self.mapper, self.journal, NOUN, name)
 
     def advice(self, record: Record) -> str:
         """Return what can be done about an interrupted workflow."""
@@ -107,13 +116,11 @@ class Session:
         return record.advice
 
     def _adopt(self, name: str) -> Record:
-        record = self.journal.find(NOUN, name)
-        if record is None:
-            raise DmcopyError(f"{name}: no mirror workflow is in progress")
+        record = interrupted.find(self.journal, NOUN, name)
         self.journal.adopt(record)
         return record
 
-    def _forget(self, record: Record) -> str:
+    def _after_restart(self, record: Record) -> str:
         # Mapped devices end with the kernel; what is on the disks below is as the crash left it.
         self.journal.end(record)
         return (
@@ -127,6 +134,7 @@ class Session:
             if not wait:
                 return
             self._wait(record, timeout)
+            self._runner.check(record)
         record.facts["resync"] = False
         after = [Step(**step) for step in record.facts["after"]]
         record.facts["after"] = []
@@ -143,13 +151,21 @@ class Session:
             else:
                 self.journal.end(record)
             raise
+        except DeviceError as error:
+            if error.errno == errno.ENXIO and record.committed:
+                return  # somebody has removed it: only what is under it is left to be tidied up
+            if error.errno == errno.ENXIO:
+                note_failure(error, functools.partial(self._take_back, record, error))
+            raise
         except (DeadlineError, KeyboardInterrupt) as error:
             error.add_note(f"'{record}' waits for the resync, which goes on: {record.advice}")
             raise
 
     def _take_back(self, record: Record, error: BaseException) -> None:
         self._runner.undo(record)
-        error.add_note(f"'{record}' was taken back: {record.name} is as it was before")
+        there = self.mapper.exists(record.name)
+        now = f": {record.name} is as it was before" if there else ""
+        error.add_note(f"'{record}' was taken back{now}")
 
     def _with_before(self, step: Step) -> Step:
         """Return a step with the table that its device has now, for a way back."""

@@ -52,7 +52,9 @@ class Swap:
         self._trial = trial
 
     def do(self, step: Step) -> None:
-        """Make the step's table the active one."""
+        """Make the step's table the active one. What is gone has no need to be settled."""
+        if self._verb == SETTLE and not self._trial and self._info(step.device) is None:
+            return
         checks = [functools.partial(_check_in_sync, self._mapper)] if self._checked else []
         if step.health and not self._trial:
             checks.append(functools.partial(_check_health, self._mapper, step.health))

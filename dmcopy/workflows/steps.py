@@ -86,7 +86,7 @@ class Runner:
 
         Raises DmcopyError when it is too late for that, and what `check` does.
         """
-        if not self.undoable(record):
+        if not record.undoing and not self.undoable(record):
             raise DmcopyError(
                 f"{record.name}: '{record}' cannot be taken back any more; "
                 f"'dmcopy {record.noun} finish {record.name}' ends it"

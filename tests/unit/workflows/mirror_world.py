@@ -55,7 +55,11 @@ class Mapped:
 
 
 class World(Mapper):
-    """See above. `user` is the device that somebody writes to all the time."""
+    """See above. `user` is the device that somebody writes to all the time.
+
+    `strict`: what a kernel would refuse is a mistake of the workflow; else it is refused, as after
+    somebody has changed the devices.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -72,6 +76,7 @@ class World(Mapper):
         self.calls = 0
         self.crash_at = -1
         self.crash_how = ""
+        self.strict = True
 
     def disk(self, name: str, sectors: int = SECTORS) -> str:
         """Make a disk; return its path."""
@@ -112,7 +117,7 @@ class World(Mapper):
                 self.devices[name] = Mapped(name)
             elif table is not None:
                 device = self.devices[name]
-                assert device.active is None
+                self.need(device.active is None, name, errno.EEXIST)
                 self._check(table)
                 device.inactive = table
                 self._resume(device)
@@ -149,7 +154,7 @@ class World(Mapper):
         self._get(name)
         for _ in self._call():
             users = [one.name for one in self.devices.values() if self.path(name) in one_uses(one)]
-            assert not users, f"{name} is removed from under {users}"
+            self.need(not users, f"{name} is removed from under {users}", errno.EBUSY)
             del self.devices[name]
 
     def rename(self, name: str, new_name: str) -> None:
@@ -211,6 +216,12 @@ class World(Mapper):
         raise NotImplementedError
 
     # What is behind it
+
+    def need(self, good: object, what: str, number: int) -> None:
+        """Refuse with an error what is not `good`; see `strict`."""
+        assert good or not self.strict, what
+        if not good:
+            raise DeviceError(what, "use it", number)
 
     def _get(self, name: str) -> Mapped:
         if name not in self.devices:

@@ -14,6 +14,7 @@ from dmcopy.errors import PartialError
 from dmcopy.table import Linear, Mirror, Table
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, plan_split
+from dmcopy.workflows.mirror_end import plan_end
 from dmcopy.workflows.mirror_make import Options, plan_from_device, plan_from_legs
 from dmcopy.workflows.mirror_move import plan_move
 from dmcopy.workflows.mirror_resync import Waiter
@@ -41,6 +42,11 @@ def session(world: World, journal: Journal | None = None) -> Session:
 def linear(world: World) -> None:
     world.create("home", Table.of(SECTORS, Linear(world.disk("a"), 0)))
     world.use("home")
+
+
+def began(world: World) -> World:
+    linear(world)
+    return world
 
 
 def mirror(world: World, log: bool = False, legs: str = "ab") -> None:
@@ -101,6 +107,12 @@ CASES = {
     "drop one of three": Case(
         lambda w: degraded(w, legs="abc"), lambda w: plan_drop(w, "home", "1"), {"home"}
     ),
+    "end it": Case(
+        lambda w: session(w).run(make_from_device(began(w))),
+        lambda w: plan_end(w, "home"),
+        {"home"},
+    ),
+    "end it on a leg": Case(degraded, lambda w: plan_end(w, "home", "0"), {"home"}),
     "split": Case(mirror, lambda w: plan_split(w, "home", "0", "copy"), {"home", "copy"}),
     "split one of three": Case(
         lambda w: mirror(w, legs="abc"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -83,7 +84,15 @@ def test_make_to_replace(world: World, capsys: pytest.CaptureFixture[str]) -> No
         "  leg 0  /mapped/home_mimage_0  alive",
         f"  leg 1  {b}  alive",
     ]
+    capsys.readouterr()
     mirror("fail", "home", "1")
+    said = capsys.readouterr()
+    (line,) = (line for line in said.out.splitlines() if line.startswith("  leg 1  "))
+    assert "; it is in a drill, all of its I/O fails: 'dmcopy mirror replace home 1 NEW" in line
+    assert f"home: leg 1, {b}, is in a drill from now on" in said.err
+    mirror("status", "--json", code=ExitCode.PARTIAL)
+    legs = json.loads(capsys.readouterr().out)["mirrors"]["home"]["legs"]
+    assert [leg["drill"] for leg in legs] == [False, True]
     world.write()
     mirror("status", code=ExitCode.PARTIAL)
     assert "leg 1  /mapped/home_mimage_1  a write failed: the leg is out of sync" in (
@@ -99,6 +108,7 @@ def test_make_to_replace(world: World, capsys: pytest.CaptureFixture[str]) -> No
         "offset": 0,
         "health": "A",
         "means": "alive",
+        "drill": False,
     }
     assert set(world.devices) == {"home", "home_mimage_0"}
     mirror("split", "home", "1", "copy")
@@ -113,8 +123,8 @@ def test_the_wrong_words(world: World, capsys: pytest.CaptureFixture[str]) -> No
     assert "keeps its name: dmcopy mirror make home --from home" in capsys.readouterr().err
     mirror("split", "home", "1", code=ExitCode.USAGE)
     mirror("split", "home", "1", "copy", "--drop", code=ExitCode.USAGE)
-    mirror("finish", "home", code=ExitCode.FAILED)
-    assert "no mirror workflow is in progress" in capsys.readouterr().err
+    mirror("finish", "home", code=ExitCode.USAGE)
+    assert "nothing was interrupted that has to do with a mirror 'home'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         mirror("make", "home", "--region-size", "much")
 
@@ -153,6 +163,61 @@ def test_status_says_what_was_interrupted(
     )
     mirror("undo", "home")
     assert world.devices == {}
+
+
+def test_a_mirror_is_ended(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that a device was made gives it its table back; one that was made of legs goes."""
+    a, b, c = (world.disk(name) for name in "abc")
+    world.create("home", Table.of(SECTORS, Linear(a, 0)))
+    world.use("home")
+    mirror("make", "home", "--from", "home", "--leg", b)
+    capsys.readouterr()
+    mirror("drop", "home")
+    assert capsys.readouterr().out == f"home: 0 {SECTORS} linear {a} 0\n"
+    assert set(world.devices) == {"home"}
+    world.write()
+    assert world.acknowledged == world.written
+    mirror("make", "vol", "--leg", b, "--leg", c)
+    capsys.readouterr()
+    mirror("drop", "vol")
+    assert capsys.readouterr().out == f"vol is gone; {b}, {c} have all of its data\n"
+    mirror("make", "vol", "--leg", b, "--leg", c, "--no-wait", "--force", "--progress=none")
+    mirror("drop", "vol", code=ExitCode.BUSY)  # it is being made
+    mirror("finish", "vol")
+    mirror("fail", "vol", "1")
+    mirror("drop", "vol", "--keep", "1", code=ExitCode.FAILED)
+    capsys.readouterr()
+    mirror("drop", "vol", "--keep", "0")
+    assert capsys.readouterr().out == f"vol: 0 {SECTORS} linear {b} 0\n"
+    assert set(world.devices) == {"home", "vol"}
+    mirror("drop", "vol", code=ExitCode.USAGE)
+    assert "vol is not a mirror" in capsys.readouterr().err
+
+
+def test_a_mirror_that_is_in_use_is_not_removed(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror("make", "vol", "--leg", world.disk("a"), "--leg", world.disk("b"))
+    info = world.info("vol")
+    monkeypatch.setattr(world, "info", lambda _: dataclasses.replace(info, open_count=1))
+    mirror("drop", "vol", code=ExitCode.BUSY)
+    assert "'dmcopy mirror drop vol --keep 0'" in capsys.readouterr().err
+    mirror("drop", "vol", "--keep", "0")
+
+
+def test_a_damaged_record_is_told_of_and_forgotten(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirror("make", "vol", "--leg", world.disk("a"), "--leg", world.disk("b"))
+    (world.folder / "journal" / "mirror-home.json").write_bytes(b"[[")
+    mirror("status", code=ExitCode.MISMATCH)
+    for verb in ("finish", "undo"):
+        mirror(verb, "home", code=ExitCode.MISMATCH)
+        assert "'dmcopy mirror forget home' puts it aside" in capsys.readouterr().err
+    mirror("drop", "vol", "--keep", "0")
+    mirror("forget", "home")
+    assert "its record was damaged" in capsys.readouterr().err
+    mirror("status")
 
 
 def test_watch_draws_the_log(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,175 @@
+"""No dead ends: whatever was interrupted and is found changed, a verb leads out, and is named."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dmcopy.errors import DmcopyError
+from dmcopy.table import Linear, Table
+from dmcopy.workflows import record as records
+from dmcopy.workflows.journal import Journal
+from dmcopy.workflows.mirror_session import Session
+
+from .mirror_world import SECTORS, Mapped, World, one_uses
+from .test_mirror import CASES, broken_off, session
+
+LENGTH = os.environ.get("DMCOPY_TEST", "")
+STRIDE = 4 if LENGTH == "quick" else 2
+VERBS = ("finish", "undo", "forget")
+ORDER = ("finish", "undo", "forget")
+HIDDEN = "home_mimage_0"
+
+
+def there(world: World) -> str:
+    """Nothing happens to the devices."""
+    del world
+    return ""
+
+
+def gone(world: World) -> str:
+    """Somebody removes all devices by hand."""
+    world.devices.clear()
+    return ""
+
+
+def used(world: World, name: str) -> bool:
+    """Whether another device stands on this one: the kernel keeps it."""
+    return any(world.path(name) in one_uses(device) for device in world.devices.values())
+
+
+def without(name: str) -> Callable[[World], str]:
+    """Somebody removes one device."""
+
+    def remove(world: World) -> str:
+        if not used(world, name):
+            world.devices.pop(name, None)
+        return ""
+
+    return remove
+
+
+def other(name: str) -> Callable[[World], str]:
+    """Somebody removes a device, and makes one of that name."""
+
+    def change(world: World) -> str:
+        if used(world, name):
+            return ""
+        world.devices[name] = Mapped(name, theirs(world), suspended=False)
+        return name
+
+    return change
+
+
+def theirs(world: World) -> Table:
+    return Table.of(SECTORS, Linear(str(world.folder / "theirs"), 0))
+
+
+HAPPENINGS = [
+    *(there, gone),
+    *(without(name) for name in ("home", HIDDEN, "copy")),
+    *(other(name) for name in ("home", HIDDEN, "copy")),
+]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr("dmcopy.block.holders.who", lambda _: [])
+
+
+class Copy:
+    """What a kill has left, once more: a world and a journal to be changed."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        shutil.copytree(world.folder / "journal", folder)
+        self.folder = folder
+        self.world = copy.deepcopy(world)
+        self.world.user, self.world.strict = "", False
+        self.world.disk("theirs")
+
+    def session(self) -> Session:
+        return session(self.world, Journal(self.folder))
+
+    def records(self) -> list[str]:
+        return [record.name for record in Journal(self.folder).records()]
+
+
+def leave(found: Copy, verb: str) -> list[str]:
+    """Do what the sentences say, a verb once and forget last, until there is no record."""
+    tried: list[str] = []
+    while found.records():
+        tried.append(verb)
+        said = ""
+        try:
+            getattr(found.session(), verb)("home")
+        except DmcopyError as error:
+            said = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        if not found.records():
+            assert not said or "was taken back" in said or "failed" in said, said
+            break
+        ways = {*re.findall(r"'dmcopy mirror (finish|undo|forget) home'", said)} - {*tried}
+        assert ways, f"no way out is named after {tried}: {said}"
+        verb = min(ways, key=ORDER.index)
+    return tried
+
+
+def kills(name: str, folder: Path) -> Iterator[tuple[int, World]]:
+    """Yield the world after a kill at each call."""
+    for at in range(1, 100):
+        world = World(folder / str(at))
+        world.folder.mkdir()
+        if not broken_off(world, CASES[name], at, ("before", "between", "after")[at % 3]):
+            assert at > 2
+            return
+        if session(world).journal.records():
+            yield at, world
+        shutil.rmtree(world.folder)
+    raise AssertionError("it has no end")
+
+
+def walk(name: str, folder: Path, happenings: list[Callable[[World], str]]) -> None:
+    for at, world in kills(name, folder):
+        for place, happens in enumerate(happenings):
+            long = LENGTH == "long"
+            chosen = VERBS if long else (VERBS[(at // STRIDE + place) % 3],)
+            for verb in chosen if long or (at + place) % STRIDE == 0 else ():
+                found = Copy(world, world.folder / "copy")
+                changed = happens(found.world)
+                found.session().advice(found.session().journal.records()[0])
+                tried = leave(found, verb)
+                if changed:
+                    assert found.world.devices[changed].active == theirs(found.world)
+                if "forget" not in tried:
+                    devices = found.world.devices.values()
+                    assert not [one for one in devices if one.suspended or one.inactive]
+                shutil.rmtree(found.folder)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    memory = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp")
+    path = memory / f"dmcopy-ways-{os.getpid()}"
+    path.mkdir()
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_state_has_a_verb_that_leads_out_of_it(name: str, folder: Path) -> None:
+    walk(name, folder, HAPPENINGS)
+
+
+@pytest.mark.parametrize("name", ["make from a device", "replace, with a log", "split", "end it"])
+def test_so_it_has_after_a_restart(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot = iter(range(1000))
+    monkeypatch.setattr(records, "boot_id", lambda: f"boot {next(boot)}")
+    walk(name, folder, [gone, other("home")])
