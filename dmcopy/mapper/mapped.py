@@ -16,7 +16,7 @@ from functools import partial
 from dmcopy.io import whole
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
-from dmcopy.io.request import DISCARD, FLUSH, WRITE, Io, Memory
+from dmcopy.io.request import DISCARD, FLUSH, READ, WRITE, Io, Memory
 from dmcopy.io.stacked import StackedDevice
 from dmcopy.kcopyd.subjob import cut
 from dmcopy.targets.base import DONE, KILL, REMAPPED, REQUEUE, Bio, Target
@@ -150,10 +150,21 @@ class MappedDevice(StackedDevice):
         if not self._holds:
             deferred, self._deferred = self._deferred, []
             for request in deferred:
-                self.submit(request)
+                self.take(request)
 
     def submit(self, request: Io) -> None:
-        """Map a request; see `StackedDevice.submit`."""
+        """Take a request of whoever opened the device; see `StackedDevice.submit`.
+
+        One that would change a read-only device ends with EPERM.
+        """
+        if self.read_only and request.op not in (READ, FLUSH):
+            self.in_flight += 1
+            self._end_soon(request, errno.EPERM)
+        else:
+            self.take(request)
+
+    def take(self, request: Io) -> None:
+        """Map a request, whoever it comes from."""
         if self._holds:
             self._deferred.append(request)
             return
@@ -271,7 +282,7 @@ class MappedDevice(StackedDevice):
 
         for part in parts:
             part.notify = ended
-            self.submit(part)
+            self.take(part)
 
     def _submit_special(self, request: Io) -> None:
         if self.table is None:
@@ -340,7 +351,7 @@ class Underlying(StackedDevice):
 
     def __init__(self, mapped: MappedDevice) -> None:
         self._mapped = mapped
-        self.submit = mapped.submit  # type: ignore[method-assign]  # no step more for each bio
+        self.submit = mapped.take  # type: ignore[method-assign]  # no step more for each bio
         self.fileno = mapped.fileno
         self.flush = mapped.flush
         self.discard = mapped.discard

@@ -12,6 +12,9 @@ The stack is always the same, and all of its devices exist from the start, empty
     low0                 what the origin is kept on
     low1 low2 low3       the COW devices, one for each snapshot; parts of them may fail for a while
 
+Now and then a table is loaded read-only. Then writes to the device itself are to fail, while what
+is above it, and its own targets, go on writing.
+
 A table names a device as @origin, and the disks of at least DISK_SECTORS below as @disk0 to @disk3.
 A workload knows nothing of what became of its steps: that is for the engines to agree on.
 """
@@ -31,6 +34,8 @@ DISK_SECTORS = 16384
 SNAPSHOTS = (1, 2, 3)
 NOTHING = "0 8 error"
 LONGEST_CHUNK = 1024
+READONLY = 0.15
+"""How many of the tables are loaded read-only."""
 MOST_CHUNKS = 160
 """Of the smallest chunks that an origin has: whoever reads all of it reads so many bios."""
 
@@ -60,10 +65,11 @@ class Burst:
 
 @dataclass(frozen=True)
 class Load:
-    """Load a table beside the active one."""
+    """Load a table beside the active one; a `readonly` one refuses those who open the device."""
 
     device: str
     table: str
+    readonly: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,8 @@ class Workload:
         tail = rng.choice((0, 0, rng.randrange(self.chunk)))
         self.sectors = min(self.chunk * chunks, DISK_SECTORS // 2 - self.chunk) + tail
         self.snapshots: dict[int, Snapshot] = {}
+        self._modes = random.Random(f"{seed} {depth} read-only")
+        self._readonly: set[str] = set()
         self._suspended: set[str] = set()
         self._discards_beside_errors = discards_beside_errors
         self._failing = False
@@ -172,8 +180,14 @@ class Workload:
 
     # Tables
 
+    def _load(self, device: str, table: str) -> Load:
+        """Load a table, read-only or not. Nothing is sent to the device before it is resumed."""
+        readonly = self._modes.random() < READONLY
+        (self._readonly.add if readonly else self._readonly.discard)(device)
+        return Load(device, table, readonly)
+
     def _start(self, device: str, table: str) -> Iterator[Step]:
-        yield Load(device, table)
+        yield self._load(device, table)
         yield Suspend(device)
         yield Resume(device)
 
@@ -203,7 +217,7 @@ class Workload:
         yield Wipe(f"disk{one.number}")
         yield from self._start(one.cow, f"0 {one.sectors} linear @disk{one.number} 0")
         yield from self._around_origin(
-            Load(one.name, self._table(one)), Suspend(one.name), Resume(one.name)
+            self._load(one.name, self._table(one)), Suspend(one.name), Resume(one.name)
         )
 
     def _cow_sectors(self, one: Snapshot) -> int:
@@ -228,7 +242,7 @@ class Workload:
                 one.store = self._rng.choice(("P", "PO"))
             table = self._table(one)
             yield from self._around_origin(
-                Load(one.name, table), Suspend(one.name), Resume(one.name)
+                self._load(one.name, table), Suspend(one.name), Resume(one.name)
             )
 
     def _reopen(self) -> Iterator[Step]:
@@ -259,7 +273,7 @@ class Workload:
             return
         one = self._rng.choice(ready)
         del self.snapshots[one.number]
-        yield Load("origin", self._table(one).replace(" snapshot ", " snapshot-merge "))
+        yield self._load("origin", self._table(one).replace(" snapshot ", " snapshot-merge "))
         yield Suspend(one.name)
         yield Suspend("origin")
         yield Resume("origin")
@@ -343,6 +357,8 @@ class Workload:
 
     def _may_discard(self, device: str) -> bool:
         """Say whether all engines, each in its own time, would make the same of a discard."""
+        if device in self._readonly:
+            return False  # refused, but whether as read-only or as a discard differs
         if self._merging:
             # One that is passed down gets to the origin before or after what is merged into it.
             passing = "discard_passdown_origin"

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmcopy.block import BlockDevice
 from dmcopy.block.loop import LoopDevice, attach, detach
 from dmcopy.errors import DeadlineError
 from dmcopy.io import IoRegion, Reactor
@@ -30,6 +29,7 @@ from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
 from dmcopy.targets.mirror import Mirror
+from tests.kernel.snapshot.engines import open_anyway
 from tests.kernel.snapshot.ioctls import IoctlMapper
 
 LEGS = "abcd"
@@ -50,6 +50,7 @@ class Look:
     status: str
     table: str
     events: int
+    readonly: bool
     outcomes: list[Any]
     log: bytes
 
@@ -57,7 +58,7 @@ class Look:
         """Say in what two looks differ, ours first."""
         found = [
             f"{name}: ours {getattr(self, name)!r}, the kernel's {getattr(other, name)!r}"
-            for name in ("status", "table", "events")
+            for name in ("status", "table", "events", "readonly")
             if getattr(self, name) != getattr(other, name)
         ]
         for number, pair in enumerate(zip(self.outcomes, other.outcomes, strict=True)):
@@ -141,11 +142,11 @@ class Side(abc.ABC):
         """Return a table; a, b, c, d and l are the devices under the legs and the log."""
         return Table.parse(text).with_devices(lambda word: self.mapper.path(self.prefix + word))
 
-    def create(self, text: str) -> None:
+    def create(self, text: str, *, readonly: bool = False) -> None:
         """Make the mirror."""
         self._requests, self._outcomes = [], []
         self.mapper.create(self.prefix + "m")
-        self.load(text)
+        self.load(text, readonly=readonly)
         self.resume()
         self._device = self._open()
 
@@ -172,9 +173,9 @@ class Side(abc.ABC):
         """Resume the mirror."""
         self.mapper.resume(self.prefix + "m", lockfs=False)
 
-    def load(self, text: str) -> None:
+    def load(self, text: str, *, readonly: bool = False) -> None:
         """Load another table for the mirror."""
-        self.mapper.load(self.prefix + "m", self.parse(text))
+        self.mapper.load(self.prefix + "m", self.parse(text), readonly=readonly)
 
     def start(
         self, op: Op, sector: int, count: int, data: bytes = b"", *, fua: bool = False
@@ -231,10 +232,12 @@ class Side(abc.ABC):
         for number, request in enumerate(self._requests):
             if self._outcomes[number] == "held" and self._ended(request):
                 self._outcomes[number] = _outcome(request)
+        info = self.mapper.info(self.prefix + "m")
         return Look(
             self.status(),
             self._plain(str(self.mapper.table(self.prefix + "m"))),
-            self.mapper.info(self.prefix + "m").events,
+            info.events,
+            info.readonly,
             list(self._outcomes),
             self.peek("l"),
         )
@@ -368,13 +371,13 @@ class KernelSide(Side):
         self.mapper.close()
         self.reactor.close()
 
-    def load(self, text: str) -> None:
+    def load(self, text: str, *, readonly: bool = False) -> None:
         """Load another table for the mirror, and let its worker run, which the constructor wakes.
 
         With nosync it finds all regions in sync, and raises an event, which is lost as long as no
         device has the table (dm_table_event). Mostly: a resume may be quicker than the worker.
         """
-        super().load(text)
+        super().load(text, readonly=readonly)
         self.step()
 
     def is_quiet(self) -> bool:
@@ -396,7 +399,7 @@ class KernelSide(Side):
         return [Path(f"/sys/dev/block/{number}/stat").read_text() for number in self._numbers]
 
     def _open(self) -> Device:
-        return BlockDevice.open(self.mapper.path(self.prefix + "m"), write=True, claim=False)
+        return open_anyway(self.mapper.path(self.prefix + "m"))
 
     def _forget(self) -> None:
         self._device.close()

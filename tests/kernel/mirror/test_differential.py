@@ -45,11 +45,12 @@ def test_both_engines_do_the_same(pair: Pair, batch: int) -> None:
 def _run(pair: Pair, workload: Workload) -> None:
     user, kernel = pair
     log = workload.first_log()
-    first = workload.table()
-    done = [f"replay with DMCOPY_SEED={workload.seed}", f"create {first}"]
+    first, readonly = workload.table(), workload.readonly
+    mode = "read-only " if readonly else ""
+    done = [f"replay with DMCOPY_SEED={workload.seed}", f"create {mode}{first}"]
     fill(pair, workload.seed, alike=workload.alike, log=log)
     for side in pair:
-        side.create(first)
+        side.create(first, readonly=readonly)
     try:
         _compare(pair, done)
         for chosen in workload.steps(STEPS):
@@ -173,7 +174,7 @@ def _do_cycle(side: Side, flush: bool) -> None:
     side.resume()
 
 
-def _do_reload(side: Side, table: str, flush: bool) -> None:
-    side.load(table)
+def _do_reload(side: Side, table: str, readonly: bool, flush: bool) -> None:
+    side.load(table, readonly=readonly)
     side.suspend(flush)
     side.resume()

@@ -11,6 +11,8 @@ from dmcopy.ondisk.mirror_log import MirrorLog
 
 from .sides import ALWAYS, LEGS, LOG_SECTORS, SECTORS
 
+READONLY = 0.2
+"""How many of the tables are loaded read-only: writes are refused, and recovery goes on."""
 FEATURES = ("", "1 handle_errors", "2 handle_errors keep_log")
 
 
@@ -38,9 +40,12 @@ class Workload:
         self.regions = -(-self.length // self.region)
         self.order = LEGS[: self.count]
         self.faults: set[str] = set()
+        self._modes = random.Random(f"{seed} read-only")
+        self.readonly = self._modes.random() < READONLY
 
     def __str__(self) -> str:
-        return f"workload {self.seed}: {self.table()}"
+        mode = ", read-only" if self.readonly else ""
+        return f"workload {self.seed}{mode}: {self.table()}"
 
     def table(self) -> str:
         """Return the mirror's table, as it is now."""
@@ -157,7 +162,8 @@ class Workload:
             # set (disk_resume in dm-log.c).
             self.faults.discard("l")
             yield Step("heal", ("l",))
-        yield Step("reload", (self.table(), rng.random() < 0.3))
+        self.readonly = self._modes.random() < READONLY
+        yield Step("reload", (self.table(), self.readonly, rng.random() < 0.3))
 
 
 def _part(start: int, size: int) -> list[str]:

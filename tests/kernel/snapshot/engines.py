@@ -102,17 +102,17 @@ class Engine(abc.ABC):
         table = Table.parse(text)
         return table.with_devices(lambda word: self.path(word[1:]) if word[0] == "@" else word)
 
-    def create(self, name: str, text: str) -> None:
+    def create(self, name: str, text: str, *, readonly: bool = False) -> None:
         """Make a device."""
-        self.mapper.create(name, self.parse(text))
+        self.mapper.create(name, self.parse(text), readonly=readonly)
 
-    def load(self, name: str, text: str) -> None:
+    def load(self, name: str, text: str, *, readonly: bool = False) -> None:
         """Load a table beside the active one."""
-        self.mapper.load(name, self.parse(text))
+        self.mapper.load(name, self.parse(text), readonly=readonly)
 
-    def swap(self, name: str, text: str) -> None:
+    def swap(self, name: str, text: str, *, readonly: bool = False) -> None:
         """Put another table in place of the active one."""
-        self.load(name, text)
+        self.load(name, text, readonly=readonly)
         self.mapper.suspend(name)
         self.mapper.resume(name)
 
@@ -207,13 +207,12 @@ class KernelEngine(Engine):
     def device(self, name: str) -> IoDevice:
         """Return a device to do I/O on: kept open until it is given another table."""
         if name not in self._open:
-            path = self.mapper.path(name)
-            self._open[name] = BlockDevice.open(path, write=True, claim=False)
+            self._open[name] = open_anyway(self.mapper.path(name))
         return self._open[name]
 
-    def load(self, name: str, text: str) -> None:
+    def load(self, name: str, text: str, *, readonly: bool = False) -> None:
         """Load a table beside the active one, which may be of another size."""
-        super().load(name, text)
+        super().load(name, text, readonly=readonly)
         self._forget(name)
 
     def remove(self, name: str) -> None:
@@ -268,6 +267,11 @@ class UserEngine(Engine):
     def _short(self) -> Callable[[str], str]:
         paths = {path: f"@{disk}" for disk, path in self.disks.items()}
         return lambda word: paths.get(word) or f"@{word.removeprefix(NODES)}"
+
+
+def open_anyway(path: str) -> BlockDevice:
+    """Open a node for writing, though it may be read-only: the kernel is to refuse each write."""
+    return BlockDevice(path, os.open(path, os.O_RDWR | os.O_CLOEXEC), read_only=False, direct=None)
 
 
 def errno_of(action: Callable[[], object]) -> int:

@@ -50,13 +50,15 @@ class IoctlMapper(KernelMapper):
         """Close the control node."""
         os.close(self._control)
 
-    def create(self, name: str, table: Table | None = None, **_: Any) -> Device:
+    def create(
+        self, name: str, table: Table | None = None, *, readonly: bool = False, **_: Any
+    ) -> Device:
         """Make a device; see `Mapper.create`."""
         number = self._call("create it", CREATE, name)[10]
         self.paths[name] = f"/dev/dm-{os.minor(number)}"
         try:
             if table is not None:
-                self.load(name, table)
+                self.load(name, table, readonly=readonly)
                 self.resume(name)
         except BaseException:
             self.remove(name)

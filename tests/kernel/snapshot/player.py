@@ -37,6 +37,7 @@ class View:
     status: str
     table: str
     events: int
+    readonly: bool
 
 
 class Player:
@@ -74,8 +75,8 @@ class Player:
             match step:
                 case Burst(accesses):
                     return self._perform(accesses)
-                case Load(device, table):
-                    engine.load(device, _on_disks(table))
+                case Load(device, table, readonly):
+                    engine.load(device, _on_disks(table), readonly=readonly)
                 case Suspend(device):
                     mapper.suspend(device)
                 case Resume(device):
@@ -89,12 +90,14 @@ class Player:
         return []
 
     def look(self) -> dict[str, View]:
-        """Return status, table and events of every device at the top."""
+        """Return what is seen of every device at the top."""
         engine = self.engine
-        return {
-            name: View(engine.status(name), engine.table(name), engine.events(name) - born)
-            for name, born in self._born.items()
-        }
+        found = {}
+        for name, born in self._born.items():
+            info = engine.mapper.info(name)
+            view = View(engine.status(name), engine.table(name), info.events - born, info.readonly)
+            found[name] = view
+        return found
 
     def contents(self) -> dict[str, list[object]]:
         """Read every device that is not suspended; each is an errno and a checksum."""

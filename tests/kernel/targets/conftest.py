@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.block import BlockDevice
 from dmcopy.block.loop import LoopDevice, attach, detach
-from dmcopy.errors import DeviceError
+from dmcopy.errors import DeviceError, UsageError
 from dmcopy.io import Reactor, whole
 from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
@@ -24,6 +23,7 @@ from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
+from tests.kernel.snapshot.engines import open_anyway
 
 SECTORS = 2048
 SETTLE_SECONDS = 20.0
@@ -55,6 +55,9 @@ class Running:
         do: Callable[..., object] = getattr(self, str(word))
         try:
             self.outcomes.append(do(*rest))
+        except UsageError:  # ours asks before: a read-only device is a mistake of the caller's
+            assert self.mapper.info(self.name).readonly
+            self.outcomes.append("EPERM")
         except DeviceError as error:
             self.outcomes.append(errno.errorcode[error.errno])
 
@@ -118,22 +121,22 @@ class Twins:
                 image.write(random.Random(seed).randbytes(SECTORS << 9))
 
     @contextmanager
-    def user(self, text: str) -> Iterator[Running]:
+    def user(self, text: str, *, readonly: bool = False) -> Iterator[Running]:
         """Run a table in userspace, on fresh disks."""
         self.wipe()
         with UserMapper() as mapper:
-            mapper.create("twin", Table.parse(self.fill(text)))
+            mapper.create("twin", Table.parse(self.fill(text)), readonly=readonly)
             yield Running(mapper, "twin", mapper.reactor, mapper.open("twin"))
 
     @contextmanager
-    def real(self, text: str) -> Iterator[Running]:
+    def real(self, text: str, *, readonly: bool = False) -> Iterator[Running]:
         """Run a table on the kernel, on fresh disks."""
         self.wipe()
         name = f"dmcopy-twin-{next(_numbers)}"
-        self.kernel.create(name, Table.parse(self.fill(text)))
+        self.kernel.create(name, Table.parse(self.fill(text)), readonly=readonly)
         try:
             path = self.kernel.path(name)
-            with Reactor("threads") as reactor, BlockDevice.open(path, write=True) as device:
+            with Reactor("threads") as reactor, open_anyway(path) as device:
                 yield Running(self.kernel, name, reactor, device)
         finally:
             self.kernel.remove(name)
@@ -142,7 +145,12 @@ class Twins:
         return {name: file.read_bytes() for name, file in self.files.items()}
 
     def run(
-        self, text: str, operations: Sequence[Sequence[object]], status: str = ""
+        self,
+        text: str,
+        operations: Sequence[Sequence[object]],
+        status: str = "",
+        *,
+        readonly: bool = False,
     ) -> tuple[Run, Run]:
         """Do the same on both engines, one request at a time; return the kernel's and ours.
 
@@ -150,7 +158,7 @@ class Twins:
         """
         runs: list[Run] = []
         for start in (self.user, self.real):
-            with start(text) as running:
+            with start(text, readonly=readonly) as running:
                 for operation in operations:
                     running.do(operation)
                 last = running.settle(status) if status else running.status

@@ -84,6 +84,18 @@ def test_healthy_targets(twins: Twins) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "target",
+    ["linear A 24", "striped 2 8 A 600 B 64", "delay A 0 0", "flakey A 0 9 0", "log-writes A B"],
+)
+def test_read_only_tables(twins: Twins, target: str) -> None:
+    """Nothing from outside gets in. A log of writes has its head and its end all the same."""
+    done = [("read", 0, 8), ("write", 0, 8), ("fua", 8, 8), ("flush",), ("read", 0, SIZE)]
+    kernels, ours = twins.run(f"0 {SIZE} {target}", done, readonly=True)
+    assert ours == kernels
+    assert [one for one in ours.outcomes if one == "EPERM"] == ["EPERM"] * 2
+
+
 def test_zero_and_error(twins: Twins, is_new: bool) -> None:
     """A device of which a part takes no discards takes none: zero and error of 6.1."""
     compare(twins, "linear A 0", "zero", "error", without=() if is_new else ("discard",))

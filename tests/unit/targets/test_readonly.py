@@ -14,7 +14,7 @@ import pytest
 
 from dmcopy.errors import DeadlineError, DeviceError, UsageError
 from dmcopy.io import IoRegion, Reactor
-from dmcopy.io.request import Op
+from dmcopy.io.request import Io, Memory, Op
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client
 from dmcopy.mapper.userspace import UserMapper
@@ -66,6 +66,14 @@ class Engine:
                 act(0, 8)
         with pytest.raises(UsageError, match="read-only"):
             device.write(0, bytes(512))
+        done: list[Io] = []  # nor does it take what nobody checked before
+        for op in (Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES):
+            extents = [(0, 512)] if op is Op.WRITE else []
+            request = Io(op, IoRegion(device, 0, 1), Memory(1), extents, done.append)
+            self.mapper.reactor.submit(request)
+        self.mapper.reactor.run_until(lambda: len(done) == 3, 60, "requests that are refused")
+        assert [one.error for one in done] == [errno.EPERM] * 3
+        assert not device.in_flight
         return self.mapper.info(name).readonly
 
     def pause(self, *names: str) -> None:
