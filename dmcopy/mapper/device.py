@@ -77,6 +77,11 @@ class Device:
         """Let I/O go on; see `Mapper.resume`."""
         self.mapper.resume(self.name, flush=flush, lockfs=lockfs)
 
+    def rename(self, new_name: str) -> None:
+        """Give the device another name; the handle goes with it."""
+        self.mapper.rename(self.name, new_name)
+        self.name = new_name
+
     def remove(self) -> None:
         """Remove the device."""
         self.mapper.remove(self.name)

@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeVar
 
 from dmcopy.block import BlockDevice
 from dmcopy.block.loop import loop_device
+from dmcopy.block.processes import Identity, identity_at
 from dmcopy.errors import DeadlineError
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
@@ -82,18 +83,19 @@ class KernelEngine:
         self._timeout = mapper.timeout
         self._exits = exits
         self._say = say
-        self._loops: dict[str, str] = {}
+        self._loops: dict[Identity | None, str] = {}
         self._nodes: dict[str, _Node] = {}
 
     def lower(self, word: str) -> str:
-        """Return the path of a device; a plain file's is its loop device's."""
+        """Return the path of a device; a plain file's is its loop device's, by whatever name."""
         if not os.path.isfile(word):
             return word
-        if word not in self._loops:
+        file = identity_at(word)
+        if file not in self._loops:
             device = self._exits.enter_context(loop_device(word, ledger=self._ledger))
             self._say(f"{word} is {device.path} while this runs")
-            self._loops[word] = device.path
-        return self._loops[word]
+            self._loops[file] = device.path
+        return self._loops[file]
 
     def open(self, name: str) -> Handle:
         """Open the node of a device."""

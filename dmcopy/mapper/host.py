@@ -120,8 +120,8 @@ class Engine:
         below = self.find(path)
         if below is not None:
             if below.is_above(slot):
-                # The kernel sees only a device in its own table (dm_get_device in dm-table.c), and
-                # takes a longer ring, whose devices nobody can then remove (measured on 6.1, 6.12).
+                # 6.12 refuses only a device in its own table (dm_get_device in dm-table.c), 6.1 not
+                # even that. Of a ring that they take, no device can be removed (measured on both).
                 hint = f"it is {slot.name} itself" if below is slot else f"it is above {slot.name}"
                 raise DeviceError(path, "use it in a table", errno.EINVAL, hint)
             below.users[slot] += 1

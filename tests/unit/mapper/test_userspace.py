@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -17,6 +20,7 @@ from dmcopy.errors import BusyError, DeadlineError, DeviceError
 from dmcopy.io import IoRegion, Reactor
 from dmcopy.io.request import Io, Memory, Op
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.mapper import engines
 from dmcopy.mapper.mapped import MappedDevice
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
@@ -396,3 +400,36 @@ def test_a_file_is_itself_and_not_its_name(tmp_path: Path) -> None:
         mapper.create("two", Table.parse(f"0 8 linear {image} 0"))
         read = [mapper.open(name).read(0, 1)[:1] for name in ("one", "same", "two")]
     assert read == [b"1", b"1", b"2"]
+
+
+def test_a_handle_goes_with_a_rename(bench: Bench) -> None:
+    handle = bench.mapper.create("one", Table.parse("0 8 linear 1 0"))
+    handle.rename("old")
+    bench.make("one", "0 8 linear 2 0")
+    assert (handle.path, handle.table) == ("/dev/mapper/old", Table.parse("0 8 linear 1 0"))
+    handle.remove()
+    assert [info.name for info in bench.mapper.ls()] == ["one"]
+    bench.mapper.close()
+
+
+def test_a_file_becomes_one_loop_device_by_whatever_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an origin and its snapshot, written differently, would be on two devices."""
+    image, link = tmp_path / "image", tmp_path / "link"
+    image.write_bytes(bytes(4096))
+    link.symlink_to(image)
+    made: list[str] = []
+
+    @contextlib.contextmanager
+    def loop_device(path: str, **_: object) -> Iterator[SimpleNamespace]:
+        made.append(path)
+        yield SimpleNamespace(path=f"/dev/loop{len(made)}")
+
+    monkeypatch.setattr(engines, "loop_device", loop_device)
+    mapper: Any = SimpleNamespace(ledger=None, timeout=1.0)
+    with contextlib.ExitStack() as exits:
+        engine = engines.KernelEngine(mapper, exits)
+        words = [str(image), str(link), f"{tmp_path}/./image", str(image)]
+        assert [engine.lower(word) for word in words] == ["/dev/loop1"] * 4
+    assert made == [str(image)]
