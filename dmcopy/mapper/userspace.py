@@ -7,6 +7,7 @@ kernel. Every other path is a block device or a plain file, claimed when a targe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,7 @@ from dmcopy.mapper.mapped import ActiveTable, MappedDevice
 from dmcopy.status import StatusLine, parse_status
 from dmcopy.table import Table, TableLine
 from dmcopy.targets import TARGETS, TargetError
+from dmcopy.targets.base import Target
 
 TIMEOUT_SECONDS = 30.0
 NODES = "/dev/mapper/"
@@ -142,21 +144,27 @@ class UserMapper(Mapper):
             return
         targets = mapped.table.targets if mapped.table else []
         mapped.noflush = not flush
-        for target in targets:
-            target.presuspend()
-        mapped.hold()
+        stopped: list[Target] = []
+        holding = False
         try:
-            self._engine.wait_idle(mapped)
-        except DeadlineError:
-            mapped.noflush = False
             for target in targets:
+                target.presuspend()
+                stopped.append(target)
+            mapped.hold()
+            holding = True
+            self._engine.wait_idle(mapped)
+        except BaseException:
+            mapped.noflush = False
+            for target in stopped:
                 target.presuspend_undo()
-            mapped.release()
+            if holding:
+                mapped.release()
             raise
         mapped.noflush = False
         mapped.suspended = True
-        for target in targets:
-            target.postsuspend()
+        with contextlib.ExitStack() as exits:
+            for target in reversed(targets):  # the first one first, and all even if one fails
+                exits.callback(target.postsuspend)
 
     def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
         """Let I/O go on; see `Mapper.resume`.
@@ -331,8 +339,12 @@ class UserMapper(Mapper):
                 target.preresume()
         except TargetError as error:
             raise DeviceError(mapped.name, "resume it", error.errno, error.reason) from error
-        for target in mapped.table.targets:
-            target.resume()
+        with contextlib.ExitStack() as undo:
+            for target in mapped.table.targets:
+                target.resume()
+                undo.callback(target.postsuspend)
+                undo.callback(target.presuspend)
+            undo.pop_all()
         mapped.suspended = False
         mapped.release()
 

@@ -24,6 +24,7 @@ from dmcopy.mapper import engines
 from dmcopy.mapper.mapped import MappedDevice
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
+from dmcopy.targets.origin import SnapshotModule
 
 DISKS = "12"
 NAMES = "abcd"
@@ -433,3 +434,46 @@ def test_a_file_becomes_one_loop_device_by_whatever_name(
         words = [str(image), str(link), f"{tmp_path}/./image", str(image)]
         assert [engine.lower(word) for word in words] == ["/dev/loop1"] * 4
     assert made == [str(image)]
+
+
+MIRRORS = """0 8 snapshot-origin 1
+8 24 mirror core 1 8 2 1 16 2 16
+32 8 mirror disk 2 /dev/mapper/slow 8 2 1 56 2 56"""
+
+
+def hosts(bench: Bench) -> int:
+    """Return how many devices take part as an origin's."""
+    return sum(len(one.hosts) for one in bench.mapper.module(SnapshotModule).origins.values())
+
+
+def test_a_resume_that_fails_leaves_no_target_running(bench: Bench) -> None:
+    bench.make("slow", "0 16 linear 2 0")
+    bench.mapper.suspend("slow")
+    bench.mapper.create("d")
+    bench.mapper.load("d", Table.parse(MIRRORS))
+    with pytest.raises(DeadlineError, match="the log of d"):
+        bench.mapper.resume("d")
+    assert bench.mapper.info("d").suspended
+    assert hosts(bench) == 0
+    bench.mapper.resume("slow")
+    bench.mapper.resume("d")
+    assert hosts(bench) == 1
+    bench.mapper.close()
+    assert hosts(bench) == 0
+
+
+def test_a_suspend_that_fails_stops_no_target(bench: Bench) -> None:
+    bench.make("slow", "0 8 linear 2 40")
+    bench.mapper.suspend("slow")
+    bench.make(
+        "d", "0 24 mirror core 1 8 2 1 16 2 16\n24 8 mirror core 1 8 2 1 40 /dev/mapper/slow 0"
+    )
+    with pytest.raises(DeadlineError, match="the recovery of a region of d"):
+        bench.mapper.suspend("d", flush=False)
+    assert not bench.mapper.open("d").noflush
+    in_sync = "2 1 2 3/3 1 AA 1 core"
+    bench.reactor.run_until(
+        lambda: str(bench.mapper.status("d")[0].status) == in_sync, 10, "the mirror that can go on"
+    )
+    bench.mapper.resume("slow")
+    bench.mapper.close()
