@@ -4,25 +4,36 @@ One JSON object a line, appended and synced before the thing is made (`add`) and
 (`drop`). What a line says is never trusted alone: a device must still carry the UUID, a loop device
 the file, a process the start time that were noted, or it is somebody else's by now. It lies below
 everything that makes things: loop devices, mapped devices, mounts and servers alike.
+
+Whoever makes or removes a thing only appends, however long the file is. Whenever it has become
+twice as long as what was in it, it is written anew with what is still there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import os
+import stat
 import time
 import uuid as uuids
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Final, Literal, get_args
 
-from dmcopy.errors import DeadlineError, DeviceError
+from dmcopy.atomic import replace_file
+from dmcopy.errors import DeadlineError, DeviceError, UsageError
+
+_log = logging.getLogger(__name__)
 
 Kind = Literal["dm", "loop", "mount", "server", "cookie"]
 _LOCK_SECONDS = 10.0
+_SMALL_BYTES: Final = 1 << 16  # it is not worth while to write a shorter file anew
+_BROKEN = (ValueError, KeyError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +84,7 @@ class Ledger:
 
     def drop(self, kind: Kind, name: str) -> None:
         """Note that the things of this kind and name are gone."""
-        for entry in self.entries():
-            if (entry.kind, entry.name) == (kind, name):
-                self.cancel(entry.id)
+        self._append({"op": "gone", "kind": kind, "name": name})
 
     def cancel(self, entry_id: str) -> None:
         """Note that the thing of this entry is gone, or was never made."""
@@ -83,44 +92,68 @@ class Ledger:
 
     def rename(self, kind: Kind, name: str, new_name: str) -> None:
         """Note that a thing has another name now."""
-        for entry in self.entries():
-            if (entry.kind, entry.name) == (kind, name):
-                self._append({"op": "made", **asdict(replace(entry, name=new_name))})
+        self._append({"op": "renamed", "kind": kind, "name": name, "to": new_name})
+
+    def identify(self, entry_id: str, uuid: str) -> None:
+        """Note what tells the thing of an entry from others, where that is known only later."""
+        self._append({"op": "identified", "id": entry_id, "uuid": uuid})
 
     def entries(self) -> list[Entry]:
         """Return what was made in this boot and not noted as gone, in the order of making."""
         with self._locked() as file:
-            return _read(file)
+            content = _Content(_all(file))
+            if content.odd:
+                self._rewrite(content)
+            return content.entries
 
     def compact(self) -> None:
         """Rewrite the file with what is still there."""
         with self._locked() as file:
-            lines = [{"op": "made", **asdict(entry)} for entry in _read(file)]
-            file.seek(0)
-            file.truncate()
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
+            self._rewrite(_Content(_all(file)))
 
     def _append(self, line: dict[str, Any]) -> None:
         with self._locked() as file:
-            torn = file.seek(0, os.SEEK_END) and not _whole(self.path)
-            file.write(("\n" if torn else "") + json.dumps(line) + "\n")
-            file.flush()
+            size = file.seek(0, os.SEEK_END)
+            # A crash may have cut the last line short.
+            torn = size and os.pread(file.fileno(), 1, size - 1) != b"\n"
+            left = memoryview(b"\n" * bool(torn) + _line(line))
+            while left:
+                left = left[file.write(left) :]
             os.fsync(file.fileno())
+            if size > _SMALL_BYTES and size > 2 * _size_when_new(file):
+                self._rewrite(_Content(_all(file)))
+
+    def _rewrite(self, content: _Content) -> None:
+        """Write the file anew. Whoever comes here has done what he came for: no reason to fail."""
+        aside = self.path.with_name(self.path.name + ".odd")
+        lines = b"".join(_line({"op": "made", **asdict(entry)}) for entry in content.entries)
+        try:
+            if content.odd:
+                _keep(aside, content.odd)
+                _log.warning(
+                    "%s: %d lines that are none of the ledger's were passed over; they are kept in "
+                    "%s",
+                    *(self.path, len(content.odd), aside),
+                )
+            replace_file(self.path, _line({"op": "new", "size": len(lines)}) + lines)
+        except (OSError, UsageError) as error:
+            _log.warning("%s: cannot write the ledger anew: %s", self.path, error)
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[IO[str]]:
+    def _locked(self) -> Iterator[IO[bytes]]:
+        """Give the file, open and locked; it is made if it is not there."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            opened = self.path.open("a+", encoding="utf-8")
+            while True:
+                with _open(self.path) as file:
+                    lock(file, self.path)
+                    if not _replaced(file, self.path):
+                        yield file
+                        return
         except OSError as error:
             raise DeviceError(
                 str(self.path), "keep the ledger of what is made", error.errno or 0
             ) from error
-        with opened as file:
-            lock(file, self.path)
-            yield file
 
 
 class NoLedger(Ledger):
@@ -138,7 +171,11 @@ def default_path() -> Path:
     """Return /run/dmcopy/ledger.jsonl for root, a file under $XDG_STATE_HOME for others."""
     if os.geteuid() == 0:
         return Path("/run/dmcopy/ledger.jsonl")
-    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if state.startswith("~"):
+        raise UsageError(
+            "there is no home folder to keep the ledger in: set HOME or XDG_STATE_HOME"
+        )
     return Path(state) / "dmcopy" / "ledger.jsonl"
 
 
@@ -156,7 +193,7 @@ def identity(pid: int) -> str:
 def alive(process: str) -> bool:
     """Return whether the process that `identity` named still runs."""
     pid = process.partition(" ")[0]
-    return pid.isdecimal() and identity(int(pid)) == process
+    return pid.isdecimal() and len(pid) < 20 and identity(int(pid)) == process
 
 
 def boot_id() -> str:
@@ -167,30 +204,119 @@ def boot_id() -> str:
         return ""
 
 
-def _read(file: IO[str]) -> list[Entry]:
-    found: dict[str, Entry] = {}
-    boot = boot_id()
+class _Content:
+    """What the lines of a ledger come to: `entries`, and the lines that are `odd`.
+
+    A line is odd that a crash cut short, that a damaged disk changed, or that somebody else wrote:
+    what it was about was not made yet, or is not ours to remove.
+    """
+
+    def __init__(self, raw: bytes) -> None:
+        self.odd: list[bytes] = []
+        self._boot = boot_id()
+        self._found: dict[str, Entry] = {}
+        self._named: dict[tuple[str, str], set[str]] = {}
+        for line in raw.split(b"\n"):
+            try:
+                if line.strip():
+                    self._take(json.loads(line))
+            except _BROKEN:
+                self.odd.append(line)
+
+    @property
+    def entries(self) -> list[Entry]:
+        return list(self._found.values())
+
+    def _take(self, values: dict[str, Any]) -> None:
+        match values.pop("op"):
+            case "made":
+                entry = _checked(Entry(**values))
+                self._forget(entry.id)
+                if entry.boot == self._boot:
+                    self._note(entry)
+            case "gone" if "id" in values:
+                self._forget(values["id"])
+            case "gone":
+                for one in self._named.pop((values["kind"], values["name"]), ()):
+                    del self._found[one]
+            case "renamed":
+                for one in self._named.pop((values["kind"], values["name"]), ()):
+                    self._note(_checked(replace(self._found[one], name=values["to"])))
+            case "identified":
+                if values["id"] in self._found:
+                    entry = replace(self._found[values["id"]], uuid=values["uuid"])
+                    self._note(_checked(entry))
+            case "new":
+                pass
+            case other:
+                raise ValueError(other)
+
+    def _note(self, entry: Entry) -> None:
+        self._found[entry.id] = entry
+        self._named.setdefault((entry.kind, entry.name), set()).add(entry.id)
+
+    def _forget(self, entry_id: str) -> None:
+        entry = self._found.pop(entry_id, None)
+        if entry is not None:
+            self._named[entry.kind, entry.name].discard(entry_id)
+
+
+def _checked(entry: Entry) -> Entry:
+    """Return `entry`, or raise ValueError or TypeError when a value is none of its kind."""
+    for text in (entry.id, entry.name, entry.uuid, entry.owner, entry.boot):
+        if b"\0" in os.fsencode(text):  # which takes text only, and no half characters
+            raise ValueError(text)
+    if entry.kind not in get_args(Kind) or not isinstance(entry.keep, bool):
+        raise ValueError(entry.kind)
+    if isinstance(entry.made, bool) or not 0 <= entry.made < 1 << 53:
+        raise ValueError(entry.made)
+    return entry
+
+
+def _line(values: dict[str, Any]) -> bytes:
+    return json.dumps(values).encode() + b"\n"
+
+
+def _all(file: IO[bytes]) -> bytes:
     file.seek(0)
-    for line in file:
-        try:
-            values = json.loads(line)
-            if values.pop("op") == "made":
-                found[values["id"]] = Entry(**values)
-            else:
-                found.pop(values["id"], None)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # a line that a crash cut short: what it was about was not made yet
-    return [entry for entry in found.values() if entry.boot == boot]
+    return file.read()
 
 
-def _whole(path: Path) -> bool:
-    """Return whether the last line is complete: a crash may have cut one short."""
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+def _size_when_new(file: IO[bytes]) -> int:
+    """Return how long the file was when it was written anew: its first line says it."""
+    try:
+        return int(json.loads(os.pread(file.fileno(), 100, 0).partition(b"\n")[0])["size"])
+    except _BROKEN:
+        return 0
 
 
-def lock(file: IO[str], path: Path) -> None:
+def _keep(path: Path, lines: list[bytes]) -> None:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o600), "ab") as file:
+        file.writelines(line + b"\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open the file to read it and append to it. Raises OSError, also for what is no file."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    file = open(os.open(path, flags, 0o600), "r+b", buffering=0)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return file
+
+
+def _replaced(file: IO[bytes], path: Path) -> bool:
+    """Return whether somebody has written the file anew while we waited for its lock."""
+    try:
+        return not os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return True
+
+
+def lock(file: IO[Any], path: Path) -> None:
     """Lock an open file that stands for `path`; DeadlineError when another process keeps it."""
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:

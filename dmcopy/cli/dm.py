@@ -10,7 +10,7 @@ from typing import Final
 
 from dmcopy.cli import dm_changes, dm_facts, dm_run
 from dmcopy.cli.dm_verbs import VerbParser, changing
-from dmcopy.cli.dm_words import refuse
+from dmcopy.cli.dm_words import add_the_rest
 from dmcopy.cli.output import add_json, emit_json, say
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.ledger import Ledger, NoLedger
@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _configure_stats(verbs)
     dm_facts.configure(verbs)
     for name in DMSETUPS:
-        refuse(verbs.choices[name])
+        add_the_rest(verbs.choices[name])
     # What follows is without a help of its own: not in the list of verbs.
     for name in PASSED_ON:
         _other(verbs, name, _pass_on)

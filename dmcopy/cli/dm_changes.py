@@ -9,14 +9,24 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 from dmcopy.cli.dm_facts import read_file, table_text
 from dmcopy.cli.dm_verbs import VerbParser, changing
-from dmcopy.cli.dm_words import add_address, add_selection, addressed, chosen, shift
+from dmcopy.cli.dm_words import (
+    add_address,
+    add_selection,
+    addressed,
+    chosen,
+    print_report,
+    shift,
+    tell_more,
+)
 from dmcopy.cli.output import add_json, emit_json, say
 from dmcopy.cli.parser import seconds
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.mapper.names import unmangle
 from dmcopy.table import Error, Table, parse_concise
 from dmcopy.units import parse_count
 
@@ -32,12 +42,11 @@ def _configure_making(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     create = changing(verbs, "create", "make a device", _create)
     create.add_argument("device", nargs="?", metavar="NAME")
     _add_table(create)
-    create.add_argument("-u", "--uuid", default="", help="default: one that begins with DMCOPY-")
+    create.add_argument("-u", "--uuid", default="", help="default: none, as with dmsetup")
     create.add_argument("-m", "--minor", type=int, help="the minor number to take")
     create.add_argument("-n", "--notable", action="store_true", help="without a table")
-    create.add_argument(
-        "--concise", metavar="SPEC", help="devices as name,uuid,minor,ro|rw,table;... (- for stdin)"
-    )
+    text = "devices as name,uuid,minor,ro|rw,table;... instead of NAME (default: stdin)"
+    create.add_argument("--concise", action="store_true", help=text)
 
     load = changing(verbs, "load", "load a table beside the active one", _load, aliases=("reload",))
     load.add_argument("device", nargs="?", metavar="NAME")
@@ -98,7 +107,7 @@ def _configure_talking(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     wait.add_argument("device", nargs="?", metavar="NAME")
     wait.add_argument("event", nargs="?", help="the number to wait past (default: now)")
     add_address(wait)
-    wait.add_argument("--noflush", action="store_true", help="accepted: no status is printed")
+    wait.add_argument("-v", "--verbose", action="store_true", help="print what is known, then")
     wait.add_argument(
         "--timeout", type=seconds, default=1e6, metavar="S", help="give up after S seconds"
     )
@@ -108,29 +117,36 @@ def _configure_talking(verbs: argparse._SubParsersAction[VerbParser]) -> None:
 
 def _create(args: argparse.Namespace) -> None:
     mapper: KernelMapper = args.mapper
-    if args.concise is not None:
-        if args.device or args.table or args.notable or args.uuid or args.minor is not None:
+    mapper.uuid_prefix = ""  # a device of a person's own: 'rename --setuuid' works once only
+    if args.concise:
+        if args.file or args.table or args.notable or args.uuid or args.minor is not None:
             raise UsageError("--concise says everything itself: leave the other options out")
-        text = sys.stdin.read() if args.concise == "-" else args.concise
-        mapper.create_all(list(parse_concise(text)), keep=True)
+        text = sys.stdin.read() if args.device in (None, "-") else args.device
+        devices = [replace(one, name=unmangle(one.name)) for one in parse_concise(text)]
+        mapper.create_all(devices, keep=True)
+        for one in devices:
+            tell_more(args, one.name)
         return
     if args.device is None:
         raise UsageError("say what to call the device: dmcopy dm create NAME")
+    name = unmangle(args.device)
     table = None if args.notable else _table(args)
     mapper.create(
-        args.device,
+        name,
         table,
         uuid=args.uuid,
         readonly=args.readonly,
         minor=args.minor,
         keep=True,
     )
+    tell_more(args, name)
 
 
 def _load(args: argparse.Namespace) -> None:
     shift(args, "device", "file")
     (name,) = chosen(args)
     args.mapper.load(name, _table(args), readonly=args.readonly)
+    tell_more(args, name)
 
 
 def _table(args: argparse.Namespace) -> Table:
@@ -152,11 +168,13 @@ def _table(args: argparse.Namespace) -> Table:
 def _suspend(args: argparse.Namespace) -> None:
     for name in chosen(args):
         args.mapper.suspend(name, flush=not args.noflush, lockfs=not args.nolockfs)
+        tell_more(args, name)
 
 
 def _resume(args: argparse.Namespace) -> None:
     for name in chosen(args):
         args.mapper.resume(name, flush=not args.noflush, lockfs=not args.nolockfs)
+        tell_more(args, name)
 
 
 def _wipe(args: argparse.Namespace) -> None:
@@ -169,6 +187,7 @@ def _wipe(args: argparse.Namespace) -> None:
 def _clear(args: argparse.Namespace) -> None:
     for name in chosen(args):
         args.mapper.clear(name)
+        tell_more(args, name)
 
 
 def _remove(args: argparse.Namespace) -> None:
@@ -181,8 +200,10 @@ def _rename(args: argparse.Namespace) -> None:
     (name,) = chosen(args)
     if args.new is None:
         raise UsageError("say the new name: dmcopy dm rename NAME NEW")
-    change = args.mapper.set_uuid if args.setuuid else args.mapper.rename
-    change(name, args.new)
+    if args.setuuid:
+        args.mapper.set_uuid(name, args.new)
+    else:
+        args.mapper.rename(name, unmangle(args.new))
 
 
 def _message(args: argparse.Namespace) -> None:
@@ -192,7 +213,7 @@ def _message(args: argparse.Namespace) -> None:
     if not args.sector.isdecimal():
         raise UsageError(f"{args.sector!r} is not a sector: dmcopy dm message NAME SECTOR WORD...")
     # As dmsetup does, which joins them all, and the kernel, which splits them.
-    split = [word for text in args.words for word in _split(text)]
+    split = _split(" ".join(args.words))
     if not split:
         raise UsageError("say what to send: dmcopy dm message NAME SECTOR WORD...")
     answer = args.mapper.message(name, *split, sector=parse_count(args.sector))
@@ -220,6 +241,8 @@ def _wait(args: argparse.Namespace) -> None:
     number = args.mapper.wait(name, since, timeout=args.timeout)
     if args.json:
         emit_json({"device": name, "event": number})
+    elif args.verbose:
+        print_report(args.mapper, ["info"], [name])
 
 
 def _with(args: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ from dmcopy.mapper.base import DeviceInfo
 from dmcopy.mapper.device import Device
 from dmcopy.mapper.events import follow
 from dmcopy.mapper.stats import StatsRegion
-from dmcopy.table import Table
+from dmcopy.table import Table, TableLine
 from dmcopy.units import SECTOR_SIZE, format_bytes
 
 _P = TypeVar("_P", bound=argparse.ArgumentParser)
@@ -125,11 +125,15 @@ def _looking(
     return parser
 
 
-def _names(args: argparse.Namespace) -> list[str]:
-    """Return which devices --json is for."""
-    if args.devices or addressed(args) or args.select is not None:
-        return chosen(args)
-    return [info.name for info in args.mapper.ls()]
+def _some(args: argparse.Namespace) -> bool:
+    """Return whether some devices were named; otherwise all are asked for, at once."""
+    return bool(args.devices or addressed(args) or args.select is not None)
+
+
+def _infos(args: argparse.Namespace) -> list[DeviceInfo]:
+    found = {info.name: info for info in args.mapper.ls()}
+    names = chosen(args) if _some(args) else list(found)
+    return [found.get(name) or args.mapper.info(name) for name in names]
 
 
 def _typed(args: argparse.Namespace) -> bool:
@@ -148,13 +152,14 @@ def _ls(args: argparse.Namespace) -> None:
     else:
         found: list[DeviceInfo] = args.mapper.ls()
         if args.target:
-            found = [one for one in found if _lines_of(args.mapper.table(one.name), args.target)]
+            tables = args.mapper.tables()
+            found = [one for one in found if _lines_of(tables.get(one.name, ()), args.target)]
         emit_json([info_values(info) for info in found])
 
 
 def _info(args: argparse.Namespace) -> None:
     if _typed(args):
-        emit_json([info_values(args.mapper.info(name)) for name in _names(args)])
+        emit_json([info_values(info) for info in _infos(args)])
         return
     if args.select is not None and not args.columns:
         raise UsageError("dmsetup info heeds -S only with -c: add it")
@@ -165,7 +170,11 @@ def _status(args: argparse.Namespace) -> None:
     if not _typed(args):
         report(args, "status")
         return
-    found = {name: args.mapper.status(name, flush=not args.noflush) for name in _names(args)}
+    flush = not args.noflush
+    if _some(args):
+        found = {name: args.mapper.status(name, flush=flush) for name in chosen(args)}
+    else:
+        found = args.mapper.statuses(flush=flush)
     emit_json(
         {
             name: [status_values(line) for line in lines if args.target in (None, line.target)]
@@ -179,7 +188,11 @@ def _table(args: argparse.Namespace) -> None:
         report(args, "table")
         return
     options = {"inactive": args.inactive, "showkeys": args.showkeys}
-    found: dict[str, Table] = {name: args.mapper.table(name, **options) for name in _names(args)}
+    found: dict[str, Table]
+    if _some(args):
+        found = {name: args.mapper.table(name, **options) for name in chosen(args)}
+    else:
+        found = args.mapper.tables(**options)
     emit_json(
         {
             name: table_values(Table(tuple(_lines_of(table, args.target))))
@@ -188,13 +201,15 @@ def _table(args: argparse.Namespace) -> None:
     )
 
 
-def _lines_of(table: Table, target: str | None) -> list[Any]:
+def _lines_of(table: Iterable[TableLine], target: str | None) -> list[Any]:
     return [line for line in table if target in (None, line.target_name)]
 
 
 def _deps(args: argparse.Namespace) -> None:
     if _typed(args):
-        emit_json({name: args.mapper.deps(name) for name in _names(args)})
+        some = _some(args)
+        deps = {name: args.mapper.deps(name) for name in chosen(args)} if some else None
+        emit_json(args.mapper.all_deps() if deps is None else deps)
     else:
         report(args, "deps")
 
@@ -224,7 +239,7 @@ def _version(args: argparse.Namespace) -> None:
         named = {key.split()[0].lower(): value.strip() for key, value in values.items()}
         emit_json({"dmcopy": __version__, **named})
     else:
-        print(f"{text.rstrip()}\ndmcopy version:    {__version__}")
+        print(text, end="")
 
 
 def _explain(args: argparse.Namespace) -> None:
@@ -233,11 +248,20 @@ def _explain(args: argparse.Namespace) -> None:
         raise UsageError("the table has no lines: write start, length, target and its words")
     if args.json:
         emit_json(table_values(table))
+        _refuse_unknown(table)
         return
     for line in table:
         size = format_bytes(line.length * SECTOR_SIZE)
         place = f"sectors {line.start} to {line.end - 1} ({size})"
         print(printable(f"{place}: {line.target_name}: {line.target.describe()}"))
+    _refuse_unknown(table)
+
+
+def _refuse_unknown(table: Table) -> None:
+    """Raise UsageError for the first word of the table that dmcopy cannot explain."""
+    for line in table:
+        if line.target.unknown:
+            raise UsageError(f"unknown {line.target.unknown}")
 
 
 def _events(args: argparse.Namespace) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from dmcopy.cli.dm_words import joined
 from dmcopy.cli.parser import Parser, seconds
 
 
@@ -15,6 +14,7 @@ class VerbParser(Parser):
     argparse has no way to say this: a REMAINDER swallows the options between a name and the `--`.
     """
 
+    abbreviates = True  # as getopt_long has it, and so dmsetup
     takes_command = False
     takes_all = False
 
@@ -26,8 +26,7 @@ class VerbParser(Parser):
             found.words = words
             return found, []
         cut = words.index("--") if self.takes_command and "--" in words else len(words)
-        known = joined(self, words[:cut])
-        found, unknown = Parser.parse_known_args(self, known, namespace)
+        found, unknown = Parser.parse_known_args(self, words[:cut], namespace)
         if self.takes_command:
             found.command = words[cut + 1 :]
         return found, unknown

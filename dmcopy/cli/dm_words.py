@@ -21,9 +21,6 @@ REFUSED: Final = {
     "--interval": "repeats nothing: use watch(1), or 'dmcopy dm events --follow'",
     "--udevcookie": "is not taken: each command waits for udev with a cookie of its own",
     "--noudevrules": "is not taken: dmcopy leaves the nodes to udev's rules wherever udevd runs",
-    "--verifyudev": "is not needed: where no udevd runs, dmsetup makes the nodes itself",
-    "--addnodeoncreate": "is not needed: the node of a device with a table is there in any case",
-    "--addnodeonresume": "is not needed: the node of a device with a table is there in any case",
     "--readahead": "is not taken: use 'blockdev --setra' on the node",
     "--force": "is for 'remove'; to wipe under load: wipe_table --noflush --nolockfs",
     "--engine": "is for 'dmcopy dm run': a userspace device lives no longer than its process",
@@ -33,9 +30,6 @@ REFUSED: Final = {
     "--gid": "is not taken: use chgrp on the node, or a rule of udev's",
     "--mode": "is not taken: use chmod on the node, or a rule of udev's",
     "--manglename": "is not taken: a name is always what it is, with no codes in it",
-    "--checks": "is not needed: tables and names are checked in any case",
-    "--yes": "is not needed: nothing is asked",
-    "--verbose": "is not taken: 'dmcopy dm info NAME' says more",
 }
 _SHORT: Final = {
     "--force": "-f",
@@ -44,13 +38,22 @@ _SHORT: Final = {
     "--uid": "-U",
     "--gid": "-G",
     "--mode": "-M",
-    "--yes": "-y",
-    "--verbose": "-v",
 }
+# dmsetup takes every option with every verb; those that mean nothing to a verb do nothing. Nor do
+# the first few here with any: tables and names are checked, nothing is asked, and nodes are there.
+_IDLE: Final = (
+    *(("--checks",), ("--verifyudev",), ("--addnodeoncreate",), ("--addnodeonresume",)),
+    *(("-y", "--yes"), ("-v", "--verbose"), ("-c", "-C", "--columns"), ("-r", "--readonly")),
+    *(("--noheadings",), ("--nameprefixes",), ("--rows",), ("--unquoted",), ("--noopencount",)),
+    *(("--noflush",), ("--nolockfs",), ("--noudevsync",), ("--retry",), ("--inactive",)),
+)
+_IDLE_VALUES: Final = (("-o", "--options"), ("-O", "--sort"), ("--separator",))
 
 
 class PassOn(argparse.Action):
     """An option that dmsetup is given as it is; `typed` says that --json knows what it means."""
+
+    takes_dashes = True  # its value may begin with a dash, as in -O -name
 
     def __init__(self, *args: Any, typed: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -114,31 +117,22 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-S", "--select", metavar="SELECTION", help=text)
 
 
-def refuse(parser: argparse.ArgumentParser) -> None:
+def add_the_rest(parser: argparse.ArgumentParser) -> None:
     """Declare those options of dmsetup's that a verb has not declared as its own."""
     for name in REFUSED:
         words = [word for word in (_SHORT.get(name), name) if word]
-        if not any(word in parser._option_string_actions for word in words):
-            parser.add_argument(
-                *words, dest=name, action=_Refuse, nargs="?", help=argparse.SUPPRESS
-            )
+        _add_unless(parser, words, dest=name, action=_Refuse, nargs="?")
+    for idle in _IDLE:
+        _add_unless(parser, idle, dest=f"idle{idle[-1]}", action="store_true")
+    for idle in _IDLE_VALUES:
+        _add_unless(parser, idle, dest=f"idle{idle[-1]}")
 
 
-def joined(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
-    """Return `words` with a value that begins with a dash tied to its option: -O -name.
-
-    argparse would take it for an option; dmsetup does not.
-    """
-    found: list[str] = []
-    left = iter(words)
-    for word in left:
-        action = parser._option_string_actions.get(word)
-        value = next(left, None) if isinstance(action, PassOn) and action.nargs is None else None
-        if value is None:
-            found.append(word)
-        else:
-            found.append(f"{word}={value}" if word.startswith("--") else f"{word}{value}")
-    return found
+def _add_unless(parser: argparse.ArgumentParser, words: Sequence[str], **more: Any) -> None:
+    """Declare an option under those of its names that the verb does not use itself."""
+    free = [word for word in words if word not in parser._option_string_actions]
+    if words[-1] in free:
+        parser.add_argument(*free, help=argparse.SUPPRESS, **more)
 
 
 def addressed(args: argparse.Namespace) -> bool:
@@ -174,6 +168,12 @@ def chosen(args: argparse.Namespace) -> list[str]:
     return [_addressed(args).name] if addressed(args) else list(map(device_name, devices))
 
 
+def tell_more(args: argparse.Namespace, name: str) -> None:
+    """With -v, print what there is to know of a device that was changed, as dmsetup does."""
+    if getattr(args, "idle--verbose", False) and not getattr(args, "dry_run", False):
+        print_report(args.mapper, ["info"], [name])
+
+
 def selected(mapper: KernelMapper, selection: str) -> list[str]:
     """Return the names of the devices that match a selection of dmsetup's; it may be none."""
     if not selection.strip():
@@ -201,24 +201,29 @@ def _addressed(args: argparse.Namespace) -> DeviceInfo:
 
 
 def report(args: argparse.Namespace, verb: str) -> None:
-    """Print what dmsetup prints for this verb and these options.
+    """Print what dmsetup prints for this verb and these options."""
+    words = [verb, *getattr(args, "passed", [])]
+    for name in ("uuid", "major", "minor", "select"):
+        value = getattr(args, name, None)
+        words += [] if value is None else [f"--{name}", str(value)]
+    print_report(args.mapper, words, list(map(device_name, getattr(args, "devices", []))))
+
+
+def print_report(mapper: KernelMapper, words: list[str], devices: list[str]) -> None:
+    """Print what dmsetup prints for these words and devices.
 
     Names are taken and shown as they are: in dmsetup's default mode, one odd name of anybody's
     makes the whole list fail.
     """
-    words = [verb, "--manglename", "hex", *getattr(args, "passed", [])]
-    for name in ("uuid", "major", "minor", "select"):
-        value = getattr(args, name, None)
-        words += [] if value is None else [f"--{name}", str(value)]
-    devices = list(map(device_name, getattr(args, "devices", [])))
+    verb, *options = words
     try:
-        call = args.mapper.dmsetup.finish(*words, "--", *devices)
+        call = mapper.dmsetup.finish(verb, "--manglename", "hex", *options, "--", *devices)
     except DmsetupError as error:
         _print(error.printed)
-        raise _failed(args.mapper, error, devices) from error
+        raise _failed(mapper, error, devices) from error
     _print(call.stdout)
     if call.stderr:
-        say(call.stderr.rstrip())
+        say(printable(call.stderr.rstrip()))
 
 
 def _print(text: str) -> None:

@@ -36,7 +36,7 @@ def _build_parser(noun: str | None) -> Parser:
         prog="dmcopy",
         description="The kernel's kcopyd in userspace, and dm-snapshot and dm-mirror on it.",
     )
-    parser.add_argument("--version", action="version", version=f"dmcopy {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"dmcopy {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     nouns = parser.add_subparsers(dest="noun", metavar="NOUN", required=True)
     for name, summary in NOUNS.items():
@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         open_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
-    noun = next((word for word in words if not word.startswith("-")), None)
+    if words[:1] in ([], ["help"]):
+        words = [*words[1:], "--help"]  # `dmcopy`, `dmcopy help`, `dmcopy help dm create`
+    noun = next((word for word in words if word in NOUNS), None)
     traceback = "--traceback" in words
     try:
         args = _build_parser(noun).parse_args(words)

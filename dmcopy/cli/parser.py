@@ -1,32 +1,46 @@
-"""An argument parser that says what a typo probably meant."""
+"""An argument parser that takes options anywhere, and says what a typo probably meant."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
-from typing import Any, Final, NoReturn
+from typing import Any, ClassVar, Final, NoReturn
 
+from dmcopy.cli.output import printable
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.suggest import did_you_mean
 from dmcopy.units import parse_count, parse_sectors, quoted
 
 _MOST_SECONDS: Final = 1e8  # three years: what is longer no system call takes as a timeout
 
+_NUMBER: Final = re.compile(r"-\d+|-\d*\.\d+")  # as argparse has it
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser with examples kept as typed, whole option names, and suggestions."""
+    """argparse's parser with examples kept as typed, options anywhere, and suggestions.
+
+    Options may stand before, between and after operands, and before the verb: getopt sorts them so
+    (man 3 getopt), and fingers have learned it. argparse by itself gives all operands away at the
+    first of them, and takes no option of a verb before the verb.
+    """
+
+    abbreviates: ClassVar[bool] = False  # whether the beginning of an option's name is enough
 
     def __init__(self, **kwargs: object) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("allow_abbrev", self.abbreviates)
         super().__init__(**kwargs)  # type: ignore[arg-type]
         self.register("type", int, whole)
         self.register("type", float, seconds)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; what is unknown is said here, where the verb and its help are known."""
-        found, unknown = super().parse_known_args(args, namespace)
+        words = list(sys.argv[1:] if args is None else args)
+        verbs = _verbs(self)
+        words = _verb_before_its_options(self, verbs, words) if verbs else _sorted(self, words)
+        found, unknown = super().parse_known_args(words, namespace)
+        unknown = [word for word in unknown if word != "--"]
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
@@ -37,7 +51,8 @@ class Parser(argparse.ArgumentParser):
         if hint:
             # The list of what could be is of no use to somebody who has mistyped one of it.
             message = re.sub(r" \(choose from .*\)", "", message)
-        print(f"{self.prog}: {message}{hint}; see '{self.prog} --help'", file=sys.stderr)
+        text = printable(f"{message}{hint}")
+        print(f"{self.prog}: {text}; see '{self.prog} --help'", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
@@ -52,7 +67,7 @@ class Parser(argparse.ArgumentParser):
             return did_you_mean(choice[1], [word.strip("'") for word in choice[2].split(", ")])
         unknown = re.search(r"unrecognized arguments: (-\S+)", message)
         if unknown:
-            return did_you_mean(unknown[1], _options(self))
+            return did_you_mean(unknown[1].partition("=")[0], _options(self))
         return ""
 
 
@@ -106,10 +121,156 @@ def _epilog_of_verb(epilog: str, prog: str) -> str:
     return "\n".join([title, *own, "", rest] if own else [rest])
 
 
-def _options(parser: argparse.ArgumentParser) -> list[str]:
-    """Return the options of a parser and of its verbs: it is the outermost that argparse asks."""
-    found = list(parser._option_string_actions)
+def _verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parsers of a noun's verbs by name; empty for a parser without any."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            found += [option for verb in action.choices.values() for option in _options(verb)]
+            return dict(action.choices)
+    return {}
+
+
+def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Return the options of a parser and of its verbs: it is the outermost that argparse asks."""
+    found = dict(parser._option_string_actions)
+    for verb in _verbs(parser).values():
+        found = {**_options(verb), **found}
     return found
+
+
+def _sorted(parser: Parser, words: list[str]) -> list[str]:
+    """Return `words` with the options first, then `--` and the operands."""
+    options: list[str] = []
+    operands: list[str] = []
+    left = _Left(parser, words)
+    while left.words and left.words[0] != "--":
+        taken = left.option()
+        if taken and _takes_the_rest(parser, taken[0]):
+            return [*options, *operands, *taken]
+        options += taken
+        if not taken:
+            operands.append(left.words.pop(0))
+    operands += left.words[1:]
+    return [*options, "--", *operands] if operands else options
+
+
+def _takes_the_rest(parser: Parser, option: str) -> bool:
+    action = parser._option_string_actions.get(option)
+    return action is not None and action.nargs == argparse.REMAINDER
+
+
+def _verb_before_its_options(
+    parser: Parser, verbs: dict[str, argparse.ArgumentParser], words: list[str]
+) -> list[str]:
+    """Return `words` with those options behind the verb that stood before it and are its own.
+
+    Which word is the verb hangs on which options take a value, and that on the verb: it is the
+    first word before which, by its own options, there is nothing but options.
+    """
+    for index, word in enumerate(words):
+        if word not in verbs:
+            continue
+        before = _split(parser, verbs[word], words[:index])
+        if before is not None:
+            own, others = before
+            return [*own, word, *others, *words[index + 1 :]]
+    return words
+
+
+def _split(
+    parser: Parser, verb: argparse.ArgumentParser, words: list[str]
+) -> tuple[list[str], list[str]] | None:
+    """Return the options in `words` that are the parser's own, and the verb's; None for others."""
+    own: list[str] = []
+    others: list[str] = []
+    mine, its = _Left(parser, words, own=True), _Left(verb, words)
+    while mine.words:
+        taken = mine.option(known=True)
+        if taken:
+            own += taken
+            its.words = list(mine.words)
+            continue
+        taken = its.option(known=not getattr(verb, "takes_all", False))
+        if not taken:
+            return None
+        others += taken
+        mine.words = list(its.words)
+    return own, others
+
+
+class _Left:
+    """The words that are left, of which options are taken off the front as getopt reads them."""
+
+    def __init__(
+        self, parser: argparse.ArgumentParser, words: list[str], *, own: bool = False
+    ) -> None:
+        """Take the options of `parser` and its verbs, or only its `own`."""
+        self.words = list(words)
+        self._options = parser._option_string_actions if own else _options(parser)
+        self._abbreviates = getattr(parser, "abbreviates", False)
+
+    def option(self, *, known: bool = False) -> list[str]:
+        """Take one option and its values; nothing where an operand comes first.
+
+        What looks like an option and is none that is known is taken as one, for argparse to
+        complain of, unless it must be `known`.
+        """
+        word = self.words[0]
+        if not word.startswith("-") or word in ("-", "--"):
+            return []
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            name = self._whole(name)
+        elif word not in self._options and not equals:
+            cluster = self._cluster(word)
+            if cluster:
+                return cluster
+        if name not in self._options:
+            operand = _NUMBER.fullmatch(word) or " " in word
+            return [] if known or operand else [self.words.pop(0)]
+        self.words.pop(0)
+        taken = [f"{name}={value}"] if equals else self._with_values(name)
+        complete = taken != [name] or self._options[name].nargs is not None
+        return taken if complete or not known else []
+
+    def _whole(self, name: str) -> str:
+        """Return the option that `name` is the beginning of, if there is just one."""
+        if name in self._options or not self._abbreviates:
+            return name
+        found = {id(self._options[one]): one for one in self._options if one.startswith(name)}
+        return next(iter(found.values())) if len(found) == 1 else name
+
+    def _cluster(self, word: str) -> list[str]:
+        """Take options of one letter in one word, the last with its value: -rn, -oname."""
+        found: list[str] = []
+        for place, letter in enumerate(word[1:], start=2):
+            action = self._options.get(f"-{letter}")
+            if action is None:
+                return []
+            found.append(f"-{letter}")
+            if action.nargs != 0 and word[place:]:
+                self.words.pop(0)
+                return [*found, word[place:]]
+        self.words.pop(0)
+        return [*found[:-1], *self._with_values(found[-1])]
+
+    def _with_values(self, name: str) -> list[str]:
+        """Return an option and its values; argparse wants one with a dash tied to the option."""
+        values = self._values(self._options[name])
+        if len(values) == 1 and values[0].startswith("-") and len(values[0]) > 1:
+            return [f"{name}={values[0]}" if name.startswith("--") else f"{name}{values[0]}"]
+        return [name, *values]
+
+    def _values(self, action: argparse.Action) -> list[str]:
+        """Take the values of an option. What looks like an option is none, for most."""
+        if action.nargs == argparse.REMAINDER:
+            taken, self.words = self.words, []
+            return taken
+        taken = []
+        most = 1 if action.nargs in (None, "?") else action.nargs
+        while self.words and (not isinstance(most, int) or len(taken) < most):
+            word = self.words[0]
+            option = word.startswith("-") and word != "-" and not _NUMBER.fullmatch(word)
+            if option and not getattr(action, "takes_dashes", False):
+                break
+            taken.append(self.words.pop(0))
+        return taken

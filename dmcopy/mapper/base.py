@@ -151,6 +151,10 @@ class Mapper(abc.ABC):
     def deps(self, name: str) -> tuple[str, ...]:
         """Return the devices, major:minor, that the active table uses."""
 
+    def all_deps(self) -> dict[str, tuple[str, ...]]:
+        """Return the devices that the active table of every mapped device uses, by name."""
+        return {info.name: self.deps(info.name) for info in self.ls()}
+
     @abc.abstractmethod
     def targets(self) -> dict[str, Version]:
         """Return the targets that the engine has at the moment, and their versions."""

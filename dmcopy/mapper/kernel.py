@@ -32,11 +32,10 @@ from dmcopy.mapper.base import (
 )
 from dmcopy.mapper.device import Device
 from dmcopy.mapper.dmsetup import Dmsetup, DmsetupError
-from dmcopy.mapper.listing import FIELDS, parse_info, parse_tables
+from dmcopy.mapper.listing import FIELDS, RAW_NAMES, parse_deps, parse_info, parse_lines_of
 from dmcopy.mapper.passing import missing_device, table_text
 from dmcopy.status import StatusLine, parse_lines
 from dmcopy.table import Table
-from dmcopy.table.words import quote
 
 UUID_PREFIX: Final = "DMCOPY-"
 _FIRST_PAUSE: Final = 0.02
@@ -48,7 +47,8 @@ class KernelMapper(Mapper):
 
     `timeout`, in seconds, is the one deadline of a call, its retries included. `ledger` notes what
     is made, so that `reap` can remove it after a crash. `prefix` is for the names that `device`
-    and `stack` make.
+    and `stack` make. `uuid_prefix` is for the UUIDs of devices that are given none; where it is
+    empty they get none, and the ledger tells them from others by the number of their disk.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class KernelMapper(Mapper):
         self.ledger = ledger or Ledger()
         self.dmsetup = dmsetup or Dmsetup(timeout=timeout, ledger=self.ledger)
         self.prefix = prefix
+        self.uuid_prefix = UUID_PREFIX
         self.timeout = timeout
 
     def create(
@@ -76,9 +77,11 @@ class KernelMapper(Mapper):
     ) -> Device:
         """Make a device; see `Mapper.create`."""
         names.checked(name)
-        uuid = names.checked_uuid(uuid) or f"{UUID_PREFIX}{uuids.uuid4().hex}"
+        uuid = names.checked_uuid(uuid)
+        if not uuid and self.uuid_prefix:
+            uuid = f"{self.uuid_prefix}{uuids.uuid4().hex}"
         text = None if table is None else table_text(table)
-        words = ["create", "--uuid", uuid]
+        words = ["create", *(["--uuid", uuid] if uuid else [])]
         words += ["--readonly"] if readonly else []
         words += [] if minor is None else ["--minor", str(minor)]
         words += ["--notable"] if text is None else []
@@ -86,8 +89,13 @@ class KernelMapper(Mapper):
         try:
             self._change("create it", name, *words, "--", name, stdin=text, table=table)
         except BaseException as error:
-            note_failure(error, lambda: self._undo(name, uuid, entry))
+            if isinstance(error, DeviceError) and error.errno == errno.EEXIST:
+                self.ledger.cancel(entry)  # the one of that name is somebody else's
+            else:
+                note_failure(error, lambda: self._undo(name, uuid, entry))
             raise
+        if not uuid:
+            self.ledger.identify(entry, names.disk_mark(_number_of(self.path(name))))
         return Device(self, name)
 
     def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
@@ -141,7 +149,15 @@ class KernelMapper(Mapper):
         """Give a device a UUID; see `Mapper.set_uuid`."""
         names.checked_uuid(uuid)
         words = ["rename", *names.options(name), "--setuuid", "--", name, uuid]
-        self._change("set its UUID", name, *words)
+        try:
+            self._change("set its UUID", name, *words)
+        except DeviceError as error:
+            # dm_hash_rename in drivers/md/dm-ioctl.c
+            had = self.info(name).uuid if error.errno == errno.EINVAL else ""
+            if not had:
+                raise
+            hint = f"it has the UUID {had} already, and the kernel lets nobody change one"
+            raise DeviceError(name, "set its UUID", error.errno, hint) from error
 
     def ls(self) -> list[DeviceInfo]:
         """Return every mapped device of this kernel, by name."""
@@ -163,7 +179,24 @@ class KernelMapper(Mapper):
 
     def active_tables(self) -> dict[str, Table]:
         """Return every active table, asked for at once; see `Mapper.active_tables`."""
-        return parse_tables(self.dmsetup.run("table", "--manglename", "hex"))
+        return self.tables()
+
+    def tables(self, *, inactive: bool = False, showkeys: bool = False) -> dict[str, Table]:
+        """Return every table, asked for at once; see `table`."""
+        words = [*(["--inactive"] if inactive else []), *(["--showkeys"] if showkeys else [])]
+        text = self.dmsetup.run("table", *RAW_NAMES, *words)
+        return {name: Table.read(lines) for name, lines in parse_lines_of(text).items()}
+
+    def statuses(self, *, flush: bool = True) -> dict[str, tuple[StatusLine, ...]]:
+        """Return the status of every device, asked for at once; see `status`."""
+        words = [] if flush else ["--noflush"]
+        text = self.dmsetup.run("status", *RAW_NAMES, *words)
+        return {name: parse_lines(lines) for name, lines in parse_lines_of(text).items()}
+
+    def all_deps(self) -> dict[str, tuple[str, ...]]:
+        """Return the devices under every device, asked for at once; see `deps`."""
+        text = self.dmsetup.run("deps", *RAW_NAMES, "-o", "devno")
+        return {name: parse_deps(lines) for name, lines in parse_lines_of(text).items()}
 
     def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
         """Return the status of each line; see `Mapper.status`."""
@@ -176,7 +209,7 @@ class KernelMapper(Mapper):
         """Send a message; see `Mapper.message`."""
         if not all(words) or any("\0" in word for word in words):
             raise UsageError("a word of a message must not be empty or hold a zero byte")
-        argv = ["message", *names.options(name), "--", name, str(sector), *map(quote, words)]
+        argv = ["message", *names.options(name), "--", name, str(sector), *map(_escaped, words)]
         return self._change("send it a message", name, *argv).rstrip("\n")
 
     def wait(self, name: str, event: int, *, timeout: float) -> int:
@@ -193,8 +226,9 @@ class KernelMapper(Mapper):
     def deps(self, name: str) -> tuple[str, ...]:
         """Return the devices under a device; see `Mapper.deps`."""
         words = [*names.options(name), "-o", "devno", "--", name]
-        text = self._ask("read its dependencies", name, self.dmsetup.run, "deps", *words)
-        return tuple(":".join(pair) for pair in re.findall(r"\((\d+), ?(\d+)\)", text))
+        return parse_deps(
+            self._ask("read its dependencies", name, self.dmsetup.run, "deps", *words)
+        )
 
     def targets(self) -> dict[str, Version]:
         """Return the targets whose modules are loaded; see `Mapper.targets`."""
@@ -329,6 +363,11 @@ class KernelMapper(Mapper):
             self.ledger.cancel(entry)
 
 
+def _escaped(word: str) -> str:
+    """Return a word of a message; to the kernel a backslash makes the next byte part of it."""
+    return re.sub(r"([\\\s])", r"\\\1", word)
+
+
 def _suspend_options(flush: bool, lockfs: bool) -> list[str]:
     return [*([] if flush else ["--noflush"]), *([] if lockfs else ["--nolockfs"])]
 
@@ -336,6 +375,15 @@ def _suspend_options(flush: bool, lockfs: bool) -> list[str]:
 def _node(device: str) -> str:
     """Return a path for a device of a table, which may be a number."""
     return f"/dev/block/{device}" if re.fullmatch(r"\d+:\d+", device) else device
+
+
+def _number_of(path: str) -> tuple[int, int] | None:
+    """Return the number of the device at a path; None where there is none."""
+    try:
+        number = os.stat(path).st_rdev
+    except OSError:
+        return None
+    return os.major(number), os.minor(number)
 
 
 def _holders(path: str) -> list[str]:

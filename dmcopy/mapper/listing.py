@@ -1,16 +1,20 @@
-"""What dmsetup prints about all devices: the columns of `info`, and every table."""
+"""What dmsetup prints about all devices: the columns of `info`, and lines with their names."""
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from dmcopy.mapper import names
 from dmcopy.mapper.base import DeviceInfo
-from dmcopy.table import Table
 
 FIELDS: Final = (
     "mangled_name,mangled_uuid,major,minor,open,segments,events,tables_loaded,suspended,readonly"
 )
+_NAMED: Final = re.compile(r"(.+?): (\d+ \d+ .*|\d+ dependencies.*|)")
+# So that each line begins with the kernel's own name for the device, in which libdm leaves no blank
+# and no line break; in mode hex there may be both (measured with 1.02.185).
+RAW_NAMES: Final = ("--manglename", "none")
 
 
 def parse_info(text: str) -> list[DeviceInfo]:
@@ -25,17 +29,23 @@ def parse_info(text: str) -> list[DeviceInfo]:
     return found
 
 
-def parse_tables(text: str) -> dict[str, Table]:
-    """Return the tables by name. A line of `dmsetup table` is `NAME: ` and a line of a table.
+def parse_lines_of(text: str) -> dict[str, str]:
+    """Return what `dmsetup table`, `status` or `deps` says of every device, by name.
 
-    It ends behind the blank for a device without any; a mangled name has no blank in it.
+    Each line is `NAME: ` and a line of that device's. It ends behind the blank for a device without
+    any. `text` was asked for with RAW_NAMES.
     """
     found: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        name, colon, words = line.partition(": ")
-        if colon:
-            found.setdefault(names.unmangle(name), []).append(words)
-    return {name: Table.read("\n".join(lines)) for name, lines in found.items()}
+    for line in text.split("\n"):
+        match = _NAMED.fullmatch(line)
+        if match:
+            found.setdefault(names.unmangle(match[1]), []).append(match[2])
+    return {name: "\n".join(lines) for name, lines in found.items()}
+
+
+def parse_deps(text: str) -> tuple[str, ...]:
+    """Return the numbers, major:minor, in the lines of `dmsetup deps -o devno`."""
+    return tuple(":".join(pair) for pair in re.findall(r"\((\d+), ?(\d+)\)", text))
 
 
 def _device(

@@ -12,6 +12,7 @@ from dmcopy.block import sysfs
 from dmcopy.errors import UsageError
 from dmcopy.mapper.base import check_name
 
+DISK_MARK = "disk "
 _ODD = re.compile(rb"[^0-9A-Za-z#+\-.:=@_]")
 _CODED = re.compile(rb"\\x([0-9a-fA-F]{2})")
 
@@ -24,7 +25,8 @@ def mangle(name: str) -> str:
 
 def unmangle(text: str) -> str:
     """Return the name whose mangled form is `text`."""
-    raw = _CODED.sub(lambda match: bytes([int(match[1], 16)]), text.encode())
+    raw = text.encode(errors="surrogateescape")
+    raw = _CODED.sub(lambda match: bytes([int(match[1], 16)]), raw)
     return raw.decode(errors="surrogateescape")
 
 
@@ -58,9 +60,12 @@ def options(name: str) -> list[str]:
 
 
 def device_name(text: str) -> str:
-    """Return the name that a person means: a name, or the path of a node that is there."""
+    r"""Return the name that a person means: a name, or the path of a node that is there.
+
+    With a code such as \x20 in it, it is what dmsetup prints and the name of the node.
+    """
     if "/" not in text:
-        return text
+        return unmangle(text)
     if text.startswith("/dev/mapper/"):
         return unmangle(text.removeprefix("/dev/mapper/"))
     node = os.path.basename(os.path.realpath(text))
@@ -68,3 +73,15 @@ def device_name(text: str) -> str:
     if not name:
         raise UsageError(f"{text} is not the node of a mapped device")
     return unmangle(name)
+
+
+def disk_mark(number: tuple[int, int] | None) -> str:
+    """Return what tells the disk of this number from all others of this boot; "" if nothing does.
+
+    The kernel counts disks (diskseq in sysfs, 5.15 and later). A mapped device becomes one when it
+    gets its first table.
+    """
+    if number is None:
+        return ""
+    found = sysfs.read(sysfs.LIVE.sys / f"dev/block/{number[0]}:{number[1]}" / "diskseq")
+    return f"{DISK_MARK}{found}" if found else ""

@@ -11,20 +11,27 @@ from typing import Final
 from dmcopy.errors import DeviceError, UsageError
 from dmcopy.table import Table
 
+_CUT: Final = re.compile(r"[#\s\0]")
 _PLAIN: Final = re.compile(r"[0-9A-Za-z/._+:@=%~,-]+")
 
 
 def table_text(table: Table) -> str:
     """Return the text of `table`, checked. Raises UsageError for what the kernel would refuse.
 
-    dmsetup cuts a line at a '#' and reads line by line: a device whose path has odd characters is
-    named by its number instead.
+    dmsetup cuts a line at a '#', reads line by line, and takes a backslash as itself: a device
+    whose path has odd characters is named by its number instead.
     """
     table.check()
-    text = str(table.with_devices(_number_if_odd))
-    if "#" in text or "\0" in text or len(text.splitlines()) != len(table.lines):
-        raise UsageError("dmsetup cannot pass on a word that has a '#' or a line break in it")
-    return text + "\n"
+    text = ""
+    for line in table.with_devices(_number_if_odd):
+        words = [str(line.start), str(line.length), line.target_name, *line.target.words()]
+        odd = next((word for word in words if _CUT.search(word)), None)
+        if odd is not None:
+            raise UsageError(
+                f"dmsetup cannot pass on a word with white space or '#' in it: {odd!r}"
+            )
+        text += " ".join(words) + "\n"
+    return text
 
 
 def missing_device(table: Table) -> str:

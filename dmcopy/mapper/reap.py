@@ -17,6 +17,7 @@ from dmcopy.errors import DmcopyError
 from dmcopy.ledger import Entry, Ledger, alive
 from dmcopy.mapper.base import DeviceInfo, Mapper
 from dmcopy.mapper.cookies import left_behind
+from dmcopy.mapper.names import DISK_MARK, disk_mark
 from dmcopy.mapper.noted import run_tool
 from dmcopy.mapper.tree import top_down, with_deps
 
@@ -93,13 +94,14 @@ class Reaper:
         """Resume what was left suspended: whoever waits for its I/O has a device over it open."""
         ours = {entry.uuid for entry in entries if entry.kind == "dm"}
         for info in self.mapper.ls() if ours else []:
-            if info.uuid in ours:
+            if ours & _marks(info):
                 with contextlib.suppress(DmcopyError):  # if it matters, its removal will say so
                     self.mapper.thaw(info.name)
 
     def _order(self, entries: list[Entry]) -> list[Entry]:
         """Servers and mounts first, devices from the top down, loop devices, then cookies."""
-        height = {info.uuid: place for place, info in enumerate(self._devices(entries))}
+        devices = enumerate(self._devices(entries))
+        height = {mark: place for place, info in devices for mark in _marks(info)}
         rank = {"server": 0, "mount": 1, "dm": 2, "loop": 3, "cookie": 4}
         newest = {entry.id: -place for place, entry in enumerate(entries)}
         return sorted(
@@ -126,7 +128,13 @@ class Reaper:
 
     def _device(self, entry: Entry) -> bool:
         # The UUID says which device it is: the name may be another's by now, or have been changed.
-        found = [info for info in self.mapper.ls() if entry.uuid and info.uuid == entry.uuid]
+        devices = self.mapper.ls()
+        if not entry.uuid and any(info.name == entry.name for info in devices):
+            raise DmcopyError(
+                f"{entry.name}: there is a mapped device of this name, and nothing tells whether "
+                "it is the one that was made; if so: dmsetup remove"
+            )
+        found = [info for info in devices if entry.uuid and _carries(info, entry.uuid)]
         for info in found:
             self.mapper.remove(info.name, timeout=self._patience)
         return bool(found)
@@ -178,6 +186,15 @@ class Reaper:
             return False
         found.remove()
         return True
+
+
+def _marks(info: DeviceInfo) -> set[str]:
+    """Return what the ledger may have noted of a device: its UUID, or what marks its disk."""
+    return {info.uuid, disk_mark(info.number)} - {""}
+
+
+def _carries(info: DeviceInfo, mark: str) -> bool:
+    return info.uuid == mark or (mark.startswith(DISK_MARK) and disk_mark(info.number) == mark)
 
 
 def same_source(shown: str, noted: str) -> bool:

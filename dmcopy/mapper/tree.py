@@ -19,8 +19,9 @@ class Node:
 
 
 def with_deps(mapper: Mapper) -> list[DeviceInfo]:
-    """Return every device with the devices under it, which costs one more call for each."""
-    return [replace(info, deps=mapper.deps(info.name)) for info in mapper.ls()]
+    """Return every device with the devices under it."""
+    deps = mapper.all_deps()
+    return [replace(info, deps=deps.get(info.name, ())) for info in mapper.ls()]
 
 
 def tree(devices: list[DeviceInfo]) -> list[Node]:

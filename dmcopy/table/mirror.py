@@ -127,6 +127,14 @@ class Mirror(Target):
         known = tuple(word for word in FEATURES if word in (self.features or ()))
         return dataclasses.replace(self, features=known or None)
 
+    @property
+    def unknown(self) -> str:
+        """The log, if it is of an unknown kind."""
+        if not isinstance(self.log, OtherLog) or self.log.log_type == "userspace":
+            return ""
+        hint = did_you_mean(self.log.log_type, ("core", "disk", "userspace"))
+        return f"log '{self.log.log_type}'{hint}"
+
     def describe(self) -> str:
         """Say in words what the line does."""
         legs = ", ".join(map(str, self.legs))
@@ -147,8 +155,7 @@ def _take_log(words: Words) -> Log:
 
 def _where(log: Log) -> str:
     if isinstance(log, OtherLog):
-        hint = did_you_mean(log.log_type, ("core", "disk", "userspace"))
-        unknown = "" if log.log_type == "userspace" else f", which dmcopy does not know{hint}"
+        unknown = "" if log.log_type == "userspace" else ", which dmcopy does not know"
         return f"by log '{log.log_type}'{unknown}"
     place = "in memory" if isinstance(log, CoreLog) else f"on {log.device}"
     return f"{place} in regions of {log.region_size} sectors"

@@ -52,6 +52,11 @@ class Target(Record):
         """Say in words what the line does."""
         return f"is handled by the kernel's '{self.name}' target"
 
+    @property
+    def unknown(self) -> str:
+        """Which word of the line dmcopy does not know, and what it may have been meant to be."""
+        return ""
+
     def _wrong(self, word: str, value: object, rule: str) -> TableError:
         return TableError(self.name, word, value, rule)
 
@@ -67,12 +72,14 @@ class Raw(Target):
         """Return the words as they were."""
         return list(self.arguments)
 
+    @property
+    def unknown(self) -> str:
+        """The target."""
+        return f"target '{self.target}'{did_you_mean(self.target, TARGETS)}"
+
     def describe(self) -> str:
         """Say that nothing is known."""
-        hint = did_you_mean(self.target, TARGETS)
-        return (
-            f"goes to target '{self.target}', which dmcopy does not know{hint}: passed on as it is"
-        )
+        return f"goes to target '{self.target}', which dmcopy does not know: passed on as it is"
 
 
 @dataclass(frozen=True, slots=True)

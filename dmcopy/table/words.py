@@ -1,22 +1,28 @@
-"""Words of a table line: splitting and quoting as the kernel does it, and reading them one by one.
+r"""Words of a table line: splitting and quoting, and reading them one by one.
 
-The kernel splits parameters at white space and takes a backslash as "the next byte is itself"
-(dm_split_args in drivers/md/dm-table.c, the same in 6.1 and 6.12). dmsetup in turn cuts a line at
-the first '#', even in the middle of a path; here that is an error, because half a path is another
-device. A '#' that begins a word begins a comment.
+To dmsetup a backslash in a table is itself: libdm writes two for the kernel, which takes the first
+as "the next byte is itself" (dm_split_args in drivers/md/dm-table.c). So `/dev/mapper/a\x20b` is
+the node of that name, the one of the device `a b` (measured on 6.1 and 6.12 with 1.02.185). And it
+has no way to write a path with white space or a '#' in it; here a backslash before one makes it
+part of the word, and backslashes before that, or at the end of a word, are written twice.
+
+dmsetup cuts a line at the first '#', even in the middle of a path; here that is an error, because
+half a path is another device. A '#' that begins a word begins a comment.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from dmcopy.errors import UsageError
 from dmcopy.units import quoted
 
 _DIGITS = len(str(1 << 64))
 _SPACE = " \t\n\v\f\r"
-_SPECIAL = re.compile(r"[\\# \t\n\v\f\r]")
+_SPECIAL: Final = re.compile(r"(\\*)([# \t\n\v\f\r]|\Z)")
+_BACKSLASHES: Final = re.compile(r"\\+")
 
 
 class TableError(UsageError):
@@ -33,7 +39,7 @@ class TableError(UsageError):
 
 def quote(word: str) -> str:
     """Return `word` as it stands in a table: a backslash before what would end or cut it."""
-    return _SPECIAL.sub(lambda match: "\\" + match[0], word)
+    return _SPECIAL.sub(lambda match: match[1] * 2 + (match[2] and "\\" + match[2]), word)
 
 
 def join(words: Iterable[str]) -> str:
@@ -48,9 +54,9 @@ def split_lines(text: str) -> Iterator[list[str]]:
     index = 0
     while index < len(text):
         char = text[index]
-        if char == "\\" and index + 1 < len(text):
-            word += text[index + 1]
-            index += 2
+        if char == "\\":
+            taken, index = _backslashes(text, index)
+            word += taken
             continue
         if char == "#":
             if word:
@@ -75,6 +81,20 @@ def split_lines(text: str) -> Iterator[list[str]]:
         words.append(word)
     if words:
         yield words
+
+
+def _backslashes(text: str, start: int) -> tuple[str, int]:
+    """Return what the backslashes at `start` and the character after them mean, and its end."""
+    found = _BACKSLASHES.match(text, start)
+    assert found is not None
+    count, end = len(found[0]), found.end()
+    after = text[end : end + 1]
+    if after and after != "#" and after not in _SPACE:
+        return found[0], end
+    taken = "\\" * (count // 2)
+    if count % 2:
+        return taken + (after or "\\"), end + 1
+    return taken, end
 
 
 def split(text: str) -> list[str]:

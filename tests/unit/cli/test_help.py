@@ -50,9 +50,11 @@ def test_every_noun_has_a_help() -> None:
             "cow info --jsno c",
             "dmcopy cow info: unrecognized arguments: --jsno (did you mean '--json'?)",
         ),
-        ("mirror check a --region-size 3 b", "dmcopy mirror check: unrecognized arguments: b"),
+        ("mirror status a --json b", "dmcopy mirror status: unrecognized arguments: b"),
         ("cow inof c", "dmcopy cow: argument VERB: invalid choice: 'inof' (did you mean 'info'?)"),
-        ("copy a b --dpeth 3", "dmcopy copy: unrecognized arguments: --dpeth 3 (did you mean"),
+        ("copy a b --dpeth 3", "dmcopy copy: unrecognized arguments: --dpeth (did you mean"),
+        ("help snapshto", "invalid choice: 'snapshto' (did you mean 'snapshot'?)"),
+        ("copyy a copy", "invalid choice: 'copyy' (did you mean 'copy'?)"),
     ],
 )
 def test_a_typo_is_told_by_the_verb(
@@ -62,3 +64,23 @@ def test_a_typo_is_told_by_the_verb(
         main(words.split())
     assert ended.value.code == ExitCode.USAGE
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("", "usage: dmcopy [-h]"),
+        ("help", "usage: dmcopy [-h]"),
+        ("help copy", "usage: dmcopy copy [-h]"),
+        ("help dm create", "usage: dmcopy dm create [-h]"),
+        ("-V", "dmcopy "),
+    ],
+)
+def test_help_is_found_by_whoever_looks_for_it(
+    words: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    out, err = capsys.readouterr()
+    assert (ended.value.code, err) == (0, "")
+    assert out.startswith(says)

@@ -46,11 +46,19 @@ def test_create_and_load_take_tables_from_everywhere(
     ]
 
 
-def test_create_concise_is_all_or_nothing(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+def test_create_concise_is_all_or_nothing(
+    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake.answer(ok("create"), NOBODY)
-    assert dm("create", "--concise", "a,,,rw,0 8 zero;b,U2,7,ro,0 8 zero,8 8 error") == 0
+    spec = "a,,,rw,0 8 zero;b,U2,7,ro,0 8 zero,8 8 error"
+    assert dm("create", "--concise", spec) == 0
     assert fake.calls[1]["stdin"] == "0 8 zero\n8 8 error\n"
     assert fake.calls[1]["words"][1:] == ["--uuid", "U2", "--readonly", "--minor", "7", "--", "b"]
+    for words in (["--concise", "-"], ["--concise"], ["--noudevsync", "--concise", "-r"]):
+        monkeypatch.setattr("sys.stdin", io.StringIO(spec))
+        assert dm("create", *words) == 0
+        assert fake.calls[-1]["stdin"] == "0 8 zero\n8 8 error\n"
+    assert len(fake.calls) == 8
     assert dm("create", "name", "--concise", "a,,,rw,0 8 zero") == ExitCode.USAGE
     assert "leave the other options out" in capsys.readouterr().err
 
@@ -169,7 +177,7 @@ def test_devices_are_named_by_uuid_number_or_selection(
     ]
     assert dm("ls", "--json") == 0
     assert dm("info", "--json", "-u", "U5") == 0
-    assert capsys.readouterr().out.count('"name": "empty"') == 1
+    assert capsys.readouterr().out.count('"name": "empty"') == 2
 
 
 @pytest.mark.parametrize(
@@ -192,21 +200,25 @@ def test_devices_are_named_by_uuid_number_or_selection(
         ("create a --readahead 8", "blockdev --setra"),
         ("create a -U 0", "chown"),
         ("create a -j 254 --table x", "only one major number"),
-        ("resume a --addnodeonresume", "is there in any case"),
-        ("remove a --checks", "checked in any case"),
         ("create a --engine user", "is for 'dmcopy dm run'"),
         ("wipe_table a -f", "wipe_table --noflush --nolockfs"),
-        ("remove a -y", "nothing is asked"),
-        ("suspend a -v", "'dmcopy dm info NAME'"),
         ("table --manglename none", "is always what it is"),
         ("rename lin", "say the new name"),
         (
             "statuss lin",
             "invalid choice: 'statuss' (did you mean 'status'?); see 'dmcopy dm --help'",
         ),
-        ("info --noheading", "(did you mean '--noheadings'?); see 'dmcopy dm info --help'"),
-        ("create x --tabel y", "dmcopy dm create: unrecognized arguments: --tabel y (did you mean"),
-        ("remove x --forc", "did you mean '--force'?"),
+        ("create x --tabel y", "dmcopy dm create: unrecognized arguments: --tabel (did you mean"),
+        ("create x --tabel=y", "unrecognized arguments: --tabel=y (did you mean '--table'?)"),
+        ("info --no lin", "ambiguous option: --no could match --noheadings, --noopencount"),
+        ("--frce remove lin", "unrecognized arguments: --frce (did you mean '--force'?)"),
+        ("--select remove lin", "unrecognized arguments: --select"),
+        ("--select remove remove lin", "name the devices in one way"),
+        ("remove lin -f nosuch --bogus", "unrecognized arguments: --bogus"),
+        ("remove --select", "expected one argument"),
+        ("create --table --uuid U x", "argument --table: expected one argument"),
+        ("remove \x1b[2J -Q", "unrecognized arguments: -Q"),
+        ("--\x1b[2J=x remove lin", "unrecognized arguments: --\\x1b[2J=x"),
         ("with", "required: NAME"),
         ("explain", "required: TABLE"),
         ("explain ", "the table has no lines"),
@@ -235,6 +247,78 @@ def test_what_cannot_be_is_said_in_one_sentence(
     assert (code, error.count("\n")) == (ExitCode.USAGE, 1)
     assert message in error
     assert all(call["words"][0] == "info" for call in fake.calls)
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        ("rename lin --setuuid U", "rename --setuuid -- lin U"),
+        ("--setuuid rename lin U", "rename --setuuid -- lin U"),
+        ("wait lin --noflush 3", "wait -- lin 3"),
+        ("create n -u U FILE", "create --uuid U -- n"),
+        ("create -rnuU n", "create --uuid U --readonly --notable -- n"),
+        ("--table=0\t8\tzero create n --uuid U", "create --uuid U -- n"),
+        ("load n -r FILE", "load --readonly -- n"),
+        ("remove n -f", "remove --force -- n"),
+        ("--force remove n", "remove --force -- n"),
+        ("--f remove n --defer", "remove --deferred --force -- n"),
+        ("info lin -c empty", "info --manglename hex -c -- lin empty"),
+        ("-v info lin", "info --manglename hex -v -- lin"),
+        ("-O -name -c info lin", "info --manglename hex -O -name -c -- lin"),
+        ("-o name -c info lin", "info --manglename hex -o name -c -- lin"),
+        ("-Cco name info --nohead", "info --manglename hex -C -c -o name --noheadings --"),
+        ("info -c -O -name -oname", "info --manglename hex -c -O -name -o name --"),
+        ("-u U5 info", "info --manglename hex --uuid U5 --"),
+        ("status lin --noheadings", "status --manglename hex -- lin"),
+        ("ls --noheading", "ls --manglename hex --"),
+        ("table --show lin", "table --manglename hex --showkeys -- lin"),
+        ("--json --timeout 5 deps lin", "deps -o devno -- lin"),
+        ("create -n --verifyudev -uU n --addnodeonc -y", "create --uuid U --notable -- n"),
+        ("suspend lin --checks --addnodeonresume", "suspend -- lin"),
+        ("info a\\x20b", "info --manglename hex -- 'a b'"),
+        ("remove a\\x20b", "remove -- 'a b'"),
+        ("rename lin a\\x20b", "rename -- lin 'a b'"),
+        ("create -n a\\x20b -u U", "create --uuid U --notable -- 'a b'"),
+        ("create -n a", "create --notable -- a"),
+        (
+            "message lin 0 @stats_set_aux 0 foo\\ bar\\ baz",
+            r"message -- lin 0 @stats_set_aux 0 'foo\ bar\ baz'",
+        ),
+        ("message lin 0 mark back\\slash \\\\", r"message -- lin 0 mark backslash '\\'"),
+        ("-y mknodes lin", "mknodes -y lin"),
+    ],
+)
+def test_options_may_stand_anywhere_as_with_getopt(
+    fake: Fake, tmp_path: Path, words: str, call: str
+) -> None:
+    (tmp_path / "table").write_text("0 8 zero\n")
+    fake.answer(info(LIN, EMPTY), {"words": []})
+    split = words.replace("FILE", str(tmp_path / "table")).split(" ")
+    assert dm(*(word.replace("\t", " ") for word in split)) == 0
+    calls = [text for text in fake.words if not text.startswith("info -c --manglename")]
+    assert [text.replace("--noudevsync ", "") for text in calls] == [call]
+
+
+def test_with_v_a_device_that_was_changed_is_shown(
+    fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = "Name:              lin\nEvent number:      5\n"
+    fake.answer(
+        info(LIN), ok("info", "--manglename", "hex", "--", "lin", stdout=shown), {"words": []}
+    )
+    for words in ("-v create lin -n", "suspend lin -v", "clear --verb lin", "wait -v lin 0"):
+        assert dm(*words.split()) == 0
+        assert capsys.readouterr().out == shown
+    for words in ("remove -v lin", "rename lin new -v"):
+        assert dm(*words.split()) == 0
+        assert capsys.readouterr().out == ""
+
+
+def test_version_is_dmsetups_own(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "Library version:   1.02.185 (2022-05-18)\nDriver version:    4.48.0\n"
+    fake.answer(ok("version", stdout=text))
+    assert dm("version") == 0
+    assert capsys.readouterr().out == text
 
 
 def test_dmsetups_own_complaints_are_one_sentence(
@@ -266,9 +350,9 @@ def test_json_is_typed(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
 
     fake.answer(
         info(LIN),
-        ok("status", stdout="0 8 snapshot 16/128 16\n"),
-        ok("table", stdout="0 8 snapshot 7:0 7:1 P 8\n"),
-        ok("deps", stdout="2 dependencies\t: (7, 0) (7, 1)\n"),
+        ok("status", "--", "lin", stdout="0 8 snapshot 16/128 16\n"),
+        ok("table", stdout="lin: 0 8 snapshot 7:0 7:1 P 8\n"),
+        ok("deps", stdout="lin: 2 dependencies\t: (7, 0) (7, 1)\n"),
     )
     assert out("status", "lin") == {
         "lin": [
@@ -297,8 +381,10 @@ def test_tree_is_drawn(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     top, low = LIN.replace("lin", "top"), LIN.replace("lin", "low").replace("254|0", "254|1")
     fake.answer(
         info(top, low),
-        ok("deps", "-o", "devno", "--", "top", stdout="2 dependencies\t: (254, 1) (7, 1)\n"),
-        ok("deps", stdout="1 dependencies\t: (7, 0)\n"),
+        ok(
+            "deps",
+            stdout="top: 2 dependencies\t: (254, 1) (7, 1)\nlow: 1 dependencies\t: (7, 0)\n",
+        ),
     )
     assert dm("tree") == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -320,14 +406,30 @@ def test_explain_needs_no_dmsetup(
     )
     assert dm("explain", "0 131072 snapshot /dev/a /dev/b P 3") == ExitCode.USAGE
     assert "snapshot: chunk_size '3' must be a power of two" in capsys.readouterr().err
-    assert dm("explain", "0 8 lineer /dev/a 0\n8 64 mirror dsk 2 l 8 2 a 0 b 0") == 0
-    out = capsys.readouterr().out
-    assert "does not know (did you mean 'linear'?): passed on as it is" in out
-    assert "log 'dsk', which dmcopy does not know (did you mean 'disk'?)" in out
     monkeypatch.setattr("sys.stdin", io.StringIO("0 8 tomorrow x\n"))
-    assert dm("explain", "-", "--json") == 0
-    (line,) = json.loads(capsys.readouterr().out)
+    assert dm("explain", "-", "--json") == ExitCode.USAGE
+    out, err = capsys.readouterr()
+    (line,) = json.loads(out)
     assert (line["target"], line["known"]) == ("tomorrow", False)
+    assert err == "dmcopy: unknown target 'tomorrow'\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "what"),
+    [
+        ("0 8 lineer /dev/a 0", "target 'lineer' (did you mean 'linear'?)"),
+        ("0 8 zero\n8 8 snap /dev/a 0", "target 'snap' (did you mean 'snapshot'?)"),
+        ("0 64 mirror dsk 2 l 8 2 a 0 b 0", "log 'dsk' (did you mean 'disk'?)"),
+        ("0 8 origin /dev/a", "target 'origin'"),
+    ],
+)
+def test_explain_of_what_it_does_not_know_is_a_mistake_of_the_line(
+    capsys: pytest.CaptureFixture[str], table: str, what: str
+) -> None:
+    assert dm("explain", table) == ExitCode.USAGE
+    out, err = capsys.readouterr()
+    assert out.count("\n") == table.count("\n") + 1
+    assert err == f"dmcopy: unknown {what}\n"
 
 
 def test_errors_are_one_sentence(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
@@ -411,8 +513,7 @@ def test_reap_removes_what_has_no_owner_and_says_what_is_left(
         "mine|DMCOPY-mine|254|3|0|1|0|Live|Active|Writeable",
     )
     fake.answer(
-        ok("deps", "-o", "devno", "--", "top", stdout="1 dependencies\t: (254, 1)\n"),
-        ok("deps", stdout="0 dependencies\t:\n"),
+        ok("deps", stdout="low: 0 dependencies\t:\ntop: 1 dependencies\t: (254, 1)\n"),
         {**info(rows[1]), "words": [*INFO, "--", "low"]},
         info(*rows),
         {"words": []},

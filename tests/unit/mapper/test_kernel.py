@@ -143,11 +143,14 @@ def test_tables_and_statuses_come_back_typed(mapper: KernelMapper, fake: Fake) -
 
 def test_all_tables_come_with_one_call(mapper: KernelMapper, fake: Fake) -> None:
     said = [r"a\x20b: 0 8 linear 7:0 3", r"a\x20b: 8 8 zero ", "c:d: 0 8 zero ", "empty: "]
-    fake.answer(ok("table", "--manglename", "hex", stdout="\n".join(said) + "\n", times=1))
+    said += [r"e:\x20f: 0 8 zero ", "by hand: 3: 0 8 zero "]
+    fake.answer(ok("table", "--manglename", "none", stdout="\n".join(said) + "\n", times=1))
     assert mapper.active_tables() == {
         "a b": Table.concat([(8, Linear("7:0", 3)), (8, Zero())]),
         "c:d": Table.of(8, Zero()),
         "empty": Table(),
+        "e: f": Table.of(8, Zero()),
+        "by hand: 3": Table.of(8, Zero()),
     }
     fake.answer(ok("table", stdout="No devices found\n"))
     assert mapper.active_tables() == {}
