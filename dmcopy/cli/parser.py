@@ -249,16 +249,12 @@ class _Left:
             found.append(f"-{letter}")
             if action.nargs != 0 and word[place:]:
                 self.words.pop(0)
-                return [*found, word[place:]]
+                return [*found[:-1], *_tied(found[-1], [word[place:]])]
         self.words.pop(0)
         return [*found[:-1], *self._with_values(found[-1])]
 
     def _with_values(self, name: str) -> list[str]:
-        """Return an option and its values; argparse wants one with a dash tied to the option."""
-        values = self._values(self._options[name])
-        if len(values) == 1 and values[0].startswith("-") and len(values[0]) > 1:
-            return [f"{name}={values[0]}" if name.startswith("--") else f"{name}{values[0]}"]
-        return [name, *values]
+        return _tied(name, self._values(self._options[name]))
 
     def _values(self, action: argparse.Action) -> list[str]:
         """Take the values of an option. What looks like an option is none, for most."""
@@ -274,3 +270,10 @@ class _Left:
                 break
             taken.append(self.words.pop(0))
         return taken
+
+
+def _tied(name: str, values: list[str]) -> list[str]:
+    """Return an option and its values; argparse wants one with a dash tied to the option."""
+    if len(values) == 1 and values[0].startswith("-") and len(values[0]) > 1:
+        return [f"{name}={values[0]}" if name.startswith("--") else f"{name}{values[0]}"]
+    return [name, *values]
