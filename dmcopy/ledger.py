@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 Kind = Literal["dm", "loop", "mount", "server", "cookie"]
 _LOCK_SECONDS = 10.0
 _SMALL_BYTES: Final = 1 << 16  # it is not worth while to write a shorter file anew
-_BROKEN = (ValueError, KeyError, TypeError, RecursionError)
+_BROKEN: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,7 +223,7 @@ def test_no_device_mapper_is_said_at_once(
 
 
 def test_no_dmsetup(mapper: KernelMapper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr("dmcopy.block.tools.search_path", lambda: "/nonexistent")
     with pytest.raises(MissingError, match=r"dmsetup is not on PATH.*dmcopy doctor"):
         mapper.ls()
 

@@ -114,14 +114,6 @@ def test_each_entry_is_synced_before_the_thing_is_made(ledger: Ledger, synced: l
     assert len(synced) == 2
 
 
-def test_a_line_that_a_crash_cut_short_spoils_no_other(ledger: Ledger) -> None:
-    ledger.add("dm", "one")
-    with ledger.path.open("a") as file:
-        file.write('{"op": "made", "id": "x", "ki')
-    ledger.add("dm", "two")
-    assert [entry.name for entry in ledger.entries()] == ["one", "two"]
-
-
 def test_entries_of_another_boot_are_forgotten(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
