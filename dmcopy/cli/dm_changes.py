@@ -123,6 +123,8 @@ def _create(args: argparse.Namespace) -> None:
             raise UsageError("--concise says everything itself: leave the other options out")
         text = sys.stdin.read() if args.device in (None, "-") else args.device
         devices = [replace(one, name=unmangle(one.name)) for one in parse_concise(text)]
+        if not devices:
+            raise UsageError("there is no device in it: write name,uuid,minor,ro|rw,table;...")
         mapper.create_all(devices, keep=True)
         for one in devices:
             tell_more(args, one.name)

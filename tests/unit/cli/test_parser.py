@@ -123,7 +123,7 @@ def test_options_are_read_as_getopt_reads_them(words: str, values: dict[str, obj
         ("a --no", "ambiguous option: --no could match --noflush, --nolockfs"),
         ("a -fx", "argument -f/--flag: ignored explicit argument 'x'"),
         ("a --option --flag", "argument -o/--option: expected one argument"),
-        ("a --number x", "invalid int value: 'x'"),
+        ("a --number x", "'x' is not a whole number"),
         ("--flag", "the following arguments are required: name"),
         ("a --fing", "unrecognized arguments: --fing; see"),
         ("a --flga", "(did you mean '--flag'?)"),
