@@ -69,7 +69,7 @@ def _of(path: str, fd: int, status: os.stat_result, roots: Roots) -> Identity:
         return Identity(doubt="its file system does not say when a file was made")
     # The number of a file system's device may change at a boot, and of a container's at its start.
     known = f"inode {status.st_ino} made {born}"
-    return Identity(f"{os.path.realpath(path)} {known}", f"{boot_id()} {status.st_dev} {known}")
+    return Identity(f"{os.path.realpath(path)} {known}", _in_this_boot(f"{status.st_dev} {known}"))
 
 
 def of_block(number: DevNo, roots: Roots = LIVE) -> Identity:
@@ -83,8 +83,15 @@ def of_block(number: DevNo, roots: Roots = LIVE) -> Identity:
     # Counts each disk that appears and each medium and loop device that is set up (block/genhd.c).
     sequence = "" if disk.startswith(_REFILLED) else sysfs.read(folder / "diskseq")
     return Identity(
-        always and f"{always}{where}", sequence and f"{boot_id()} {sequence}{where}", doubt
+        always and f"{always}{where}",
+        _in_this_boot(f"{sequence}{where}" if sequence else ""),
+        doubt,
     )
+
+
+def _in_this_boot(known: str) -> str:
+    boot = boot_id()
+    return f"{boot} {known}" if boot and known else ""
 
 
 def _of_disk(folder: Path) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from dmcopy.block import BlockDevice, syscalls
 from dmcopy.block.sysfs import Roots
 from dmcopy.transfer.identity import Identity, identify, of_block
+
+REALTIME_COARSE = 5  # clock_gettime(2); Python has no name for it
 
 
 class Machine:
@@ -132,6 +135,13 @@ def identity(path: str) -> Identity:
         return identify(device)
 
 
+def tick() -> None:
+    """Wait until the clock that files get their times from has gone on: some milliseconds."""
+    before = time.clock_gettime_ns(REALTIME_COARSE)
+    while time.clock_gettime_ns(REALTIME_COARSE) == before:
+        time.sleep(0.001)
+
+
 class TestFiles:
     """Regular files; every file system that tests run on notes when a file was made."""
 
@@ -157,9 +167,17 @@ class TestFiles:
         before = identity("file")
         for _ in range(20):
             os.unlink("file")
+            tick()
             Path("file").write_bytes(bytes(512))
             assert not before.is_of(identity("file"))
         assert not before.doubt_about(identity("file"))
+
+    def test_without_the_boots_name_nothing_is_known_by_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("dmcopy.transfer.identity.boot_id", lambda: "")
+        assert identity("file").boot == ""
+        assert identity("file").always
 
     def test_without_a_time_there_is_doubt(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(syscalls, "birth_time", lambda _: None)
