@@ -8,6 +8,7 @@ there are two ways to be the same, and where neither can tell there is doubt, an
 from __future__ import annotations
 
 import os
+import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from dmcopy.block.sysfs import LIVE, Roots
 from dmcopy.io.region import Device
 from dmcopy.ledger import boot_id
 
+# Made from what is on the disks, and not by whoever makes the device: LVM, LUKS, multipath, dmraid.
+_LASTING_UUID: Final = re.compile(r"(part\d+-)?(LVM|CRYPT-LUKS\d|mpath|DMRAID)-")
 # Their content is made anew under the same number, and the kernel counts that as the same disk.
 _REFILLED: Final = ("nbd", "zram")
 
@@ -95,9 +98,12 @@ def _in_this_boot(known: str) -> str:
 
 
 def _of_disk(folder: Path) -> tuple[str, str]:
-    for attribute in ("dm/uuid", "md/uuid", "device/cid"):
-        if value := sysfs.read(folder / attribute):
-            return f"{attribute} {value}", ""
+    uuid = sysfs.read(folder / "dm/uuid")
+    if (folder / "dm").is_dir() and not _LASTING_UUID.match(uuid):
+        return "", "a mapped device of this name and UUID may be made of anything"
+    for known in (uuid, sysfs.read(folder / "md/uuid"), sysfs.read(folder / "device/cid")):
+        if known:
+            return known, ""
     if sysfs.read(folder / "removable") == "1":
         return "", "its medium can be changed"
     wwn = sysfs.read(folder / "wwid") or sysfs.read(folder / "device/wwid")

@@ -52,7 +52,9 @@ LASTING = {
     "SCSI": {"device__wwid": "naa.5000"},
     "NVMe": {"wwid": "eui.0025", "device__serial": "S1"},
     "card": {"device__cid": "2750", "device__serial": "0x1"},
-    "mapped": {"dm__uuid": "LVM-abc"},
+    "LVM": {"dm__uuid": "LVM-abc"},
+    "multipath": {"dm__uuid": "part1-mpath-36"},
+    "md": {"md__uuid": "1:2"},
 }
 
 
@@ -72,6 +74,8 @@ def test_a_disk_is_known_after_a_boot_under_another_name(
 DOUBTFUL = {
     "virtio with a serial": ({"serial": "dup"}, "serial number, dup, which others may have"),
     "virtio without": ({}, "no number that it is known by"),
+    "mapped": ({"dm__uuid": "mine"}, "may be made of anything"),
+    "mapped without a UUID": ({"dm__uuid": "", "wwid": "5"}, "may be made of anything"),
     "card reader": ({"removable": "1", "device__wwid": "naa.5"}, "medium can be changed"),
 }
 
