@@ -19,7 +19,7 @@ from dmcopy.block.content import Content
 from dmcopy.block.info import DeviceInfo, Tables, describe, with_content
 from dmcopy.block.mounts import parse_devno
 from dmcopy.block.sysfs import LIVE, Roots
-from dmcopy.errors import DeviceError, UsageError
+from dmcopy.errors import DeviceError, DmcopyError, UsageError
 
 _DEVNO: Final = re.compile(r"\d{1,9}:\d{1,9}", re.ASCII)
 
@@ -74,6 +74,26 @@ def find(spec: str, *, roots: Roots = LIVE) -> DeviceInfo:
     if tag in _TAGS and folder == str(roots.dev / f"disk/by-{tag.lower()}"):
         return _by_tag(spec, f"{tag}={content.unescape(last)}", roots)
     raise _no_such(spec, roots)
+
+
+def appearance(path: str, *, roots: Roots = LIVE) -> str:
+    """Return a phrase for what is at `path`, for somebody who is to recognise it; "" if unknown.
+
+    What is on it, with its label, and which device it is, by model and serial.
+    """
+    on_it = content.describe(path)
+    try:
+        device = describe(_direct_name(path, roots), roots=roots)
+    except DmcopyError:  # a file
+        return on_it
+    disk = describe(device.parent, roots=roots) if device and device.parent else device
+    if device is None or disk is None:  # it has just gone
+        return on_it
+    disk = udev.fill(disk, _told(disk, roots))
+    known = {"": disk.model, "serial ": disk.serial, "mapped device ": device.dm_name}
+    known["made of "] = device.backing_file
+    which = ", ".join(f"{kind}{value}" for kind, value in known.items() if value)
+    return " on ".join(filter(None, [on_it, which]))
 
 
 def split_tag(spec: str) -> tuple[str, str]:
@@ -135,11 +155,15 @@ def _names(device: DeviceInfo, *, path: bool) -> list[str]:
 
 def _probed(device: DeviceInfo, roots: Roots) -> DeviceInfo:
     """Fill in what is on the device, and what only udev knows."""
-    told = udev.properties(device.name) if roots is LIVE and udev.runs(roots) else {}
+    told = _told(device, roots)
     on_it = content.probe(device.node) if device.sectors else Content()
     if on_it == Content():  # nothing on it, or it takes root to read it
         on_it = content.from_udev(told)
     return udev.fill(with_content(device, on_it), told)
+
+
+def _told(device: DeviceInfo, roots: Roots) -> dict[str, str]:
+    return udev.properties(device.name) if roots is LIVE and udev.runs(roots) else {}
 
 
 def _natural(device: DeviceInfo) -> list[tuple[int, str]]:

@@ -11,7 +11,7 @@ import pytest
 
 from dmcopy.block import content
 from dmcopy.block.content import Content
-from dmcopy.block.discovery import find, list_devices
+from dmcopy.block.discovery import appearance, find, list_devices
 from dmcopy.errors import UsageError
 from dmcopy.ondisk.bitset import Bitset
 from dmcopy.ondisk.mirror_log import MirrorLog
@@ -137,6 +137,29 @@ def test_the_list_is_in_natural_order(disks: Any) -> None:
     names = [device.name for device in list_devices(roots=disks.roots)]
     assert names == ["dm-0", "sda", "sda1", "sda2", "sda10", "vda"]
     assert "loop7" in [device.name for device in list_devices(empty=True, roots=disks.roots)]
+
+
+def test_what_is_to_be_recognised(disks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = disks.roots.dev
+    monkeypatch.setattr("dmcopy.block.discovery._direct_name", lambda spec, _: Path(spec).name)
+    monkeypatch.setattr(content, "describe", lambda path: "ext4 'my data'" if "sda" in path else "")
+    disks.add("loop1", "7:1", loop__backing_file="/images/a")
+    for name, phrase in {
+        "sda1": "ext4 'my data' on ATA SPINNER 9000, serial WD-12345",
+        "vda": "serial scratch0",
+        "dm-0": "mapped device vg-lv",
+        "loop1": "made of /images/a",
+    }.items():
+        assert appearance(str(nodes / name), roots=disks.roots) == phrase
+
+
+def test_of_a_file_only_what_is_on_it(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(swap_area("old"))
+    assert appearance(str(file)) == "swap 'old'"
+    file.write_bytes(b"text")
+    assert appearance(str(file)) == ""
+    assert appearance(str(tmp_path / "none")) == ""
 
 
 def test_udevs_escapes() -> None:
