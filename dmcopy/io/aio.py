@@ -10,29 +10,37 @@ from dmcopy.io.reactor import Reactor
 
 
 class _Driver:
-    """Steps a reactor from asyncio's loop while `users` is not zero."""
+    """Steps a reactor from asyncio's loop while somebody awaits something of it.
+
+    What a step raises, each of `waiting` raises: nobody knows whose it was.
+    """
 
     def __init__(self, reactor: Reactor, loop: asyncio.AbstractEventLoop) -> None:
+        self.waiting: set[asyncio.Future[None]] = set()
         self._reactor = reactor
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
-        self._users = 0
 
-    def enter(self) -> None:
-        self._users += 1
-        if self._users == 1:
+    def enter(self, future: asyncio.Future[None]) -> None:
+        if not self.waiting:
             self._loop.add_reader(self._reactor.fileno(), self._step)
+        self.waiting.add(future)
         self._loop.call_soon(self._step)
 
-    def leave(self) -> None:
-        self._users -= 1
-        if not self._users:
+    def leave(self, future: asyncio.Future[None]) -> None:
+        self.waiting.remove(future)
+        if not self.waiting:
             self._loop.remove_reader(self._reactor.fileno())
 
     def _step(self) -> None:
-        if not self._users:
+        if not self.waiting:
             return
-        self._reactor.step(0)
+        try:
+            self._reactor.step(0)
+        except Exception as error:
+            for future in self.waiting:
+                if not future.done():
+                    future.set_exception(error)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -49,19 +57,29 @@ async def wait_for(
 ) -> None:
     """Return when the callback given to `add_done_callback` has been called.
 
-    On the reactor's own thread, this drives the reactor; elsewhere, whoever owns it does.
+    On the reactor's own thread, this drives the reactor, and raises what `Reactor.step` raises;
+    elsewhere, whoever owns it does.
     """
     loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-    add_done_callback(lambda: loop.call_soon_threadsafe(done.set))
+    future: asyncio.Future[None] = loop.create_future()
+
+    def end() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    def wake() -> None:
+        if not loop.is_closed():  # as it may be when who waited was cancelled
+            loop.call_soon_threadsafe(end)
+
+    add_done_callback(wake)
     if not reactor.is_mine:
-        await done.wait()
+        await future
         return
     driver = _drivers.get(reactor)
     if driver is None or driver._loop is not loop:
         driver = _drivers[reactor] = _Driver(reactor, loop)
-    driver.enter()
+    driver.enter(future)
     try:
-        await done.wait()
+        await future
     finally:
-        driver.leave()
+        driver.leave(future)

@@ -7,6 +7,7 @@ an argument forces one.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -26,7 +27,10 @@ class IoBackend(Protocol):
     name: str
 
     def submit(self, request: Request) -> None:
-        """Take a request; it starts at the next `poll` at the latest."""
+        """Take a request; it starts at the next `poll` at the latest.
+
+        Raises nothing: what is wrong with the request is its `error`, and it is handed back.
+        """
 
     def poll(self, timeout: float | None) -> list[Request]:
         """Wait at most `timeout` seconds (None: for ever) and return the requests that completed.
@@ -72,10 +76,16 @@ class Fan:
         self._left -= 1
         if self._left:
             return
-        if request.error:
+        try:
+            writes = () if request.error else request.writes()
+        except BaseException:  # goes on to the reactor, when the copy has ended
+            request.error = errno.EIO
             request.notify(request)
+            raise
+        if writes:
+            self._begin(Op.WRITE, writes, self._write_done)
         else:
-            self._begin(Op.WRITE, request.writes(), self._write_done)
+            request.notify(request)
 
     def _write_done(self, write: Io) -> None:
         if write.error:

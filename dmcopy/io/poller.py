@@ -5,15 +5,28 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
+from functools import partial
+
+from dmcopy.errors import MissingError
 
 
 class Poller:
-    """An epoll set with a bell in it: `wake` may be called from any thread or signal handler."""
+    """An epoll set with a bell in it: `wake` may be called from any thread or signal handler.
+
+    `fired` are the calls that `wait` found due, for the reactor to make.
+    Raises MissingError where there is no descriptor left.
+    """
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._bell, select.EPOLLIN)
+        try:
+            self._epoll = select.epoll()
+            self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._epoll.register(self._bell, select.EPOLLIN)
+        except OSError as error:
+            raise MissingError(
+                f"there is nothing to wait for I/O with: {error.strerror}"
+            ) from error
+        self.fired: list[Callable[[], object]] = []
         self._watched: dict[int, Callable[[int], object]] = {}
 
     def fileno(self) -> int:
@@ -35,12 +48,16 @@ class Poller:
         os.eventfd_write(self._bell, 1)
 
     def wait(self, timeout: float | None) -> None:
-        """Wait at most `timeout` seconds for a descriptor or a wake-up, and notify the watchers."""
+        """Wait at most `timeout` seconds for a descriptor or a wake-up; see `fired`."""
         for fd, events in self._epoll.poll(timeout):
             if fd == self._bell:
                 os.eventfd_read(fd)
-            elif fd in self._watched:  # an earlier watcher may have unwatched it
-                self._watched[fd](events)
+            else:
+                self.fired.append(partial(self._notify, fd, events))
+
+    def _notify(self, fd: int, events: int) -> None:
+        if fd in self._watched:  # an earlier watcher may have unwatched it
+            self._watched[fd](events)
 
     def close(self) -> None:
         """Close the set; the watched descriptors stay open."""

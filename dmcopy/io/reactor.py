@@ -4,6 +4,11 @@ A reactor belongs to the thread that made it, and only that thread may `step` it
 something. There is no loop to start: `run_until` (or `CopyJob.result`) drives it for as long as it
 waits. Other threads may only `call_soon_threadsafe` and `wake`. To have a reactor in the
 background, make it with `background()`.
+
+Whatever a callback raises, all that is due with it is called too. An exception goes to
+`on_exception`, or else comes out of `step` or `run_until` when the step is over; KeyboardInterrupt,
+SystemExit and their like always do. Signals wait until no callback runs (`dmcopy.io.signals`), so
+that a Ctrl-C comes out there, too, promptly, and costs no completion.
 """
 
 from __future__ import annotations
@@ -11,14 +16,17 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Self
+from weakref import WeakSet
 
 from dmcopy.errors import ClosedError, DeadlineError, UsageError
 from dmcopy.io.backend import IoBackend, make_backend
 from dmcopy.io.poller import Poller
 from dmcopy.io.request import Request
+from dmcopy.io.signals import Shield
 from dmcopy.io.stacked import StackBackend
 
 
@@ -49,6 +57,12 @@ class Reactor:
     `dmcopy.io.backend.make_backend`. `stacked`: there are devices that map their I/O to others, see
     `dmcopy.io.stacked`.
     Raises UsageError or MissingError as `make_backend` does.
+
+    Attributes:
+        on_exception: is given every `Exception` that a callback raises. None: what the callback of
+            a kcopyd job raises is logged, as by asyncio; the rest comes out of `step`, since
+            whatever raised there will not go on, and somebody may wait for it.
+        shield: for who, outside of callbacks, must not be interrupted between two changes.
     """
 
     def __init__(
@@ -64,7 +78,7 @@ class Reactor:
         elif callable(backend):
             backend = backend(self._poller)
         if stacked:
-            backend = StackBackend(backend)
+            backend = StackBackend(backend, self.call_soon, self.report)
         self.stacked = stacked
         self.backend = backend
         self.submit: Callable[[Request], None] = backend.submit
@@ -77,7 +91,11 @@ class Reactor:
         self.thread = threading.get_ident()
         self._stepping = False
         self._closed = False
-        self.on_exception: Callable[[BaseException], object] = _log_exception
+        self._why_closed = "the reactor is closed"
+        self.on_exception: Callable[[Exception], object] | None = None
+        self.shield = Shield(self._poller.wake)
+        self._raised: list[BaseException] = []
+        _reactors.add(self)
 
     def __repr__(self) -> str:
         return f"<Reactor on {self.backend.name}>"
@@ -103,7 +121,7 @@ class Reactor:
     def call_soon_threadsafe(self, notify: Callable[[], object]) -> None:
         """Call `notify` in the next step. From any thread, and from a signal handler."""
         if self._closed:
-            raise ClosedError("the reactor is closed")
+            raise ClosedError(self._why_closed)
         self._posted.append(notify)
         self._poller.wake()
 
@@ -128,28 +146,11 @@ class Reactor:
     def step(self, timeout: float | None = 0) -> None:
         """Call back everything that is due; wait at most `timeout` seconds for I/O if nothing is.
 
-        An exception from a callback goes to `on_exception` (which logs it), never out of here.
+        Raises what a callback raised, see `on_exception`, after all of them were called.
         """
-        if self._stepping:
-            raise UsageError("the reactor is waited for inside one of its own callbacks")
-        self._stepping = True
-        try:
-            if self._ready or self._posted:
-                self._run_ready()
-                timeout = 0  # what was waited for may have happened just now
-            while self._before_io:
-                self._call(self._before_io.pop())
-            if self._timers or self._ready or self._posted:
-                timeout = self._patience(timeout)
-            for request in self.backend.poll(timeout):
-                try:
-                    request.notify(request)  # type: ignore[misc]
-                except Exception as error:
-                    self.on_exception(error)
-            if self._timers:
-                self._run_timers()
-        finally:
-            self._stepping = False
+        self._check_thread()
+        with self.shield:
+            self._step(timeout)
 
     def run_until(
         self,
@@ -157,19 +158,33 @@ class Reactor:
         timeout: float | None = None,
         waiting_for: str = "something",
     ) -> None:
-        """Step until `done()` is true; after `timeout`, DeadlineError says what was waited for."""
-        if not self.is_mine:
-            raise UsageError("a reactor can be driven only by the thread that made it")
-        if timeout is None:
-            while not done():
-                self.step(None)
+        """Step until `done()` is true; after `timeout`, DeadlineError says what was waited for.
+
+        Raises what `step` does, and what the handlers of signals raise.
+        """
+        self._check_thread()
+        if done():
             return
-        deadline = self.time() + timeout
-        while not done():
-            left = deadline - self.time()
-            if left <= 0:
-                raise DeadlineError(f"waited {timeout:g} s for {waiting_for}")
-            self.step(left)
+        deadline = None if timeout is None else self.time() + timeout
+        left = None
+        with self.shield:
+            while True:
+                if deadline is not None and (left := deadline - self.time()) <= 0:
+                    raise DeadlineError(f"waited {timeout:g} s for {waiting_for}")
+                self._step(left)
+                if self.shield.noted:
+                    self.shield.deliver()
+                if done():
+                    return
+
+    def report(self, error: BaseException) -> None:
+        """Tell of an error that ended what it was about already; see `on_exception`."""
+        try:
+            if not isinstance(error, Exception):
+                raise error
+            (self.on_exception or _log_exception)(error)
+        except BaseException as raised:
+            self._raised.append(raised)
 
     def close(self) -> None:
         """Release the back end. What is in flight must have ended."""
@@ -186,7 +201,39 @@ class Reactor:
 
     def next_due(self) -> float | None:
         """Return in how many seconds a step is due whatever the I/O does; None: only for I/O."""
-        return 0 if self._ready or self._posted or self._before_io else self._next_timer()
+        if self._ready or self._posted or self._before_io or self._raised:
+            return 0
+        return self._next_timer()
+
+    def _check_thread(self) -> None:
+        if threading.get_ident() != self.thread:
+            raise UsageError("a reactor can be driven only by the thread that made it")
+
+    def _step(self, timeout: float | None) -> None:
+        if self._stepping:
+            raise UsageError("the reactor is waited for inside one of its own callbacks")
+        self._stepping = True
+        try:
+            if self._ready or self._posted or self._raised:
+                self._run_ready()
+                timeout = 0  # what was waited for may have happened just now
+            while self._before_io:
+                self._call(self._before_io.pop())
+            if self._timers or self._ready or self._posted or self._raised:
+                timeout = self._patience(timeout)
+            for request in self.backend.poll(timeout):
+                try:
+                    request.notify(request)  # type: ignore[misc]
+                except BaseException as error:
+                    self._catch(error)
+            if self._poller.fired:
+                self._call_watchers()
+            if self._timers:
+                self._run_timers()
+        finally:
+            self._stepping = False
+        if self._raised:
+            self._raise()
 
     def _next_timer(self) -> float | None:
         while self._timers and self._timers[0].cancelled:
@@ -194,7 +241,7 @@ class Reactor:
         return max(0.0, self._timers[0].when - self.time()) if self._timers else None
 
     def _patience(self, timeout: float | None) -> float | None:
-        if self._ready or self._posted:
+        if self._ready or self._posted or self._raised:
             return 0
         due = self._next_timer()
         if due is None:
@@ -216,11 +263,48 @@ class Reactor:
             if not timer.cancelled:
                 self._call(timer.notify)
 
+    def _call_watchers(self) -> None:
+        fired, self._poller.fired = self._poller.fired, []
+        for notify in fired:
+            self._call(notify)
+
     def _call(self, notify: Callable[[], object]) -> None:
         try:
             notify()
-        except Exception as error:
-            self.on_exception(error)
+        except BaseException as error:
+            self._catch(error)
+
+    def _catch(self, error: BaseException) -> None:
+        """Take what a callback raised: whatever it was about will not go on by itself."""
+        if self.on_exception is None:
+            self._raised.append(error)
+        else:
+            self.report(error)
+
+    def _raise(self) -> None:
+        """Raise what the callbacks of a step raised: of several the one that is no error first."""
+        raised, self._raised = self._raised, []
+        raised.sort(key=lambda error: isinstance(error, Exception))
+        for error in raised[1:]:
+            _log_exception(error)
+        raise raised[0]
+
+    def _disown(self) -> None:
+        """Be of no use in a child process: what is in flight is the parent's."""
+        self.thread = 0
+        self._closed = True
+        self._why_closed = "the reactor belongs to the process that forked this one: make another"
+
+
+_reactors: WeakSet[Reactor] = WeakSet()
+
+
+def _after_fork() -> None:
+    for reactor in _reactors:
+        reactor._disown()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextlib.contextmanager
@@ -236,6 +320,7 @@ def background(backend: str | None = None) -> Iterator[Reactor]:
             ready.append(error)
             started.set()
             return
+        reactor.on_exception = _log_exception  # nobody is there to whom it could be raised
         ready.append(reactor)
         started.set()
         with reactor:

@@ -11,7 +11,9 @@ below has shrunk. Such a request ends with EIO before it gets anywhere, as in th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import EIO
+from functools import partial
 from typing import Any
 
 from dmcopy.io.backend import Fan, FlushFirst, IoBackend
@@ -28,25 +30,40 @@ class StackedDevice:
 
 
 class StackBackend:
-    """`IoBackend` that gives stacked devices their requests, and all others to `below`."""
+    """`IoBackend` that gives stacked devices their requests, and all others to `below`.
 
-    def __init__(self, below: IoBackend) -> None:
+    What a device raises goes to `report`, and its request ends with EIO, by `call_soon`.
+    """
+
+    def __init__(
+        self,
+        below: IoBackend,
+        call_soon: Callable[[Callable[[], object]], None],
+        report: Callable[[BaseException], object],
+    ) -> None:
         self.below = below
         self.name = below.name
         self.time = below.time
+        self.poll = below.poll
         self.fileno = below.fileno
         self.close = below.close
         self._submit_below = below.submit
-        self._poll_below = below.poll
-        self._refused: list[Request] = []
+        self._call_soon = call_soon
+        self._report = report
 
     def submit(self, request: Request) -> None:
         """Route a request by its device; a copy that touches a stacked one goes in parts."""
+        try:
+            self._route(request)
+        except BaseException as error:
+            self._refuse(request)
+            self._report(error)
+
+    def _route(self, request: Request) -> None:
         if isinstance(request, Io):
             device: Any = request.device
             if request.sector + request.count > device.sectors:
-                request.error = EIO
-                self._refused.append(request)
+                self._refuse(request)
             elif not isinstance(device, StackedDevice):
                 self._submit_below(request)
             elif request.preflush:
@@ -58,12 +75,9 @@ class StackBackend:
         else:
             Fan(request, self.submit).start()
 
-    def poll(self, timeout: float | None) -> list[Request]:
-        """See `IoBackend.poll`."""
-        if not self._refused:
-            return self._poll_below(timeout)
-        refused, self._refused = self._refused, []
-        return refused + self._poll_below(0)
+    def _refuse(self, request: Request) -> None:
+        request.error = EIO
+        self._call_soon(partial(request.notify, request))  # type: ignore[misc, arg-type]
 
 
 def _is_plain(copy: CopyIo) -> bool:

@@ -24,7 +24,9 @@ WORKERS = 4
 class WorkerPool:
     """Threads that perform requests; what is done is kept for `collect`.
 
-    `wake` is called after a request was done, if somebody said that he sleeps.
+    `wake` is called after a request was done, if somebody said that he sleeps. Where the system
+    gives no thread (RLIMIT_NPROC, RLIMIT_AS) those that there are do it all; where there is not
+    even one, `collect` itself does.
     """
 
     def __init__(self, wake: Callable[[], None], workers: int = WORKERS) -> None:
@@ -40,20 +42,25 @@ class WorkerPool:
         """Hand a request to the next free worker."""
         self.in_flight += 1
         if self.in_flight > len(self._threads) < self._limit:
-            thread = threading.Thread(target=self._work, name="dmcopy-io", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self._add_thread()
         self._todo.put(request)
+        if not self._threads and self.sleeping:
+            self._wake()
 
     def collect(self) -> list[Request]:
         """Return what was done since the last call."""
+        while not self._threads and not self._todo.empty():
+            request = self._todo.get()
+            assert request is not None, "a pool that is closed has nothing in flight"
+            perform(request)
+            self._done.append(request)
         done = [self._done.popleft() for _ in range(len(self._done))]
         self.in_flight -= len(done)
         return done
 
     def has_done(self) -> bool:
         """Whether `collect` would return something."""
-        return bool(self._done)
+        return bool(self._done or (self.in_flight and not self._threads))
 
     def close(self) -> None:
         """End the threads; nothing may be in flight."""
@@ -61,6 +68,15 @@ class WorkerPool:
             self._todo.put(None)
         for thread in self._threads:
             thread.join(timeout=5)
+
+    def _add_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name="dmcopy-io", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):
+            self._limit = len(self._threads)  # it is not tried again
+        else:
+            self._threads.append(thread)
 
     def _work(self) -> None:
         while (request := self._todo.get()) is not None:
@@ -81,8 +97,17 @@ class ThreadsBackend:
         self._pool = WorkerPool(poller.wake, workers)
         self._inline = inline
         self._alone: Request | None = None
+        self._nested = False
         self.time = time.monotonic
-        self.fileno = poller.fileno
+
+    def fileno(self) -> int:
+        """The poller's descriptor; who asks for it sleeps on it, so every completion rings.
+
+        Nothing is done inline any more: what is kept for `poll` would ring nobody.
+        """
+        self._nested = self._pool.sleeping = True
+        self._inline = False
+        return self._poller.fileno()
 
     def submit(self, request: Request) -> None:
         """Start a request, or keep it for `poll` when it may be done inline."""
@@ -103,7 +128,7 @@ class ThreadsBackend:
         pool = self._pool
         pool.sleeping = True
         self._poller.wait(0 if pool.has_done() else timeout)
-        pool.sleeping = False
+        pool.sleeping = self._nested
         return pool.collect()
 
     def close(self) -> None:

@@ -74,8 +74,13 @@ class UringBackend:
         self.time = time.monotonic
 
     def fileno(self) -> int:
-        """An eventfd that rings at every completion; made at the first call, for who nests us."""
+        """An eventfd that rings at every completion; made at the first call, for who nests us.
+
+        Nothing is done inline any more: what is kept for `poll` would ring nobody.
+        """
         if self._bell is None:
+            self._inline = False
+            self._start_alone()
             self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self._ring.register_eventfd(self._bell)
         return self._bell
@@ -86,9 +91,7 @@ class UringBackend:
             if self._is_idle():
                 self._alone = request
                 return
-            if self._alone is not None:
-                alone, self._alone = self._alone, None
-                self._start(alone)
+            self._start_alone()
         if self._free:
             self._start(request)
         else:
@@ -141,6 +144,11 @@ class UringBackend:
             and not self._finished
         )
 
+    def _start_alone(self) -> None:
+        if self._alone is not None:
+            alone, self._alone = self._alone, None
+            self._start(alone)
+
     def _complete(self, found: list[int]) -> None:
         requests, free, finished = self._requests, self._free, self._finished
         for tag, result in zip(found[::2], found[1::2], strict=True):
@@ -191,8 +199,8 @@ class UringBackend:
                 self._start_io(request)
             else:
                 self._workers.submit(request)
-        except Exception:  # a device that was closed meanwhile has no descriptor any more
-            request.error = errno.EBADF
+        except Exception as error:  # such as a device that was closed meanwhile
+            request.error = getattr(error, "errno", None) or errno.EBADF
             self._finished.append(request)
 
     def _start_copy(self, request: CopyIo) -> None:

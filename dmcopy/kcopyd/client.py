@@ -15,10 +15,10 @@ that wait side by side, moves whole lists of regions (`copy_list`), and can canc
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
-from dmcopy.errors import ClosedError, DeadlineError, UsageError
+from dmcopy.errors import ClosedError, DeadlineError, DmcopyError, UsageError
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.kcopyd.check import check_copy, check_dests, check_sliceable
@@ -52,27 +52,24 @@ class ClientStatistics(NamedTuple):
 class PreparedCallback:
     """A callback that counts as a job of its client until it is fired, once, from any thread."""
 
-    def __init__(
-        self, reactor: Reactor, notify: Notify, context: Any, ended: Callable[[], object]
-    ) -> None:
+    def __init__(self, reactor: Reactor, work: Dispatcher, notify: Notify, context: Any) -> None:
         self._reactor = reactor
+        self._work = work
         self._notify = notify
         self._context = context
-        self._ended = ended
-        self._fired = False
 
     def fire(self, read_err: int = 0, write_err: int = 0) -> None:
         """Have the callback called on the reactor, in turn with the client's others."""
-        if self._fired:
-            raise UsageError("a prepared callback can be fired only once")
-        self._fired = True
+        if not self._work.unfired.pop(self, False):
+            raise UsageError("a prepared callback can be fired only once, while there is a client")
         self._reactor.call_soon_threadsafe(lambda: self._run(read_err, write_err))
 
     def _run(self, read_err: int, write_err: int) -> None:
         try:
             self._notify(read_err, write_err, self._context)
-        finally:
-            self._ended()
+        except BaseException as error:
+            self._reactor.report(error)
+        self._work.job_ended()
 
 
 class Client:
@@ -193,8 +190,10 @@ class Client:
         """
         if self._destroyed:
             raise ClosedError("the client was destroyed")
+        prepared = PreparedCallback(self.reactor, self._work, notify, context)
         self._work.jobs += 1
-        return PreparedCallback(self.reactor, notify, context, self._work.job_ended)
+        self._work.unfired[prepared] = True
+        return prepared
 
     def cancel(self, job: Job) -> bool:
         """See `Job.cancel`."""
@@ -230,6 +229,7 @@ class Client:
         if self.reactor.in_callback:
             raise UsageError("a client cannot be destroyed inside a callback of its reactor")
         self._destroyed = True
+        self._work.resume()
         while self._work.jobs:
             before = self._work.jobs_done
             self.reactor.run_until(
@@ -257,8 +257,22 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.destroy()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Destroy it; where an exception ends the block, cancel what has not begun, and keep it."""
+        if error is None:
+            self.destroy()
+            return
+        try:
+            self._give_up()
+            self.destroy()
+        except DmcopyError as late:
+            error.add_note(f"Then its client could not be destroyed: {late}.")
+
+    def _give_up(self) -> None:
+        if self.reactor.is_mine:
+            self._work.give_up()
+        else:
+            self.reactor.call_soon_threadsafe(self._work.give_up)
 
 
 def _sub_job_sectors(wanted: int | None, num_pages: int) -> int:

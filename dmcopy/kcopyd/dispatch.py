@@ -5,6 +5,10 @@ slices, eight under way at once, started in ascending order; who waits for pages
 after an error no new slice of the job starts unless IGNORE_ERROR, slices already cut go on; pages
 go back before the callback, and the job counts until its callback has returned.
 
+Whatever raises here ends the job that it was about, once, with an error; see `Job.failure`. Where
+a user's thread comes in from outside of the reactor (`begin`, `cancel`), a signal may raise after
+any call: there each call leaves a state that the rest can be done without, or the shield is up.
+
 Three kinds wait in one queue: small plain jobs, each its own request; the windows of lists; and the
 slices of all others.
 """
@@ -46,7 +50,6 @@ class Dispatcher:
         depth: int,
     ) -> None:
         self._reactor = reactor
-        self._thread = reactor.thread
         self._pool = pool
         self._throttle = throttle
         self._longest_bytes = sub_job_sectors << 9
@@ -62,6 +65,9 @@ class Dispatcher:
         self.sectors_read = 0
         self.sectors_written = 0
         self.on_idle: Callable[[], object] | None = None
+        self.unfired: dict[object, bool] = {}
+        """The prepared callbacks: whoever pops one has it to fire, or to give up."""
+        self._given_up = False
 
     @property
     def waiting(self) -> int:
@@ -86,13 +92,15 @@ class Dispatcher:
 
         From any thread: elsewhere than on the reactor's, it is queued in the reactor's next step.
         """
-        if get_ident() != self._thread:
+        if get_ident() != self._reactor.thread:
             self._reactor.call_soon_threadsafe(partial(self.begin, job))
             return
-        self.jobs += 1
         if job.flags or job.zeroes or not 0 < job.bytes <= self._longest_bytes:
-            self._begin_slices(job)
+            with self._reactor.shield:
+                self.jobs += 1
+                self._begin_slices(job)
             return
+        self.jobs += 1  # no call from here on, until it is in the queue
         job.memory = self._pool.memory
         job.notify = self._on_job_done
         job.active = 1
@@ -105,24 +113,37 @@ class Dispatcher:
         if not self._reactor.is_mine:
             self._reactor.call_soon_threadsafe(lambda: self.begin_list(job))
             return
-        self.jobs += 1
-        for _ in range(SPLIT_COUNT):
-            self._next_window(job)
-        if not job.active:
-            self._finish_soon(job)
+        with self._reactor.shield:
+            self.jobs += 1
+            for _ in range(SPLIT_COUNT):
+                self._next_window(job)
+            if not job.active:
+                self._finish_soon(job)
+
+    def give_up(self) -> None:
+        """Cancel all jobs, and wait for no prepared callback that is not fired yet."""
+        with self._reactor.shield:
+            self._given_up = True
+            for job in dict.fromkeys(work.job for work in self._waiting):
+                self._cancel(job)
+            while self.unfired:
+                self.unfired.popitem()
+                self.job_ended()
+
+    def resume(self) -> None:
+        """Have a look at the queue, should who began a job have been interrupted there."""
+        self._reactor.call_before_io(self._pump)
 
     def cancel(self, job: Job) -> None:
         """Drop what waits of a job; the job ends when nothing of it is in flight."""
+        with self._reactor.shield:
+            self._cancel(job)
+
+    def _cancel(self, job: Job) -> None:
         job.cancelled = True
-        dropped = [work for work in self._waiting if work.job is job]
-        if dropped:
-            self._waiting = deque(work for work in self._waiting if work.job is not job)
-            job.active -= len(dropped)
-            if isinstance(job, CopyJob) and job.alone:
-                # A merged request that failed may have written some of it.
-                job.book_write_failure(0, job.dests[0], errno.ECANCELED)
-        if not job.active:
-            self._finish_soon(job)
+        if self._drop(job) and isinstance(job, CopyJob) and job.alone:
+            # A merged request that failed may have written some of it.
+            job.book_write_failure(0, job.dests[0], errno.ECANCELED)
 
     def _begin_slices(self, job: CopyJob) -> None:
         if job.flags & _WRITE_SEQ:
@@ -140,7 +161,9 @@ class Dispatcher:
             return
         offset = job.cursor
         count = min(self._slice_sectors(job), job.count - offset)
-        if count:
+        if count and self._given_up:
+            job.cancelled = True
+        elif count:
             job.cursor += count
             job.active += 1
             memory = self._pool.memory
@@ -150,6 +173,9 @@ class Dispatcher:
     def _next_window(self, job: ListJob) -> None:
         """Queue the list's next window, if there is one and nothing forbids it."""
         if not job.may_go_on:
+            return
+        if self._given_up:
+            job.cancelled = True
             return
         window = job.next_window(self._pool.memory, self._window_done)
         if window is not None:
@@ -168,22 +194,40 @@ class Dispatcher:
 
     def _want_pump(self) -> None:
         if not self._pump_due:
-            self._pump_due = True
             self._reactor.call_before_io(self._pump)
+            self._pump_due = True
 
     def _pump(self) -> None:
         """Start what waits, in order, as far as pages, depth and throttle allow."""
         self._pump_due = False
-        waiting = self._waiting
-        while waiting and self.in_flight < self._depth:
+        while self._waiting and self.in_flight < self._depth:
+            waiting = self._waiting
             first = waiting[0]
-            if self._throttle is not None and self._is_held_back(first, self._throttle):
-                return
-            _, sector, count = first.source
-            # Cheap, and nearly always the answer; _start_merged looks at the rest.
-            maybe_merged = len(waiting) > 1 and waiting[1].source[1] == sector + count
-            if not (self._start_merged() if maybe_merged else self._start(first)):
-                return
+            try:
+                if self._throttle is not None and self._is_held_back(first, self._throttle):
+                    return
+                _, sector, count = first.source
+                # Cheap, and nearly always the answer; _start_merged looks at the rest.
+                maybe_merged = len(waiting) > 1 and waiting[1].source[1] == sector + count
+                if not (self._start_merged() if maybe_merged else self._start(first)):
+                    return
+            except BaseException as error:
+                self._refuse(first, error)
+
+    def _refuse(self, work: _Queued, error: BaseException) -> None:
+        """End the job of the first that waits, which could not even be started."""
+        self._break_off(work.job, error)
+        self._drop(work.job)
+
+    def _drop(self, job: Job) -> int:
+        """Drop what waits of a job, which ends when nothing is in flight. Returns how much."""
+        dropped = sum(work.job is job for work in self._waiting)
+        if dropped:
+            self._waiting = deque(work for work in self._waiting if work.job is not job)
+            job.active -= dropped
+        if not job.active:
+            self._finish_soon(job)
+        return dropped
 
     def _start(self, work: _Queued) -> bool:
         """Start the first that waits; False when there are too few pages for it."""
@@ -199,10 +243,16 @@ class Dispatcher:
         if self._throttle is not None:
             self._throttle.in_flight += 1
         if work.is_plain:
-            self._reactor.submit(work)
+            try:
+                self._reactor.submit(work)
+            except BaseException as error:
+                self._not_submitted(work, error)
         else:
             assert isinstance(work, SubJob), "a job or window that waits itself is plain"
-            Staged(work, self._reactor.submit).start()
+            try:
+                Staged(work, self._reactor.submit).start()
+            except BaseException as error:
+                self._reactor.report(error)  # its slice has ended
         return True
 
     def _start_merged(self) -> bool:
@@ -221,8 +271,17 @@ class Dispatcher:
         if self._throttle is not None:
             self._throttle.in_flight += 1
         self.merged += len(jobs)
-        self._reactor.submit(merged)
+        try:
+            self._reactor.submit(merged)
+        except BaseException as error:
+            self._not_submitted(merged, error)
         return True
+
+    def _not_submitted(self, request: CopyIo, error: BaseException) -> None:
+        """End a request that somebody's own back end, say, would not take."""
+        request.error = errno.EIO
+        self._reactor.call_soon(partial(request.notify, request))
+        self._reactor.report(error)
 
     def _neighbours(self) -> tuple[list[CopyJob], int]:
         """Return the neighbours at the head of the queue that fit in the pages, and their size."""
@@ -248,31 +307,43 @@ class Dispatcher:
         return True
 
     def _io_done(self, pages: tuple[Extent, ...]) -> None:
-        """Take a request's pages back."""
+        """Take a request's pages back. Raises what a throttle raises, when that is done."""
         self.in_flight -= 1
-        if self._throttle is not None:
-            self._throttle.account(self._reactor.time())
-            self._throttle.in_flight -= 1
         if pages:
             self._pool.give(pages)
         if self._waiting and not self._pump_due:
             self._want_pump()
+        if self._throttle is not None:
+            try:
+                self._throttle.account(self._reactor.time())
+            finally:
+                self._throttle.in_flight -= 1
 
     def _job_done(self, job: CopyJob) -> None:
         """Book a small job, done in one request, and end it."""
-        self._io_done(job.pages)
-        if job.error or job.write_errors:
-            self._book_failures(job, job, 0)
-        else:
-            job.is_written = True
-            sectors = job.source[2]
-            self.sectors_read += sectors
-            self.sectors_written += sectors * len(job.dests)
+        try:
+            self._io_done(job.pages)
+            if job.error or job.write_errors:
+                self._book_failures(job, job, 0)
+            else:
+                job.is_written = True
+                sectors = job.source[2]
+                self.sectors_read += sectors
+                self.sectors_written += sectors * len(job.dests)
+        except BaseException as error:
+            self._break_off(job, error)
         job.active = 0
         self._finish(job)
 
     def _merged_done(self, merged: MergedCopy) -> None:
-        self._io_done(merged.pages)
+        try:
+            self._io_done(merged.pages)
+        except BaseException as error:
+            for job in merged.jobs:
+                self._break_off(job, error)
+                job.active = 0
+                self._finish(job)
+            return
         if not merged.error and not merged.write_errors:
             self.sectors_read += merged.source[2]
             self.sectors_written += merged.source[2]
@@ -298,38 +369,44 @@ class Dispatcher:
 
     def _slice_done(self, sub: SubJob) -> None:
         """Book a slice, and go on with its job or end it."""
-        self._io_done(sub.pages)
         job = sub.job
-        if sub.error or sub.write_errors or sub.skipped:
-            self._book_failures(job, sub, sub.offset, skipped=sub.skipped)
-        else:
-            self.sectors_written += sub.source.count * len(job.dests)
-            if not job.zeroes:
-                self.sectors_read += sub.source.count
-            for index in range(len(job.dests)):
-                job.record(index, sub.offset, sub.source.count)
+        try:
+            self._io_done(sub.pages)
+            if sub.error or sub.write_errors or sub.skipped:
+                self._book_failures(job, sub, sub.offset, skipped=sub.skipped)
+            else:
+                self.sectors_written += sub.source.count * len(job.dests)
+                if not job.zeroes:
+                    self.sectors_read += sub.source.count
+                for index in range(len(job.dests)):
+                    job.record(index, sub.offset, sub.source.count)
+            self._next_slice(job)
+        except BaseException as error:
+            self._break_off(job, error)
         job.active -= 1
-        self._next_slice(job)
         if not job.active:
             self._finish(job)
 
     def _window_done(self, window: Window) -> None:
         """Book a window, and go on with its list or end it."""
-        self._io_done(window.pages)
         job = window.job
+        try:
+            self._io_done(window.pages)
+            if window.error and not window.is_unit:
+                # What cannot be read? Each unit tells by itself, first in the queue: not overtaken.
+                units = list(window.units())
+                job.active += len(units)
+                self._waiting.extendleft(reversed(units))
+                self._want_pump()
+            else:
+                job.book(window)
+                if not window.error:
+                    self.sectors_read += window.sectors
+                    self.sectors_written += 0 if window.write_errors else window.sectors
+            self._next_window(job)
+        except BaseException as error:
+            self._break_off(job, error)
         job.active -= 1
-        if window.error and not window.is_unit:
-            # What cannot be read? Each unit tells by itself: first in the queue, so not overtaken.
-            units = list(window.units())
-            job.active += len(units)
-            self._waiting.extendleft(reversed(units))
-            self._want_pump()
-        else:
-            job.book(window)
-            if not window.error:
-                self.sectors_read += window.sectors
-                self.sectors_written += 0 if window.write_errors else window.sectors
-        self._next_window(job)
         if not job.active:
             self._finish(job)
 
@@ -350,15 +427,14 @@ class Dispatcher:
                 job.record(index, offset, dest.count)
                 self.sectors_written += dest.count
 
+    def _break_off(self, job: Job, error: BaseException) -> None:
+        """Let a job end, when nothing of it is in flight, because of what was raised."""
+        job.break_off(error)
+        self._reactor.report(error)
+
     def _finish(self, job: Job) -> None:
-        try:
-            job.finish()
-        finally:
-            # As in the kernel, after the callback: whoever waits in destroy() waits for it too.
-            self.jobs -= 1
-            self.jobs_done += 1
-            if self.on_idle is not None and not self.jobs:
-                self.on_idle()
+        job.finish()
+        self.job_ended()  # as in the kernel, after the callback: destroy() waits for that too
 
     def _finish_soon(self, job: Job) -> None:
         """End a job of which nothing is under way, but never inside copy() or cancel()."""

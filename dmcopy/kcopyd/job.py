@@ -8,6 +8,7 @@ failed, can be cancelled, waited for from any thread, and awaited.
 from __future__ import annotations
 
 import enum
+import errno
 import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
@@ -49,7 +50,8 @@ class Job:
     """What every job is: a future with the kernel's two results.
 
     `read_err`, `write_err`: final when `done`. `write_failures`: the regions that could not be
-    written, with the index of their destination.
+    written, with the index of their destination. `failure`: what was raised on its way, such as by
+    a throttle or an iterator of moves, and ended it.
     """
 
     client: Client
@@ -60,6 +62,7 @@ class Job:
     read_err = 0
     write_err = 0
     write_failures: Sequence[tuple[int, Failure]] = ()
+    failure: BaseException | None = None
     active = 0
     """How many of its requests wait or are under way."""
     _waiters: list[Callable[[], object]] | None = None
@@ -74,12 +77,14 @@ class Job:
     @property
     def ok(self) -> bool:
         """Whether it is done, whole, and nothing failed."""
-        return self.done and not (self.read_err or self.write_err or self.cancelled)
+        return self.done and not (
+            self.read_err or self.write_err or self.cancelled or self.failure is not None
+        )
 
     @property
     def may_go_on(self) -> bool:
         """Whether another slice may be begun: not after an error, and not when cancelled."""
-        return not (self.read_err or self.write_err or self.cancelled)
+        return not (self.read_err or self.write_err or self.cancelled or self.failure is not None)
 
     def cancel(self) -> bool:
         """Start nothing more of it. Returns whether there was still something to cancel.
@@ -105,7 +110,10 @@ class Job:
         return self
 
     def add_done_callback(self, notify: Callable[[], object]) -> None:
-        """Call `notify()` on the reactor when it is done, at once if it is. From any thread."""
+        """Call `notify()` on the reactor when it is done, at once if it is. From any thread.
+
+        What it raises is reported as what the job's callback raises, see `Reactor.on_exception`.
+        """
         reactor = self.client.reactor
         if reactor.is_mine:
             self._add_waiter(notify)
@@ -118,25 +126,37 @@ class Job:
         yield from wait_for(self.client.reactor, self.add_done_callback).__await__()
         return self
 
+    def break_off(self, error: BaseException) -> None:
+        """Note what was raised on its way: it ends when nothing of it is in flight."""
+        if self.failure is None:
+            self.failure = error
+
     def finish(self) -> None:
         """Become done: run the callback, then whoever waits."""
         self.done = True
-        try:
-            if self.callback is not None:
+        if self.callback is not None:
+            try:
                 self.callback(self.read_err, self.write_err, self.context)
-        finally:
-            if self._waiters is not None:
-                waiters, self._waiters = self._waiters, None
-                for notify in waiters:
-                    notify()
+            except BaseException as error:
+                self.client.reactor.report(error)
+        if self._waiters is not None:
+            waiters, self._waiters = self._waiters, None
+            for notify in waiters:
+                self._tell(notify)
 
     def _add_waiter(self, notify: Callable[[], object]) -> None:
         if self.done:
-            notify()
+            self._tell(notify)
         elif self._waiters is None:
             self._waiters = [notify]
         else:
             self._waiters.append(notify)
+
+    def _tell(self, notify: Callable[[], object]) -> None:
+        try:
+            notify()
+        except BaseException as error:
+            self.client.reactor.report(error)
 
 
 class CopyJob(Job, Work):
@@ -191,7 +211,9 @@ class CopyJob(Job, Work):
     @property
     def may_go_on(self) -> bool:
         """Whether another slice may be begun; with IGNORE_ERROR also after an error."""
-        return not self.cancelled and (bool(self.flags & Flag.IGNORE_ERROR) or super().may_go_on)
+        if self.flags & Flag.IGNORE_ERROR:
+            return not self.cancelled and self.failure is None
+        return super().may_go_on
 
     def written(self, index: int) -> RangeSet:
         """Return which sectors, counted from the job's start, have reached destination `index`.
@@ -215,12 +237,21 @@ class CopyJob(Job, Work):
             self._written = [RangeSet() for _ in self.dests]
         self._written[index].add(start, start + count)
 
-    def book_read_failure(self, region: IoRegion, errno: int) -> None:
+    def break_off(self, error: BaseException) -> None:
+        """Note what was raised on its way; to its callback it is an error of every device."""
+        if self.failure is not None:
+            return
+        self.failure = error
+        self.book_read_failure(self.source, errno.EIO)
+        for index, dest in enumerate(self.dests):
+            self.book_write_failure(index, dest, errno.EIO)
+
+    def book_read_failure(self, region: IoRegion, number: int) -> None:
         """Note that a part of the source could not be read."""
         self.read_err = 1
-        self.read_failures = [*self.read_failures, Failure(region, errno)]
+        self.read_failures = [*self.read_failures, Failure(region, number)]
 
-    def book_write_failure(self, index: int, region: IoRegion, errno: int) -> None:
+    def book_write_failure(self, index: int, region: IoRegion, number: int) -> None:
         """Note that a part of destination `index` could not be written."""
         self.write_err |= 1 << index
-        self.write_failures = [*self.write_failures, (index, Failure(region, errno))]
+        self.write_failures = [*self.write_failures, (index, Failure(region, number))]

@@ -30,11 +30,10 @@ class ListJob(Job):
     """Moves to `dest` that `Client.copy_list` started.
 
     `sectors`: how many have arrived. `unread`: the moves, of `unit` sectors at most, that could not
-    be read, and each one's errno. `failure`: what the iterator of moves raised.
+    be read, and each one's errno.
     """
 
     sectors = 0
-    failure: BaseException | None = None
 
     def __init__(
         self,
@@ -58,23 +57,15 @@ class ListJob(Job):
     def __str__(self) -> str:
         return f"copy of a list to {self.dest.path}"
 
-    @property
-    def ok(self) -> bool:
-        """Whether it is done, whole, and nothing failed."""
-        return super().ok and self.failure is None
-
-    @property
-    def may_go_on(self) -> bool:
-        """Whether another window may be begun."""
-        return super().may_go_on and self.failure is None
-
     def next_window(self, memory: Memory, notify: Callable[[Window], object]) -> Window | None:
         """Return the next moves as a window; None when there are none, or getting them failed."""
         try:
             moves = self._take()
             return Window(self, moves, memory, notify) if moves else None
         except BaseException as error:  # we are in a callback: who waits for the job will ask
-            self.failure = error
+            self.break_off(error)
+            if not isinstance(error, Exception):
+                self.client.reactor.report(error)
             return None
 
     def book(self, window: Window) -> None:

@@ -103,7 +103,10 @@ class WriteSequence:
 
 
 class Staged:
-    """A sub-job in stages: read it (unless it zeroes), wait for its turn, write what there is."""
+    """A sub-job in stages: read it (unless it zeroes), wait for its turn, write what there is.
+
+    Whatever raises before a stage's I/O was submitted ends the sub-job with EIO, and goes on.
+    """
 
     def __init__(self, sub: SubJob, submit: Callable[[Io], None]) -> None:
         self.sub = sub
@@ -113,14 +116,23 @@ class Staged:
     def start(self) -> None:
         """Submit the read, or go on to the writes of a job that zeroes."""
         sub = self.sub
-        if not sub.zeroes:
-            self._submit(Io(Op.READ, sub.source, sub.memory, sub.extents, self._read_done))
-        else:
+        if sub.zeroes:
             self._ready()
+            return
+        read = Io(Op.READ, sub.source, sub.memory, sub.extents, self._read_done)
+        try:
+            self._submit(read)
+        except BaseException:
+            self._not_read(errno.EIO)
+            raise
 
     def write(self) -> None:
         """Submit all writes of the slice."""
-        requests = self._writes()
+        try:
+            requests = self._writes()
+        except BaseException:
+            self._not_read(errno.EIO)
+            raise
         self._left = len(requests)
         for request in requests:
             self._submit(request)
@@ -152,13 +164,19 @@ class Staged:
         if not read.error:
             self._ready()
             return
-        sub.error = read.error
         if sub.job.flags & _IGNORE_ERROR:
+            sub.error = read.error
             # The kernel means to write zeroes too (dm-io.c, endio), but may leave stale data.
             sub.memory.fill(sub.extents, bytes(sub.bytes))
             self._ready()
-        elif sub.job.sequence is not None:
-            sub.job.sequence.read_failed(self)
+        else:
+            self._not_read(read.error)
+
+    def _not_read(self, error: int) -> None:
+        """End it, and what of its sequence waits behind it: there is nothing to write."""
+        self.sub.error = error
+        if self.sub.job.sequence is not None:
+            self.sub.job.sequence.read_failed(self)
         else:
             self.finish()
 

@@ -189,7 +189,7 @@ class MappedDevice(StackedDevice):
         try:
             result = bio.target.map(bio)
         except Exception as error:  # it is the target's fault, and must not be the bio's fate
-            self.reactor.on_exception(error)
+            self.reactor.report(error)
             result = KILL
         if result is REMAPPED:
             self.reactor.submit(bio)
@@ -205,7 +205,7 @@ class MappedDevice(StackedDevice):
             if target.wants_end_io and not target.end_io(bio):
                 return
         except Exception as error:
-            self.reactor.on_exception(error)
+            self.reactor.report(error)
             bio.error = bio.error or errno.EIO
         parent = bio.parent
         if isinstance(parent, _Group):
