@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, DmcopyError, UsageError
 from dmcopy.io.reactor import Reactor
 from dmcopy.mapper import names
-from dmcopy.mapper.base import DeviceInfo, Mapper, Version, check_name
+from dmcopy.mapper.base import DeviceInfo, Mapper, Version, check_name, note_failure
 from dmcopy.mapper.device import Device
 from dmcopy.mapper.host import Engine, OpenDevice, Slot, label
 from dmcopy.mapper.mapped import ActiveTable, MappedDevice
@@ -59,14 +59,18 @@ class UserMapper(Mapper):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            self.close()
+        else:
+            note_failure(error, self.close)
 
     def close(self) -> None:
         """Remove every device, those above others first, and close the reactor if it is our own.
 
         What cannot be removed, because its I/O does not end, is left with all that is below it. The
-        error is raised, with others as notes, when everything else is gone.
+        error is raised, with others as notes, when everything else is gone; once the I/O can end
+        it can be closed again.
         """
         errors: list[DmcopyError] = []
         left: set[Slot] = set()
@@ -79,13 +83,13 @@ class UserMapper(Mapper):
                 except DmcopyError as error:
                     errors.append(error)
                     left.add(slot)
-        if self._owns_reactor:
-            self.reactor.close()
         if errors:
             first, *others = errors
             for other in others:
                 first.add_note(f"and then: {other}")
             raise first
+        if self._owns_reactor:
+            self.reactor.close()
 
     def open(self, name: str) -> MappedDevice:
         """Return the device itself, for I/O. Raises DeviceError (ENXIO)."""

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dmcopy.errors import BusyError, DeadlineError, DeviceError
+from dmcopy.errors import BusyError, DeadlineError, DeviceError, UsageError
 from dmcopy.io import IoRegion, Reactor
 from dmcopy.io.request import Io, Memory, Op
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
@@ -336,6 +336,35 @@ def test_what_cannot_be_removed_keeps_nothing_else(bench: Bench) -> None:
     bench.mapper.close()
     assert done
     assert bench.mapper.ls() == []
+
+
+def test_an_engine_that_could_not_be_closed_works(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"1" * (8 << 9))
+    mapper = UserMapper(timeout=0.1)
+    mapper.create("low", Table.parse(f"0 8 linear {image} 0"))
+    mapper.create("top", Table.parse("0 8 linear /dev/mapper/low 0"))
+    mapper.suspend("low")
+    with pytest.raises(DeadlineError):
+        mapper.open("top").read(0, 1)
+    with pytest.raises(DeadlineError, match="the I/O in flight on top"):
+        mapper.close()
+    mapper.resume("low")
+    assert mapper.open("top").read(0, 1) == b"1" * 512
+    mapper.close()
+
+
+def test_what_went_wrong_before_is_not_hidden_by_what_then_cannot_be_removed(bench: Bench) -> None:
+    bench.make("d", "0 8 linear 1 0")
+    bench.make("top", "0 8 linear /dev/mapper/d 0")
+    bench.mapper.suspend("d")
+    bench.begin(Op.READ, bench.mapper.open("top"))
+    with pytest.raises(UsageError, match="first") as caught, bench.mapper:
+        raise UsageError("first")
+    assert "the I/O in flight on top" in caught.value.__notes__[0]
+    bench.mapper.resume("d")
+    bench.mapper.close()
+    bench.mapper.close()  # which does nothing
 
 
 def test_the_handle_of_a_device_that_is_gone_reaches_nothing(bench: Bench) -> None:
