@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, UsageError
 from dmcopy.io import IoRegion, Reactor
@@ -27,7 +25,8 @@ from dmcopy.table import Table
 from dmcopy.targets.origin import SnapshotModule
 
 DISKS = "12"
-NAMES = "abcd"
+NAMES = "abcde"
+SEEDS, STEPS = 40, 100
 LINE = 8  # sectors
 
 
@@ -116,28 +115,53 @@ def errno_of(action: Callable[[], object]) -> int:
     return 0
 
 
-NAME = st.sampled_from(NAMES)
-UUID = st.sampled_from(("", "U", "V"))
-LINES = st.lists(st.sampled_from((*DISKS, *NAMES)), min_size=1, max_size=3)
-
-
-class Stacks(RuleBasedStateMachine):
+class Stacks:
     """Every public operation that changes devices, in any order, beside a model of objects."""
 
-    @initialize()
-    def start(self) -> None:
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.history: list[str] = []
         self.disks = Disks()
         self.reactor = Reactor(SimulatedBackend(1), stacked=True)
         self.mapper = UserMapper(self.reactor, open_device=self.disks.open, timeout=1)
         self.models: dict[str, Model] = {}
 
-    def teardown(self) -> None:
+    def step(self) -> None:
+        """Do something, mostly to a device that is there; then everything is looked at."""
+        rng = self.rng
+        name = self._name()
+        choices: list[tuple[Callable[..., None], tuple[object, ...]]] = [
+            (self.create, (rng.choice(NAMES), rng.choice(("", "", "U", "V")))),
+            (self.load, (name, self._lines(), rng.random() < 0.3)),
+            (self.load, (name, self._lines(), rng.random() < 0.3)),
+            (self.resume, (name,)),
+            (self.resume, (name,)),
+            (self.rename, (name, rng.choice(NAMES))),
+            (self.suspend, (name, rng.random() < 0.5)),
+            (self.clear, (name,)),
+            (self.set_uuid, (name, rng.choice(("U", "V")))),
+            (self.remove, (name, rng.random() < 0.7)),
+        ]
+        action, arguments = rng.choice(choices)
+        self.history.append(f"{action.__name__} {arguments}")
+        action(*arguments)
+        self.look()
+
+    def _name(self) -> str:
+        there = sorted(self.models)
+        return self.rng.choice(there if there and self.rng.random() < 0.9 else NAMES)
+
+    def _lines(self) -> list[str]:
+        count = self.rng.randint(1, 3)
+        return [self.rng.choice((self._name(), *DISKS)) for _ in range(count)]
+
+    def close(self) -> None:
+        """Close the engine, whatever there is; nothing may stay open."""
         self.mapper.close()
         assert self.mapper.ls() == []
         assert not any(disk.is_open for disk in self.disks.disks.values())
         self.reactor.close()
 
-    @rule(name=NAME, uuid=UUID)
     def create(self, name: str, uuid: str) -> None:
         taken = name in self.models or self._has_uuid(uuid)
         found = errno_of(lambda: self.mapper.create(name, uuid=uuid))
@@ -145,7 +169,6 @@ class Stacks(RuleBasedStateMachine):
         if not taken:
             self.models[name] = Model(name, uuid)
 
-    @rule(name=NAME, below=LINES, readonly=st.booleans())
     def load(self, name: str, below: list[str], readonly: bool) -> None:
         lines = [self.models.get(word, word) for word in below]
         paths = (path(one) if isinstance(one, Model) or one in DISKS else f"/dev/mapper/{one}"
@@ -174,14 +197,12 @@ class Stacks(RuleBasedStateMachine):
         too_small = any(isinstance(one, Model) and one.live is None for one in lines)
         return errno.EINVAL if too_small else 0
 
-    @rule(name=NAME)
     def clear(self, name: str) -> None:
         model = self._do(self.mapper.clear, name)
         if model is not None:
             model.loaded = None
         self._let_go()
 
-    @rule(name=NAME, flush=st.booleans())
     def suspend(self, name: str, flush: bool) -> None:
         model = self.models.get(name)
         if model is not None and model.live is not None and not model.runs:
@@ -190,7 +211,6 @@ class Stacks(RuleBasedStateMachine):
         if model is not None:
             model.suspended = True
 
-    @rule(name=NAME)
     def resume(self, name: str) -> None:
         model = self.models.get(name)
         found = errno_of(lambda: self.mapper.resume(name))
@@ -206,7 +226,6 @@ class Stacks(RuleBasedStateMachine):
             model.suspended = False
         self._let_go()
 
-    @rule(name=NAME, new=NAME)
     def rename(self, name: str, new: str) -> None:
         model = self.models.get(name)
         found = errno_of(lambda: self.mapper.rename(name, new))
@@ -220,7 +239,6 @@ class Stacks(RuleBasedStateMachine):
             model.name = new
             model.events += model.live is not None
 
-    @rule(name=NAME, uuid=st.sampled_from(("U", "V")))
     def set_uuid(self, name: str, uuid: str) -> None:
         model = self.models.get(name)
         found = errno_of(lambda: self.mapper.set_uuid(name, uuid))
@@ -235,7 +253,6 @@ class Stacks(RuleBasedStateMachine):
             model.uuid = uuid
             model.events += model.live is not None
 
-    @rule(name=NAME, deferred=st.booleans())
     def remove(self, name: str, deferred: bool) -> None:
         model = self.models.get(name)
         found = errno_of(lambda: self.mapper.remove(name, deferred=deferred))
@@ -249,10 +266,8 @@ class Stacks(RuleBasedStateMachine):
             del self.models[name]
         self._let_go()
 
-    @invariant()
-    def everything_is_as_it_should_be(self) -> None:
-        if not hasattr(self, "mapper"):
-            return
+    def look(self) -> None:
+        """Check that everything is as it should be."""
         assert [info.name for info in self.mapper.ls()] == sorted(self.models)
         for name, model in self.models.items():
             info = self.mapper.info(name)
@@ -290,8 +305,18 @@ class Stacks(RuleBasedStateMachine):
                 del self.models[one.name]
 
 
-class TestStacks(Stacks.TestCase):  # type: ignore[name-defined,misc]
-    settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
+@pytest.mark.parametrize("first", range(0, SEEDS, 10))
+def test_stacks_of_devices(first: int) -> None:
+    forced = os.environ.get("DMCOPY_SEED")
+    for seed in [int(forced)] if forced else range(first, first + 10):
+        stacks = Stacks(seed)
+        try:
+            for _ in range(STEPS):
+                stacks.step()
+            stacks.close()
+        except BaseException as error:
+            error.add_note("\n".join([f"replay with DMCOPY_SEED={seed}", *stacks.history]))
+            raise
 
 
 @dataclass
