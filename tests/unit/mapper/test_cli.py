@@ -59,7 +59,7 @@ def test_create_concise_is_all_or_nothing(
         assert dm("create", *words) == 0
         assert fake.calls[-1]["stdin"] == "0 8 zero\n8 8 error\n"
     assert len(fake.calls) == 8
-    assert dm("create", "--concise", " ; ") == ExitCode.USAGE
+    assert dm("create", "--concise", ";\n;") == ExitCode.USAGE
     assert "there is no device in it" in capsys.readouterr().err
     assert dm("create", "name", "--concise", "a,,,rw,0 8 zero") == ExitCode.USAGE
     assert "leave the other options out" in capsys.readouterr().err
