@@ -131,8 +131,7 @@ class Ledger:
             if content.odd:
                 _keep(aside, content.odd)
                 _log.warning(
-                    "%s: %d lines that are none of the ledger's were passed over; they are kept in "
-                    "%s",
+                    "%s: passed over what is none of the ledger's (lines: %d); it is kept in %s",
                     *(self.path, len(content.odd), aside),
                 )
             replace_file(self.path, _line({"op": "new", "size": len(lines)}) + lines)

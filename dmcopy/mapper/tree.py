@@ -20,8 +20,9 @@ class Node:
 
 def with_deps(mapper: Mapper) -> list[DeviceInfo]:
     """Return every device with the devices under it."""
-    deps = mapper.all_deps()
-    return [replace(info, deps=deps.get(info.name, ())) for info in mapper.ls()]
+    devices = mapper.ls()
+    deps = mapper.all_deps() if devices else {}
+    return [replace(info, deps=deps.get(info.name, ())) for info in devices]
 
 
 def tree(devices: list[DeviceInfo]) -> list[Node]:

@@ -87,7 +87,7 @@ def test_a_line_of_nobodys_is_passed_over_and_kept_aside(
     assert odd(ledger) == [line]
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert "1 lines that are none of the ledger's" in record.getMessage()
+    assert "what is none of the ledger's (lines: 1)" in record.getMessage()
     assert "ledger.jsonl.odd" in record.getMessage()
     assert names(ledger) == ["after"]
     assert odd(ledger) == [line]
