@@ -379,6 +379,23 @@ def test_json_is_typed(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     assert (first["name"], first["number"], first["live"]) == ("lin", [254, 0], True)
 
 
+def test_facts_of_all_devices_are_one_call(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    many = [f"d{number}" for number in range(1000)]
+    fake.answer(
+        info(*(LIN.replace("lin", name) for name in many)),
+        ok("status", stdout="".join(f"{name}: 0 8 zero \n" for name in many)),
+        ok("table", stdout="".join(f"{name}: 0 8 zero \n" for name in many)),
+        ok("deps", stdout="".join(f"{name}: 1 dependencies\t: (7, 0)\n" for name in many)),
+    )
+    for number, verb in enumerate(("status", "table", "info", "deps", "ls"), start=1):
+        assert dm(verb, "--json") == 0
+        assert len(json.loads(capsys.readouterr().out)) == 1000
+        assert len(fake.calls) == number
+    assert dm("ls", "--json", "--target", "zero") == 0
+    assert dm("tree") == 0
+    assert len(fake.calls) == 9
+
+
 def test_tree_is_drawn(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     top, low = LIN.replace("lin", "top"), LIN.replace("lin", "low").replace("254|0", "254|1")
     fake.answer(
