@@ -198,3 +198,10 @@ def test_a_session_from_python() -> None:
         with pytest.raises(UsageError, match="'two' is not a device here"):
             session.run(Operation.parse("two: flush"))
     assert started.mapper.ls() == []
+
+
+def test_a_code_in_a_path_is_the_character_in_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = r"c d,,,,0 8 linear disk 0;cx20d,,,,0 8 linear disk 8"
+    spec += r";top,,,,0 8 linear /dev/mapper/c\\x20d 0"
+    assert run("--concise", spec, "write 0 8 7", "verify 0 8 7", "cx20d: verify 0 8 0") == 0
+    assert capsys.readouterr().err == ""

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from dmcopy.table import (
     DiskLog,
     Error,
     Leg,
+    Linear,
     Mirror,
     Multipath,
     OtherLog,
@@ -33,6 +35,7 @@ from dmcopy.table import (
     Zoned,
     ZonedDevice,
     format_concise,
+    parse_concise,
     read_concise,
 )
 from dmcopy.table.devices import VDO_SKIPPED
@@ -48,7 +51,10 @@ settings.load_profile("table")
 WORDS = st.text(
     st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1, max_size=12
 ) | st.sampled_from(
-    ["/dev/a", "7:17", "/dev/mapper/a b", "/dev/a#b", "a\\", "a\nb", "-x", "#", "é"]
+    [
+        *("/dev/a", "7:17", "/dev/mapper/a b", "/dev/a#b", "a\\", "a\nb", "-x", "#", "é"),
+        *(r"/dev/mapper/a\x20b", r"a\\b", "a\\ b", "a\\\\#", "\\"),
+    ]
 )
 NAMES = WORDS.filter(lambda word: word != "-")
 NUMBERS = st.integers(0, MAX64)
@@ -199,3 +205,26 @@ def test_any_text_is_a_table_or_a_usage_error(text: str) -> None:
     except UsageError:
         return
     assert Table.read(str(table)) == table
+
+
+@pytest.mark.parametrize(
+    ("text", "device"),
+    [
+        # What libdm means, measured on 6.1 and 6.12 with dmsetup 1.02.185.
+        (r"/dev/mapper/my\x20disk", r"/dev/mapper/my\x20disk"),
+        (r"/d/q\zq", r"/d/q\zq"),
+        (r"/d/q\\zq", r"/d/q\\zq"),
+        # What libdm cannot say.
+        (r"/d/q\ q", "/d/q q"),
+        (r"/d/q\#q", "/d/q#q"),
+        (r"/d/q\\\ q", r"/d/q\ q"),
+        (r"/d/q\\", "/d/q\\"),
+    ],
+)
+def test_a_backslash_is_itself_unless_it_keeps_a_word_together(text: str, device: str) -> None:
+    (line,) = Table.parse(f"0 8 linear {text} 0")
+    assert line.target == Linear(device, 0)
+    assert str(line) == f"0 8 linear {text} 0"
+    spec = f"n,,,rw,0 8 linear {text} 0".replace("\\", "\\\\")
+    (one,) = parse_concise(spec)
+    assert list(one.table) == [line]
