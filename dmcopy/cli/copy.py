@@ -13,6 +13,7 @@ _EXAMPLES: Final = """\
 examples:
   dmcopy copy /dev/sdb /dev/sdc /dev/sdd backup.img     read once, write three times
   dmcopy copy --map sdb.map --on-error skip /dev/sdb rescued.img
+  dmcopy copy --map d.map --trust-map /dev/sdb img      go on where GNU ddrescue ended
   dmcopy copy --from 1M --to 0 --count 64M --verify disk.img /dev/sdc
 
 Sizes and positions are in sectors of 512 bytes, or take a suffix: 8K, 64M, 1G, 4096B. A device may

@@ -177,6 +177,8 @@ BAD: list[tuple[str, list[str], int, str]] = [
     ("unknown option", ["src", "a", "--verfy"], 2, "did you mean '--verify'"),
     ("unknown back end", ["src", "a", "--io", "magic"], 2, "invalid choice: 'magic'"),
     ("map is the source", ["src", "a", "--map", "src"], 2, "src cannot be the map"),
+    ("map without a name", ["src", "a", "--map", ""], 2, "--map is the name of a file"),
+    ("trust without a map", ["src", "a", "--trust-map"], 2, "give --map FILE, too"),
     ("map without folder", ["src", "a", "--map", "no/map"], 1, "no/map: cannot save the map"),
 ]
 
