@@ -47,9 +47,8 @@ class RangeSet:
 
     def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the ranges between `start` and `end` that are not in the set."""
-        for low, high in self:
-            if low >= end:
-                break
+        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
+        for low, high in zip(self._starts[first:last], self._ends[first:last], strict=True):
             if start < low:
                 yield start, low
             start = max(start, high)

@@ -51,6 +51,12 @@ def _settled(dest: Destination, count: int) -> RangeSet:
     return settled
 
 
+def extent(plan: Plan) -> tuple[int, int]:
+    """Return where the copied range of the source begins and ends, in bytes."""
+    base = plan.source.sector if plan.source else 0
+    return base << SECTOR_SHIFT, base + plan.count << SECTOR_SHIFT
+
+
 def offsets_of(content: MapFile, status: str, plan: Plan) -> RangeSet:
     """Return the offsets of the whole sectors that have a status, within the copied range."""
     base = plan.source.sector if plan.source else 0

@@ -125,9 +125,7 @@ class Matching:
 
 def _unknown(done: RangeSet, found: State) -> RangeSet:
     """Return what a map calls done and no destination is known to have."""
-    unknown = done.copy()
-    for known in found.destinations:
-        for start, end in known.written:
-            unknown.remove(start, end)
-        unknown.remove(known.count, found.count)
-    return unknown
+    known = RangeSet(pair for state in found.destinations for pair in state.written)
+    for state in found.destinations:
+        known.add(state.count, found.count)
+    return RangeSet(gap for start, end in done for gap in known.gaps(start, end))

@@ -27,7 +27,7 @@ from dmcopy.transfer import mapfile, state
 from dmcopy.transfer.copy import Transfer
 from dmcopy.transfer.identity import identify
 from dmcopy.transfer.mapfile import BAD, DONE, Block, MapFile
-from dmcopy.transfer.mapping import inward, make_map, offsets_of
+from dmcopy.transfer.mapping import extent, inward, make_map, offsets_of
 from dmcopy.transfer.matching import Matching
 from dmcopy.transfer.state import DestState, Place, State
 
@@ -51,7 +51,7 @@ class Store:
         self._source: Place | None = None
         self._dests: list[Place] = []
         self._created: Collection[str] = ()
-        self._around: tuple[Block, ...] = ()
+        self._around: list[Block] = []
         if _is_there(self.dests_path) and self.fresh:
             raise UsageError(
                 f"{self.dests_path} is there without a map {path}: give another --map, or remove it"
@@ -126,7 +126,8 @@ class Store:
             errors = {start: number for start, _, number in found.errors} if found else {}
             for start, end in inward(offsets_of(content, BAD, plan), plan.block, plan.count):
                 transfer.bad.add(start, end, errors.get(start, errno.EIO))
-        self._around = content.blocks
+        start, end = extent(plan)
+        self._around = [b for b in content.blocks if b.position < start or b.end > end]
 
     def _describe(self, transfer: Transfer) -> State:
         return State(
