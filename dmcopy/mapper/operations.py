@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from dmcopy.errors import DeadlineError, MismatchError, UsageError
 from dmcopy.table.words import join, split
-from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE, parse_sectors
+from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE, parse_sectors, quoted
 
 if TYPE_CHECKING:
     from dmcopy.mapper.session import Session
@@ -42,7 +42,7 @@ class Operation:
         device, rest = (found[1], text.strip()[found.end() :]) if found else ("", text.strip())
         words = split(rest)
         if not words:
-            raise UsageError(f"{text!r} is no operation: write one such as 'read 0 8'")
+            raise UsageError(f"{quoted(text)} is no operation: write one such as 'read 0 8'")
         verb, *arguments = words
         if verb not in VERBS:
             raise UsageError(f"{verb!r} is not an operation; known: {', '.join(VERBS)}")
@@ -50,7 +50,7 @@ class Operation:
         least = sum(1 for word in form.split() if not word.startswith("["))
         most = None if form.endswith("...]") else len(form.split())
         if len(arguments) < least or (most is not None and len(arguments) > most):
-            raise UsageError(f"{text!r}: write it as {f'{verb} {form}'.strip()!r}")
+            raise UsageError(f"{quoted(text)}: write it as {f'{verb} {form}'.strip()!r}")
         return cls(device, " ".join(rest.split()), verb, tuple(arguments))
 
 
@@ -65,7 +65,7 @@ def pattern(word: str, sector: int, count: int) -> bytes:
         return b"".join(_sector(line.format(number)) for number in range(sector, sector + count))
     with contextlib.suppress(ValueError):
         return bytes([int(word, 0)]) * (count << SECTOR_SHIFT)
-    raise UsageError(f"{word!r} is not a pattern: write a byte (0x5a), seq, or seq:SEED")
+    raise UsageError(f"{quoted(word)} is not a pattern: write a byte (0x5a), seq, or seq:SEED")
 
 
 def _sector(line: str) -> bytes:
@@ -169,7 +169,7 @@ def _until(session: Session, name: str, word: str, seconds: str = "30") -> _Resu
 
 def _seconds(text: str) -> float:
     if not re.fullmatch(r"\d{1,9}(\.\d*)?", text):
-        raise UsageError(f"{text!r} is not a number of seconds")
+        raise UsageError(f"{quoted(text)} is not a number of seconds")
     return float(text)
 
 

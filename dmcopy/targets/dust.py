@@ -125,6 +125,6 @@ class Dust(Target):
 
 
 def _number(word: str) -> int:
-    if not (word.isascii() and word.isdigit()):
+    if not (word.isascii() and word.isdigit()) or len(word.lstrip("0")) > len(str(1 << 64)):
         raise TargetError(f"'{word}' is no number")
     return int(word)

@@ -116,6 +116,7 @@ def test_the_status_and_the_table(engine: Engine) -> None:
         ("addbadblock 1", "block 1 already in badblocklist"),
         ("addbadblock 129", "selected block value out of range"),
         ("addbadblock x", "no number"),
+        ("addbadblock " + "9" * 5000, "no number"),
         ("addbadblock 2 256", "selected write fail count out of range"),
         ("removebadblock 2", "block 2 not found in badblocklist"),
         ("removebadblock 1 2", "unrecognized message 'removebadblock' received"),
