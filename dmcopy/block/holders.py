@@ -75,21 +75,23 @@ def device_users(name: str, *, roots: Roots = LIVE) -> list[Holder]:
         return []
     found = [user for member in _family(name, roots) for user in _on_device(member, name, roots)]
     disk = sysfs.parent(name, roots)
-    return found + ([*_stacked(disk, name, roots), *_loops_of_disk(name, roots)] if disk else [])
+    if disk:
+        found += [*_stacked(disk, name, roots), *_loops_of_disk(name, roots)]
+    return [*found, *_under_loop(name, roots)]
 
 
 def loop_users(name: str, *, roots: Roots = LIVE) -> list[Holder]:
-    """Return the loop devices that are made of a block device: who has it open is not asked.
+    """Return those of `device_users` that an exclusive open does not see.
 
-    The rest of `device_users` is seen by an exclusive open, and takes longer to find: a mount may
-    be in the namespace of any process.
+    They are the loop devices that are made of it, and whoever uses what a loop device is made of.
+    The rest takes longer to find: a mount may be in the namespace of any process.
     """
     found = [
         user
         for member in _family(name, roots)
         for user in _loops(_identity(member, roots), member, _note(member, name, roots), roots)
     ]
-    return found + _loops_of_disk(name, roots)
+    return [*found, *_loops_of_disk(name, roots), *_under_loop(name, roots)]
 
 
 def file_users(path: str, *, roots: Roots = LIVE) -> list[Holder]:
@@ -103,11 +105,15 @@ def _family(name: str, roots: Roots) -> list[str]:
 
 
 def _on_device(name: str, asked: str, roots: Roots) -> Iterator[Holder]:
-    node, note = sysfs.node(name, roots), _note(name, asked, roots)
-    yield from _mounts(name, note, roots)
-    yield from _swaps(node, name, note, roots)
+    note = _note(name, asked, roots)
+    yield from _mounted(name, note, roots)
     yield from _stacked(name, asked, roots)
     yield from _loops(_identity(name, roots), name, note, roots)
+
+
+def _mounted(name: str, note: str, roots: Roots) -> Iterator[Holder]:
+    yield from _mounts(name, note, roots)
+    yield from _swaps(sysfs.node(name, roots), name, note, roots)
 
 
 def _note(name: str, asked: str, roots: Roots) -> str:
@@ -193,13 +199,45 @@ def _loops(identity: Identity | None, name: str, note: str, roots: Roots) -> lis
 def _loops_of_disk(name: str, roots: Roots) -> list[Holder]:
     """Return the loop devices that are made of a partition's disk and have sectors of it."""
     disk = sysfs.parent(name, roots)
-    folder = sysfs.directory(name, roots)
-    start, length = (sysfs.read_int(folder / word) << SECTOR_SHIFT for word in ("start", "size"))
     return [
         Holder("loop", sysfs.node(one.loop, roots), disk, None, _note(disk, name, roots))
         for one in backing.loops_over(_identity(disk, roots), roots)
-        if one.overlaps(start, length)
+        if one.overlaps(*_place(name, roots))
     ]
+
+
+def _under_loop(name: str, roots: Roots) -> Iterator[Holder]:
+    """Yield whoever uses the same bytes below a loop device, or a partition of one.
+
+    That is what it is made of, or another loop device that is made of the same: the loop driver
+    claims nothing below.
+    """
+    disk = sysfs.parent(name, roots) or name
+    made_of = backing.of(disk, roots)
+    if made_of is None or made_of.identity is None:
+        return
+    start, length = _place(name, roots)
+    start += made_of.offset
+    others = [one for one in backing.loops_over(made_of.identity, roots) if one.loop != disk]
+    found = [one.loop for one in others if one.overlaps(start, length)]
+    if made_of.identity[0] == "block":
+        number = made_of.identity[1]
+        lower = sysfs.name_of((os.major(number), os.minor(number)), roots)
+        for member in _family(lower, roots):
+            first, size = (0, start + 1) if member == lower else _place(member, roots)
+            if first < start + length and start < first + size:
+                found.append(member)
+        yield from _under_loop(lower, roots)
+    for user in found:
+        yield from _mounted(user, f"on {user}, the same storage", roots)
+        yield from _stacked(user, user, roots)
+
+
+def _place(name: str, roots: Roots) -> tuple[int, int]:
+    """Return where a partition is on its disk, and how long, in bytes; a disk begins at 0."""
+    folder = sysfs.directory(name, roots)
+    start, length = (sysfs.read_int(folder / word) << SECTOR_SHIFT for word in ("start", "size"))
+    return start, length
 
 
 def _locks(path: str, roots: Roots) -> list[Holder]:

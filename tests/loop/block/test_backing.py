@@ -89,3 +89,18 @@ def test_the_same_file_twice(loops: Any) -> None:
         for loop in made:
             stack.callback(detach, loop)
         assert sorted(loops_of(file)) == sorted(loop.path for loop in made)
+
+
+def test_another_loop_device_of_the_same_file_is_mounted(loops: Any, tmp_path: Path) -> None:
+    (one,) = loops(4096)
+    with loop_device(one.backing, offset=1024) as other, loop_device(one.backing, size=1) as apart:
+        subprocess.run(["mkfs.ext2", "-q", other.path], check=True, timeout=60)
+        subprocess.run(["mount", other.path, tmp_path], check=True, timeout=60)
+        try:
+            refused(Path(one.path), f"mounted on {tmp_path} .on {other.name}, the same storage")
+            with BlockDevice.open(apart.path, write=True):
+                pass
+        finally:
+            subprocess.run(["umount", tmp_path], check=True, timeout=60)
+        with BlockDevice.open(one.path, write=True):
+            pass

@@ -121,6 +121,36 @@ def test_loop_devices_of_the_disk_of_a_partition(kernel: Any) -> None:
     assert len(loop_users("sda", roots=kernel.roots)) == len(places)
 
 
+def test_who_uses_what_a_loop_device_is_made_of(kernel: Any, tmp_path: Path) -> None:
+    """Nobody claims that: two loop devices of one file know nothing of each other."""
+    file = tmp_path / "file"
+    file.touch()
+    for number, (offset, size) in enumerate([(0, 100), (50, 100), (100, 100)]):
+        place = {"loop__offset": str(offset * 512), "loop__sizelimit": str(size * 512)}
+        kernel.add(f"loop{number}", f"7:{number}", 100, loop__backing_file=str(file), **place)
+    _mount(kernel, "7:1", "/mnt")
+    mounted = ["the file system mounted on /mnt (on loop1, the same storage)"]
+    assert list(map(str, loop_users("loop0", roots=kernel.roots))) == mounted
+    assert _phrases(kernel, "loop2") == mounted
+    _mount(kernel, "7:2", "/mnt")
+    assert loop_users("loop0", roots=kernel.roots) == []
+
+
+def test_who_uses_the_disk_that_a_loop_device_is_made_of(kernel: Any) -> None:
+    kernel.add("sda", "8:0", sectors=4096)
+    kernel.add("sda1", "8:1", disk="sda", start="1024", sectors=1024)
+    kernel.add("sda2", "8:2", disk="sda", start="2048", sectors=1024)
+    loop = {"loop__backing_file": f"{kernel.roots.dev}/sda", "loop__offset": str(2048 * 512)}
+    kernel.add("loop0", "7:0", sectors=2048, **loop)
+    _mount(kernel, "8:1", "/boot")
+    assert loop_users("loop0", roots=kernel.roots) == []  # other sectors of the disk
+    kernel.add("dm-3", "253:3", dm__name="vg-lv")
+    kernel.stack("dm-3", "sda2")
+    assert list(map(str, loop_users("loop0", roots=kernel.roots))) == ["dm device vg-lv (dm-3)"]
+    _mount(kernel, "8:0", "/")
+    assert "the file system mounted on / (on sda, the same storage)" in _phrases(kernel, "loop0")
+
+
 def test_a_file_and_those_who_have_it(kernel: Any, tmp_path: Path) -> None:
     file = tmp_path / "disk.img"
     file.write_text("")
