@@ -119,11 +119,12 @@ class Mutation:
         return sites
 
     def survivors(self, sites: Sequence[Site]) -> Iterator[Site]:
-        """Print and yield the changes that no test notices."""
+        """Print and yield the changes that no test notices; then the module is as it was."""
         for site in sites:
             if self._passes(site.apply(self._parsed)):
                 print(f"{self._module}:{site.line}: survives: {site}", flush=True)
                 yield site
+        (self._tree / self._module).write_text(self._source)
 
     def _passes(self, source: str) -> bool:
         """Whether the tests pass, and in time, with this source of the module."""

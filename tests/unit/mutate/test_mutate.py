@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,11 +45,16 @@ def mutate(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_survives_is_told_and_nothing_is_changed(project: Path) -> None:
-    done = mutate(project, "--line", "3")
+    # The tests of the second module are those of the first, which must be whole again by then.
+    (project / "toy/sums_too.py").touch()
+    shutil.copy(project / "tests/unit/test_sums.py", project / "tests/unit/test_sums_too.py")
+    done = mutate(project, "toy/sums_too.py", "--line", "3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "toy/sums.py:3: survives: a > b  →  a >= b",
         "toy/sums.py: 3 of 4 caught (75%)",
+        "toy/sums_too.py: 0 of 0 caught",
+        "all: 3 of 4 caught (75%)",
     ]
     assert (project / "toy/sums.py").read_text() == MODULE
     assert not list(project.rglob("__pycache__"))
