@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,39 @@ def test_a_failed_read_writes_nothing(
     assert all(copy.error in (errno.EIO, errno.EINVAL) for copy in copies)
     assert not any(copy.write_errors for copy in copies)
     assert Path(device.path).read_bytes() == before[:4096]
+
+
+def test_an_error_is_booked_on_who_made_it(
+    reactor: Reactor, device: BlockDevice, memory: Memory
+) -> None:
+    """A read and a write that are linked: who reads a write error drops a good destination."""
+
+    class Handle:
+        """The device, open in one direction only."""
+
+        path, sectors = device.path, device.sectors
+
+        def __init__(self, flags: int) -> None:
+            self.fileno = partial(int, os.open(device.path, flags))
+
+    unreadable, unwritable = Handle(os.O_WRONLY), Handle(os.O_RDONLY)
+    source, place = IoRegion(device, 0, 8), IoRegion(device, 64, 8)
+    before = content(device)
+    for extents in (((0, 4096),), ((0, 512), (4096, 3584))):
+        for dests in ([place], [place, place]):
+            bad_source = CopyIo(IoRegion(unreadable, 0, 8), dests, memory, extents, print)  # type: ignore[arg-type]
+            do(reactor, bad_source)
+            assert (bad_source.error, bad_source.write_errors) == (errno.EBADF, {})
+        bad_dest = IoRegion(unwritable, 64, 8)  # type: ignore[arg-type]
+        alone = CopyIo(source, [bad_dest], memory, extents, print)
+        second = CopyIo(source, [source, bad_dest], memory, extents, print)
+        do(reactor, alone)
+        do(reactor, second)
+        assert (alone.error, alone.write_errors) == (0, {0: errno.EBADF})
+        assert (second.error, second.write_errors) == (0, {1: errno.EBADF})
+    assert content(device) == before
+    for handle in (unreadable, unwritable):
+        os.close(handle.fileno())
 
 
 def test_a_closed_device_is_an_error_not_an_exception(reactor: Reactor, memory: Memory) -> None:
