@@ -37,7 +37,12 @@ def ahead(work: Callable[[_In], _Out], things: Iterable[_In]) -> Generator[_Out]
     with ThreadPoolExecutor(THREADS) as threads:
         try:
             for thing in left:
-                turns.append(threads.submit(work, thing))
+                try:
+                    turns.append(threads.submit(work, thing))
+                except RuntimeError:  # no thread can be started: those that there are, or we
+                    while turns:
+                        yield turns.popleft().result()
+                    yield work(thing)
                 if len(turns) == DEPTH:
                     yield turns.popleft().result()
             while turns:

@@ -324,7 +324,11 @@ def background(backend: str | None = None) -> Iterator[Reactor]:
         ready.append(reactor)
         started.set()
         with reactor:
-            reactor.run_until(stop.is_set)
+            while not stop.is_set():
+                try:
+                    reactor.run_until(stop.is_set)
+                except (KeyboardInterrupt, SystemExit) as error:  # a callback's: others wait here
+                    _log_exception(error)
 
     thread = threading.Thread(target=run, name="dmcopy-reactor", daemon=True)
     thread.start()

@@ -21,6 +21,24 @@ def test_everything_comes_in_order(end: int) -> None:
     assert list(ahead(str, range(end))) == [str(number) for number in range(end)]
 
 
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_it_goes_on_where_no_thread_can_be_started(
+    monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """RLIMIT_NPROC and RLIMIT_AS: what cannot be done ahead is done in its turn."""
+    start, left = threading.Thread.start, threads
+
+    def limited(thread: threading.Thread) -> None:
+        nonlocal left
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left -= 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    assert list(ahead(str, range(100))) == [str(number) for number in range(100)]
+
+
 def test_no_more_is_taken_than_is_done_ahead() -> None:
     taken: list[int] = []
     results = ahead(str, count(taken, 1000))

@@ -174,10 +174,12 @@ def test_a_background_reactor_goes_on(
     device: BlockDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
     with background() as reactor:
-        reactor.call_soon_threadsafe(raiser(ValueError("mine")))
-        with Client(8, reactor=reactor) as client:
-            assert client.copy(IoRegion(device, 0, 8), [IoRegion(device, 8, 8)]).wait(20).ok
-    assert "ValueError: mine" in caplog.text
+        for error in (ValueError("mine"), SystemExit("mine"), KeyboardInterrupt("mine")):
+            reactor.call_soon_threadsafe(raiser(error))
+            with Client(8, reactor=reactor) as client:
+                assert client.copy(IoRegion(device, 0, 8), [IoRegion(device, 8, 8)]).wait(20).ok
+    for name in ("ValueError", "SystemExit", "KeyboardInterrupt"):
+        assert f"{name}: mine" in caplog.text
 
 
 class Refusing(StackedDevice):
