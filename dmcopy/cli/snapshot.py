@@ -78,6 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     extend = _changing(verbs, "extend", "make the COW of a snapshot longer", _extend)
     extend.add_argument("size", metavar="SIZE", help="its new size, or with a + how much more")
     extend.add_argument("--with", dest="more", default="", metavar="DEV", help="where the room is")
+    extend.add_argument("--force", action="store_true", help="overwrite what is on DEV")
     merge = _changing(verbs, "merge", "roll the origin back to the snapshot", _merge)
     add_progress(merge)
     _changing(verbs, "drop", "remove a snapshot; the origin stays as it is", _drop)
@@ -127,6 +128,7 @@ def _configure_facts(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
         "--extend", type=size, default=0, metavar="SIZE", help="make the COW longer by so much"
     )
     watch.add_argument("--with", dest="more", default="", metavar="DEV", help="where the room is")
+    watch.add_argument("--force", action="store_true", help="overwrite what is on DEV")
     watch.add_argument(
         "--interval", type=seconds, default=1.0, metavar="S", help="between looks (default: 1)"
     )
@@ -191,7 +193,7 @@ def _extend(args: argparse.Namespace) -> None:
     sectors = parse_sectors(args.size.removeprefix("+"))
     if more:
         sectors += snapshot_show.total(args.snapshots, args.name)
-    args.snapshots.extend(args.name, sectors, more=args.more)
+    args.snapshots.extend(args.name, sectors, more=args.more, force=args.force)
     if args.dry_run:
         return
     if args.json:
@@ -276,6 +278,8 @@ def _watch(args: argparse.Namespace) -> int:
     threshold = None
     if args.at is not None or args.command or args.extend:
         threshold = Threshold(args.at or 80.0, tuple(args.command), args.extend, args.more)
+        if args.more and not args.force:
+            args.snapshots.check_more(args.name, args.more)
     last = ""
     for level in watch(args.snapshots, args.name, interval=args.interval, threshold=threshold):
         emit_json_line(dataclasses.asdict(level))

@@ -105,11 +105,12 @@ class Snapshots:
         """
         return self._merging(name).plan()
 
-    def extend(self, name: str, size: int, *, more: str = "") -> int:
+    def extend(self, name: str, size: int, *, more: str = "", force: bool = False) -> int:
         """Make the COW of a snapshot `size` sectors long; return its new size.
 
         The room is on the device `more`, behind what that has given already; without it in the file
         that the COW is, which is made longer, or on the device that it is, if that has grown.
+        What is on a device that is new to the COW is overwritten with `force` only.
         """
         self._not_interrupted(name)
         survey = Survey(self.mapper, self.nodes)
@@ -128,11 +129,24 @@ class Snapshots:
             raise UsageError(f"{name}: its COW has {format_sectors(size - missing)} already")
         if more and survey.key(survey.path(more)) == survey.key(parts[-1][1].device):
             more = ""
+        if more and not force:
+            self.check_more(name, more)
         files = {} if more else self._files(layout, parts, missing)
         grown = Table.concat(self._with(parts, more, missing) if more else _longer(parts, missing))
         now = str(survey.table(layout.cow))
         self._run("extend", layout, layouts.extend(layout, str(grown), now, files))
         return size
+
+    def check_more(self, name: str, more: str) -> None:
+        """Raise UsageError if there is something on the device `more` that is not the COW's."""
+        survey = Survey(self.mapper, self.nodes)
+        cow = self._layout(survey, survey.find(name)).cow
+        parts = survey.parts_of(cow) if cow else []
+        path = survey.path(more)
+        ours = {survey.key(part.device) for _, part in parts}
+        found = "" if survey.key(path) in ours else self.nodes.content(path)
+        if found:
+            raise UsageError(f"{more} has {found} on it: --force overwrites it")
 
     def finish(
         self, name: str, *, progress: Callable[[Progress], None] | None = None

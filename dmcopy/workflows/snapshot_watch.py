@@ -43,8 +43,9 @@ class Level:
 class Threshold:
     """What to do at `percent`: run `command`, and make the COW `extend` sectors longer.
 
-    `more`: the device to take the room from, see `Snapshots.extend`. The command is an argument
-    list; it finds the snapshot in DMCOPY_SNAPSHOT and the level in DMCOPY_PERCENT.
+    `more`: the device to take the room from, see `Snapshots.extend`, whatever is on it: then it is
+    too late to ask (`check_more` does). The command is an argument list; it finds the snapshot in
+    DMCOPY_SNAPSHOT and the level in DMCOPY_PERCENT.
     """
 
     percent: float
@@ -135,7 +136,7 @@ def _act(
     if threshold.extend:
         size = (level.total or 0) + threshold.extend
         try:
-            snapshots.extend(name, size, more=threshold.more)
+            snapshots.extend(name, size, more=threshold.more, force=True)
             yield Level("extended", name, round(time.time(), 3), total=size)
         except DmcopyError as error:  # the command, if there is one, can still do something
             yield Level("failed", name, round(time.time(), 3), message=str(error))

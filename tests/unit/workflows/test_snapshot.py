@@ -146,9 +146,12 @@ def test_where_a_cow_can_grow_and_where_not(stage: Stage) -> None:
         stage.process().extend("snap", COW_SECTORS)
     with pytest.raises(UsageError, match=r"/dev/b has 32s .*, but 33s are to be added"):
         stage.process().extend("snap", COW_SECTORS + 33, more="/dev/b")
+    stage.world.content["/dev/b"] = "ext4 'b'"
+    with pytest.raises(UsageError, match="/dev/b has ext4 'b' on it: --force overwrites it"):
+        stage.process().extend("snap", COW_SECTORS + 16, more="/dev/b")
     stage.world.sizes["/dev/cow"] += 8  # as after an lvextend
     stage.process().extend("snap", COW_SECTORS + 8)
-    stage.process().extend("snap", COW_SECTORS + 16, more="/dev/b")
+    stage.process().extend("snap", COW_SECTORS + 16, more="/dev/b", force=True)
     assert stage.world.tables()["snap-cow"].splitlines() == [
         "0 72 linear /dev/cow 0",
         "72 8 linear /dev/b 0",

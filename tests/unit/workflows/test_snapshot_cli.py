@@ -111,6 +111,14 @@ def test_watch_prints_lines_of_json(stage: Stage, capsys: pytest.CaptureFixture[
     assert (line["event"], line["name"], line["percent"]) == ("lost", "snap", None)
 
 
+def test_watch_asks_before_it_is_too_late(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert take() == 0
+    stage.world.content["/dev/b"] = "ext4 'b'"
+    words = ["snapshot", "watch", "snap", "--extend", "8", "--with", "/dev/b"]
+    assert main(words) == ExitCode.USAGE
+    assert "/dev/b has ext4 'b' on it: --force overwrites it" in capsys.readouterr().err
+
+
 def test_one_that_never_was_is_not_watched(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
