@@ -10,6 +10,7 @@ import pytest
 
 from dmcopy.block import BlockDevice, syscalls
 from dmcopy.block.sysfs import Roots
+from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.transfer.identity import Identity, identify, of_block
 
 REALTIME_COARSE = 5  # clock_gettime(2); Python has no name for it
@@ -91,6 +92,17 @@ def test_what_another_may_look_like_is_known_until_the_next_boot(
     after = machine.put("vda", diskseq="7", **files)
     assert not before.is_of(after)
     assert says in before.doubt_about(after)
+
+
+def test_without_the_kernels_count_there_is_doubt(machine: Machine) -> None:
+    """Before Linux 5.15, or in a container that shows less."""
+    assert not machine.put("vda", serial="dup").is_of(machine.put("vda", serial="dup"))
+
+
+def test_what_is_no_file_is_known_by_its_name() -> None:
+    disks = [SimulatedDisk(8, "/nowhere/one"), SimulatedDisk(8, "/nowhere/other")]
+    assert identify(disks[0]).is_of(identify(SimulatedDisk(8, "/nowhere/one")))
+    assert not identify(disks[0]).is_of(identify(disks[1]))
 
 
 @pytest.mark.parametrize("name", ["nbd0", "zram0"])
