@@ -145,6 +145,17 @@ def test_a_resume_with_fewer_regions_forgets_the_rest() -> None:
     assert log.build(MEASURED)[1024:1032] == b"\x07" + bytes(7)
 
 
+def test_the_last_region_may_be_short() -> None:
+    assert [mirror_log.region_count(sectors, 16) for sectors in (16, 17, 31, 32, 33)] == [
+        1, 2, 2, 2, 3,
+    ]  # fmt: skip
+
+
+def test_a_log_may_end_with_the_byte_of_its_last_region() -> None:
+    """What is written is longer, in words and blocks, but nothing more is needed."""
+    assert mirror_log.findings(MEASURED[: 1024 + 2]) == []
+
+
 def test_a_log_that_counts_regions_which_it_has_no_room_for_is_taken_as_far_as_it_goes() -> None:
     """The number may be damaged; what it claims must not be what memory is set aside for."""
     data = MEASURED[:8] + struct.pack("<Q", (1 << 64) - 1) + MEASURED[16:]

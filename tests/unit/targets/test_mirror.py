@@ -151,6 +151,16 @@ def test_writes_reach_every_leg_and_the_log_says_clean_again(bench: Bench) -> No
     assert bench.log().clean.count() == REGIONS
 
 
+def test_a_log_in_memory_holds_up_no_write(bench: Bench) -> None:
+    bench.make(HANDLE, log="core")
+    bench.settle()
+    data = random.Random(6).randbytes(8 << 9)
+    bench.device.write(10, data)
+    assert bench.agree()
+    assert bench.device.read(10, 8) == data
+    assert (bench.status(), bench.events) == ("2 a b 16/16 1 AA 1 core", 1)
+
+
 def test_the_log_is_dirty_while_a_write_is_under_way(bench: Bench) -> None:
     bench.make()
     bench.settle()
@@ -520,6 +530,26 @@ def test_the_last_region_may_be_short(bench: Bench) -> None:
     assert bench.disks["a"].read(6, 250) == bench.disks["b"].read(0, 250)
     assert bench.disks["a"].read(0, 6) != bench.disks["b"].read(250, 6)
     assert bench.status() == "2 a b 16/16 1 AA 1 core"
+
+
+def test_a_mirror_may_begin_anywhere_in_its_table(bench: Bench) -> None:
+    begin, length = 24, 4 * REGION
+    mirror = f"{begin} {length} mirror disk 2 l {REGION} 2 a 0 b 8 1 handle_errors"
+    bench.mapper.create("m", Table.parse(f"0 {begin} linear c 0\n{mirror}"))
+    bench.device = bench.mapper.open("m")
+    bench.settle()
+    assert bench.disks["b"].read(8, length) == bench.disks["a"].read(0, length)
+    data = random.Random(8).randbytes(2 << 9)
+    bench.device.write(begin + 2 * REGION, data)
+    assert bench.disks["a"].read(2 * REGION, 2) == data
+    assert bench.disks["b"].read(8 + 2 * REGION, 2) == data
+    assert bench.device.read(begin + 2 * REGION, 2) == data
+    bench.disks["a"].fail(Op.READ, 3 * REGION, 1)
+    assert bench.device.read(begin + 3 * REGION, 1) == bench.disks["b"].read(8 + 3 * REGION, 1)
+    bench.disks["b"].fail(Op.WRITE, 8 + REGION, 1)
+    bench.start_write(begin + REGION)
+    bench.settle()
+    assert list(bench.log().dirty()) == [1]
 
 
 def test_writes_during_a_recovery_wait_for_their_region(bench: Bench) -> None:

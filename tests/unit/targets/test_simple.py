@@ -78,6 +78,33 @@ def test_stripes_take_turns(engine: Engine) -> None:
     assert device.read(0, 48) == data[: 2 << 9] + bytes(40 << 9) + data[42 << 9 :]
 
 
+def test_a_discard_of_stripes_takes_nothing_else(engine: Engine) -> None:
+    before = {}
+    for seed, name in enumerate("abc"):
+        engine.disks[name].load(sectors(random.Random(seed), engine.disks[name].sectors))
+        before[name] = engine.disks[name].read(0, 40)
+    engine.make("d", "0 48 striped 3 4 a 0 b 8 c 16")
+    engine.mapper.open("d").discard(20, 8)  # the second chunk of c, and the third of a
+    changed = {
+        (name, sector)
+        for name, data in before.items()
+        for sector in range(40)
+        if engine.disks[name].read(sector, 1) != data[sector << 9 : (sector + 1) << 9]
+    }
+    assert changed == {("c", 20 + n) for n in range(4)} | {("a", 8 + n) for n in range(4)}
+
+
+def test_a_flush_goes_to_every_stripe(engine: Engine) -> None:
+    engine.make("d", "0 48 striped 3 4 a 0 b 8 c 16")
+    engine.mapper.open("d").flush()
+    for number, name in enumerate("abc"):
+        engine.disks[name].fail(Op.FLUSH, 0, 1, times=1)
+        with pytest.raises(DeviceError):
+            engine.mapper.open("d").flush()
+        letters = "D" * (number + 1) + "A" * (2 - number)
+        assert str(engine.mapper.status("d")[0]).endswith(f" 1 {letters}")
+
+
 def test_a_failing_stripe_is_told(engine: Engine) -> None:
     engine.make("bad", "0 64 error")
     engine.make("d", "0 16 striped 2 4 a 0 /dev/mapper/bad 0")
