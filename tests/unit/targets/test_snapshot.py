@@ -176,3 +176,20 @@ def test_a_write_of_the_origin_goes_on_when_the_copy_fails(bench: Bench) -> None
     assert (bench.status("s"), bench.status("t")) == ("Invalid", "24/512 16")
     assert bench.disks["a"].read(0, CHUNK) == b"n" * (CHUNK << 9)
     assert bench.mapper.open("t").read(0, CHUNK) == b"." * (CHUNK << 9)
+
+
+def test_a_write_through_a_merge_is_copied_out_to_the_other_snapshots(bench: Bench) -> None:
+    """In pieces of their chunks, which are smaller than those that are merged."""
+    bench.snapshots("P 16", "P 8")
+    bench.start(Op.WRITE, "s", 0, "1")
+    bench.settle()
+    bench.mapper.remove("o")
+    bench.mapper.remove("s")
+    bench.make("m", "snapshot-merge a b P 16")
+    bench.settle()
+    bench.mapper.open("m").write(64, b"n" * (16 << 9))
+    assert bench.disks["a"].read(64, 16) == b"n" * (16 << 9)
+    assert bench.mapper.open("t").read(64, 16) == b"." * (16 << 9)
+    # And so is what is merged: a chunk of 16 sectors, of which one half was written.
+    assert bench.disks["a"].read(0, 16) == b"1" * (8 << 9) + b"." * (8 << 9)
+    assert bench.mapper.open("t").read(0, 16) == b"." * (16 << 9)
