@@ -57,8 +57,10 @@ def configure(verbs: argparse._SubParsersAction[_P]) -> None:
         add_value(
             parser, "--target", typed=True, metavar="TYPE", help="only lines of such a target"
         )
+    add_flags(status, "--inactive", help="of the loaded tables, not of the active")
     deps = _looking(verbs, "deps", "the devices that the tables use", _deps, devices=True)
     add_value(deps, "-o", "--options", metavar="OPTION", help="devno, devname or blkdevname")
+    add_flags(deps, "--inactive", help="of the loaded tables, not of the active")
     _looking(verbs, "targets", "the targets that are loaded", _targets)
     for parser in (ls, info, status, table, deps):
         add_flags(parser, "-v", "--verbose", help="say more, as dmsetup does")

@@ -39,6 +39,7 @@ create n FILE / load n -r FILE / suspend -v n / resume n -v / load -v n FILE / c
 create n FILE / create m FILE / remove n -f m
 create n FILE / --force remove n
 create n FILE / create m FILE / info n -c m / -Cco name info m --nohead / -o devname deps n
+create n FILE / load n --table '0 8 linear A 0' / status --inac n / deps n --inactive / deps n
 create n FILE / status n --noheadings / ls --noheading / table --show n / info --noop n / ls -v
 create n --table '0 8 linear A 0' / message n 0 @stats_create - 8 / message n 0 @stats_set_aux 0 \
 foo\\ bar\\ baz / message n 0 @stats_list
