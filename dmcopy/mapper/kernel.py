@@ -95,7 +95,7 @@ class KernelMapper(Mapper):
                 note_failure(error, lambda: self._undo(name, uuid, entry))
             raise
         if not uuid:
-            self.ledger.identify(entry, names.disk_mark(_number_of(self.path(name))))
+            self.ledger.identify(entry, names.disk_mark(names.number_of(name)))
         return Device(self, name)
 
     def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
@@ -375,15 +375,6 @@ def _suspend_options(flush: bool, lockfs: bool) -> list[str]:
 def _node(device: str) -> str:
     """Return a path for a device of a table, which may be a number."""
     return f"/dev/block/{device}" if re.fullmatch(r"\d+:\d+", device) else device
-
-
-def _number_of(path: str) -> tuple[int, int] | None:
-    """Return the number of the device at a path; None where there is none."""
-    try:
-        number = os.stat(path).st_rdev
-    except OSError:
-        return None
-    return os.major(number), os.minor(number)
 
 
 def _holders(path: str) -> list[str]:

@@ -75,7 +75,19 @@ def device_name(text: str) -> str:
     return unmangle(name)
 
 
-def disk_mark(number: tuple[int, int] | None) -> str:
+def number_of(name: str, roots: sysfs.Roots = sysfs.LIVE) -> tuple[int, int] | None:
+    """Return the number of the mapped disk of this name, without a call of dmsetup; None if none.
+
+    A node may be missing still, or be left from another device: sysfs is asked which has the name.
+    """
+    first = os.path.basename(os.path.realpath(roots.dev / "mapper" / mangle(name)))
+    for node in (first, *sysfs.names(roots)):
+        if sysfs.read(sysfs.directory(node, roots) / "dm/name") == mangle(name):
+            return sysfs.devno(node, roots)
+    return None
+
+
+def disk_mark(number: tuple[int, int] | None, roots: sysfs.Roots = sysfs.LIVE) -> str:
     """Return what tells the disk of this number from all others of this boot; "" if nothing does.
 
     The kernel counts disks (diskseq in sysfs, 5.15 and later). A mapped device becomes one when it
@@ -83,5 +95,5 @@ def disk_mark(number: tuple[int, int] | None) -> str:
     """
     if number is None:
         return ""
-    found = sysfs.read(sysfs.LIVE.sys / f"dev/block/{number[0]}:{number[1]}" / "diskseq")
+    found = sysfs.read(roots.sys / f"dev/block/{number[0]}:{number[1]}" / "diskseq")
     return f"{DISK_MARK}{found}" if found else ""

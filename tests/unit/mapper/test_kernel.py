@@ -9,6 +9,7 @@ import pytest
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, MissingError, UsageError
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.mapper.reap import Reaper
 from dmcopy.status import SnapshotStatus
 from dmcopy.table import ConciseDevice, Linear, Raw, Snapshot, Table, Zero, parse_concise
 
@@ -54,6 +55,56 @@ def test_every_device_gets_a_uuid_of_ours(mapper: KernelMapper, fake: Fake) -> N
     assert first[2].startswith("DMCOPY-")
     assert first[2] != second[2]
     assert "--notable" in second
+
+
+def test_without_a_uuid_the_ledger_has_the_disk(
+    mapper: KernelMapper, fake: Fake, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = (254, 1)
+    monkeypatch.setattr("dmcopy.mapper.names.number_of", {"one": number}.get)
+    monkeypatch.setattr("dmcopy.mapper.names.disk_mark", {number: "disk 8", None: ""}.get)
+    monkeypatch.setattr("dmcopy.mapper.reap.disk_mark", {number: "disk 8"}.get)
+    fake.answer(ok("create"), info("new||254|1|0|1|0|Live|Active|Writeable"), {"words": []})
+    mapper.uuid_prefix = ""
+    mapper.create("one", ZERO, keep=True)
+    mapper.create("bare", keep=True)
+    assert all("--uuid" not in call["words"] for call in fake.calls)
+    assert [entry.uuid for entry in ledger.entries()] == ["disk 8", ""]
+    result = Reaper(mapper, ledger, wanted=lambda entry: entry.keep).run()
+    assert [entry.name for entry in result.removed] == ["one"]  # which is called new by now
+    assert [call["words"][-1] for call in fake.calls if call["words"][0] == "remove"] == ["new"]
+
+
+def test_what_has_no_uuid_and_no_disk_is_told_and_left(
+    mapper: KernelMapper, fake: Fake, ledger: Ledger
+) -> None:
+    ledger.add("dm", "lin", keep=True)
+    fake.answer(info(LIN.replace("DMCOPY", "X")), {"words": []})
+    result = Reaper(mapper, ledger, wanted=lambda entry: entry.keep).run()
+    assert "nothing tells whether it is the one that was made" in result.left["lin"]
+    assert not any(words.startswith("remove") for words in fake.words)
+    assert [entry.name for entry in ledger.entries()] == ["lin"]
+
+
+def test_a_create_that_met_another_of_its_name_removes_nothing(
+    mapper: KernelMapper, fake: Fake, ledger: Ledger
+) -> None:
+    mapper.uuid_prefix = ""
+    busy = ioctl("create", "lin", "Device or resource busy")
+    fake.answer(failed("create", stderr=busy), info("lin||254|1|0|1|0|Live|Active|Writeable"))
+    with pytest.raises(DeviceError, match="a mapped device has this name or UUID already"):
+        mapper.create("lin", Table.of(8, Linear("/dev/null", 0)))
+    assert [call["words"][0] for call in fake.calls] == ["create"]
+    assert ledger.entries() == []
+
+
+def test_a_uuid_that_is_there_already_is_the_reason(mapper: KernelMapper, fake: Fake) -> None:
+    fake.answer(
+        failed("rename", stderr=ioctl("rename", "lin", "Invalid argument")),
+        info("lin|DMCOPY-7|254|1|0|1|0|Live|Active|Writeable"),
+    )
+    with pytest.raises(DeviceError, match="it has the UUID DMCOPY-7 already"):
+        mapper.set_uuid("lin", "U")
 
 
 def test_nothing_that_is_wrong_reaches_dmsetup(mapper: KernelMapper, fake: Fake) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmcopy import ledger as ledgers
+from dmcopy.block.sysfs import Roots
 from dmcopy.errors import UsageError
 from dmcopy.ledger import Ledger, NoLedger, alive, identity
 from dmcopy.mapper import names
@@ -59,6 +60,31 @@ def test_the_errno_is_read_from_the_last_words(text: str, code: str) -> None:
     import errno
 
     assert error_code(text) == (getattr(errno, code) if code else 0)
+
+
+def test_a_device_is_known_by_its_disk(tmp_path: Path) -> None:
+    roots = Roots(sys=tmp_path / "sys", dev=tmp_path / "dev")
+    (tmp_path / "sys/dev/block").mkdir(parents=True)
+    disks = (
+        ("dm-0", "other", "254:0", "7"),
+        ("dm-1", r"a\x20b", "254:1", "8"),
+        ("dm-2", "old", "254:2", ""),
+    )
+    for kernel_name, name, number, sequence in disks:
+        folder = tmp_path / "sys/class/block" / kernel_name
+        (folder / "dm").mkdir(parents=True)
+        (folder / "dm/name").write_text(f"{name}\n")
+        (folder / "dev").write_text(f"{number}\n")
+        (tmp_path / "sys/dev/block" / number).symlink_to(folder)
+        if sequence:
+            (folder / "diskseq").write_text(f"{sequence}\n")
+    (tmp_path / "dev/mapper").mkdir(parents=True)
+    # A node that was left behind leads to what has its number now, which has another name.
+    (tmp_path / "dev/mapper" / r"a\x20b").symlink_to("../dm-0")
+    assert names.number_of("a b", roots) == (254, 1)
+    assert names.number_of("nobody", roots) is None
+    assert names.disk_mark((254, 1), roots) == "disk 8"
+    assert names.disk_mark((254, 2), roots) == names.disk_mark(None, roots) == ""
 
 
 def _proc(root: Path, pid: str, name: str, ipc: str) -> None:
