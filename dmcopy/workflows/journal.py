@@ -185,7 +185,9 @@ class Journal:
         """Keep other processes out for a moment; a record itself keeps them out for longer."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            opened = (self.folder / "lock").open("a")
+            # Neither through a link nor, in vain, at a pipe of that name.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            opened = os.fdopen(os.open(self.folder / "lock", flags, 0o600), "w")
         except OSError as error:
             raise self._failed(error) from error
         with opened as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from dmcopy.io.request import Op
 
 from .conftest import Pair
+from .races import PROPERTY, Count, DifferenceError
 from .sides import HELD_SECONDS, KernelSide, Side, UserSide, differing_legs, fill
 from .workload import Step, Workload
 
@@ -24,22 +25,34 @@ STEPS = 12
 QUIET_SECONDS = 20.0
 
 
-@pytest.mark.filterwarnings("default:differed once")
+@pytest.fixture(scope="module")
+def count() -> Count:
+    """The workloads of this kernel, and those that were run again."""
+    return Count(os.uname().release)
+
+
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_both_engines_do_the_same(pair: Pair, batch: int) -> None:
+def test_both_engines_do_the_same(pair: Pair, count: Count, batch: int) -> None:
     if forced := os.environ.get("DMCOPY_SEED"):
         seeds = [int(forced)] if not batch else []
     else:
         seeds = list(range(batch, BATCHES * WORKLOADS, BATCHES))
     for seed in seeds:
+        count.workloads += 1
         try:
             _run(pair, Workload(seed))
-        except AssertionError as error:
-            # Some of it is decided by the kernel's timing: whether two failures raise one event or
-            # two depends on when a work item runs (fail_mirror in dm-raid1.c). Once in some
-            # thousand workloads it differs; what is wrong differs again.
-            warnings.warn(f"differed once: {error}", stacklevel=1)
+        except DifferenceError as differs:
+            if not count.forgive(seed, differs):
+                raise
             _run(pair, Workload(seed))
+
+
+def test_few_workloads_are_run_again(
+    count: Count, record_property: Callable[[str, object], None]
+) -> None:
+    """What is wrong in one run of many, and not in the next, is a race that nobody knows yet."""
+    record_property(PROPERTY, count.as_property())
+    assert len(count.again) <= count.allowed, count.again
 
 
 def _run(pair: Pair, workload: Workload) -> None:
@@ -113,8 +126,8 @@ def _compare(pair: Pair, done: list[str]) -> None:
         if (quiet and not differs) or time.monotonic() > deadline:
             break
         kernel.step()
-    assert not differs, "\n".join([*differs, *done])
-    assert quiet, "\n".join(["the kernel goes on with something", *done])
+    if differs or not quiet:
+        raise DifferenceError(differs or ["the kernel goes on with something"], done)
 
 
 def _do(side: Side, step: Step) -> None:

@@ -11,20 +11,23 @@ from pathlib import Path
 import pytest
 
 from dmcopy.block.loop import detach
-from dmcopy.errors import PartialError
+from dmcopy.errors import BusyError, DeviceError, PartialError
 from dmcopy.table import Linear, Mirror, Table
 from dmcopy.workflows.mirror import Mirror as State
 from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, plan_split
+from dmcopy.workflows.mirror_end import plan_end
 from dmcopy.workflows.mirror_make import Options, plan_from_device, plan_from_legs
 from dmcopy.workflows.mirror_move import plan_move
 from dmcopy.workflows.mirror_session import Plan
 
 from .mirror_rig import (
     DEADLINE,
+    SECTORS,
     Load,
     Rig,
     check_file_system,
     check_files,
+    content,
     eventually,
 )
 
@@ -103,6 +106,55 @@ def test_a_split_leg_is_a_clean_copy(rig: Rig) -> None:
     names = {info.name: str(mapper.table(info.name).lines[0].target_name) for info in mapper.ls()}
     assert names == {"copy": "linear", "home": "linear", "other": "linear"}
     rig.remove("home", "copy", "other")
+
+
+def test_a_mirror_is_ended_under_load(rig: Rig) -> None:
+    rig.home()
+    before = rig.mapper.table("home")
+    load = Load(Path(rig.mounted))
+    session, mapper = rig.session(), rig.mapper
+    session.run(plan_from_device(mapper, "home", [rig.b], Options(log=rig.c)), timeout=DEADLINE)
+    load.goes_on()
+    session.run(plan_end(mapper, "home"))
+    assert [(info.name, mapper.table(info.name)) for info in mapper.ls()] == [("home", before)]
+    load.goes_on()
+    check_files(Path(rig.mounted), load.stop())
+    rig.umount()
+    check_file_system("/dev/mapper/home")
+    rig.remove("home")
+
+    options = Options(log=rig.c, new_log=True, force=True)
+    session.run(plan_from_legs(mapper, "home", [rig.a, rig.b], options), timeout=DEADLINE)
+    rig.mount()
+    with pytest.raises(BusyError, match="mirror drop home --keep 0"):
+        plan_end(mapper, "home")
+    session.run(plan_fail(mapper, "home", "1"))
+    eventually(lambda: bool(state(rig).failed), "the leg is seen to fail")
+    session.run(plan_end(mapper, "home", "0"))
+    rig.umount()
+    check_file_system("/dev/mapper/home")
+    rig.remove("home")
+    session.run(plan_from_legs(mapper, "home", [rig.a, rig.b], options), timeout=DEADLINE)
+    session.run(plan_end(mapper, "home"))
+    assert mapper.ls() == []
+    assert content(rig.a) == content(rig.b)
+
+
+def test_a_mirror_whose_devices_were_removed_by_hand(rig: Rig) -> None:
+    """A resync is waited for that nobody can end; finish and undo look at what is there."""
+    mapper = rig.mapper
+    for end in ("finish", "undo"):
+        mapper.create("home", Table.of(SECTORS, Linear(rig.a, 0)))
+        plan = plan_from_device(mapper, "home", [rig.b], Options(force=True))
+        killed(rig, plan, "resync")
+        mapper.remove("home")
+        if end == "finish":
+            with pytest.raises(DeviceError, match="no mapped device") as caught:
+                rig.session().finish("home")
+            assert "was taken back" in caught.value.__notes__[-1]
+        else:
+            rig.session().undo("home")
+        assert (mapper.ls(), rig.journal.records()) == ([], [])
 
 
 def test_a_move_under_load(rig: Rig) -> None:

@@ -322,6 +322,79 @@ def test_a_merge_that_goes_on_after_a_restart(
         snapshots(mapper).finish("snap")
 
 
+def merge_of_a_cow_cut_short(
+    mapper: KernelMapper, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Begin a merge whose data the COW has lost; it fails, and its devices are removed by hand."""
+    fill(data, b"a")
+    snapshots(mapper).take(Request("snap", "data", "little", chunk_size=8, force=True))
+    fill(data, b"b", 160 * 1024)
+    mapper.swap("little", Table.of(64, mapper.table("little").lines[0].target))
+    capsys.readouterr()
+    dmcopy("merge", "snap", code=1)
+    said = capsys.readouterr().err
+    assert "the merge into data stopped" in said
+    assert "'dmcopy snapshot finish snap' ends it; 'dmcopy snapshot forget snap'" in said
+    plain = mapper.table("data-real")
+    for name in ("data", "data-real", "snap-cow"):
+        mapper.remove(name)
+    mapper.create("data", plain)
+
+
+def test_a_merge_that_failed_and_was_removed_by_hand(
+    mapper: KernelMapper, data: Path, cows: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It goes on once its COW is whole again, or is given up; neither is a dead end."""
+    whole = Table.of(512, Linear(cows[0], 0))
+    mapper.create("little", whole)
+    merge_of_a_cow_cut_short(mapper, data, capsys)
+    dmcopy("take", "next", "data", cows[1], code=1)
+    assert "'dmcopy snapshot finish snap' ends it" in capsys.readouterr().err
+    dmcopy("undo", "snap", code=1)
+    assert "'dmcopy snapshot finish snap' ends it" in capsys.readouterr().err
+    dmcopy("finish", "snap", code=1)
+    assert "'dmcopy snapshot forget snap' gives it up" in capsys.readouterr().err
+    assert [info.name for info in mapper.ls() if not info.suspended] == ["data", "little"]
+    mapper.swap("little", whole)
+    dmcopy("finish", "snap")
+    assert content(data) == {b"a"}
+
+    merge_of_a_cow_cut_short(mapper, data, capsys)
+    dmcopy("forget", "snap")
+    assert "data is rolled back in part" in capsys.readouterr().err
+    dmcopy("take", "next", "data", cows[1])
+    dmcopy("drop", "next")
+    mapper.remove("little")
+    assert [info.name for info in mapper.ls()] == ["data"]
+
+
+def test_a_take_that_was_killed_and_whose_names_are_others_by_now(
+    mapper: KernelMapper, data: Path, cows: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What carries the name of a device of ours and another table is not removed."""
+    plain = mapper.table("data")
+    kill(mapper, ("suspend", "data"), lambda it: it.take(Request("snap", "data", cows[0])))
+    mapper.clear("data")
+    for name in ("snap", "snap-cow"):
+        mapper.remove(name)
+    mapper.create("snap", Table.of(8, Linear(cows[1], 0)))
+    for verb in ("finish", "undo"):
+        dmcopy(verb, "snap", code=1)
+        assert "snap has another table than 'dmcopy snapshot take snap'" in capsys.readouterr().err
+    mapper.remove("snap")
+    dmcopy("undo", "snap")
+    assert [info.name for info in mapper.ls()] == [data.name]
+    assert mapper.table("data") == plain
+    # Only a disk with a store on it is wiped: this one is used for something else by now.
+    kill(mapper, ("suspend", "data"), lambda it: it.take(Request("snap", "data", cows[0])))
+    mapper.clear("data")
+    for name in ("snap", "data-real", "snap-cow"):
+        mapper.remove(name)
+    fill(Path(cows[0]), b"c", 4096)
+    dmcopy("undo", "snap")
+    assert content(cows[0], 4096) == {b"c"}
+
+
 class Watcher:
     """`dmcopy snapshot watch` in a process of its own. It ends with the snapshot."""
 
