@@ -59,6 +59,11 @@ def forget(
             f"; {layout['origin']} is rolled back in part, and what was not merged yet is in the "
             f"store on {layout['parts'].split()[3] if layout['parts'] else layout['cow_path']}"
         )
+    if record.verb == "merge" and layout["origin"] in [info.name for info in infos]:
+        text += (
+            f"; if it is at work there, '{record}' takes it up again, and once it has failed "
+            f"'dmcopy snapshot drop {name}' ends it"
+        )
     return text
 
 

@@ -95,7 +95,7 @@ class Mirror:
         """Raise PartialError, naming it, if a leg or the log has failed."""
         trouble = self.trouble(devices)
         if trouble:
-            raise PartialError(f"{self.name}: {trouble}; {self._advice()}")
+            raise PartialError(f"{self.name}: {trouble}; {self.advice}")
 
     def leg(self, word: str, devices: Devices) -> int:
         """Return the number of the leg that `word` is: a number, or a device. Raises UsageError."""
@@ -120,10 +120,15 @@ class Mirror:
         """Return the table of this mirror with other legs and another log."""
         return Table.of(self.length, dataclasses.replace(self.target, legs=legs, log=log))
 
-    def _advice(self) -> str:
-        if not self.failed:
-            return "its log must be replaced"
-        return f"'dmcopy mirror replace {self.name} {self.failed[0]} NEWDEV' puts another in place"
+    @property
+    def advice(self) -> str:
+        """What a person can do about a leg, or the log, that has failed."""
+        if self.failed:
+            replace = f"'dmcopy mirror replace {self.name} {self.failed[0]} NEWDEV'"
+            return f"{replace} puts another in place"
+        drop = f"'dmcopy mirror drop {self.name} --keep {self.alive[0]}'"
+        again = f"'dmcopy mirror make {self.name} --from {self.name}'"
+        return f"{drop} goes on without a log, and {again} with another one"
 
 
 def fresh(log: CoreLog | DiskLog) -> CoreLog | DiskLog:

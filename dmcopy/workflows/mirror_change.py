@@ -89,23 +89,28 @@ def plan_replace(
 
 
 def plan_drop(mapper: Mapper, name: str, word: str) -> Plan:
-    """Plan to go on without a leg, failed or not. The last one that stays is no mirror any more."""
+    """Plan to go on without a leg, failed or not. The last one that stays is no mirror any more.
+
+    With a leg that has failed go the others that have: each of them is in the way of the others.
+    """
     devices = Devices(mapper)
     name = devices.named(name).name
     mirror = Mirror.read(mapper, name)
     at = mirror.leg(word, devices)
     staying = usable(mirror, at)
-    _check_others(mirror, at, devices)
-    old, legs = mirror.legs[at], tuple(mirror.legs[number] for number in staying)
+    if at not in mirror.failed:
+        _check_others(mirror, at, devices)
+    legs = tuple(mirror.legs[number] for number in staying)
+    leaving = [leg for number, leg in enumerate(mirror.legs) if number not in staying]
     first = _without(devices, mirror, legs, in_sync=mirror.in_sync)
     final = _without(devices, mirror, legs, in_sync=True)
     steps = [swap(mapper, mirror, SWAP, first, final=True)]
     after = [Step(SETTLE, name, str(final))] if first != final else []
-    after += remove_hidden(devices, name, old, ())
-    after += remove_hidden(devices, name, legs[0], ()) if len(legs) == 1 else []
+    gone = [*leaving, *(legs if len(legs) == 1 else ())]
+    after += [step for leg in gone for step in remove_hidden(devices, name, leg, ())]
     return Plan(
         *("split", name, steps, after),
-        devices=touched(devices, name, old, *legs),
+        devices=touched(devices, name, *leaving, *legs),
         resync=len(legs) > 1,
     )
 
@@ -163,7 +168,7 @@ def _check_others(mirror: Mirror, leaving: int, devices: Devices) -> None:
             f"('dmcopy mirror split {mirror.name} {others[0]} --drop')"
         )
     if mirror.status.log_health != "A" and isinstance(mirror.log, DiskLog):
-        raise DmcopyError(f"{mirror.name}: {mirror.trouble(devices)}: its log must be good first")
+        raise DmcopyError(f"{mirror.name}: {mirror.trouble(devices)}; {mirror.advice}")
 
 
 def _check_new(devices: Devices, mirror: Mirror, old: Leg, new: str, *, force: bool) -> int:

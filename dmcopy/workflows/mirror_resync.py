@@ -103,7 +103,10 @@ class Waiter:
         """Say which leg has failed, and what can be done about it."""
         devices = Devices(self._mapper)
         found: list[str] = []
-        advice = "the mirror needs another log"
+        advice = (
+            f"'dmcopy mirror drop {name} --keep 0' goes on without a log, and 'dmcopy mirror make "
+            f"{name} --from {name}' with another one"
+        )
         for at, letter in reversed(list(enumerate(status.health))):
             if letter != "A":
                 label = devices.label(status.legs[at])

@@ -17,6 +17,7 @@ from typing import Final
 from dmcopy.errors import DmcopyError, UsageError
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.ledger import Ledger
+from dmcopy.status.snapshot import INVALID, MERGE_FAILED
 from dmcopy.table import Linear, SnapshotMerge, Table
 from dmcopy.units import format_sectors
 from dmcopy.workflows import interrupted
@@ -74,18 +75,20 @@ class Snapshots:
     def drop(self, name: str) -> Layout:
         """Remove a snapshot; the last one gives the origin its own table back.
 
-        The COW device keeps its content.
+        The COW device keeps its content. One whose merge has failed leaves its origin as it is by
+        then, rolled back in part.
         """
         self._not_interrupted(name)
         survey = Survey(self.mapper, self.nodes)
+        merge = survey.find_merge(name)
+        if merge is not None:
+            return self._drop_merge(survey, merge)
         found = survey.find(name)
         layout = self._layout(survey, found)
         unused(self.mapper, self.nodes, name, "unmount it first")
         origin = survey.table(layout.origin) if layout.origin else Table()
         if any(isinstance(line.target, SnapshotMerge) for line in origin):
-            raise UsageError(
-                f"a snapshot is being merged into {layout.origin}: wait until it has ended"
-            )
+            raise UsageError(_merging_into(layout.origin))
         last = not survey.others(found)
         self._run("drop", layout, layouts.drop(layout, str(origin), last=last))
         return layout
@@ -226,8 +229,19 @@ class Snapshots:
             raise DmcopyError(f"{name}: '{record}' was being taken back: {record.advice}")
         return Merge(self.mapper, self.nodes, self.runner, record)
 
+    def _drop_merge(self, survey: Survey, found: Found) -> Layout:
+        layout = self._layout(survey, found)
+        if read(self.mapper, found.name).state not in (MERGE_FAILED, INVALID):
+            raise UsageError(_merging_into(found.name))
+        last, now = not survey.others(found), str(survey.table(found.name))
+        self._run("drop", layout, layouts.merge_end(layout, now, last=last, wipe=0))
+        return layout
+
     def _merge_record(self, name: str) -> Record:
         survey = Survey(self.mapper, self.nodes)
+        merge = survey.find_merge(name)
+        if merge is not None:
+            return self._found_merge(survey, merge)
         found = survey.find(name)
         layout = self._layout(survey, found)
         if not found.target.persistent:
@@ -254,11 +268,21 @@ class Snapshots:
         steps = list(layouts.merge(layout, now))
         return Record(NOUN, "merge", name, steps, devices=layout.devices, facts=facts)
 
+    def _found_merge(self, survey: Survey, found: Found) -> Record:
+        """Return a record for a merge under way that has none: forgotten, or begun by hand."""
+        layout, status = self._layout(survey, found), read(self.mapper, found.name)
+        known = status.used is not None and status.metadata is not None
+        total = status.used.used - status.metadata if known else 0  # type: ignore[union-attr,operator]
+        facts = {"layout": layout.as_dict(), "phase": "run", "total": total}
+        devices = layout.devices
+        return Record(NOUN, "merge", layout.name, [], devices, facts, committed=True)
+
     def _layout(self, survey: Survey, found: Found) -> Layout:
         if survey.infos[found.name].uuid.startswith(LVM_UUID):
             raise UsageError(f"{found.name} belongs to LVM: use lvremove, lvconvert or lvextend")
         layout = survey.layout(found)
-        suspended = [name for name in layout.devices if survey.infos[name].suspended]
+        there = [name for name in layout.devices if name in survey.infos]
+        suspended = [name for name in there if survey.infos[name].suspended]
         if suspended:
             raise DmcopyError(f"{suspended[0]} is suspended: resume it first")
         return layout
@@ -299,6 +323,13 @@ class Snapshots:
                 "that larger first, or add a device (--with DEVICE)"
             )
         return {}
+
+
+def _merging_into(origin: str) -> str:
+    return (
+        f"a snapshot is being merged into {origin}: wait until it has ended, as 'dmcopy snapshot "
+        f"merge {origin}' does"
+    )
 
 
 def _longer(parts: list[tuple[int, Linear]], missing: int) -> list[tuple[int, Linear]]:

@@ -184,6 +184,7 @@ def merge_end(layout: Layout, origin_now: str, *, last: bool, wipe: int) -> Iter
     """Yield the steps after a merge: the origin is as before the snapshot was taken.
 
     The store, which is empty now, is wiped: the COW device can be used for the next snapshot.
+    `wipe`: sectors; 0 where something is left in the store, because the merge has failed.
     """
     table = layout.plain if last and layout.real else layout.origin_table
     yield Step("load", layout.origin, table=table)
@@ -192,6 +193,7 @@ def merge_end(layout: Layout, origin_now: str, *, last: bool, wipe: int) -> Iter
         yield Step("retire", layout.origin)
     if layout.cow:
         yield Step("remove", layout.cow, before=layout.parts)
+    if layout.cow and wipe:
         yield Step("clean", layout.store_device, table=str(wipe))
     yield from (Step("detach", file) for file in layout.files)
 

@@ -130,7 +130,10 @@ class Checker:
             raise UsageError(f"{origin} is suspended: resume it first")
         first = table.lines[0].target if table.lines else None
         if isinstance(first, SnapshotMerge):
-            raise UsageError(f"a snapshot is being merged into {origin}: wait until it has ended")
+            raise UsageError(
+                f"a snapshot is being merged into {origin}: wait until it has ended, as 'dmcopy "
+                f"snapshot merge {origin}' does"
+            )
         if isinstance(first, SnapshotOrigin):
             base = self._survey.stable(table).devices[0]
             return Plan(self._layout(origin, table.length, base, cow), str(table), joining=True)

@@ -81,6 +81,18 @@ class Survey:
             raise UsageError(f"there is no snapshot {name!r}; 'dmcopy snapshot status' lists them")
         raise UsageError(f"{name} is a mapped device, but not a snapshot")
 
+    def find_merge(self, name: str) -> Found | None:
+        """Return the merge of the snapshot `name`, or into the device `name`; None if none is."""
+        for found in self.snapshots():
+            if found.merging and name in (found.name, self.snapshot_of(found)):
+                return found
+        return None
+
+    def snapshot_of(self, found: Found) -> str:
+        """Return the name of a snapshot. While it is merged, only that of its COW tells it."""
+        cow = self.mapped(found.cow)
+        return cow.removesuffix(COW) if found.merging and cow.endswith(COW) else found.name
+
     def others(self, found: Found) -> list[str]:
         """Return the other snapshots of the same origin."""
         return [
@@ -104,11 +116,12 @@ class Survey:
         base = self.mapped(found.base)
         real = base if base and base == f"{origin}{REAL}" else ""
         cow = self.mapped(found.cow)
-        ours = cow if cow == f"{found.name}{COW}" else ""
+        name = self.snapshot_of(found)
+        ours = cow if cow == f"{name}{COW}" else ""
         parts = self.stable(self.table(ours)) if ours else Table()
         files = [file for file in parts.devices if self._nodes.is_file(file)]
         return Layout(
-            name=found.name,
+            name=name,
             origin=origin,
             real=real,
             base=self._stable(found.base),

@@ -58,6 +58,7 @@ class World(Mapper):
         self.sizes: dict[str, int] = {}
         self.stores: dict[str, dict[int, int]] = {}
         self.lost: set[str] = set()
+        self.unreadable: set[str] = set()
         self.loops: set[str] = set()
         self.content: dict[str, str] = {}
         self.user = ""
@@ -242,6 +243,8 @@ class World(Mapper):
             total = cow.live.length if cow and cow.live else self.sizes.get(store, SECTORS)
             lost = store in self.lost
             status = kind("Invalid") if lost else kind("", Ratio(used, total), 16)
+            if store in self.unreadable and isinstance(target, SnapshotMerge):
+                status = kind("Merge failed")
         return (StatusLine(0, table.length, target.name, status),)
 
     def wait(self, name: str, event: int, *, timeout: float) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dmcopy.errors import BusyError, DmcopyError, ExitCode, MetadataError
+from dmcopy.errors import BusyError, DeviceError, DmcopyError, ExitCode, MetadataError
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.workflows.journal import Journal
@@ -253,3 +253,17 @@ def test_no_file_of_another_name_is_written_to(journal: Journal) -> None:
     journal.begin(merge())
     assert victim.read_bytes() == b"mine"
     assert (journal.folder / "snapshot-snap.new").is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_the_lock_is_no_way_to_another_file(journal: Journal, kind: str) -> None:
+    journal.folder.mkdir()
+    lock, victim = journal.folder / "lock", journal.folder.parent / "victim"
+    if kind == "pipe":
+        os.mkfifo(lock)
+        journal.begin(merge())  # and it does not wait for a reader
+        return
+    lock.symlink_to(victim)
+    with pytest.raises(DeviceError, match="cannot keep the journal of workflows"):
+        journal.begin(merge())
+    assert not victim.exists()

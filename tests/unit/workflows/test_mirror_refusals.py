@@ -232,6 +232,11 @@ def test_two_failed_legs_of_three(world: World) -> None:
     world.write()
     with pytest.raises(DmcopyError, match=r"leg 2, /.*/c, has failed as well.*split home 2 --drop"):
         plan_replace(world, "home", "1", world.disk("new"))
+    for at in ("1", "2"):  # one after the other would be in each other's way
+        plan = plan_drop(world, "home", at)
+        assert plan.steps[0].table == f"0 {SECTORS} linear {world.folder / 'a'} 0"
+    session(world).run(plan)
+    assert (world.acknowledged, world.failed_writes) == (world.written, 0)
 
 
 def test_the_only_leg_with_the_data_stays_while_the_others_are_copied_to(world: World) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dmcopy.errors import BusyError, UsageError
+from dmcopy.errors import BusyError, DmcopyError, UsageError
 from dmcopy.status import SnapshotStatus
 from dmcopy.table import Linear, Ratio, Raw, Table
 from dmcopy.workflows import snapshot_watch
@@ -160,6 +160,49 @@ def test_where_a_cow_can_grow_and_where_not(stage: Stage) -> None:
     assert stage.world.tables()["snap-cow"].splitlines()[1:] == ["72 24 linear /dev/b 0"]
     with pytest.raises(UsageError, match="its COW uses all of /dev/b, 32s"):
         stage.process().extend("snap", COW_SECTORS + 41, more="/dev/b")
+
+
+def half_merged(stage: Stage) -> None:
+    """A merge that was killed, and whose record is forgotten."""
+    stage.process().take(REQUEST)
+    for _ in range(3):
+        stage.world._write_something()
+    stage.world.user = ""
+    stage.crash_in_next = 6
+    with pytest.raises(Crash):
+        stage.process().merge("snap")
+    said = stage.process().forget("snap")
+    assert "data is rolled back in part, and what was not merged yet is in the store" in said
+    assert "'dmcopy snapshot merge snap' takes it up again" in said
+    with pytest.raises(UsageError, match="as 'dmcopy snapshot merge data' does"):
+        stage.process().take(dataclasses.replace(REQUEST, name="next", cow="/dev/b"))
+    with pytest.raises(UsageError, match="as 'dmcopy snapshot merge data' does"):
+        stage.process().drop("snap")
+
+
+@pytest.mark.parametrize("name", ["snap", "data"])
+def test_a_merge_without_a_record_is_taken_up(stage: Stage, name: str) -> None:
+    plain = stage.world.tables()
+    half_merged(stage)
+    layout = stage.process().merge(name)
+    assert (layout.name, layout.origin) == ("snap", "data")
+    assert (stage.world.tables(), stage.records()) == (plain, [])
+    assert stage.world.stores == {}
+
+
+def test_a_merge_without_a_record_that_has_failed_is_dropped(stage: Stage) -> None:
+    plain = stage.world.tables()
+    half_merged(stage)
+    stage.world.unreadable.add("/dev/cow")
+    left = dict(stage.world.stores["/dev/cow"])
+    with pytest.raises(DmcopyError, match="the merge into data stopped"):
+        stage.process().merge("snap")
+    with pytest.raises(DmcopyError, match="'dmcopy snapshot finish snap' ends it"):
+        stage.process().drop("snap")
+    stage.process().forget("snap")
+    stage.process().drop("snap")
+    assert (stage.world.tables(), stage.records()) == (plain, [])
+    assert stage.world.stores["/dev/cow"] == left
 
 
 def test_one_that_is_lost_is_not_extended(stage: Stage) -> None:
