@@ -186,16 +186,18 @@ class Snapshots:
         return interrupted.forget(self.mapper, self.journal, NOUN, name, self.nodes.attached)
 
     def _check_cow(self, record: Record) -> None:
-        """Raise UsageError if the COW, wiped for a snapshot, holds something else by now."""
+        """Raise UsageError if the COW that a snapshot is to have holds something else by now.
+
+        Or still: what it was forced over may not be wiped yet.
+        """
         layout = Layout.from_dict(record.facts["layout"])
-        wiped = any(step.verb == "wipe" for step in record.steps[: record.settled])
-        if record.undoing or not wiped or self.mapper.exists(layout.cow):
+        if record.verb != "take" or record.undoing or self.mapper.exists(layout.cow):
             return
         cow = layout.store_device
         found = "" if self.nodes.has_store(cow) else self.nodes.content(cow)
         if found:
             raise UsageError(
-                f"{cow} has {found} on it, which came after '{record}' was interrupted: "
+                f"{cow} has {found} on it, and '{record}' was interrupted before it was in use: "
                 f"'dmcopy snapshot undo {record.name}' takes that back"
             )
 

@@ -127,9 +127,6 @@ class Merge:
                 record.next([*attach, clean, *detach])
             return
         survey = Survey(self._mapper, self._nodes)
-        if not record.rebooted and (record.begun or self._is_whole(survey)):
-            return
-        record.committed = True  # as much as was merged before cannot be taken back
         tables = {layout.real: layout.plain, layout.cow: layout.parts}
         there = [name for name in tables if name in survey.infos]
         now = survey.table(layout.origin)
@@ -143,6 +140,10 @@ class Merge:
                 f"{wrong[0]} has another table than before, so the merge of {layout.name} cannot "
                 f"go on; it was: {was}; give it that again, or {record.last_resort}"
             )
+        if not record.rebooted and (record.begun or self._is_whole(survey)):
+            self._runner.check(record)
+            return
+        record.committed = True  # as much as was merged before cannot be taken back
         if layout.cow not in there and not self._nodes.has_store(layout.store_device):
             raise DmcopyError(
                 f"{layout.store_device} has no store on it any more, so the merge of {layout.name} "

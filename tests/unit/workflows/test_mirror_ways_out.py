@@ -172,4 +172,4 @@ def test_so_it_has_after_a_restart(
 ) -> None:
     boot = iter(range(1000))
     monkeypatch.setattr(records, "boot_id", lambda: f"boot {next(boot)}")
-    walk(name, folder, [gone, other("home")])
+    walk(name, folder, [gone, lambda world: gone(world) or other("home")(world)])
