@@ -33,10 +33,12 @@ def test_what_every_history_keeps_to(depth: int) -> None:
     for seed in range(60):
         workload = Workload(seed, depth=depth)
         suspended: set[str] = set()
+        readonly: set[str] = set()
         for step in workload.steps():
             match step:
-                case Load(_, table):
+                case Load(device, table, is_readonly):
                     assert Table.parse(table).length <= DISK_SECTORS
+                    (readonly.add if is_readonly else readonly.discard)(device)
                     seen[table.split()[2]] += 1
                 case Suspend(device):
                     suspended.add(device)
@@ -49,6 +51,8 @@ def test_what_every_history_keeps_to(depth: int) -> None:
                     seen.update(access.op.name for access in accesses)
                     for one in accesses:
                         assert one.device not in suspended
+                        assert one.device not in readonly or one.op != Op.DISCARD
+                        seen["refused"] += one.device in readonly and one.op == Op.WRITE
                         assert 0 <= one.sector < one.sector + one.count <= workload.sectors or (
                             one.op == Op.FLUSH
                         )
@@ -61,6 +65,7 @@ def test_what_every_history_keeps_to(depth: int) -> None:
                         )
         assert not suspended
     assert {"WRITE", "READ", "FLUSH", "DISCARD", "snapshot", "snapshot-merge"} <= set(seen)
+    assert seen["refused"] > 10
 
 
 @pytest.mark.parametrize("beside", [False, True])
