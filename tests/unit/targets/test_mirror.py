@@ -10,7 +10,7 @@ import pytest
 
 from dmcopy.errors import DeadlineError, DeviceError, UsageError
 from dmcopy.io import IoRegion, Reactor
-from dmcopy.io.request import Io, Memory, Op
+from dmcopy.io.request import Io, Memory, Op, Request
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.ondisk.mirror_log import MirrorLog
@@ -22,6 +22,27 @@ REGION = 16
 REGIONS = SECTORS // REGION
 
 
+class HoldingBackend(SimulatedBackend):
+    """Keeps the reads of one disk back, until they are let go."""
+
+    silent: SimulatedDisk | None = None
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.held: list[Io] = []
+
+    def submit(self, request: Request) -> None:
+        if isinstance(request, Io) and request.op == Op.READ and request.device is self.silent:
+            self.held.append(request)
+        else:
+            super().submit(request)
+
+    def let_go(self) -> None:
+        self.silent = None
+        for request in self.held:
+            self.submit(request)
+
+
 class Bench:
     """Legs a to i, which hold different things, and a log device l; `make` makes a mirror."""
 
@@ -30,7 +51,8 @@ class Bench:
         for name, disk in self.disks.items():
             if name != "l":
                 disk.load(random.Random(name).randbytes(SECTORS << 9))
-        self.reactor = Reactor(SimulatedBackend(3), stacked=True)
+        self.backend = HoldingBackend(3)
+        self.reactor = Reactor(self.backend, stacked=True)
         self.mapper = UserMapper(self.reactor, open_device=self._open)
         self.reactor.on_exception = self._raise
         self.memory = Memory(REGION >> 3)
@@ -530,6 +552,20 @@ def test_the_last_region_may_be_short(bench: Bench) -> None:
     assert bench.disks["a"].read(6, 250) == bench.disks["b"].read(0, 250)
     assert bench.disks["a"].read(0, 6) != bench.disks["b"].read(250, 6)
     assert bench.status() == "2 a b 16/16 1 AA 1 core"
+
+
+def test_a_mirror_that_cannot_be_suspended_goes_on(bench: Bench) -> None:
+    """Its leg does not answer for longer than anybody waits; then it does."""
+    bench.backend.silent = bench.disks["a"]
+    bench.make(log="core")
+    bench.settle()
+    with pytest.raises(DeadlineError, match="the recovery of a region of m"):
+        bench.mapper.suspend("m")
+    assert not bench.mapper.info("m").suspended
+    assert bench.status() == "2 a b 0/16 1 AA 1 core"
+    bench.backend.let_go()
+    bench.settle()
+    assert bench.agree()
 
 
 def test_a_mirror_may_begin_anywhere_in_its_table(bench: Bench) -> None:

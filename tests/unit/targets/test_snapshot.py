@@ -13,6 +13,7 @@ from dmcopy.io.request import Io, Memory, Op, Request
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
+from dmcopy.targets.origin import SnapshotModule
 
 SECTORS = 256
 CHUNK = 8
@@ -23,17 +24,17 @@ class HoldingBackend(SimulatedBackend):
 
     def __init__(self) -> None:
         super().__init__(3)
-        self.memory: Memory | None = None
+        self.memories: list[Memory] = []
         self.held: list[Request] = []
 
     def submit(self, request: Request) -> None:
-        if self.memory is not None and getattr(request, "memory", None) is self.memory:
+        if any(request.memory is memory for memory in self.memories):
             self.held.append(request)
         else:
             super().submit(request)
 
     def let_go(self) -> None:
-        self.memory = None
+        self.memories.clear()
         held, self.held = self.held, []
         for request in held:
             self.submit(request)
@@ -58,13 +59,21 @@ class Bench:
             self.make(name, f"snapshot a {'b' if name == 's' else 'c'} {more}")
         self.make("o", "snapshot-origin a")
 
-    def start(self, op: Op, name: str, sector: int, letter: str = "", count: int = CHUNK) -> Io:
+    def start(
+        self,
+        op: Op,
+        name: str,
+        sector: int,
+        letter: str = "",
+        count: int = CHUNK,
+        memory: Memory | None = None,
+    ) -> Io:
         """Begin a request; its `context` becomes True when it has ended."""
 
         def ended(request: Io) -> None:
             request.context = True
 
-        memory = Memory(-(-count // 8))
+        memory = memory or Memory(-(-count // 8))
         if letter:
             memory.view[: count << 9] = letter.encode() * (count << 9)
         region = IoRegion(self.mapper.open(name), sector, count)
@@ -74,16 +83,12 @@ class Bench:
 
     def hold(self, op: Op, name: str, sector: int, letter: str = "") -> Io:
         """Begin a request that does not get to its disk until `backend.let_go`."""
-        request = Io(op, IoRegion(self.mapper.open(name), sector, CHUNK), Memory(1))
-        self.backend.memory = request.memory
-        assert request.memory is not None
-        request.extents = [(0, CHUNK << 9)]
-        if letter:
-            request.memory.view[: CHUNK << 9] = letter.encode() * (CHUNK << 9)
-        request.notify = lambda done: setattr(done, "context", True)
-        self.reactor.submit(request)
+        before = len(self.backend.held)
+        memory = Memory(CHUNK >> 3)
+        self.backend.memories.append(memory)
+        request = self.start(op, name, sector, letter, memory=memory)
         self.settle()
-        assert self.backend.held
+        assert len(self.backend.held) > before
         return request
 
     def settle(self) -> None:
@@ -193,3 +198,32 @@ def test_a_write_through_a_merge_is_copied_out_to_the_other_snapshots(bench: Ben
     # And so is what is merged: a chunk of 16 sectors, of which one half was written.
     assert bench.disks["a"].read(0, 16) == b"1" * (8 << 9) + b"." * (8 << 9)
     assert bench.mapper.open("t").read(0, 16) == b"." * (16 << 9)
+
+
+@pytest.mark.parametrize("name", ["s", "o"])
+def test_with_too_many_copies_under_way_writes_wait_and_go_on(bench: Bench, name: str) -> None:
+    """snapshot_cow_threshold of dm_snapshot: the copies of a snapshot beyond which writers wait."""
+    bench.snapshots("P 8")
+    module = bench.mapper.module(SnapshotModule)
+    assert module.cow_threshold == 2048  # as in the kernel
+    module.cow_threshold = 1
+    for round_ in range(3):  # what is counted must be given back, or the next round hangs
+        count = CHUNK if round_ == 1 else 1  # a write of a whole chunk needs no copy, and counts
+        places = range(round_ * 64, round_ * 64 + 64, CHUNK)
+        writes = [bench.start(Op.WRITE, name, place, "n", count=count) for place in places]
+        bench.settle()
+        assert [(write.context, write.error) for write in writes] == [(True, 0)] * len(writes)
+    assert bench.status("s") == f"{16 + 3 * 64}/512 16"
+
+
+def test_no_more_copies_are_under_way_than_may_be(bench: Bench) -> None:
+    bench.snapshots("P 8")
+    bench.mapper.module(SnapshotModule).cow_threshold = 1
+    bench.hold(Op.WRITE, "s", 0, "1")
+    bench.hold(Op.WRITE, "s", 8, "2")
+    third = bench.start(Op.WRITE, "s", 16, "3")
+    bench.settle()
+    assert not third.context
+    bench.backend.let_go()
+    bench.settle()
+    assert third.context
