@@ -55,6 +55,22 @@ class RangeSet:
         if start < end:
             yield start, end
 
+    def __and__(self, other: RangeSet) -> RangeSet:
+        """Return what is in both; costs a walk along both, however many ranges they have."""
+        both = RangeSet()
+        one = other_one = 0
+        while one < len(self._starts) and other_one < len(other._starts):
+            low = max(self._starts[one], other._starts[other_one])
+            high = min(self._ends[one], other._ends[other_one])
+            if low < high:
+                both._starts.append(low)
+                both._ends.append(high)
+            if self._ends[one] == high:
+                one += 1
+            else:
+                other_one += 1
+        return both
+
     def copy(self) -> RangeSet:
         """Return an independent copy."""
         twin = RangeSet()

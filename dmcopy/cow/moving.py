@@ -21,6 +21,7 @@ from dmcopy.io.request import Io, Memory, Op
 from dmcopy.kcopyd.client import MAX_SUB_JOB_SECTORS, Client
 from dmcopy.kcopyd.listjob import ListJob
 from dmcopy.kcopyd.moves import Move
+from dmcopy.observing import shielded
 from dmcopy.units import PAGE_SECTORS, PAGE_SIZE, SECTOR_SHIFT
 
 WINDOWS: Final = 8
@@ -57,7 +58,7 @@ class Mover:
         self._reactor = reactor
         self._dest = dest
         self._chunk_size = chunk_size
-        self._observe = observer
+        self._observe = shielded(observer) if observer else None
         self._began = reactor.time()
         pages = WINDOWS * 2 * WINDOW_SECTORS // PAGE_SECTORS
         self._client = Client(pages, reactor=reactor, sub_job_sectors=WINDOW_SECTORS, depth=WINDOWS)

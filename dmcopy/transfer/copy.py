@@ -21,9 +21,12 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 from dmcopy.kcopyd import Client, CopyJob, Flag
+from dmcopy.observing import shielded
+from dmcopy.ranges import RangeSet
 from dmcopy.transfer import events
 from dmcopy.transfer.destination import GONE, HOPELESS, Destination, Failures
 from dmcopy.transfer.durability import INTERVAL_SECONDS, Durability
+from dmcopy.transfer.pace import Pace
 from dmcopy.transfer.plan import Piece, Plan
 
 OnError = Literal["stop", "skip"]
@@ -45,7 +48,8 @@ class Attempt:
 class Transfer:
     """A copy as `plan` says, on `client`; `run` does it.
 
-    `outstanding`: the most jobs given to the client at once. `saved()` is called whenever more has
+    `outstanding`: the most jobs given to the client at once. `limit`: the most bytes of the range
+    that begin in a second, 0: as many as there are. `saved()` is called whenever more has
     become durable, about every `interval` seconds, and once at the end.
 
     Attributes:
@@ -66,6 +70,7 @@ class Transfer:
         saved: Callable[[Transfer], object] | None = None,
         interval: float = INTERVAL_SECONDS,
         outstanding: int = 16,
+        limit: int = 0,
     ) -> None:
         self.plan = plan
         self.dests = [Destination(region) for region in plan.dests]
@@ -79,8 +84,9 @@ class Transfer:
         self._client = client
         self._reactor = client.reactor
         self._skip = on_error == "skip"
-        self._observe = observer
+        self._observe = shielded(observer)
         self._saved = saved
+        self._pace = Pace(self._reactor, limit, self._fill)
         self._interval = interval
         self._outstanding = outstanding
         self._flags = int(Flag.SPARSE) if plan.sparse else 0
@@ -89,6 +95,7 @@ class Transfer:
         self._stopping = False
         self._ending = False
         self._began = 0.0
+        self._already = 0
         self._durability = Durability(self._reactor, self.dests, self._save, self._flush_failed)
 
     def run(self) -> None:
@@ -99,7 +106,8 @@ class Transfer:
     def start(self) -> None:
         """Begin; from here on the reactor drives it, until `finished`."""
         self._began = self._reactor.time()
-        needs = [dest.needs() for dest in self.dests]
+        self._already = self._settled()
+        needs = [self._need(*each) for each in zip(self.dests, self.plan.zeroed(), strict=True)]
         for start, end in self.bad.ranges():
             for need in needs:
                 need.remove(start, end)
@@ -109,6 +117,13 @@ class Transfer:
             self._durability.start(self._interval)
         self._reactor.call_soon(self._fill)
         self._tick()
+
+    def _need(self, dest: Destination, zeroed: RangeSet) -> RangeSet:
+        """Return what is to be written to `dest`; it has already what it lacks only by the book."""
+        need = dest.needs()
+        for start, end in need & zeroed:
+            dest.wrote(start, end)
+        return need & RangeSet(zeroed.gaps(0, dest.region.count))
 
     def interrupt(self) -> None:
         """End it soon: start nothing more, wait a moment for what is in flight."""
@@ -125,8 +140,12 @@ class Transfer:
             piece = self._next()
             if piece is None:
                 break
+            if not self._pace.may_begin():
+                self._again.append(piece)
+                return
+            self._pace.began(piece.length)
             self._begin(piece)
-        if not self._active and not self._ending:
+        if not self._active and not self._ending and (self._stopping or self._pace.may_begin()):
             self._ending = True
             self._durability.flush(self._finish)
 
@@ -202,22 +221,22 @@ class Transfer:
             return
         dest.failures.add(piece.start, piece.end, error)
         at = dest.region.sector + piece.start
+        dropped = give_up and not dest.error
+        if dropped:
+            dest.drop(error, "write")
         self._observe(events.WriteFailed(dest.path, at, piece.length, error))
-        if give_up:
-            self._drop(dest, error, "write")
+        if dropped:
+            self._observe(events.Dropped(dest.path, "write", error))
 
     def _split(self, piece: Piece) -> None:
         """Try the halves of a piece by themselves, the lower one first."""
         lower, upper = piece.halves(self.plan.block)
         self._again += (upper, lower)
 
-    def _drop(self, dest: Destination, error: int, cause: str) -> None:
-        if not dest.error:
-            dest.drop(error, cause)
-            self._observe(events.Dropped(dest.path, cause, error))
-
     def _flush_failed(self, dest: Destination, error: int) -> None:
-        self._drop(dest, error, "flush")
+        if not dest.error:
+            dest.drop(error, "flush")
+            self._observe(events.Dropped(dest.path, "flush", error))
 
     def _stop(self) -> None:
         """Start nothing more: no piece, and nothing of the jobs that still wait in the client."""
@@ -234,7 +253,10 @@ class Transfer:
 
     def _save(self) -> None:
         if self._saved is not None and not self.finished:
-            self._saved(self)
+            try:
+                self._saved(self)
+            except Exception as error:  # the copy is worth more than its map
+                self._reactor.report(error)
 
     def _finish(self) -> None:
         if self.finished:
@@ -259,8 +281,12 @@ class Transfer:
     def _tell_progress(self) -> None:
         seconds = self._reactor.time() - self._began
         written = tuple(dest.sectors for dest in self.dests)
-        settled = self.bad.total() + max(
+        settled, total = self._settled(), self.plan.count
+        self._observe(events.Progress("copy", settled, total, written, seconds, self._already))
+
+    def _settled(self) -> int:
+        """Return how many sectors are written, or known to be bad, where most are."""
+        return self.bad.total() + max(
             (dest.sectors + dest.failures.total() for dest in self.dests if not dest.error),
-            default=max(written),
+            default=max(dest.sectors for dest in self.dests),
         )
-        self._observe(events.Progress("copy", settled, self.plan.count, written, seconds))

@@ -1,4 +1,7 @@
-"""What a transfer tells while it goes on: a stream of small values, for whoever shows them."""
+"""What a transfer tells while it goes on: a stream of small values, for whoever shows them.
+
+What an observer raises is logged, and it is not called again.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ class Progress(NamedTuple):
     """How far it is: `sectors` of `total` are settled, written or known to be bad.
 
     `written`: sectors written to each destination. `seconds` since the phase began. `phase` is
-    copy or verify.
+    copy or verify. `already`: those that were settled when it began.
     """
 
     phase: str
@@ -27,6 +30,20 @@ class Progress(NamedTuple):
     total: int
     written: tuple[int, ...]
     seconds: float
+    already: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Sectors a second since the phase began; 0 as long as nothing is known."""
+        return (self.sectors - self.already) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes if it goes on like this; None as long as nothing is known."""
+        left = self.total - self.sectors
+        if left <= 0:
+            return 0.0
+        return left / self.rate if self.rate > 0 else None
 
 
 class ReadFailed(NamedTuple):

@@ -77,8 +77,7 @@ class Outcome:
     def as_dict(self) -> dict[str, Any]:
         """Return everything for --json; positions are sectors of the devices themselves."""
         transfer, settings = self.transfer, self.settings
-        sectors = sum(dest.sectors for dest in transfer.dests) - self.resumed
-        size = sectors << SECTOR_SHIFT
+        size = round(self.moved() * len(transfer.dests))
         return {
             "ok": self.exit_code == ExitCode.OK,
             "exit_code": int(self.exit_code),
@@ -100,10 +99,13 @@ class Outcome:
 
     def rate(self) -> float:
         """Return how fast the range was copied, in bytes per second to each destination."""
-        transfer = self.transfer
-        written = sum(dest.sectors for dest in transfer.dests) - self.resumed
-        each = (written << SECTOR_SHIFT) / len(transfer.dests)
-        return each / transfer.seconds if transfer.seconds else 0.0
+        return self.moved() / self.transfer.seconds if self.transfer.seconds else 0.0
+
+    def moved(self) -> float:
+        """Return how many bytes this run has copied to each destination, on average."""
+        dests = self.transfer.dests
+        written = sum(dest.sectors for dest in dests) - self.resumed
+        return (written << SECTOR_SHIFT) / len(dests)
 
     def _source(self, source: IoRegion | None) -> dict[str, Any] | None:
         if source is None:

@@ -52,7 +52,8 @@ class Piece(NamedTuple):
 class Plan:
     """A checked copy of `source` (None: zeroes) to `dests`, in pieces of at most `piece` sectors.
 
-    `holes`: offsets where the source is known to be zeroes. Raises UsageError for what cannot be:
+    `holes`: offsets where the source is known to be zeroes; `empty`: those where each destination
+    is, so that nothing needs to be done for what is in both. Raises UsageError for what cannot be:
     no destination or more than eight, ranges past an end, off the blocks, over each other.
     """
 
@@ -61,6 +62,7 @@ class Plan:
     piece: int
     sparse: bool = False
     holes: RangeSet = field(default_factory=RangeSet)
+    empty: tuple[RangeSet, ...] = ()
 
     def __post_init__(self) -> None:
         check_regions(self.source, self.dests)
@@ -85,9 +87,19 @@ class Plan:
         """All regions, the source's first."""
         return (self.source, *self.dests) if self.source else self.dests
 
+    @property
+    def zero(self) -> RangeSet:
+        """Offsets at which zeroes are to be written."""
+        return self.holes if self.source else RangeSet([(0, self.count)])
+
+    def zeroed(self) -> Iterator[RangeSet]:
+        """Yield for each destination the offsets where it has already the zeroes it is to have."""
+        for index in range(len(self.dests)):
+            yield self.zero & self.empty[index] if self.empty else RangeSet()
+
     def pieces(self, needs: Sequence[RangeSet]) -> Iterator[Piece]:
         """Yield in ascending order the pieces that give each destination what it needs."""
-        zero = self.holes if self.source else RangeSet([(0, self.count)])
+        zero = self.zero
         edges = sorted({edge for ranges in (*needs, zero) for pair in ranges for edge in pair})
         for start, end in pairwise(edges):
             targets = tuple(index for index, need in enumerate(needs) if start in need)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dmcopy.errors import DeviceError, DmcopyError, UsageError
 from dmcopy.io.reactor import Reactor
 from dmcopy.kcopyd import Client, Throttle
+from dmcopy.observing import shielded
 from dmcopy.ranges import RangeSet
 from dmcopy.transfer import events
 from dmcopy.transfer.copy import OnError, Transfer
@@ -25,13 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How to copy. None: chosen for the devices. `throttle` is a percentage, `piece` in sectors."""
+    """How to copy. None: chosen for the devices. `throttle` is a percentage, `piece` in sectors.
+
+    `limit`: bytes a second, 0: as many as there are.
+    """
 
     backend: str | None = None
     depth: int | None = None
     piece: int | None = None
     pages: int | None = None
     throttle: int = 100
+    limit: int = 0
     on_error: OnError = "stop"
     sparse: bool = False
     verify: bool = False
@@ -52,7 +57,7 @@ class Session:
     ) -> None:
         self.options = options
         self._opened = opened
-        self._observe = observer
+        self._observe = shielded(observer)
         self._stop: Callable[[], object] | None = None
         self._interrupted = False
         self._map_error = ""
@@ -64,11 +69,14 @@ class Session:
             depth=options.depth,
             piece=options.piece,
             pages=options.pages,
+            limit=options.limit,
         )
-        holes = RangeSet()
-        if options.sparse and source is not None:
-            holes = find_holes(source, block_of((source, *dests)))
-        self.plan = Plan(source, dests, self.settings.piece, options.sparse, holes)
+        holes, empty = RangeSet(), tuple[RangeSet, ...]()
+        if options.sparse or source is None:
+            block = block_of((source, *dests) if source else dests)
+            holes = find_holes(source, block) if source else holes
+            empty = tuple(find_holes(dest, block) for dest in dests)
+        self.plan = Plan(source, dests, self.settings.piece, options.sparse, holes, empty)
         self._reactor: Reactor | None = None
         self._store = self._make_store()
 
@@ -105,6 +113,7 @@ class Session:
             saved=self._save if self._store else None,
             interval=self.options.map_interval,
             outstanding=self.settings.outstanding,
+            limit=self.options.limit,
         )
         outcome = Outcome(transfer, self.settings, created=self._opened.created)
         store = self._store
@@ -177,6 +186,7 @@ class Session:
             pages=self.settings.pages,
             depth=self.settings.depth,
             observer=self._observe,
+            limit=self.options.limit,
         )
         outcome.verified = verifier.result
         self._drive(verifier.interrupt, verifier.run)

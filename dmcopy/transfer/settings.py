@@ -32,6 +32,10 @@ BULK_SECTORS: Final = 1024
 """From this size on a piece is bulk: moving it costs more than handing it over."""
 
 
+PIECES_A_SECOND: Final = 8
+"""At least so many begin each second where there is a limit: no long pauses, no bursts."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """The final choice. `pages` of 4096 bytes, `piece` in sectors."""
@@ -64,13 +68,20 @@ def choose(
     depth: int | None = None,
     piece: int | None = None,
     pages: int | None = None,
+    limit: int = 0,
 ) -> Settings:
-    """Choose what was not given. Raises UsageError for what does not go together."""
+    """Choose what was not given. Raises UsageError for what does not go together.
+
+    With a `limit`, in bytes a second, the pieces are so small that some of them go each second.
+    """
     block = block_of((source, *dests) if source else dests)
     _check(block, depth, piece, pages)
     depth = depth or DEPTH
     if piece is None:
         piece = _fitting(block, pages)
+        if limit:
+            often = (limit // PIECES_A_SECOND >> SECTOR_SHIFT) // block * block
+            piece = min(piece, max(often, block, PAGE_SECTORS))
     return Settings(
         backend=backend or os.environ.get("DMCOPY_IO") or _best(source, piece),
         depth=depth,

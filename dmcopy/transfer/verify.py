@@ -1,7 +1,8 @@
 """Reading back what was written and comparing it with the source, byte by byte.
 
 Where I/O is direct the bytes come from the device. Where it is buffered the page cache is asked to
-forget them first, which it does for pages that are clean: so everything is flushed before.
+forget them first, which it does for pages that are clean: so everything is flushed before. Where
+both files have a hole nothing is read: there is nothing but zeroes to come.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import Extent, Io, Memory, Op
+from dmcopy.observing import shielded
 from dmcopy.ranges import RangeSet
 from dmcopy.transfer import events
 from dmcopy.transfer.destination import Destination, Failures
-from dmcopy.transfer.plan import Piece, Plan
+from dmcopy.transfer.pace import Pace
+from dmcopy.transfer.plan import Piece, Plan, find_holes
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT, SECTOR_SIZE
 
 _libc = ctypes.CDLL(None)
@@ -74,18 +77,21 @@ class Verifier:
         pages: int,
         depth: int = 8,
         observer: events.Observer = events.ignore,
+        limit: int = 0,
     ) -> None:
         self.result = Verified(len(dests))
         self.finished = False
         self._reactor = reactor
         self._plan = plan
-        self._observe = observer
-        needs = [RangeSet() if dest.error else dest.written for dest in dests]
+        self._observe = shielded(observer)
+        self._pace = Pace(reactor, limit, self._fill)
+        needs = [self._need(index, dest) for index, dest in enumerate(dests)]
         self._total = max(need.total() for need in needs)
         self._checked = 0
         self._active = 0
         self._stopping = False
         self._began = 0.0
+        self._held: Piece | None = None
         places = 1 + len(dests)
         piece = _piece_sectors(plan, pages // places)
         slot = places * _in_pages(piece << SECTOR_SHIFT)
@@ -95,6 +101,16 @@ class Verifier:
         self._pieces = (
             part for long in replace(plan, piece=piece).pieces(needs) for part in _cut(long, piece)
         )
+
+    def _need(self, index: int, dest: Destination) -> RangeSet:
+        """Return what is to be read of a destination: not what is a hole here and there."""
+        if dest.error:
+            return RangeSet()
+        holes = RangeSet()
+        if self._plan.empty:
+            holes = self._plan.zero & find_holes(dest.region, self._plan.block)
+        self.result.checked[index] = (dest.written & holes).total()
+        return dest.written & RangeSet(holes.gaps(0, dest.region.count))
 
     def run(self) -> Verified:
         """Verify; return what was found."""
@@ -116,9 +132,13 @@ class Verifier:
 
     def _fill(self) -> None:
         while self._free and not self._stopping:
-            piece = next(self._pieces, None)
+            piece = self._held or next(self._pieces, None)
             if piece is None:
                 break
+            self._held = None if self._pace.may_begin() else piece
+            if self._held:
+                return
+            self._pace.began(piece.length)
             self._begin(_Check(piece, self._free.pop()))
         if not self._active and not self.finished:
             self.finished = True

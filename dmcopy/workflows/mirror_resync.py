@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from dmcopy.errors import DeadlineError, PartialError
 from dmcopy.mapper.base import Mapper
+from dmcopy.observing import shielded
 from dmcopy.status import MirrorStatus
 from dmcopy.status.legs import LEG_HEALTH, LOG_HEALTH
 from dmcopy.workflows.mirror_devices import Devices
@@ -53,7 +54,7 @@ class Waiter:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._mapper = mapper
-        self._observer = observer
+        self._observer = shielded(observer)
         self._clock = clock
         self._sleep = sleep
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from dmcopy.errors import BusyError, DeadlineError, DmcopyError
 from dmcopy.mapper.base import Mapper, note_failure
+from dmcopy.observing import shielded
 from dmcopy.status import SnapshotMergeStatus
 from dmcopy.status.snapshot import MERGE_FAILED
 from dmcopy.workflows import snapshot_layout as layouts
@@ -76,7 +77,7 @@ class Merge:
         if record.facts["phase"] == "run":
             try:
                 self._let_go_on()
-                self._wait(progress or (lambda _: None))
+                self._wait(shielded(progress or (lambda _: None)))
                 self._enter("end", self._end_steps())
             except DmcopyError as error:
                 error.add_note(f"once the cause is gone, {record.advice}; {record.last_resort}")

@@ -36,3 +36,15 @@ def test_gaps(steps: list[tuple[bool, int, int]], start: int, end: int) -> None:
 def test_neighbours_are_joined_and_equal() -> None:
     assert RangeSet([(0, 2), (2, 4)]) == RangeSet([(0, 4)])
     assert repr(RangeSet([(1, 2), (4, 6)])) == "RangeSet([(1, 2), (4, 6)])"
+
+
+@given(steps, steps)
+def test_what_is_in_both(
+    some: list[tuple[bool, int, int]], others: list[tuple[bool, int, int]]
+) -> None:
+    one, other = (RangeSet((low, high) for _, low, high in each) for each in (some, others))
+    both = one & other
+    assert [number in both for number in range(42)] == [
+        number in one and number in other for number in range(42)
+    ]
+    assert both == RangeSet(both), "neighbours are joined"

@@ -33,13 +33,14 @@ class Bench:
         )
         self.source.load(random.Random(0).randbytes(SECTORS << 9))
         self.seen: list[events.Event] = []
+        self.observe: events.Observer = self.seen.append
 
     def run(self, during: Callable[[Transfer, Reactor], Any] | None = None, **how: Any) -> Transfer:
         with Reactor(SimulatedBackend(1)) as reactor:
             client = Client(64, reactor=reactor, depth=4)
             source, *dests = (IoRegion(disk, 0, SECTORS) for disk in (self.source, *self.dests))
             plan = Plan(source, tuple(dests), 64)
-            transfer = Transfer(client, plan, observer=self.seen.append, **how)
+            transfer = Transfer(client, plan, observer=self.observe, **how)
             if during is not None:
                 during(transfer, reactor)
             transfer.run()
@@ -229,3 +230,82 @@ def test_a_plan_refuses_what_cannot_be(bench: Bench) -> None:
         Plan(source, (IoRegion(bench.dests[0], 600, 64),), 64)
     with pytest.raises(UsageError, match="is empty"):
         Plan(IoRegion(bench.source, 0, 0), (dest,), 64)
+
+
+def test_an_observer_that_raises_changes_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    def observe(_: events.Event) -> None:
+        raise BrokenPipeError
+
+    bench.observe = observe
+    bench.dests[1].fail(Op.WRITE, 300, 1)
+    transfer = bench.run()
+    assert len(caplog.records) == 1
+    assert (bench.is_copied(0), bench.is_copied(2)) == (True, True)
+    assert transfer.dests[1].error == errno.EIO
+
+
+def test_what_raises_while_it_saves_is_reported_and_saves_again(bench: Bench) -> None:
+    reported, calls = list[BaseException](), list[Transfer]()
+
+    def prepare(_: Transfer, reactor: Reactor) -> None:
+        reactor.on_exception = reported.append
+
+    def save(transfer: Transfer) -> None:
+        calls.append(transfer)
+        raise ValueError("no such books")
+
+    transfer = bench.run(prepare, saved=save, interval=0.0001)
+    assert len(calls) == len(reported) > 1
+    assert all(bench.is_copied(index) for index in range(3))
+    assert transfer.finished
+
+
+def test_the_books_are_kept_before_anybody_is_told(bench: Bench) -> None:
+    """Whatever an observer looks at, it sees what the event says."""
+    transfers = list[Transfer]()
+    looked = list[str]()
+
+    def look(event: events.Event) -> None:
+        (transfer,) = transfers
+        if isinstance(event, events.WriteFailed | events.Dropped):
+            looked.append(type(event).__name__)
+            assert transfer.dests[1].error == errno.EIO
+            assert transfer.dests[1].failures
+        if isinstance(event, events.ReadFailed):
+            looked.append(type(event).__name__)
+            assert transfer.unread
+            assert transfer.source_error
+
+    bench.observe = look
+    bench.dests[1].fail(Op.WRITE, 100, 1)
+    bench.source.fail(Op.READ, 600, 1)
+    bench.run(lambda transfer, _: transfers.append(transfer))
+    assert looked == ["WriteFailed", "Dropped", "ReadFailed"]
+
+
+@pytest.mark.parametrize("rate", [64 << 9, 640 << 9])
+def test_a_limit_is_kept_in_the_whole_and_on_the_way(bench: Bench, rate: int) -> None:
+    transfer = bench.run(limit=rate)
+    assert all(bench.is_copied(index) for index in range(3))
+    wanted = (SECTORS << 9) / rate
+    assert wanted - 0.11 <= transfer.seconds < wanted * 1.1
+    for event in bench.of(events.Progress):
+        begun = event.seconds + 0.11 + (64 << 9) / rate  # a piece begins, and is paid for after
+        assert event.sectors << 9 <= begun * rate
+
+
+def test_an_interrupt_does_not_wait_for_the_limit(bench: Bench) -> None:
+    def prepare(transfer: Transfer, reactor: Reactor) -> None:
+        reactor.call_later(1, transfer.interrupt)
+
+    transfer = bench.run(prepare, limit=1 << 9)
+    assert (transfer.interrupted, transfer.seconds < 3) == (True, True)
+
+
+def test_the_time_that_is_left_is_that_of_what_is_left() -> None:
+    later = events.Progress("copy", 300, 1000, (300,), 2.0, already=100)
+    assert (later.rate, later.seconds_left) == (100.0, 7.0)
+    assert events.Progress("copy", 100, 1000, (100,), 2.0, already=100).seconds_left is None
+    assert events.Progress("copy", 1000, 1000, (1000,), 0.0).seconds_left == 0.0
