@@ -11,8 +11,9 @@ from typing import Any
 
 from dmcopy.block import BlockDevice
 from dmcopy.cli.output import add_json, emit_json, printable, say
-from dmcopy.cli.progress import make_renderer
-from dmcopy.cli.transfers import add_progress, interrupting, resolve
+from dmcopy.cli.progress import make_renderer, speed
+from dmcopy.cli.signals import interrupting
+from dmcopy.cli.transfers import add_progress, resolve
 from dmcopy.cow.extract import Extract
 from dmcopy.cow.merge import Merge
 from dmcopy.cow.moving import Mover, make_mover
@@ -68,7 +69,7 @@ def _extract(args: argparse.Namespace) -> int:
     if args.json:
         emit_json({"out": out, "exceptions": len(extract.table), **facts})
     else:
-        print(f"{printable(out)}: {format_sectors(mover.sectors)} written, {_rate(facts)}")
+        print(f"{printable(out)}: {_rate(facts)}")
     if mover.interrupted:
         say(f"dmcopy: interrupted: {_incomplete(out, mover, extract)}")
     return int(facts["exit_code"])
@@ -167,5 +168,4 @@ def _facts(mover: Mover, seconds: float) -> dict[str, Any]:
 
 
 def _rate(facts: dict[str, Any]) -> str:
-    size, seconds = facts["sectors"] << SECTOR_SHIFT, max(facts["seconds"], 1e-9)
-    return f"{format_bytes(size)} in {seconds:.3g} s, {format_bytes(int(size / seconds))}/s"
+    return speed(facts["sectors"] << SECTOR_SHIFT, facts["seconds"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Final
 
 from dmcopy.cli.story import Story
+from dmcopy.errors import UsageError
 
 PARTS: Final = ("copy", "snapshot", "mirror")
 
@@ -32,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
     """Tell the story."""
     story = Story()
     began = time.monotonic()
+    if args.folder is not None and not os.path.isdir(args.folder):
+        raise UsageError(f"--folder {args.folder}: there is no such folder")
     with tempfile.TemporaryDirectory(prefix="dmcopy-demo-", dir=args.folder) as folder:
         for part in [args.part] if args.part else PARTS:
             importlib.import_module(f"dmcopy.cli.demo_{part}").tell(

@@ -13,6 +13,7 @@ from dmcopy.block.info import DeviceInfo
 from dmcopy.block.watch import Event, watch
 from dmcopy.cli.output import add_json, emit_json, emit_json_line, emit_table, printable, say
 from dmcopy.cli.parser import seconds
+from dmcopy.cli.streams import is_heard
 from dmcopy.units import SECTOR_SIZE, format_bytes
 
 _EXAMPLES: Final = """\
@@ -84,6 +85,8 @@ def _watch(args: argparse.Namespace) -> int:
         say(f"watching for {events.source} events")
         for event in events:
             _print_event(event, as_json=args.json)
+            if not is_heard():
+                break
     return 0
 
 

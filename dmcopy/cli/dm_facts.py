@@ -270,7 +270,8 @@ def _events(args: argparse.Namespace) -> None:
     if args.follow:
         started = functools.partial(say, "watching for events")
         for event in follow(args.mapper, timeout=args.timeout, started=started):
-            emit_json_line(dataclasses.asdict(event))
+            if not emit_json_line(dataclasses.asdict(event)):
+                break  # nobody reads any more
         return
     found = {info.name: info.events for info in args.mapper.ls()}
     if args.json:

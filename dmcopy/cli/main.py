@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from dmcopy import __version__
-from dmcopy.cli.output import OutputError, drop_output, open_standard_streams
+from dmcopy.cli import signals, streams
 from dmcopy.cli.parser import Parser, share_help
 from dmcopy.errors import DmcopyError, ExitCode
 
@@ -50,30 +50,31 @@ def _build_parser(noun: str | None) -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code (`dmcopy.errors.ExitCode`)."""
-    if argv is None:
-        open_standard_streams()
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Run one command line and return its exit code (`dmcopy.errors.ExitCode`).
+
+    Without `argv` it is the process's own, whose standard streams are then ours, too.
+    """
+    with signals.handled():
+        if argv is None:
+            streams.open_streams()
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        return streams.finish(code)
+
+
+def _run(words: list[str]) -> int:
     if words[:1] in ([], ["help"]):
         words = [*words[1:], "--help"]  # `dmcopy`, `dmcopy help`, `dmcopy help dm create`
     noun = next((word for word in words if word in NOUNS), None)
-    traceback = "--traceback" in words
     try:
         args = _build_parser(noun).parse_args(words)
         code: int = args.run(args)
-        sys.stdout.flush()
     except DmcopyError as error:
-        if traceback:
+        if "--traceback" in words:
             raise
-        if isinstance(error, OutputError):
-            drop_output()
         _tell(error, str(error))
         return error.exit_code
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): not an error of ours, and not one to print.
-        drop_output()
-        return ExitCode.OK
     except KeyboardInterrupt as error:
+        streams.drop_output()
         _tell(error, "interrupted")
         return ExitCode.INTERRUPTED
     return code

@@ -10,10 +10,12 @@ from dmcopy.block import BlockDevice
 from dmcopy.cli.output import add_json, emit_json, printable, say
 from dmcopy.cli.parser import size
 from dmcopy.cli.progress import make_renderer
+from dmcopy.cli.signals import interrupting
 from dmcopy.cli.transfers import add_progress, resolve
 from dmcopy.errors import ExitCode
+from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion
-from dmcopy.mirror.check import Report, compare, guess_region_size
+from dmcopy.mirror.check import Comparison, Report, guess_region_size
 from dmcopy.mirror.logfile import read_log
 from dmcopy.ranges import RangeSet
 from dmcopy.table.mirror import REGION_SIZE
@@ -30,7 +32,7 @@ Without --region-size it is the one that fits the log, else 2 MiB.
 
 Ends with 0 when the legs agree, or differ only in regions that the log calls dirty, which the next
 resync copies; with 4 when they differ in a region that the log calls clean, or differ and there is
-no log; with 3 when a part of a leg cannot be read and the rest is good.
+no log; with 3 when a part of a leg cannot be read and the rest is good; with 130 when interrupted.
 """
 
 
@@ -67,7 +69,10 @@ def run_check(args: argparse.Namespace) -> int:
         else:
             region_size = REGION_SIZE
         renderer = stack.enter_context(contextlib.closing(make_renderer(args.progress)))
-        report = compare(legs, region_size, log=log, observe=renderer.show)
+        reactor = stack.enter_context(Reactor())
+        comparison = Comparison(reactor, legs, region_size, log=log, observe=renderer.show)
+        with interrupting(comparison):
+            report = comparison.run()
     if getattr(args, "json", False):
         emit_json(_values(report, args.legs))
     else:
@@ -77,6 +82,8 @@ def run_check(args: argparse.Namespace) -> int:
 
 def exit_code(report: Report) -> ExitCode:
     """Return how a check ends that found this."""
+    if report.interrupted:
+        return ExitCode.INTERRUPTED
     if report.unknown:
         return ExitCode.MISMATCH
     return ExitCode.OK if report.is_readable else ExitCode.PARTIAL
@@ -84,6 +91,7 @@ def exit_code(report: Report) -> ExitCode:
 
 def _values(report: Report, legs: list[str]) -> dict[str, Any]:
     return {
+        "interrupted": report.interrupted,
         "regions": report.regions,
         "region_size": report.region_size,
         "differing": report.differing.total(),
@@ -113,6 +121,8 @@ def _print(report: Report, legs: list[str]) -> None:
     for number, ranges in enumerate(report.by_leg, 1):
         if len(legs) > 2 and ranges:
             say(f"{printable(legs[number])}: {ranges.total()} regions differ from the first leg")
+    if report.interrupted:
+        say("dmcopy: interrupted; what was not compared may differ, too")
     say(f"{report.differing.total()} of {report.regions} regions of {size} differ")
 
 

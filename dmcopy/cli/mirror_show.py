@@ -14,6 +14,9 @@ from typing import Any, Final
 from dmcopy.cli.mirror_map import draw
 from dmcopy.cli.output import emit_json, printable, say
 from dmcopy.cli.parser import seconds
+from dmcopy.cli.progress import duration
+from dmcopy.cli.signals import is_asked
+from dmcopy.cli.streams import is_heard
 from dmcopy.cli.workflows import code_of, open_journal
 from dmcopy.errors import DmcopyError, ExitCode
 from dmcopy.mapper.base import Mapper
@@ -22,7 +25,7 @@ from dmcopy.table.mirror import DiskLog
 from dmcopy.units import SECTOR_SHIFT, format_bytes, format_sectors
 from dmcopy.workflows.mirror import Mirror, mirrors
 from dmcopy.workflows.mirror_devices import Devices
-from dmcopy.workflows.mirror_resync import Observer, Resync, ignore
+from dmcopy.workflows.mirror_resync import Observer, Resync
 from dmcopy.workflows.mirror_session import NOUN, Session
 
 _LINE_EVERY_SECONDS: Final = 5.0
@@ -146,8 +149,7 @@ def make_observer(how: str) -> Iterator[Observer]:
         with _bar() as observer:
             yield observer
     else:
-        observers: dict[str, Observer] = {"json": _json_line, "plain": _Plain(), "none": ignore}
-        yield observers[how]
+        yield _json_line if how == "json" else _Plain(quiet=how == "none")
 
 
 def _json_line(progress: Resync) -> None:
@@ -156,13 +158,14 @@ def _json_line(progress: Resync) -> None:
 
 
 class _Plain:
-    """A line every few seconds, and none for a resync that is over sooner."""
+    """A line every few seconds, and none for a resync that is over sooner; or only when asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
         self._next = _LINE_EVERY_SECONDS
 
     def __call__(self, progress: Resync) -> None:
-        if progress.seconds >= self._next:
+        if is_asked() or (progress.seconds >= self._next and not self._quiet):
             self._next = progress.seconds + _LINE_EVERY_SECONDS
             say(progress_line(progress))
 
@@ -170,7 +173,7 @@ class _Plain:
 def progress_line(progress: Resync) -> str:
     """Return how far a resync is, in one line."""
     rate = format_bytes(int(progress.rate) << SECTOR_SHIFT)
-    left = "" if progress.left is None else f", {progress.left:.0f} s left"
+    left = "" if progress.left is None else f", {duration(progress.left)} left"
     return (
         f"{progress.name}: {progress.in_sync} of {progress.regions} regions in sync, {rate}/s{left}"
     )
@@ -186,6 +189,8 @@ def _bar() -> Iterator[Observer]:
         def show(progress: Resync) -> None:
             done, total = progress.sectors << SECTOR_SHIFT, progress.total << SECTOR_SHIFT
             bar.update(task, completed=done, total=total)
+            if is_asked():
+                bar.console.print(progress_line(progress), markup=False, highlight=False)
 
         yield show
 
@@ -219,6 +224,8 @@ def _watch(args: argparse.Namespace) -> int:
         if sys.stdout.isatty():
             print(_CLEAR, end="")
         print("\n".join(lines), flush=True)
+        if not is_heard():
+            break
     return ExitCode.OK
 
 

@@ -3,55 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 
-from dmcopy.errors import DeviceError
-
-
-class OutputError(DeviceError):
-    """Standard output did not take what was printed: the disk below it is full."""
-
-
-class _Output(io.FileIO):
-    """Descriptor 1, whose errors are told from those of whatever else is written."""
-
-    def write(self, data: object) -> int | None:  # type: ignore[override]
-        try:
-            return super().write(data)  # type: ignore[arg-type]
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputError("standard output", "write", error.errno or 0) from error
-
-
-def open_standard_streams() -> None:
-    """See that stdout fails with OutputError only, and that 0 to 2 are open.
-
-    Where a shell's `>&-` has closed one, the next device that is opened would be in its place.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-    before = sys.stdout or io.TextIOWrapper(io.BytesIO())  # None where it was closed
-    assert isinstance(before, io.TextIOWrapper)
-    sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(_Output(1, "w", closefd=False)),
-        encoding=before.encoding,
-        errors=before.errors,
-        line_buffering=before.line_buffering or before.write_through,
-    )
-    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
-
-
-def drop_output() -> None:
-    """Let what cannot be written go nowhere, or Python tries once more at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+from dmcopy.cli.streams import is_heard
 
 
 def add_json(parser: argparse.ArgumentParser, *, verb: bool = False) -> None:
@@ -66,9 +22,13 @@ def emit_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
-def emit_json_line(value: object) -> None:
-    """Print one line of a stream of JSON objects, and see that it gets out at once."""
+def emit_json_line(value: object) -> bool:
+    """Print one line of a stream of JSON objects, at once; return whether it was taken.
+
+    A command that does nothing but print such lines may end when it was not.
+    """
     print(json.dumps(value), flush=True)
+    return is_heard()
 
 
 def say(message: str) -> None:

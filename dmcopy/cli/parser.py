@@ -7,6 +7,7 @@ import re
 import sys
 from typing import Any, ClassVar, Final, NoReturn
 
+from dmcopy.cli import streams
 from dmcopy.cli.output import printable
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.suggest import did_you_mean
@@ -57,8 +58,7 @@ class Parser(argparse.ArgumentParser):
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Exit when what was printed, such as the help, is out: later nobody would say why not."""
-        sys.stdout.flush()
-        super().exit(status, message)
+        super().exit(streams.finish(status), message)
 
     def _suggestion(self, message: str) -> str:
         choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)

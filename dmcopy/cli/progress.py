@@ -11,14 +11,17 @@ import time
 from typing import Any, Final, Protocol
 
 from dmcopy.cli.output import printable, say
+from dmcopy.cli.signals import is_asked
 from dmcopy.transfer import events
 from dmcopy.transfer.destination import errno_name
-from dmcopy.units import SECTOR_SHIFT, format_bytes
+from dmcopy.units import SECTOR_SHIFT
 
 BAR_AFTER_SECONDS: Final = 0.3
 LINE_EVERY_SECONDS: Final = 5.0
 ERRORS_SAID: Final = 5
 """So many failed ranges of one device are said at once; all of them are in the summary."""
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 class Renderer(Protocol):
@@ -45,10 +48,12 @@ def make_renderer(how: str, *, at_once: bool = False) -> Renderer:
 
 
 class Silent:
-    """Shows nothing: the summary says it all."""
+    """Shows nothing, unless it is asked: the summary says it all."""
 
     def show(self, event: events.Event) -> None:
-        """Do nothing."""
+        """Print how far it is to somebody who has asked."""
+        if isinstance(event, events.Progress) and is_asked():
+            say(progress_line(event))
 
     def close(self) -> None:
         """Do nothing."""
@@ -84,7 +89,7 @@ class Plain:
             text = self._words.of(event)
             if text:
                 say(text)
-        elif time.monotonic() >= self._next:
+        elif is_asked() or time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_EVERY_SECONDS
             say(progress_line(event))
 
@@ -99,7 +104,10 @@ class JsonLines:
         """Print the event."""
         import json
 
-        line = {"event": _snake(type(event).__name__), **event._asdict()}
+        line: dict[str, Any] = {"event": _snake(type(event).__name__), **event._asdict()}
+        if isinstance(event, events.Progress):
+            left = event.seconds_left
+            line["seconds_left"] = None if left is None else round(left, 1)
         if "errno" in line:
             line["errno"] = errno_name(line["errno"])
         print(json.dumps(line), file=sys.stderr, flush=True)
@@ -136,7 +144,7 @@ class Bar:
 
     def _move(self, event: events.Progress) -> None:
         if self._progress is None:
-            if event.seconds < self._after:
+            if event.seconds < self._after and not is_asked():
                 return
             self._progress = rich_progress()
             self._progress.start()
@@ -145,6 +153,8 @@ class Bar:
             self._tasks[event.phase] = self._progress.add_task(event.phase, total=total)
         task = self._tasks[event.phase]
         self._progress.update(task, completed=event.sectors << SECTOR_SHIFT)
+        if is_asked():
+            self._progress.console.print(progress_line(event), markup=False, highlight=False)
 
 
 def rich_progress() -> Any:
@@ -190,10 +200,43 @@ def sentence(event: events.Event) -> str:
 
 def progress_line(event: events.Progress) -> str:
     """Return how far a transfer is, in one line."""
-    done, total = event.sectors << SECTOR_SHIFT, event.total << SECTOR_SHIFT
-    percent = 100 * done // total if total else 100
-    rate = format_bytes(int(done / event.seconds)) if event.seconds else "0 B"
-    return f"{event.phase}: {percent}%, {format_bytes(done)} of {format_bytes(total)}, {rate}/s"
+    if event.already >= event.total:
+        return f"{event.phase}: nothing to do"
+    sizes = (event.sectors << SECTOR_SHIFT, event.total << SECTOR_SHIFT)
+    percent = 100 * event.sectors // event.total
+    if not event.rate:
+        (done, total), unit = in_one_unit(*sizes)
+        return f"{event.phase}: {percent}%, {done} of {total} {unit}"
+    (done, total, rate), unit = in_one_unit(*sizes, event.rate * (1 << SECTOR_SHIFT))
+    left = event.seconds_left
+    rest = f", {duration(left)} left" if left else ""
+    return f"{event.phase}: {percent}%, {done} of {total} {unit}, {rate} {unit}/s{rest}"
+
+
+def in_one_unit(*sizes: float) -> tuple[list[str], str]:
+    """Return sizes in bytes as numbers of one unit: that of the smallest which is not 0."""
+    smallest = min((size for size in sizes if size >= 1), default=0.0)
+    shift = min((max(int(smallest), 1).bit_length() - 1) // 10, len(_UNITS) - 1)
+    numbers = [size / (1 << 10 * shift) for size in sizes]
+    return [f"{number:.4g}" if number < 1000 else f"{number:.0f}" for number in numbers], _UNITS[
+        shift
+    ]
+
+
+def speed(size: float, seconds: float) -> str:
+    """Return how fast so many bytes were moved in so many seconds."""
+    if not size:
+        return "nothing to do"
+    seconds = max(seconds, 1e-9)
+    (amount, rate), unit = in_one_unit(size, size / seconds)
+    return f"{amount} {unit} in {seconds:.3g} s, {rate} {unit}/s"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people, as exact as an estimate is."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _at(path: str, sector: int, count: int) -> str:

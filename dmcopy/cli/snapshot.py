@@ -282,6 +282,8 @@ def _watch(args: argparse.Namespace) -> int:
             args.snapshots.check_more(args.name, args.more)
     last = ""
     for level in watch(args.snapshots, args.name, interval=args.interval, threshold=threshold):
-        emit_json_line(dataclasses.asdict(level))
+        heard = emit_json_line(dataclasses.asdict(level))
         last = level.event
+        if threshold is None and not heard:
+            break  # it does nothing but tell
     return ExitCode.FAILED if last == "lost" else ExitCode.OK

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from dmcopy.cli.output import emit_table, printable, say
-from dmcopy.cli.progress import LINE_EVERY_SECONDS, make_renderer
+from dmcopy.cli.progress import LINE_EVERY_SECONDS, duration, make_renderer
+from dmcopy.cli.signals import is_asked
 from dmcopy.errors import UsageError
 from dmcopy.transfer import events
 from dmcopy.units import SECTOR_SHIFT, format_bytes
@@ -75,8 +76,8 @@ def progress(how: str) -> Iterator[Callable[[Progress], None]]:
     if how == "json":
         yield _json_line
         return
-    if how == "plain":
-        yield _Lines().show
+    if how in ("plain", "none"):
+        yield _Lines(quiet=how == "none").show
         return
     renderer = make_renderer(how)
     try:
@@ -86,18 +87,19 @@ def progress(how: str) -> Iterator[Callable[[Progress], None]]:
 
 
 class _Lines:
-    """Says how far a merge is, every five seconds."""
+    """Says how far a merge is, every five seconds, or only when asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
         self._next = time.monotonic() + LINE_EVERY_SECONDS
 
     def show(self, one: Progress) -> None:
         """Print a line if it is time."""
-        if time.monotonic() < self._next:
+        if not is_asked() and (self._quiet or time.monotonic() < self._next):
             return
         self._next = time.monotonic() + LINE_EVERY_SECONDS
         rate = format_bytes(int(one.rate) << SECTOR_SHIFT)
-        left = "" if one.remaining is None else f", {one.remaining:.0f} s left"
+        left = "" if one.remaining is None else f", {duration(one.remaining)} left"
         say(printable(f"merge {one.name}: {one.percent:.1f}%, {rate}/s{left}"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from dmcopy.cli.output import emit_json, printable, say
+from dmcopy.cli.progress import in_one_unit, speed
 from dmcopy.errors import ExitCode
 from dmcopy.io.region import IoRegion
 from dmcopy.transfer.destination import Destination, FailedRange, errno_name
@@ -25,10 +26,11 @@ def print_summary(outcome: Outcome) -> None:
         _print_failed(dest.region, "not written", [*dest.failures])
     if transfer.plan.source is not None:
         _print_failed(transfer.plan.source, "not read", [*transfer.bad, *transfer.unread])
-    seconds = max(transfer.seconds, 1e-9)
-    size = format_bytes(transfer.plan.count << SECTOR_SHIFT)
-    rate = format_bytes(int(outcome.rate()))
-    print(f"{size} in {seconds:.3g} s, {rate}/s ({outcome.settings.backend})")
+    moved = outcome.moved()
+    if moved:
+        print(f"{speed(moved, transfer.seconds)} ({outcome.settings.backend})")
+    elif outcome.exit_code == ExitCode.OK:
+        print("nothing to do: an earlier run wrote it all")
     for path, reason in outcome.buffered().items():
         print(f"{printable(path)}: through the page cache, since {reason}")
     _advise(outcome)
@@ -44,27 +46,42 @@ def _print_failed(whole: IoRegion, what: str, failures: list[FailedRange]) -> No
 
 
 def _fate(outcome: Outcome, index: int, dest: Destination) -> str:
-    written = format_sectors(dest.sectors)
+    written = _size(dest.sectors)
     verified = outcome.verified
     if dest.error:
         return f"FAILED ({dest.cause}: {errno_name(dest.error)}), {written} written"
     if verified and verified.mismatches[index]:
-        return f"DIFFERS in {format_sectors(verified.mismatches[index].total())}"
+        return f"DIFFERS in {_size(verified.mismatches[index].total())}"
     if verified and verified.unreadable[index]:
-        return f"NOT VERIFIED, {format_sectors(verified.unreadable[index].total())} unreadable"
+        return f"NOT VERIFIED, {_size(verified.unreadable[index].total())} unreadable"
     if dest.failures:
-        return f"PARTIAL, {written} written, {format_sectors(dest.failures.total())} failed"
+        (written, failed), unit = _together(dest.sectors, dest.failures.total())
+        return f"PARTIAL, {written} {unit} written, {failed} {unit} failed"
     if dest.sectors < dest.region.count:
-        return f"INCOMPLETE, {written} of {format_sectors(dest.region.count)} written"
+        (written, whole), unit = _together(dest.sectors, dest.region.count)
+        return f"INCOMPLETE, {written} of {whole} {unit} written"
     good = "ok, verified" if verified and verified.is_good(index) else "ok"
     return f"{good}, {written} written"
+
+
+def _size(sectors: int) -> str:
+    return format_bytes(sectors << SECTOR_SHIFT)
+
+
+def _together(*counts: int) -> tuple[list[str], str]:
+    return in_one_unit(*(count << SECTOR_SHIFT for count in counts))
 
 
 def _advise(outcome: Outcome) -> None:
     transfer = outcome.transfer
     if outcome.interrupted:
-        again = f"; the same command with --map {outcome.map_path} goes on from here"
-        say(f"dmcopy: interrupted{again if outcome.map_path else ''}")
+        kept = sum(dest.durable.total() for dest in transfer.dests)
+        again = ""
+        if outcome.map_path:
+            again = f"; the same command with --map {outcome.map_path} goes on from here"
+        elif kept:
+            again = f"; --map FILE would have saved {_size(kept)} of it for another run to go on"
+        say(f"dmcopy: interrupted{again}")
     elif transfer.source_error:
         path = transfer.plan.source.device.path if transfer.plan.source else ""
         say(

@@ -5,28 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
-import sys
-from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Final
 
+from dmcopy.cli import streams
 from dmcopy.cli.output import add_json, emit_json
 from dmcopy.cli.progress import make_renderer
+from dmcopy.cli.signals import interrupting
 from dmcopy.cli.summary import describe_plan, print_summary
 from dmcopy.errors import UsageError
 from dmcopy.transfer.opening import Opened, Request, open_all
 from dmcopy.transfer.outcome import Outcome
 from dmcopy.transfer.session import Options, Session
-from dmcopy.units import parse_sectors
+from dmcopy.units import parse_bytes, parse_sectors
 
 _PROGRESS: Final = ("auto", "bar", "plain", "json", "none")
-
-
-class Interruptible(Protocol):
-    """What can be ended early, from a signal handler: a `Session`, a `Mover`."""
-
-    def interrupt(self) -> None:
-        """End it soon."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +78,20 @@ def _add_tuning(parser: argparse.ArgumentParser) -> None:
         metavar="PERCENT",
         help="keep the devices busy at most this share of the time",
     )
+    group.add_argument(
+        "--limit", type=_rate, default=0, metavar="RATE", help="copy at most so many bytes a second"
+    )
     group.add_argument("--io", choices=("uring", "threads"), help="back end (default: the quicker)")
+
+
+def _rate(text: str) -> int:
+    try:
+        rate = parse_bytes(text.removesuffix("/s"), default="b")
+    except UsageError:
+        rate = 0
+    if rate < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes a second: 500K, 10M")
+    return rate
 
 
 def resolve(name: str) -> str:
@@ -119,8 +124,7 @@ def run_transfer(request: Request, args: argparse.Namespace) -> int:
         print_summary(outcome)
     if outcome.transfer.abandoned:
         # Requests are still in flight and may be for long: the kernel ends them when we are gone.
-        sys.stdout.flush()
-        os._exit(outcome.exit_code)
+        os._exit(streams.finish(outcome.exit_code))
     return outcome.exit_code
 
 
@@ -146,6 +150,7 @@ def _options(args: argparse.Namespace) -> Options:
         piece=None if args.piece is None else parse_sectors(args.piece),
         pages=args.pages,
         throttle=args.throttle,
+        limit=args.limit,
         on_error=args.on_error,
         sparse=args.sparse,
         verify=args.verify,
@@ -154,22 +159,3 @@ def _options(args: argparse.Namespace) -> Options:
         retry=args.retry,
         trust_map=args.trust_map,
     )
-
-
-@contextlib.contextmanager
-def interrupting(session: Interruptible) -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the session; a second one ends the process at once."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        for number in before:
-            signal.signal(number, lambda *_: os._exit(130))
-        session.interrupt()
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final
 
+from dmcopy.cli.streams import relay
 from dmcopy.errors import DeadlineError, MissingError, UsageError
 from dmcopy.units import parse_bytes
 from dmcopy.vm import Guest, kernels
@@ -103,10 +104,14 @@ def _run(args: argparse.Namespace) -> int:
         left = deadline - time.monotonic()
         if left <= 0:
             raise DeadlineError(f"nothing of the {args.timeout:.0f} s was left after the boot")
-        done = guest.run(
-            args.command, timeout=left, stdin=stdin, stdout=_writer(1), stderr=_writer(2)
+        command = guest.start(
+            args.command,
+            stdin=stdin,
+            # Where nobody reads any more, a program that writes is told so, as in a pipe here.
+            stdout=relay(1, lambda: command.signal(signal.SIGPIPE)),
+            stderr=relay(2),
         )
-    return done.status
+        return guest.wait(command, left).status
 
 
 def _guest(args: argparse.Namespace) -> Guest:
@@ -141,15 +146,6 @@ def _input() -> IO[bytes] | None:
     return sys.stdin.buffer
 
 
-def _writer(fd: int) -> Callable[[bytes], object]:
-    def write(data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-
-    return write
-
-
 def _shell(args: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("vm shell needs a terminal: use vm run -- CMD elsewhere")
@@ -159,7 +155,7 @@ def _shell(args: argparse.Namespace) -> int:
         try:
             with open(0, "rb", buffering=0, closefd=False) as terminal:
                 command = guest.start(
-                    ["/bin/bash", "-l"], stdin=terminal, stdout=_writer(1), tty=True
+                    ["/bin/bash", "-l"], stdin=terminal, stdout=relay(1), tty=True
                 )
                 signal.signal(signal.SIGWINCH, lambda *_: command.resize(_window()))
                 command.resize(_window())

@@ -18,6 +18,7 @@ from dmcopy.errors import UsageError
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import Io, Memory, Op
+from dmcopy.observing import shielded
 from dmcopy.ondisk.mirror_log import MirrorLog, region_count
 from dmcopy.ranges import RangeSet
 from dmcopy.table.mirror import MAX_LEGS
@@ -40,6 +41,7 @@ class Report:
         by_leg: for each leg but the first, where it differs from the first.
         unreadable: for each leg, the regions of it that cannot be read.
         log: what was given.
+        interrupted: it was ended early, and what was not looked at may differ.
     """
 
     regions: int
@@ -48,6 +50,7 @@ class Report:
     by_leg: list[RangeSet] = field(default_factory=list)
     unreadable: list[RangeSet] = field(default_factory=list)
     log: MirrorLog | None = None
+    interrupted: bool = False
 
     @property
     def unknown(self) -> RangeSet:
@@ -88,16 +91,10 @@ def compare(
     `reactor`: where it runs, by default one of its own. An unreadable region is reported and does
     not end the comparison. Raises UsageError for what cannot be the legs of one mirror.
     """
-    _check(legs, region_size)
-    report = Report(region_count(legs[0].count, region_size), region_size, log=log)
-    report.by_leg = [RangeSet() for _ in legs[1:]]
-    report.unreadable = [RangeSet() for _ in legs]
     if reactor is not None:
-        _Comparison(reactor, legs, report, observe).run()
-        return report
+        return Comparison(reactor, legs, region_size, log=log, observe=observe).run()
     with Reactor() as own:
-        _Comparison(own, legs, report, observe).run()
-    return report
+        return Comparison(own, legs, region_size, log=log, observe=observe).run()
 
 
 def guess_region_size(sectors: int, log: MirrorLog) -> int:
@@ -148,16 +145,25 @@ class _Piece:
         self.failed: list[int] = []
 
 
-class _Comparison:
-    """The run: `DEPTH` pieces are read at a time, and compared when all of a piece is there."""
+class Comparison:
+    """A run of `compare`: `DEPTH` pieces are read at a time, and compared when one is all there."""
 
     def __init__(
-        self, reactor: Reactor, legs: Sequence[IoRegion], report: Report, observe: Observer
+        self,
+        reactor: Reactor,
+        legs: Sequence[IoRegion],
+        region_size: int,
+        *,
+        log: MirrorLog | None = None,
+        observe: Observer = ignore,
     ) -> None:
+        _check(legs, region_size)
+        self._report = Report(region_count(legs[0].count, region_size), region_size, log=log)
+        self._report.by_leg = [RangeSet() for _ in legs[1:]]
+        self._report.unreadable = [RangeSet() for _ in legs]
         self._reactor = reactor
         self._legs = legs
-        self._report = report
-        self._observe = observe
+        self._observe = shielded(observe)
         self._length = legs[0].count
         self._todo = self._pieces(0, self._length, PIECE)
         self._again: list[Iterator[tuple[int, int]]] = []
@@ -169,11 +175,17 @@ class _Comparison:
         self._began = reactor.time()
         self._told = self._began
 
-    def run(self) -> None:
+    def run(self) -> Report:
+        """Compare; return what was found."""
         self._fill()
         self._reactor.run_until(lambda: not self._active)
         self._tell(final=True)
         self._memory.close()
+        return self._report
+
+    def interrupt(self) -> None:
+        """End it after what is being read now. From a signal handler, too."""
+        self._report.interrupted = True
 
     def _pieces(self, start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
         return ((place, min(size, end - place)) for place in range(start, end, size))
@@ -187,7 +199,7 @@ class _Comparison:
         return next(self._todo, None)
 
     def _fill(self) -> None:
-        while self._free and (place := self._next()) is not None:
+        while self._free and not self._report.interrupted and (place := self._next()) is not None:
             piece = _Piece(*place, self._free.pop(), len(self._legs))
             self._active += 1
             for number, leg in enumerate(self._legs):

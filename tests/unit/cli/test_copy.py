@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.block import BlockDevice
 from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode
+from dmcopy.io import threads
+from dmcopy.io.request import Request
 
 Run = Callable[..., tuple[int, str, str]]
 SIZE = 3 << 20
@@ -323,3 +326,85 @@ class TestMap:
         assert run("copy", "src", "a", "--map", "m")[0] == ExitCode.MISMATCH
         Path("m.dests").write_text("[]")
         assert run("copy", "src", "a", "--map", "m")[0] == ExitCode.MISMATCH
+
+
+class TestHoles:
+    """Runs of holes cost by their extents, and what is zero already is left alone."""
+
+    SPAN = 1 << 40
+
+    def test_a_tebibyte_of_hole_is_no_work(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        requests = list[Request]()
+        perform = threads.perform
+
+        def spy(request: Request) -> None:
+            requests.append(request)
+            perform(request)
+
+        monkeypatch.setattr(threads, "perform", spy)
+        with open("huge", "wb") as file:
+            file.truncate(self.SPAN)
+            file.seek(self.SPAN // 2)
+            file.write(b"x" * 4096)
+        assert run("copy", "huge", "new", "--sparse", "--verify", "--io", "threads")[0] == 0
+        assert run("zero", "new", "--verify", "--io", "threads")[0] == 0
+        assert len(requests) < 10
+        with open("new", "rb") as file:
+            file.seek(self.SPAN // 2)
+            assert file.read(4096) == bytes(4096)
+        assert (os.stat("new").st_size, os.stat("new").st_blocks) == (self.SPAN, 0)
+
+    def test_what_a_file_holds_is_zeroed_and_the_rest_is_not_touched(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with open("huge", "wb") as file:
+            file.truncate(8 << 20)
+        with open("a", "wb") as file:
+            file.truncate(8 << 20)
+            file.seek(5 << 20)
+            file.write(b"y" * 8192)
+        zeroed = list[tuple[int, int]]()
+        zero_out = BlockDevice.zero_out
+
+        def spy(self: BlockDevice, sector: int, count: int) -> None:
+            zeroed.append((sector, count))
+            zero_out(self, sector, count)
+
+        monkeypatch.setattr(BlockDevice, "zero_out", spy)
+        assert run("copy", "huge", "a", "--sparse")[0] == 0
+        assert zeroed == [(5 << 11, 16)]
+        assert Path("a").read_bytes() == bytes(8 << 20)
+
+    def test_a_destination_that_verification_finds_to_differ(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is a hole in the source is read wherever the destination has none."""
+        Path("src").write_bytes(b"")
+        os.truncate("src", SIZE)
+        monkeypatch.setattr(BlockDevice, "zero_out", lambda *_: None)
+        Path("a").write_bytes(b"z" * 4096)
+        os.truncate("a", SIZE)
+        code, out, _ = run("copy", "src", "a", "--sparse", "--verify")
+        assert (code, "a: DIFFERS in 4 KiB" in out) == (ExitCode.MISMATCH, True)
+
+
+def test_a_copy_that_has_nothing_to_do_says_so(run: Run) -> None:
+    assert run("copy", "src", "a", "--map", "m")[0] == 0
+    code, out, err = run("copy", "src", "a", "--map", "m", "--progress", "json")
+    assert (code, out) == (0, "a: ok, 3 MiB written\nnothing to do: an earlier run wrote it all\n")
+    last = json.loads(err.splitlines()[-1])
+    assert (last["already"], last["seconds_left"]) == (SIZE >> 9, 0.0)
+
+
+@pytest.mark.parametrize("rate", ["0", "many", "-1", "1Q"])
+def test_a_limit_is_a_number_of_bytes(run: Run, rate: str) -> None:
+    code, _, err = run("copy", "src", "a", f"--limit={rate}")
+    assert code == ExitCode.USAGE
+    assert "is not a number of bytes a second: 500K, 10M" in err
+    assert not Path("a").exists()
+
+
+def test_a_limit_makes_small_pieces(run: Run) -> None:
+    Path("src").write_bytes(bytes(64 << 10))
+    facts = json.loads(run("copy", "src", "a", "--limit", "256K/s", "--json")[1])
+    assert (facts["ok"], facts["piece_sectors"]) == (True, 64)
