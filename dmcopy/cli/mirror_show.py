@@ -15,6 +15,7 @@ from dmcopy.cli.mirror_map import draw
 from dmcopy.cli.output import emit_json, printable, say
 from dmcopy.cli.parser import seconds
 from dmcopy.cli.progress import duration
+from dmcopy.cli.shown import drawing
 from dmcopy.cli.signals import is_asked
 from dmcopy.cli.streams import is_heard
 from dmcopy.cli.workflows import code_of, open_journal
@@ -222,7 +223,7 @@ def _watch(args: argparse.Namespace) -> int:
         times += 1
         lines = [line for name in names for line in _watched(args.mapper, name, devices)]
         if sys.stdout.isatty():
-            print(_CLEAR, end="")
+            drawing(sys.stdout).write(_CLEAR)
         print("\n".join(lines), flush=True)
         if not is_heard():
             break

@@ -7,6 +7,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+from dmcopy.cli.shown import drawing
+from dmcopy.cli.shown import printable as printable
 from dmcopy.cli.streams import is_heard
 
 
@@ -47,13 +49,6 @@ def emit_table(
         _emit_plain(headers, clean, right)
 
 
-def printable(text: str) -> str:
-    r"""Return text that is safe on a terminal: a disk's label may hold escape sequences."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
 def _emit_plain(
     headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]
 ) -> None:
@@ -78,4 +73,4 @@ def _emit_rich(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Seq
         table.add_column(header, justify="right" if header in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: a label may hold rich's own markup
-    Console().print(table)
+    Console(file=drawing(sys.stdout)).print(table)

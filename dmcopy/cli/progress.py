@@ -11,6 +11,7 @@ import time
 from typing import Any, Final, Protocol
 
 from dmcopy.cli.output import printable, say
+from dmcopy.cli.shown import drawing
 from dmcopy.cli.signals import is_asked
 from dmcopy.transfer import events
 from dmcopy.transfer.destination import errno_name
@@ -177,7 +178,7 @@ def rich_progress() -> Any:
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(file=drawing(sys.stderr)),
         refresh_per_second=8,
     )
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Final, Protocol
 
+from dmcopy.cli.shown import drawing
 from dmcopy.errors import ExitCode
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -108,6 +109,6 @@ def _end(_number: int, _frame: FrameType | None) -> None:
 def _give_up(*_: Any) -> None:
     """End the process, whatever it is doing; a bar may have hidden the cursor."""
     with contextlib.suppress(Exception):  # such as one in the middle of another message
-        sys.stderr.write("\x1b[?25h\n" if sys.stderr.isatty() else "")
+        drawing(sys.stderr).write("\x1b[?25h\n" if sys.stderr.isatty() else "")
         sys.stderr.write("dmcopy: interrupted; what was under way has not ended\n")
     os._exit(ExitCode.INTERRUPTED)

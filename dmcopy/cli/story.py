@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dmcopy.cli.output import emit_table
+from dmcopy.cli.shown import drawing
 from dmcopy.errors import ExitCode
 
 
@@ -70,4 +71,4 @@ class Story:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(file=drawing(sys.stdout), highlight=False)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from dmcopy.cli.shown import Shown
 from dmcopy.errors import DeviceError
 
 PATIENCE_SECONDS: Final = 1.0
@@ -121,17 +122,15 @@ def open_streams() -> None:
     before = sys.stdout or io.TextIOWrapper(io.BytesIO())  # None where it was closed
     assert isinstance(before, io.TextIOWrapper)
     _output = Output(1, "w", closefd=False)
-    sys.stdout = io.TextIOWrapper(
+    sys.stdout = Shown(
         io.BufferedWriter(_output),
         encoding=before.encoding,
-        errors="backslashreplace" if before.errors == "strict" else before.errors,
         line_buffering=before.line_buffering or before.write_through,
     )
-    sys.stderr = io.TextIOWrapper(
+    sys.stderr = Shown(
         # Without a buffer, which would write a message again that a KeyboardInterrupt cuts short.
         Messages(),
         encoding=(sys.stderr or before).encoding,
-        errors="backslashreplace",
         line_buffering=True,
     )
 

@@ -1,0 +1,58 @@
+r"""Text that is safe on a terminal: a name, a label or a guest's words may hold escape sequences.
+
+`Shown` is what sys.stdout and sys.stderr are in a command, so that no message has to think of it:
+whatever is printed, of control characters only newlines and tabs get out, and what the locale
+cannot write is written as \xe9, too. Who moves the cursor or colours text asks for `drawing`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import IO, Any, Final
+
+_ODD: Final = re.compile(r"[^\n\t -~]+")
+
+
+def printable(text: str) -> str:
+    r"""Return text with what is not printable as \x1b; that is also a newline or tab."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def shown(text: str) -> str:
+    """Return lines of text with what is not printable in them escaped."""
+    return _ODD.sub(lambda match: printable(match[0]), text)
+
+
+class Shown(io.TextIOWrapper):
+    """A text stream for people and programs, to which nothing but printable text is written."""
+
+    def __init__(self, buffer: Any, **options: Any) -> None:
+        super().__init__(buffer, errors="backslashreplace", **options)
+
+    def write(self, text: str) -> int:
+        """Write text, escaped; return how much of `text` that was: all."""
+        self.draw(shown(text))
+        return len(text)
+
+    def draw(self, text: str) -> int:
+        """Write text as it is."""
+        return super().write(text)
+
+
+class _Drawing:
+    """A `Shown` as those see it who draw: rich."""
+
+    def __init__(self, stream: Shown) -> None:
+        self._stream = stream
+        self.write = stream.draw
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def drawing(stream: IO[str]) -> IO[str]:
+    """Return the stream for whoever draws on a terminal, and sees to what others wrote himself."""
+    return _Drawing(stream) if isinstance(stream, Shown) else stream  # type: ignore[return-value]
