@@ -186,6 +186,8 @@ def rich_progress() -> Any:
 def sentence(event: events.Event) -> str:
     """Return an event for people; "" for those that need no words."""
     match event:
+        case events.Overwrites(path, what):
+            return f"{printable(path)} is overwritten: {printable(what)}"
         case events.ReadFailed(path, sector, count, errno):
             return f"{_at(path, sector, count)} cannot be read: {errno_name(errno)}"
         case events.WriteFailed(path, sector, count, errno):

@@ -100,10 +100,13 @@ def describe_plan(
     opened: Opened, settings: Settings | None, options: Options, *, as_json: bool
 ) -> None:
     """Say what would be done. `settings` is None when every destination is still to be made."""
+    over = overwritten(opened)
     facts: dict[str, Any] = {
         "dry_run": True,
         "source": _region(opened.source) if opened.source else None,
-        "destinations": [_region(dest) for dest in opened.dests],
+        "destinations": [
+            {**_region(dest), "overwrites": over.get(dest.device.path)} for dest in opened.dests
+        ],
         "to_create": [{"path": path, "sectors": sectors} for path, sectors in opened.missing],
         "on_error": options.on_error,
         "backend": settings.backend if settings else None,
@@ -116,8 +119,21 @@ def describe_plan(
     for dest in opened.dests:
         count = dest.count << SECTOR_SHIFT
         print(f"would {what} {'to ' if opened.source else ''}{dest} ({format_bytes(count)})")
+    for path, what in over.items():
+        print(f"{printable(path)} would be overwritten: {printable(what)}")
     for path, sectors in opened.missing:
         print(f"would {what} to {printable(path)}, made with {format_sectors(sectors)}")
+
+
+def overwritten(opened: Opened) -> dict[str, str]:
+    """Return what there is on each destination that was there before, by its path."""
+    paths = [dest.device.path for dest in opened.dests if dest.device.path not in opened.created]
+    if not paths:
+        return {}
+    from dmcopy.block.discovery import appearance  # here, as a copy to a new file needs none
+
+    found = {path: appearance(path) for path in paths}
+    return {path: what for path, what in found.items() if what}
 
 
 def _region(region: IoRegion) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from dmcopy.cli import streams
 from dmcopy.cli.output import add_json, emit_json
 from dmcopy.cli.progress import make_renderer
 from dmcopy.cli.signals import interrupting
-from dmcopy.cli.summary import describe_plan, print_summary
+from dmcopy.cli.summary import describe_plan, overwritten, print_summary
 from dmcopy.errors import UsageError
+from dmcopy.transfer.events import Overwrites
 from dmcopy.transfer.opening import Opened, Request, open_all
 from dmcopy.transfer.outcome import Outcome
 from dmcopy.transfer.session import Options, Session
@@ -132,6 +133,8 @@ def _run(opened: Opened, options: Options, args: argparse.Namespace) -> Outcome:
     renderer = make_renderer(args.progress)
     session = Session(opened, options, renderer.show)
     with interrupting(session), contextlib.closing(renderer):
+        for path, what in overwritten(opened).items():
+            renderer.show(Overwrites(path, what))
         return session.run()
 
 

@@ -18,6 +18,13 @@ class Started(NamedTuple):
     already: int
 
 
+class Overwrites(NamedTuple):
+    """What there is on a destination, and which device it is, before the first write."""
+
+    path: str
+    what: str
+
+
 class Progress(NamedTuple):
     """How far it is: `sectors` of `total` are settled, written or known to be bad.
 
@@ -87,7 +94,7 @@ class Mismatch(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
 
 
-Event = Started | Progress | ReadFailed | WriteFailed | Dropped | MapFailed | Mismatch
+Event = Started | Overwrites | Progress | ReadFailed | WriteFailed | Dropped | MapFailed | Mismatch
 Observer = Callable[[Event], None]
 
 

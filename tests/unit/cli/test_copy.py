@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +119,26 @@ def test_json_says_all(run: Run) -> None:
     assert lines[0]["event"] == "started"
     assert {"copy", "verify"} == {line["phase"] for line in lines[1:]}
     assert lines[-1]["sectors"] == SIZE >> 9
+
+
+def test_what_is_overwritten_is_named_first(run: Run) -> None:
+    """By content and label; of a device the model and serial, too."""
+    header = struct.pack("=III16s16s", 1, 255, 0, bytes(range(16)), b"precious")
+    swap = (bytes(1024) + header).ljust(4086, b"\0") + b"SWAPSPACE2" + bytes(SIZE)
+    for words in (["copy", "src", "old", "new"], ["zero", "old", "--count", "8"]):
+        Path("old").write_bytes(swap)
+        code, out, _ = run(*words, "--dry-run")
+        assert code == 0
+        assert "old would be overwritten: swap 'precious'" in out.splitlines()
+        facts = json.loads(run(*words, "--dry-run", "--json")[1])
+        assert facts["destinations"][0]["overwrites"] == "swap 'precious'"
+        code, out, err = run(*words, "--progress=plain")
+        assert (code, err) == (0, "old is overwritten: swap 'precious'\n")
+        Path("old").write_bytes(swap)
+        first = json.loads(run(*words, "--progress=json")[2].splitlines()[0])
+        assert first == {"event": "overwrites", "path": "old", "what": "swap 'precious'"}
+    code, _, err = run("copy", "src", "new", "--progress=plain")
+    assert (code, err) == (0, "")
 
 
 def test_dry_run_changes_nothing(run: Run) -> None:
