@@ -39,6 +39,7 @@ GRACE_SECONDS = 20.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; 0 when the tests hold without a change, whatever survives, else 1."""
     args = _parse(argv)
+    signal.signal(signal.SIGTERM, _end)  # with the tests under way, and the copy
     os.nice(NICE)
     os.environ.setdefault("DMCOPY_TEST", "quick")
     importlib.import_module("hypothesis")  # and pytest: once, and not for each change
@@ -149,6 +150,7 @@ def _run_tests(tree: Path, tests: Sequence[str], output: Path, *, cache: bool) -
     code = 3
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.chdir(tree)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         said = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -165,6 +167,10 @@ def _run_tests(tree: Path, tests: Sequence[str], output: Path, *, cache: bool) -
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _end(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def _print_figure(name: str, caught: int, total: int) -> None:

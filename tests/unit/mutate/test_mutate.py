@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,31 @@ def test_what_survives_is_told_and_nothing_is_changed(project: Path) -> None:
     ]
     assert (project / "toy/sums.py").read_text() == MODULE
     assert not list(project.rglob("__pycache__"))
+
+
+def test_nothing_is_left_when_it_is_ended(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = tmp_path_factory.mktemp("place")
+    waits = f"import os, pathlib, time\n\ndef test_it():\n    os.mkfifo('{place}/begun')\n"
+    waits += (
+        f"    pathlib.Path('{place}/begun').write_text(str(os.getpid()))\n    time.sleep(300)\n"
+    )
+    (project / "tests/unit/test_sums.py").write_text(waits)
+    command = [sys.executable, "-m", "tests.mutate", "--root", str(project), "toy/sums.py"]
+    run = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(place)})
+    try:
+        while not (place / "begun").exists():
+            assert run.poll() is None
+            time.sleep(0.05)
+        tests = int((place / "begun").read_text())
+        run.terminate()
+        assert run.wait(60) == 143
+    finally:
+        run.kill()
+    with pytest.raises(ProcessLookupError):
+        os.kill(tests, 0)
+    assert [path.name for path in place.iterdir()] == ["begun"]
 
 
 def test_a_sample_has_its_size(project: Path) -> None:

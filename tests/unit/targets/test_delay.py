@@ -153,3 +153,15 @@ def test_what_is_no_delay(words: str) -> None:
 def test_each_class_must_fit_its_device(engine: Engine) -> None:
     with pytest.raises(Exception, match="b too small for target: start=200, len=64, dev_size=256"):
         engine.mapper.create("d", Table.parse("0 64 delay a 0 1 b 200 1"))
+
+
+def test_a_device_that_could_not_be_suspended_delays_again(engine: Engine) -> None:
+    engine.start(ALL, Op.READ)
+    (target,) = engine.mapper.open("d").table.targets  # type: ignore[union-attr]
+    target.presuspend()
+    engine.wait(Op.READ)
+    target.presuspend_undo()
+    began = engine.send(Op.WRITE)
+    engine.wait(Op.WRITE)
+    assert engine.ended[Op.READ] < 0.1
+    assert engine.ended[Op.WRITE] - began >= 1

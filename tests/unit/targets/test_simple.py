@@ -197,6 +197,12 @@ def test_plain_files_are_claimed_once(tmp_path: Path) -> None:
     [
         ("0 512 linear a 0", "too small for target"),
         ("0 8 linear a 256", "too small for target"),
+        ("0 512 dust a 0 512", "too small for target"),
+        ("0 512 flakey a 0 1 0", "too small for target"),
+        ("0 512 log-writes a b", "too small for target"),
+        ("0 768 striped 2 8 a 0 b 0", "too small for target"),
+        ("0 512 snapshot-origin a", "too small for target"),
+        ("0 512 snapshot a b P 8", "too small for target"),
         ("0 8 crypt aes - 0 a 0", "no target 'crypt'"),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dmcopy.errors import DeadlineError
+from dmcopy.errors import DeadlineError, DeviceError
 from dmcopy.io import IoRegion, Reactor
 from dmcopy.io.request import Io, Memory, Op, Request
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
@@ -227,3 +227,25 @@ def test_no_more_copies_are_under_way_than_may_be(bench: Bench) -> None:
     bench.backend.let_go()
     bench.settle()
     assert third.context
+
+
+def test_a_store_in_memory_uses_the_cow_from_its_beginning_to_its_end(bench: Bench) -> None:
+    bench.disks["b"] = SimulatedDisk(2 * CHUNK, "b")
+    bench.snapshots("N 8")
+    for number, letter in enumerate("xy"):
+        bench.mapper.open("s").write(64 * number, letter.encode() * (CHUNK << 9))
+        assert bench.disks["b"].read(CHUNK * number, CHUNK) == letter.encode() * (CHUNK << 9)
+    assert bench.status("s") == "16/16 0"
+    with pytest.raises(DeviceError):
+        bench.mapper.open("s").write(128, bytes(512))
+    assert bench.status("s") == "Invalid"
+
+
+def test_a_third_table_on_one_cow_is_refused(bench: Bench) -> None:
+    bench.make("s", "snapshot a b P 8")
+    table = Table.parse(f"0 {SECTORS} snapshot a b P 8")
+    for name in "tu":
+        bench.mapper.create(name)
+    bench.mapper.load("t", table)
+    with pytest.raises(DeviceError, match="Snapshot cow pairing for exception table handover"):
+        bench.mapper.load("u", table)
