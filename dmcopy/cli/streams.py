@@ -7,6 +7,7 @@ gone away. On stderr are messages: nobody waits longer than a moment for one tha
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from dmcopy.cli.shown import Shown
+from dmcopy.cli.shown import Shown, shown
 from dmcopy.errors import DeviceError
 
 PATIENCE_SECONDS: Final = 1.0
@@ -135,14 +136,21 @@ def open_streams() -> None:
     )
 
 
-def relay(number: int, lost: Callable[[], object] = lambda: None) -> Callable[[bytes], None]:
+def relay(
+    number: int, lost: Callable[[], object] = lambda: None, *, draws: bool = False
+) -> Callable[[bytes], None]:
     """Return what writes another program's output to descriptor 1 or 2, and waits for its reader.
 
-    Once it cannot be written it is dropped, and `lost` is called, once.
+    Once it cannot be written it is dropped, and `lost` is called, once. To a terminal it is written
+    as `Shown` writes, unless the program is one that `draws` there.
     """
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    escapes = os.isatty(number) and not draws
     raw = _output if number == 1 and _output is not None else Output(number, "w", closefd=False)
 
     def write(data: bytes) -> None:
+        if escapes:
+            data = shown(decoder.decode(data)).encode()
         before, view = raw.failure, memoryview(data)
         while view:
             view = view[raw.write(view) :]

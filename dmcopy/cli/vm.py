@@ -155,7 +155,7 @@ def _shell(args: argparse.Namespace) -> int:
         try:
             with open(0, "rb", buffering=0, closefd=False) as terminal:
                 command = guest.start(
-                    ["/bin/bash", "-l"], stdin=terminal, stdout=relay(1), tty=True
+                    ["/bin/bash", "-l"], stdin=terminal, stdout=relay(1, draws=True), tty=True
                 )
                 signal.signal(signal.SIGWINCH, lambda *_: command.resize(_window()))
                 command.resize(_window())

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dmcopy.cli.shown import Shown, drawing, printable, shown
+from dmcopy.cli.streams import relay
 
 EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m\r\x08\u202e"
 
@@ -36,6 +37,25 @@ def test_a_stream_writes_only_what_is_printable_but_for_those_who_draw() -> None
     assert raw.getvalue().endswith(b"\\udcff\n\x1b[H")
     plain = io.StringIO()
     assert drawing(plain) is plain
+
+
+def test_the_words_of_a_guest_on_a_terminal() -> None:
+    master, slave = pty.openpty()
+    try:
+        write = relay(slave)
+        write("a\tMü".encode()[:-1])  # a character in two parts
+        write("Müsli\n".encode()[2:3] + b"\x1b]0;evil\x07\xff\n")
+        os.write(slave, b"end")
+        told = b""
+        while not told.endswith(b"end"):
+            told += os.read(master, 4096)
+        assert b"\\x1b]0;evil\\x07\\udcff\r\n" in told
+        assert "Mü".encode() in told
+        relay(slave, draws=True)(b"\x1b[H")
+        assert os.read(master, 4096) == b"\x1b[H"
+    finally:
+        os.close(master)
+        os.close(slave)
 
 
 NAME = f"evil{EVIL}"
