@@ -200,6 +200,18 @@ def test_a_kill_between_two_files_is_gone_on_from(
     assert len({*content("src", "a")}) == 1
 
 
+def test_a_map_says_where_the_first_is_that_is_not_done() -> None:
+    """As ddrescue's does: at the end when all is."""
+    copy("a")
+    content = mapfile.parse(Path("m").read_text())
+    assert (content.position, content.status) == (SIZE, "+")
+    Path("m.dests").unlink()
+    write_map((0, 40, "?"), (40, 8, "-"), (48, 16, "?"))
+    copy("a", on_error="skip")
+    content = mapfile.parse(Path("m").read_text())
+    assert (content.position, content.status) == (40 << 9, "?")
+
+
 def test_which_file_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A power cut between the two leaves a map that calls nothing done that is not known."""
     replaced = fail_after(monkeypatch, 100, Killed())
