@@ -95,6 +95,7 @@ def test_a_failure_leaves_things_as_they_were(
     call: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("file").write_bytes(OLD)
+    descriptors = os.listdir("/proc/self/fd")
 
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -104,6 +105,7 @@ def test_a_failure_leaves_things_as_they_were(
         replace_file("file", NEW)
     assert Path("file").read_bytes() == OLD
     assert os.listdir() == ["file"]
+    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
 
 
 def test_an_interruption_leaves_things_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
