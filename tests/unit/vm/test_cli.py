@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Self
 
 import pytest
 
@@ -11,6 +15,7 @@ from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.vm import Disk, debian, vagrant
 from dmcopy.vm import machine as qemu_machine
+from dmcopy.vm.base import Sink
 
 from .test_kernels import VERSION, install, put_in_cache
 
@@ -110,3 +115,48 @@ def test_where_the_checkout_is_in_a_vagrant_guest() -> None:
     assert vagrant.inside(Path("/dmcopy/build")) == Path("/dmcopy/build")
     with pytest.raises(UsageError, match="is not in the checkout"):
         vagrant.inside(Path("/etc"))
+
+
+class Guest:
+    """A guest whose command prints on both streams, and ends when it is told that nobody reads."""
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start(self, *_: object, stdout: Sink, stderr: Sink, **__: object) -> Guest:
+        self.sinks = (stderr, stdout)
+        return self
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    def wait(self, *_: object) -> SimpleNamespace:
+        for sink in self.sinks:
+            sink(b"some")
+            sink(b"more")
+        return SimpleNamespace(status=128 + self.signals[0] if self.signals else 7)
+
+
+@pytest.mark.parametrize(("fd", "code"), [(1, 128 + signal.SIGPIPE), (2, 7)])
+def test_a_command_is_told_that_nobody_reads_and_its_code_is_ours(
+    fd: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = Guest()
+    monkeypatch.setattr("dmcopy.cli.vm._guest", lambda _: guest)
+    read, write = os.pipe()
+    os.close(read)
+    kept = os.dup(fd)
+    os.dup2(write, fd)
+    try:
+        assert vm_run("-n") == code
+    finally:
+        os.dup2(kept, fd)
+        os.close(kept)
+        os.close(write)
+    assert guest.signals == ([signal.SIGPIPE] if fd == 1 else [])
