@@ -43,6 +43,8 @@ def test_one_source_to_eight_destinations(client: Client) -> None:
     assert job.ok
     assert job.progress() == (8192,) * 8
     assert all(dest.content == source.content for dest in dests)
+    statistics = client.statistics()
+    assert (statistics.jobs, statistics.jobs_done) == (0, 1)
 
 
 def test_the_callback_says_what_the_kernel_says(client: Client) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from dmcopy.io import IoRegion, Reactor
 from dmcopy.io.simulated import SimulatedDisk
-from dmcopy.kcopyd import Client, Flag
+from dmcopy.kcopyd import Client, Flag, Throttle
 from dmcopy.kcopyd.subjob import zero_runs
 
 SECTORS = 1024
@@ -87,3 +87,34 @@ def test_runs_of_zeroes_are_whole_blocks() -> None:
     assert zero_runs(data, 4096) == [(True, 0, 16), (False, 16, 8), (True, 24, 16), (False, 40, 1)]
     assert zero_runs(data, 8192) == [(True, 0, 16), (False, 16, 25)]
     assert zero_runs(b"", 4096) == []
+
+
+class Counting(Throttle):
+    """Says no three times to the first request, and notes what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.slept: list[int] = []
+        self.most = 0
+
+    def must_wait(self, now: float, slept: int) -> bool:
+        self.account(now)
+        self.slept.append(slept)
+        return len(self.slept) <= 3
+
+    def account(self, now: float) -> None:
+        self.most = max(self.most, self.in_flight)
+        super().account(now)
+
+
+@pytest.mark.parametrize("count", [1, 8, 64])
+def test_a_throttle_hears_of_every_request(reactor: Reactor, count: int) -> None:
+    """What is in flight, neighbours as one; and how often one has waited, so that it ends."""
+    throttle = Counting()
+    source, dest = disk(), disk(4096 if count == 8 else 512)
+    with Client(64, reactor=reactor, throttle=throttle, sub_job_sectors=8, depth=4) as client:
+        for sector in range(0, 512, count if count == 1 else 2 * count):
+            client.copy(IoRegion(source, sector, count), [IoRegion(dest, sector, count)])
+    assert throttle.most == 4, "as many as the depth lets"
+    assert throttle.in_flight == 0
+    assert throttle.slept[:6] == [0, 1, 2, 3, 0, 0]
