@@ -358,6 +358,15 @@ def test_any_text_that_is_no_state_is_refused(text: str) -> None:
         state.parse(text, "m.dests")
 
 
+@pytest.mark.parametrize("value", [{}, "", 0, True, None])
+@pytest.mark.parametrize("key", ["destinations", "errors", "count"])
+def test_what_is_of_another_kind_is_refused(key: str, value: object) -> None:
+    """An empty object is no empty list: it would read as a state in which nothing was done."""
+    whole = json.loads(state.build(example())) | {key: value}
+    with pytest.raises(MetadataError):
+        state.parse(json.dumps(whole), "m.dests")
+
+
 @pytest.mark.parametrize("name", ["m", "m.dests"])
 @pytest.mark.parametrize(
     "garbage", [b"", b"\xff\xfe\x00", b"0x0 ? 1\n0x0 0x", b"\x1b[31m\n", b"{}"]
