@@ -249,3 +249,14 @@ def test_a_third_table_on_one_cow_is_refused(bench: Bench) -> None:
     bench.mapper.load("t", table)
     with pytest.raises(DeviceError, match="Snapshot cow pairing for exception table handover"):
         bench.mapper.load("u", table)
+
+
+def test_a_read_copies_nothing_out(bench: Bench) -> None:
+    bench.snapshots("P 8", "P 8")
+    bench.mapper.open("o").read(0, 64)
+    bench.mapper.remove("o")
+    bench.mapper.remove("s")
+    bench.make("m", "snapshot-merge a b P 8")
+    bench.mapper.open("m").read(0, 64)
+    bench.settle()
+    assert bench.status("t") == "16/512 16"
