@@ -101,7 +101,8 @@ def test_a_disk_and_what_is_mapped_to_it(source: Path, scratch_disks: list[Path]
         assert "overlaps the source" in done.stderr
         assert "it is the same storage" in done.stderr
         assert content(source) == before
-        apart = dmcopy("--count", "1024", str(source), one)  # sectors 0 to 1024 to 2048 to 3072
+        # Sectors 0 to 1024 to 2048 to 3072. Not to `one`, which the other holds.
+        apart = dmcopy("--count", "1024", str(source), two)
         assert apart.returncode == ExitCode.OK, apart.stderr
     wanted = before[: 2048 * 512] + before[: 1024 * 512] + before[3072 * 512 :]
     assert content(source) == wanted
