@@ -325,7 +325,7 @@ def test_a_merge_that_goes_on_after_a_restart(
 def merge_of_a_cow_cut_short(
     mapper: KernelMapper, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Begin a merge whose data the COW has lost; it fails, and its devices are removed by hand."""
+    """Begin a merge whose data the COW has lost: it fails."""
     fill(data, b"a")
     snapshots(mapper).take(Request("snap", "data", "little", chunk_size=8, force=True))
     fill(data, b"b", 160 * 1024)
@@ -335,6 +335,10 @@ def merge_of_a_cow_cut_short(
     said = capsys.readouterr().err
     assert "the merge into data stopped" in said
     assert "'dmcopy snapshot finish snap' ends it; 'dmcopy snapshot forget snap'" in said
+
+
+def remove_by_hand(mapper: KernelMapper) -> None:
+    """Remove the devices of a merge, and make its origin as it was."""
     plain = mapper.table("data-real")
     for name in ("data", "data-real", "snap-cow"):
         mapper.remove(name)
@@ -348,6 +352,7 @@ def test_a_merge_that_failed_and_was_removed_by_hand(
     whole = Table.of(512, Linear(cows[0], 0))
     mapper.create("little", whole)
     merge_of_a_cow_cut_short(mapper, data, capsys)
+    remove_by_hand(mapper)
     dmcopy("take", "next", "data", cows[1], code=1)
     assert "'dmcopy snapshot finish snap' ends it" in capsys.readouterr().err
     dmcopy("undo", "snap", code=1)
@@ -360,10 +365,33 @@ def test_a_merge_that_failed_and_was_removed_by_hand(
     assert content(data) == {b"a"}
 
     merge_of_a_cow_cut_short(mapper, data, capsys)
+    remove_by_hand(mapper)
     dmcopy("forget", "snap")
     assert "data is rolled back in part" in capsys.readouterr().err
     dmcopy("take", "next", "data", cows[1])
     dmcopy("drop", "next")
+    mapper.remove("little")
+    assert [info.name for info in mapper.ls()] == ["data"]
+
+
+def test_a_merge_that_failed_and_was_forgotten(
+    mapper: KernelMapper, data: Path, cows: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is found by its devices, and goes on once its COW is whole again, or is dropped."""
+    whole = Table.of(512, Linear(cows[0], 0))
+    mapper.create("little", whole)
+    merge_of_a_cow_cut_short(mapper, data, capsys)
+    dmcopy("forget", "snap")
+    assert "'dmcopy snapshot drop snap' ends it" in capsys.readouterr().err
+    dmcopy("take", "next", "data", cows[1], code=2)
+    assert "as 'dmcopy snapshot merge data' does" in capsys.readouterr().err
+    mapper.swap("little", whole)
+    dmcopy("merge", "snap")
+    assert content(data) == {b"a"}
+
+    merge_of_a_cow_cut_short(mapper, data, capsys)
+    dmcopy("forget", "snap")
+    dmcopy("drop", "snap")
     mapper.remove("little")
     assert [info.name for info in mapper.ls()] == ["data"]
 
