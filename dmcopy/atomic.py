@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from contextlib import suppress
 from typing import Final
@@ -87,7 +86,7 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 def _take_name(folder: str) -> tuple[str, int]:
     """Make an empty file of a name that nobody had; return its path and a descriptor."""
     while True:
-        path = os.path.join(folder, f".dmcopy-{secrets.token_hex(8)}")
+        path = os.path.join(folder, f".dmcopy-{os.urandom(8).hex()}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with suppress(FileExistsError):
             return path, os.open(path, flags, 0o666)

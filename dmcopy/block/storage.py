@@ -11,7 +11,7 @@ import os
 from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from dmcopy.block import backing, sysfs, tools
+from dmcopy.block import backing, sysfs
 from dmcopy.block.mounts import DevNo, parse_devno
 from dmcopy.block.sysfs import LIVE, Roots
 from dmcopy.errors import DmcopyError
@@ -157,6 +157,8 @@ def _table(name: str, roots: Roots) -> Table | None:
     number = sysfs.devno(name, roots)
     if number is None or not (sysfs.directory(name, roots) / "dm").is_dir():
         return None
+    # Here and not above: there is rarely a mapped device, and subprocess takes long to import.
+    from dmcopy.block import tools
     from dmcopy.table import Table
 
     which = ["--major", str(number[0]), "--minor", str(number[1])]

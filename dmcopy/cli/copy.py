@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from dmcopy.cli.transfers import add_options, resolve, run_transfer
-from dmcopy.transfer.opening import Request
+from dmcopy.cli.options import add_options, resolve
 from dmcopy.units import parse_sectors
 
 _EXAMPLES: Final = """\
@@ -43,6 +42,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Copy."""
+    # Here and not above: the help, and what is wrong with the words, need no engine.
+    from dmcopy.cli.transfers import run_transfer
+    from dmcopy.transfer.opening import Request
+
     request = Request(
         source=resolve(args.source),
         dests=tuple(resolve(dest) for dest in args.dests),

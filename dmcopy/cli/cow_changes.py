@@ -7,22 +7,19 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dmcopy.block import BlockDevice
+from dmcopy.cli.options import add_progress, resolve
 from dmcopy.cli.output import add_json, emit_json, printable, say
-from dmcopy.cli.progress import make_renderer, speed
 from dmcopy.cli.signals import interrupting
-from dmcopy.cli.transfers import add_progress, resolve
-from dmcopy.cow.extract import Extract
-from dmcopy.cow.merge import Merge
-from dmcopy.cow.moving import Mover, make_mover
-from dmcopy.cow.opening import opened_extract, opened_merge
-from dmcopy.cow.store import open_cow, read_store
 from dmcopy.errors import DmcopyError, ExitCode
-from dmcopy.io.region import Device
-from dmcopy.transfer.events import Progress
 from dmcopy.units import SECTOR_SHIFT, format_bytes, format_sectors
+
+if TYPE_CHECKING:
+    from dmcopy.cow.extract import Extract
+    from dmcopy.cow.merge import Merge
+    from dmcopy.cow.moving import Mover
+    from dmcopy.io.region import Device
 
 
 def configure(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -50,6 +47,8 @@ def configure(verbs: argparse._SubParsersAction[Any]) -> None:
 
 
 def _extract(args: argparse.Namespace) -> int:
+    from dmcopy.cow.opening import opened_extract
+
     origin, cow, out = resolve(args.origin), resolve(args.cow), resolve(args.out)
     if args.dry_run:
         return _would_extract(origin, cow, out, args)
@@ -81,7 +80,9 @@ def _incomplete(out: str, mover: Mover, extract: Extract) -> str:
 
 
 def _would_extract(origin: str, cow: str, out: str, args: argparse.Namespace) -> int:
+    from dmcopy.block import BlockDevice
     from dmcopy.cow.load import load, load_any
+    from dmcopy.cow.store import open_cow, read_store
 
     with open_cow(cow) as device, BlockDevice.open(origin) as source:
         read = load_any if args.changed_only else load
@@ -101,6 +102,8 @@ def _would_extract(origin: str, cow: str, out: str, args: argparse.Namespace) ->
 
 
 def _merge(args: argparse.Namespace) -> int:
+    from dmcopy.cow.opening import opened_merge
+
     origin, cow = resolve(args.origin), resolve(args.cow)
     with opened_merge(origin, cow, dry_run=args.dry_run) as merge:
         if args.dry_run:
@@ -142,6 +145,10 @@ def _moving(
     dest: Device, work: Extract | Merge, phase: str, args: argparse.Namespace
 ) -> Iterator[Mover]:
     """Yield a mover whose progress is shown, and which SIGINT ends."""
+    from dmcopy.cli.progress import make_renderer
+    from dmcopy.cow.moving import make_mover
+    from dmcopy.transfer.events import Progress
+
     renderer = make_renderer(args.progress)
     chunk_size = work.store.header.chunk_size
 
@@ -168,4 +175,6 @@ def _facts(mover: Mover, seconds: float) -> dict[str, Any]:
 
 
 def _rate(facts: dict[str, Any]) -> str:
+    from dmcopy.cli.progress import speed
+
     return speed(facts["sectors"] << SECTOR_SHIFT, facts["seconds"])

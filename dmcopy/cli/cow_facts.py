@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dmcopy.block import BlockDevice
+from dmcopy.cli.options import resolve
 from dmcopy.cli.output import add_json, emit_json, printable, say
 from dmcopy.cli.parser import size
-from dmcopy.cli.transfers import resolve
-from dmcopy.cow.store import Store, open_cow, read_header
 from dmcopy.errors import ExitCode
 from dmcopy.units import format_sectors
+
+if TYPE_CHECKING:
+    from dmcopy.block import BlockDevice
 
 
 def configure(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -35,6 +35,7 @@ def configure(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def _info(args: argparse.Namespace) -> int:
     from dmcopy.cow.info import gather
+    from dmcopy.cow.store import Store, open_cow, read_header
 
     with open_cow(resolve(args.cow)) as device:
         header = read_header(device)
@@ -66,6 +67,10 @@ def _info_of_none(device: BlockDevice, *, as_json: bool) -> int:
 
 def _dump(args: argparse.Namespace) -> int:
     """Print as it is read: a store may be larger than the memory."""
+    import json
+
+    from dmcopy.cow.store import Store, open_cow, read_header
+
     with open_cow(resolve(args.cow)) as device:
         header = read_header(device)
         if header is None:
@@ -88,7 +93,9 @@ def _dump(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from dmcopy.block import BlockDevice
     from dmcopy.cow.check import check
+    from dmcopy.cow.store import open_cow
 
     origin_sectors = None
     if args.origin:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from dmcopy.atomic import replace_file
-from dmcopy.block import BlockDevice
-from dmcopy.cli.output import add_json, emit_json, printable, say
-from dmcopy.cli.transfers import resolve
-from dmcopy.cow.store import Store, open_cow, read_store
+from dmcopy.cli.options import resolve
+from dmcopy.cli.output import add_json, emit_json, printable, say, terminal_width
 from dmcopy.errors import DeviceError, ExitCode, UsageError
-from dmcopy.transfer.opening import is_same
+
+if TYPE_CHECKING:
+    from dmcopy.cow.store import Store
 
 _ROWS: Final = 16
 _PICTURE_WIDTH, _PICTURE_ROWS = 96, 64
@@ -43,7 +41,9 @@ def configure(verbs: argparse._SubParsersAction[Any]) -> None:
 
 
 def _diff(args: argparse.Namespace) -> int:
+    from dmcopy.block import BlockDevice
     from dmcopy.cow.diff import Kind, diff_origin, diff_stores
+    from dmcopy.cow.store import open_cow, read_store
 
     if (args.other is None) == (args.origin is None):
         raise UsageError("give a second store to compare with, or --origin: one of the two")
@@ -74,6 +74,9 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _map(args: argparse.Namespace) -> int:
+    from dmcopy.block import BlockDevice
+    from dmcopy.cow.store import open_cow, read_store
+
     if args.width is not None and args.width < 1:
         raise UsageError(f"--width is a number of blocks, not {args.width}")
     origin_sectors = None
@@ -90,12 +93,10 @@ def _map(args: argparse.Namespace) -> int:
 
 
 def _print_map(store: Store, args: argparse.Namespace, origin_sectors: int | None) -> None:
-    import shutil  # and with it bz2 and lzma: not for the other verbs
-
     from dmcopy.cow.density import measure
     from dmcopy.cow.picture import ASCII_SHADES, LABEL, SHADES, to_text
 
-    width = args.width or max(8, shutil.get_terminal_size().columns - LABEL)
+    width = args.width or max(8, terminal_width() - LABEL)
     density = measure(store, width=width, rows=_ROWS, origin_sectors=origin_sectors)
     if args.json:
         emit_json(
@@ -119,6 +120,7 @@ def _print_map(store: Store, args: argparse.Namespace, origin_sectors: int | Non
 def _write_pictures(store: Store, args: argparse.Namespace, origin_sectors: int | None) -> None:
     from dmcopy.cow.density import measure
     from dmcopy.cow.picture import title, to_png, to_svg
+    from dmcopy.transfer.opening import is_same
 
     width = args.width or _PICTURE_WIDTH
     density = measure(store, width=width, rows=_PICTURE_ROWS, origin_sectors=origin_sectors)
@@ -135,6 +137,10 @@ def _write_pictures(store: Store, args: argparse.Namespace, origin_sectors: int 
 
 def _put(path: str, picture: bytes) -> None:
     """Write a picture: a file as a whole, or to a pipe; any other thing is refused."""
+    from pathlib import Path
+
+    from dmcopy.atomic import replace_file
+
     if Path(path).is_fifo():  # /dev/stdout, <(…)
         Path(path).write_bytes(picture)
     else:

@@ -8,9 +8,9 @@ from typing import Final
 
 from dmcopy.cli.mirror_check import configure_check, run_check
 from dmcopy.cli.mirror_show import ScriptWaiter, configure_status, make_observer, run_status, tell
+from dmcopy.cli.options import add_progress
 from dmcopy.cli.output import add_json, emit_json, printable, say
 from dmcopy.cli.parser import seconds, size
-from dmcopy.cli.transfers import add_progress
 from dmcopy.cli.workflows import FORGET, emit_done, open_journal
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.dmsetup import ScriptDmsetup

@@ -7,11 +7,11 @@ import contextlib
 from typing import Any, Final
 
 from dmcopy.block import BlockDevice
+from dmcopy.cli.options import add_progress, resolve
 from dmcopy.cli.output import add_json, emit_json, printable, say
 from dmcopy.cli.parser import size
 from dmcopy.cli.progress import make_renderer
 from dmcopy.cli.signals import interrupting
-from dmcopy.cli.transfers import add_progress, resolve
 from dmcopy.errors import ExitCode
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
+from dmcopy.cli.options import resolve
 from dmcopy.cli.output import add_json, emit_json, printable, say
-from dmcopy.cli.transfers import resolve
 from dmcopy.errors import ExitCode
 from dmcopy.mirror.logfile import check_room, open_log, read_log, read_log_bytes
 from dmcopy.ondisk.mirror_log import MirrorLog, findings, log_bytes

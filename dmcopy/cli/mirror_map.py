@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Final
 
+from dmcopy.cli.output import terminal_width
 from dmcopy.ondisk.mirror_log import MirrorLog
 from dmcopy.table.record import Ratio
 
@@ -16,7 +16,7 @@ _ROWS: Final = 16
 
 def draw(sync: Ratio, log: MirrorLog | None, *, width: int | None = None) -> Iterator[str]:
     """Yield the rows of the map of a disk log, or one bar where the log is in memory."""
-    columns = max(8, (shutil.get_terminal_size().columns if width is None else width) - 4)
+    columns = max(8, (terminal_width() if width is None else width) - 4)
     if log is None:
         done = columns * sync.used // sync.total if sync.total else 0
         yield f"  {SHADES[-1] * done}{SHADES[0] * (columns - done)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +21,8 @@ def add_json(parser: argparse.ArgumentParser, *, verb: bool = False) -> None:
 
 def emit_json(value: object) -> None:
     """Print one JSON document."""
+    import json
+
     print(json.dumps(value, indent=2))
 
 
@@ -29,6 +31,8 @@ def emit_json_line(value: object) -> bool:
 
     A command that does nothing but print such lines may end when it was not.
     """
+    import json
+
     print(json.dumps(value), flush=True)
     return is_heard()
 
@@ -36,6 +40,21 @@ def emit_json_line(value: object) -> bool:
 def say(message: str) -> None:
     """Print a message to people: on stderr, so that it never mixes with data."""
     print(message, file=sys.stderr, flush=True)
+
+
+def terminal_width() -> int:
+    """Return the width of the terminal: COLUMNS, or what the kernel says of stdout, or 80.
+
+    As shutil.get_terminal_size does, whose module (with bz2, lzma and zlib) takes longer to import
+    than a help to print.
+    """
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdecimal() and int(asked):
+        return int(asked)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):  # no stdout, or closed, or no terminal
+        return 80
 
 
 def emit_table(

@@ -8,7 +8,7 @@ import sys
 from typing import Any, ClassVar, Final, NoReturn
 
 from dmcopy.cli import streams
-from dmcopy.cli.output import printable
+from dmcopy.cli.output import printable, terminal_width
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.suggest import did_you_mean
 from dmcopy.units import parse_count, parse_sectors, quoted
@@ -16,6 +16,13 @@ from dmcopy.units import parse_count, parse_sectors, quoted
 _MOST_SECONDS: Final = 1e8  # three years: what is longer no system call takes as a timeout
 
 _NUMBER: Final = re.compile(r"-\d+|-\d*\.\d+")  # as argparse has it
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The help, as wide as the terminal: argparse by itself would ask shutil for the width."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=terminal_width() - 2)
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,7 +36,7 @@ class Parser(argparse.ArgumentParser):
     abbreviates: ClassVar[bool] = False  # whether the beginning of an option's name is enough
 
     def __init__(self, **kwargs: object) -> None:
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("formatter_class", _Help)
         kwargs.setdefault("allow_abbrev", self.abbreviates)
         super().__init__(**kwargs)  # type: ignore[arg-type]
         self.register("type", int, whole)

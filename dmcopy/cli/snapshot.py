@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Final
 
 from dmcopy.cli import snapshot_show
+from dmcopy.cli.options import add_progress
 from dmcopy.cli.output import add_json, emit_json, emit_json_line, printable
 from dmcopy.cli.parser import seconds, size
-from dmcopy.cli.transfers import add_progress
 from dmcopy.cli.workflows import FORGET, code_of, emit_done, open_journal
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.dmsetup import ScriptDmsetup

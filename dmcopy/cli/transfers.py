@@ -1,14 +1,13 @@
-"""What `dmcopy copy` and `dmcopy zero` share: options, signals, the run, the summary."""
+"""What `dmcopy copy` and `dmcopy zero` share: signals, the run, the summary."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
-from typing import Final
 
 from dmcopy.cli import streams
-from dmcopy.cli.output import add_json, emit_json
+from dmcopy.cli.output import emit_json
 from dmcopy.cli.progress import make_renderer
 from dmcopy.cli.signals import interrupting
 from dmcopy.cli.summary import describe_plan, overwritten, print_summary
@@ -17,91 +16,7 @@ from dmcopy.transfer.events import Overwrites
 from dmcopy.transfer.opening import Opened, Request, open_all
 from dmcopy.transfer.outcome import Outcome
 from dmcopy.transfer.session import Options, Session
-from dmcopy.units import parse_bytes, parse_sectors
-
-_PROGRESS: Final = ("auto", "bar", "plain", "json", "none")
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that every transfer has."""
-    parser.add_argument("--count", metavar="N", help="how much (default: all that there is)")
-    parser.add_argument("--verify", action="store_true", help="read back and compare")
-    parser.add_argument(
-        "--on-error",
-        choices=("stop", "skip"),
-        default="stop",
-        help="stop: a read error ends the copy, a write error that destination; "
-        "skip: leave out exactly the bad blocks (default: stop)",
-    )
-    parser.add_argument(
-        "--map", metavar="FILE", help="note what is done in FILE (ddrescue's format); go on from it"
-    )
-    parser.add_argument(
-        "--map-interval",
-        type=float,
-        default=1.0,
-        metavar="S",
-        help="flush and save the map every S seconds (default: 1)",
-    )
-    parser.add_argument(
-        "--trust-map",
-        action="store_true",
-        help="what the map calls done, every DST has: for a map of GNU ddrescue's, and where it "
-        "cannot be told whether a DST is the one that was written to",
-    )
-    parser.add_argument("--retry", action="store_true", help="try the map's bad blocks again")
-    parser.add_argument("--dry-run", action="store_true", help="check and say what would be done")
-    _add_tuning(parser)
-    add_json(parser)
-    add_progress(parser)
-
-
-def add_progress(parser: argparse.ArgumentParser) -> None:
-    """Declare how progress is shown."""
-    parser.add_argument(
-        "--progress",
-        choices=_PROGRESS,
-        default="auto",
-        metavar="HOW",
-        help="auto (a bar on a terminal, lines elsewhere), bar, plain, json (lines), none",
-    )
-
-
-def _add_tuning(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how")
-    group.add_argument("--pages", type=int, metavar="N", help="memory for data, in 4096-byte pages")
-    group.add_argument("--depth", type=int, metavar="N", help="requests in flight (default: 8)")
-    group.add_argument("--piece", metavar="SIZE", help="size of one request (default: 1M)")
-    group.add_argument(
-        "--throttle",
-        type=int,
-        default=100,
-        metavar="PERCENT",
-        help="keep the devices busy at most this share of the time",
-    )
-    group.add_argument(
-        "--limit", type=_rate, default=0, metavar="RATE", help="copy at most so many bytes a second"
-    )
-    group.add_argument("--io", choices=("uring", "threads"), help="back end (default: the quicker)")
-
-
-def _rate(text: str) -> int:
-    try:
-        rate = parse_bytes(text.removesuffix("/s"), default="b")
-    except UsageError:
-        rate = 0
-    if rate < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes a second: 500K, 10M")
-    return rate
-
-
-def resolve(name: str) -> str:
-    """Return the node that UUID=, LABEL= or another tag names; any other name is a path."""
-    if "=" not in name or os.path.exists(name):
-        return name
-    from dmcopy.block.discovery import find, split_tag
-
-    return find(name).node if split_tag(name)[0] else name
+from dmcopy.units import parse_sectors
 
 
 def run_transfer(request: Request, args: argparse.Namespace) -> int:
