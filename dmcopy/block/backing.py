@@ -9,15 +9,14 @@ where it may not be asked, as it takes the right to open the loop device.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dmcopy.block import syscalls, sysfs
 from dmcopy.block.processes import Identity, identity_at
 from dmcopy.block.sysfs import LIVE, Roots
 
 
-@dataclass(frozen=True)
-class Backing:
+class Backing(NamedTuple):
     """What is behind the loop device `loop`, a kernel name.
 
     `path` is as sysfs shows it; `identity` is of the file or device, None where that is not known.
@@ -68,6 +67,6 @@ def loops_over(identity: Identity | None, roots: Roots = LIVE) -> list[Backing]:
 
 
 def _as_shown(loop: str, path: str, roots: Roots) -> Backing:
-    folder = sysfs.directory(loop, roots) / "loop"
-    offset, limit = (sysfs.read_int(folder / name) for name in ("offset", "sizelimit"))
+    folder = f"{sysfs.directory(loop, roots)}/loop"
+    offset, limit = (sysfs.read_int(f"{folder}/{name}") for name in ("offset", "sizelimit"))
     return Backing(loop, path, identity_at(path), offset, limit)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from dmcopy.block import sysfs, tools
 from dmcopy.block.sysfs import LIVE, Roots
@@ -21,8 +20,7 @@ _MAGICS: Final = {b"SnAp": "the store of an earlier snapshot", b"rRiM": "the log
 """What begins with these four bytes; blkid knows the first only, under another name."""
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(NamedTuple):
     """What blkid knows of a device; empty where it knows nothing."""
 
     uuid: str = ""
@@ -43,12 +41,12 @@ class Content:
 def links(roots: Roots = LIVE) -> dict[str, list[str]]:
     """Return the /dev/disk/by-* links of each device, by kernel name."""
     found: dict[str, list[str]] = {}
-    for folder in sysfs.entries(roots.dev / "disk"):
-        for name in sysfs.entries(roots.dev / "disk" / folder):
-            link = roots.dev / "disk" / folder / name
+    for folder in sysfs.entries(f"{roots.dev}/disk"):
+        for name in sysfs.entries(f"{roots.dev}/disk/{folder}"):
+            link = f"{roots.dev}/disk/{folder}/{name}"
             target = os.path.realpath(link)
             relative = os.path.relpath(target, roots.dev)
-            found.setdefault(relative.replace("/", "!"), []).append(str(link))
+            found.setdefault(relative.replace("/", "!"), []).append(link)
     return found
 
 

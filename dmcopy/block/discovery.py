@@ -68,10 +68,10 @@ def find(spec: str, *, roots: Roots = LIVE) -> DeviceInfo:
     if not spec.startswith("/"):
         return _by_tag(spec, spec, roots)
     folder, _, last = spec.rpartition("/")
-    if folder == str(roots.dev / "mapper"):  # no node without udev, but the name is known
+    if folder == f"{roots.dev}/mapper":  # no node without udev, but the name is known
         return _by_tag(spec, f"DM={last}", roots)
     tag = folder.rpartition("/by-")[2].upper()
-    if tag in _TAGS and folder == str(roots.dev / f"disk/by-{tag.lower()}"):
+    if tag in _TAGS and folder == f"{roots.dev}/disk/by-{tag.lower()}":
         return _by_tag(spec, f"{tag}={content.unescape(last)}", roots)
     raise _no_such(spec, roots)
 

@@ -6,8 +6,7 @@ import errno
 import fcntl
 import mmap
 import os
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from dmcopy.block import syscalls
 from dmcopy.errors import DeviceError
@@ -18,8 +17,7 @@ _NO_DIRECT: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 _NONE_HERE: Final = "its file system does no direct I/O"
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """Sizes in bytes. `direct_reason` says why I/O is buffered, "" when it is direct."""
 
     size_bytes: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dmcopy.block import backing, mounts, processes, sysfs
 from dmcopy.block.processes import Identity
@@ -14,8 +14,7 @@ from dmcopy.errors import DeviceError, UsageError
 from dmcopy.units import SECTOR_SHIFT
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(NamedTuple):
     """Somebody who uses a device. `str()` gives one phrase.
 
     `kind` is mount, swap, dm, md, stacked (another device on top), loop, lock or process; `name`
@@ -127,7 +126,7 @@ def _note(name: str, asked: str, roots: Roots) -> str:
 def mount_points(roots: Roots = LIVE, pid: str = "self") -> dict[mounts.DevNo, list[str]]:
     """Return the mount points of each device, as the process `pid` sees them."""
     points: dict[mounts.DevNo, list[str]] = {}
-    for mount in mounts.parse_mountinfo(sysfs.read(roots.proc / pid / "mountinfo")):
+    for mount in mounts.parse_mountinfo(sysfs.read(f"{roots.proc}/{pid}/mountinfo")):
         number: mounts.DevNo | None = mount.devno
         if mount.devno[0] == 0 and mount.source.startswith("/"):  # btrfs: the source tells
             number = _number_at(mount.source)
@@ -165,7 +164,7 @@ def _number_at(path: str) -> mounts.DevNo | None:
 
 
 def _swaps(path: str, name: str, note: str, roots: Roots) -> list[Holder]:
-    areas = mounts.parse_swaps(sysfs.read(roots.proc / "swaps"))
+    areas = mounts.parse_swaps(sysfs.read(f"{roots.proc}/swaps"))
     return [Holder("swap", path, name, None, note) for area in areas if _same(area, path)]
 
 
@@ -180,8 +179,8 @@ def _stacked(name: str, asked: str, roots: Roots) -> Iterator[Holder]:
     note = _note(name, asked, roots)
     for top in sysfs.holders(name, roots):
         folder = sysfs.directory(top, roots)
-        dm_name = sysfs.read(folder / "dm/name")
-        kind = "dm" if dm_name else "md" if (folder / "md").is_dir() else "stacked"
+        dm_name = sysfs.read(f"{folder}/dm/name")
+        kind = "dm" if dm_name else "md" if os.path.isdir(f"{folder}/md") else "stacked"
         together = ", ".join(filter(None, [top if dm_name else "", note]))
         yield Holder(kind, dm_name or top, name, None, together)
 
@@ -236,7 +235,9 @@ def _under_loop(name: str, roots: Roots) -> Iterator[Holder]:
 def _place(name: str, roots: Roots) -> tuple[int, int]:
     """Return where a partition is on its disk, and how long, in bytes; a disk begins at 0."""
     folder = sysfs.directory(name, roots)
-    start, length = (sysfs.read_int(folder / word) << SECTOR_SHIFT for word in ("start", "size"))
+    start, length = (
+        sysfs.read_int(f"{folder}/{word}") << SECTOR_SHIFT for word in ("start", "size")
+    )
     return start, length
 
 
@@ -246,7 +247,7 @@ def _locks(path: str, roots: Roots) -> list[Holder]:
     if identity is None or len(identity) != 3:
         return []
     _, device, inode = identity
-    found = mounts.parse_locks(sysfs.read(roots.proc / "locks"))
+    found = mounts.parse_locks(sysfs.read(f"{roots.proc}/locks"))
     key = ((os.major(device), os.minor(device)), inode)
     pids = sorted({lock.pid for lock in found if (lock.devno, lock.inode) == key and lock.pid > 0})
     return [Holder("lock", processes.command(pid, roots), "", pid) for pid in pids]

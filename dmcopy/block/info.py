@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from dmcopy.block import content, holders, sysfs
 from dmcopy.block.content import Content
@@ -84,20 +84,20 @@ def describe(name: str, tables: Tables | None = None, *, roots: Roots = LIVE) ->
         node=sysfs.node(name, roots),
         devno=number,
         type=_type(name, folder),
-        sectors=sysfs.read_int(folder / "size"),
-        logical_block_size=sysfs.read_int(disk / "queue/logical_block_size", 512),
-        physical_block_size=sysfs.read_int(disk / "queue/physical_block_size", 512),
-        read_only=sysfs.read(folder / "ro") == "1",
-        removable=sysfs.read(disk / "removable") == "1",
-        rotational=sysfs.read(disk / "queue/rotational") == "1",
+        sectors=sysfs.read_int(f"{folder}/size"),
+        logical_block_size=sysfs.read_int(f"{disk}/queue/logical_block_size", 512),
+        physical_block_size=sysfs.read_int(f"{disk}/queue/physical_block_size", 512),
+        read_only=sysfs.read(f"{folder}/ro") == "1",
+        removable=sysfs.read(f"{disk}/removable") == "1",
+        rotational=sysfs.read(f"{disk}/queue/rotational") == "1",
         model=_model(disk),
         serial=_serial(folder),
         uuid=known.uuid,
         label=known.label,
         part_uuid=known.part_uuid,
         part_label=known.part_label,
-        dm_name=sysfs.read(folder / "dm/name"),
-        dm_uuid=sysfs.read(folder / "dm/uuid"),
+        dm_name=sysfs.read(f"{folder}/dm/name"),
+        dm_uuid=sysfs.read(f"{folder}/dm/uuid"),
         backing_file=sysfs.backing_file(name, roots),
         links=tuple(links),
         holders=tuple(sysfs.holders(name, roots)),
@@ -123,36 +123,37 @@ def with_content(device: DeviceInfo, found: Content) -> DeviceInfo:
     )
 
 
-def _type(name: str, folder: Path) -> str:
+def _type(name: str, folder: str) -> str:
     for kind, mark in (("part", "partition"), ("dm", "dm"), ("md", "md"), ("loop", "loop")):
-        if (folder / mark).exists():
+        if os.path.exists(f"{folder}/{mark}"):
             return kind
-    if sysfs.read(folder / "device/type") == "5":  # SCSI peripheral type: CD and DVD
+    if sysfs.read(f"{folder}/device/type") == "5":  # SCSI peripheral type: CD and DVD
         return "rom"
     driver = name.rstrip("0123456789")
     return driver if driver in {"loop", "zram", "nbd", "ram", "dm", "md"} else "disk"
 
 
-def _model(folder: Path) -> str:
-    parts = [sysfs.read(folder / "device" / name) for name in ("vendor", "model")]
+def _model(folder: str) -> str:
+    parts = [sysfs.read(f"{folder}/device/{name}") for name in ("vendor", "model")]
     vendor, model = parts
     # A virtio disk has no model, and its vendor is a PCI number.
     return f"{vendor} {model}".strip() if model else ""
 
 
-def _serial(folder: Path) -> str:
+def _serial(folder: str) -> str:
     """Return the disk's serial: virtio has it on the disk, NVMe and MMC on the device behind."""
     for name in ("serial", "device/serial"):
-        text = sysfs.read(folder / name)
+        text = sysfs.read(f"{folder}/{name}")
         if text:
             return text
-    return _scsi_serial(folder / "device/vpd_pg80")
+    return _scsi_serial(f"{folder}/device/vpd_pg80")
 
 
-def _scsi_serial(path: Path) -> str:
+def _scsi_serial(path: str) -> str:
     """Return the text of a SCSI unit serial number page: four bytes of head, then ASCII."""
     try:
-        page = path.read_bytes()
+        with open(path, "rb") as file:
+            page = file.read()
     except OSError:
         return ""
     length = int.from_bytes(page[2:4], "big")

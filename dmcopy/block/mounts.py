@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 DevNo: TypeAlias = tuple[int, int]
 """A device number: major, minor."""
@@ -12,8 +11,7 @@ DevNo: TypeAlias = tuple[int, int]
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
-@dataclass(frozen=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of /proc/PID/mountinfo (proc_pid_mountinfo(5)).
 
     `root` is the directory of the file system that is mounted: not "/" for a bind mount or a
@@ -27,8 +25,7 @@ class Mount:
     source: str
 
 
-@dataclass(frozen=True)
-class FileLock:
+class FileLock(NamedTuple):
     """One line of /proc/locks: who holds what on which inode."""
 
     kind: str

@@ -50,8 +50,8 @@ def openers(wanted: Mapping[Identity, str], roots: Roots = LIVE) -> list[tuple[i
 
 def command(pid: int, roots: Roots = LIVE) -> str:
     """Return the name of a process; "" when it is gone."""
-    name = sysfs.read(roots.proc / str(pid) / "comm")
-    first = sysfs.read(roots.proc / str(pid) / "cmdline").split("\0")[0]
+    name = sysfs.read(f"{roots.proc}/{pid}/comm")
+    first = sysfs.read(f"{roots.proc}/{pid}/cmdline").split("\0")[0]
     longer = os.path.basename(first)
     # comm ends after 15 characters, which makes qemu-system-x86_64 and qemu-system-x86 the same.
     return longer if longer.startswith(name) else name
@@ -69,7 +69,7 @@ def in_other_namespaces(roots: Roots = LIVE) -> Iterator[int]:
 
 def _namespace(roots: Roots, pid: str) -> str:
     try:
-        return os.readlink(roots.proc / pid / "ns/mnt")
+        return os.readlink(f"{roots.proc}/{pid}/ns/mnt")
     except OSError:
         return ""
 
@@ -80,7 +80,7 @@ def _pids(roots: Roots) -> list[int]:
 
 def _descriptors(roots: Roots, pid: int) -> Iterator[tuple[str, str]]:
     folder = f"{roots.proc}/{pid}/fd"
-    for number in sysfs.entries(roots.proc / str(pid) / "fd"):
+    for number in sysfs.entries(folder):
         link = f"{folder}/{number}"
         try:
             yield link, os.readlink(link)

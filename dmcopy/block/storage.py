@@ -67,7 +67,7 @@ class _Search:
         made_of = backing.of(name, self._roots)
         table = _table(name, self._roots)
         if disk:
-            first = sysfs.read_int(folder / "start") << SECTOR_SHIFT
+            first = sysfs.read_int(f"{folder}/start") << SECTOR_SHIFT
             yield from self.follow(self._identity(disk), first + start, length, deep + 1)
         elif made_of is not None and made_of.identity is not None:
             yield from self.follow(made_of.identity, made_of.offset + start, length, deep + 1)
@@ -111,7 +111,7 @@ class _Search:
 
     def _size(self, identity: Hashable) -> int:
         folder = sysfs.directory(self._name(identity), self._roots)
-        return sysfs.read_int(folder / "size") << SECTOR_SHIFT
+        return sysfs.read_int(f"{folder}/size") << SECTOR_SHIFT
 
     def _name(self, identity: Hashable) -> str:
         if isinstance(identity, tuple) and identity[0] == "block":
@@ -155,7 +155,7 @@ def _table(name: str, roots: Roots) -> Table | None:
     Not through a mapper, which is above this layer: whoever opens a device asks this.
     """
     number = sysfs.devno(name, roots)
-    if number is None or not (sysfs.directory(name, roots) / "dm").is_dir():
+    if number is None or not os.path.isdir(f"{sysfs.directory(name, roots)}/dm"):
         return None
     # Here and not above: there is rarely a mapped device, and subprocess takes long to import.
     from dmcopy.block import tools

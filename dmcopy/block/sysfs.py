@@ -3,45 +3,45 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 from dmcopy.block.mounts import DevNo, parse_devno
 
+StrPath: TypeAlias = "str | os.PathLike[str]"
 
-@dataclass(frozen=True)
-class Roots:
+
+class Roots(NamedTuple):
     """Where the kernel's file systems are; tests put a made-up tree here."""
 
-    sys: Path = Path("/sys")
-    dev: Path = Path("/dev")
-    proc: Path = Path("/proc")
-    run: Path = Path("/run")
+    sys: StrPath = "/sys"
+    dev: StrPath = "/dev"
+    proc: StrPath = "/proc"
+    run: StrPath = "/run"
 
 
 LIVE: Final = Roots()
 
 
-def read(path: Path) -> str:
+def read(path: StrPath) -> str:
     """Return a small attribute without its newline; "" where it is not there or not readable."""
     return _exactly(path).strip()
 
 
-def _exactly(path: Path) -> str:
+def _exactly(path: StrPath) -> str:
     try:
-        return os.fsdecode(path.read_bytes())
+        with open(path, "rb") as file:
+            return os.fsdecode(file.read())
     except OSError:  # a device that goes away takes its attributes with it, at any moment
         return ""
 
 
-def read_int(path: Path, default: int = 0) -> int:
+def read_int(path: StrPath, default: int = 0) -> int:
     """Return a numeric attribute, or `default`."""
     text = read(path)
     return int(text) if text.lstrip("-").isdecimal() else default
 
 
-def entries(path: Path) -> list[str]:
+def entries(path: StrPath) -> list[str]:
     """Return a directory's sorted names; nothing where there is no such directory."""
     try:
         return sorted(os.listdir(path))
@@ -51,30 +51,29 @@ def entries(path: Path) -> list[str]:
 
 def names(roots: Roots = LIVE) -> list[str]:
     """Return the kernel names of all block devices, partitions too."""
-    return entries(roots.sys / "class/block")
+    return entries(f"{roots.sys}/class/block")
 
 
-def directory(name: str, roots: Roots = LIVE) -> Path:
+def directory(name: str, roots: Roots = LIVE) -> str:
     """Return the sysfs directory of the device with this kernel name."""
-    return roots.sys / "class/block" / name
+    return f"{roots.sys}/class/block/{name}"
 
 
 def node(name: str, roots: Roots = LIVE) -> str:
     """Return the device node's path. sysfs writes ! for the / in a name (cciss!c0d0)."""
-    return str(roots.dev / name.replace("!", "/"))
+    return "{}/{}".format(roots.dev, name.replace("!", "/"))
 
 
 def devno(name: str, roots: Roots = LIVE) -> DevNo | None:
     """Return a device's number, or None when it is gone."""
-    text = read(directory(name, roots) / "dev")
+    text = read(f"{directory(name, roots)}/dev")
     return parse_devno(text) if text else None
 
 
 def name_of(number: DevNo, roots: Roots = LIVE) -> str:
     """Return the kernel name of a device number, "" when no block device has it."""
-    link = roots.sys / f"dev/block/{number[0]}:{number[1]}"
     try:
-        return link.readlink().name
+        return os.path.basename(os.readlink(f"{roots.sys}/dev/block/{number[0]}:{number[1]}"))
     except OSError:
         return ""
 
@@ -82,25 +81,25 @@ def name_of(number: DevNo, roots: Roots = LIVE) -> str:
 def parent(name: str, roots: Roots = LIVE) -> str:
     """Return the whole disk of a partition, "" for what is no partition."""
     path = directory(name, roots)
-    if not (path / "partition").exists():
+    if not os.path.exists(f"{path}/partition"):
         return ""
-    return path.resolve().parent.name
+    return os.path.basename(os.path.dirname(os.path.realpath(path)))
 
 
 def partitions(name: str, roots: Roots = LIVE) -> list[str]:
     """Return the kernel names of a disk's partitions."""
     path = directory(name, roots)
-    return [entry for entry in entries(path) if (path / entry / "partition").exists()]
+    return [entry for entry in entries(path) if os.path.exists(f"{path}/{entry}/partition")]
 
 
 def holders(name: str, roots: Roots = LIVE) -> list[str]:
     """Return the devices that are made on top of this one: dm, md, bcache."""
-    return entries(directory(name, roots) / "holders")
+    return entries(f"{directory(name, roots)}/holders")
 
 
 def slaves(name: str, roots: Roots = LIVE) -> list[str]:
     """Return the devices that this one is made of."""
-    return entries(directory(name, roots) / "slaves")
+    return entries(f"{directory(name, roots)}/slaves")
 
 
 def backing_file(name: str, roots: Roots = LIVE) -> str:
@@ -108,7 +107,7 @@ def backing_file(name: str, roots: Roots = LIVE) -> str:
 
     For showing: it is what the maker of the device saw; see `block.backing`.
     """
-    return _exactly(directory(name, roots) / "loop/backing_file").removesuffix("\n")
+    return _exactly(f"{directory(name, roots)}/loop/backing_file").removesuffix("\n")
 
 
 def is_made_of(name: str, file: str, roots: Roots = LIVE) -> bool:
@@ -121,8 +120,8 @@ def is_made_of(name: str, file: str, roots: Roots = LIVE) -> bool:
 
 def btrfs_siblings(name: str, roots: Roots = LIVE) -> set[str]:
     """Return all devices of the mounted btrfs that this device is a part of."""
-    for filesystem in entries(roots.sys / "fs/btrfs"):
-        members = set(entries(roots.sys / "fs/btrfs" / filesystem / "devices"))
+    for filesystem in entries(f"{roots.sys}/fs/btrfs"):
+        members = set(entries(f"{roots.sys}/fs/btrfs/{filesystem}/devices"))
         if name in members:
             return members
     return set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 from typing import Final
 
@@ -105,7 +104,7 @@ def _who(args: argparse.Namespace) -> int:
     path = args.device if os.path.exists(args.device) else find(args.device).node
     found = who(path)
     if args.json:
-        emit_json([dataclasses.asdict(holder) | {"text": str(holder)} for holder in found])
+        emit_json([holder._asdict() | {"text": str(holder)} for holder in found])
         return 0
     for holder in found:
         print(printable(str(holder)))

@@ -391,4 +391,4 @@ def _devices(table: Table | None) -> tuple[str, ...]:
 def _is_suspended(device: str) -> bool:
     """Return whether a device of a table is a mapped one, and suspended."""
     name = os.path.basename(os.path.realpath(_node(device)))
-    return sysfs.read(sysfs.directory(name) / "dm/suspended") == "1"
+    return sysfs.read(f"{sysfs.directory(name)}/dm/suspended") == "1"

@@ -69,7 +69,7 @@ def device_name(text: str) -> str:
     if text.startswith("/dev/mapper/"):
         return unmangle(text.removeprefix("/dev/mapper/"))
     node = os.path.basename(os.path.realpath(text))
-    name = sysfs.read(sysfs.directory(node) / "dm/name")
+    name = sysfs.read(f"{sysfs.directory(node)}/dm/name")
     if not name:
         raise UsageError(f"{text} is not the node of a mapped device")
     return unmangle(name)
@@ -80,9 +80,9 @@ def number_of(name: str, roots: sysfs.Roots = sysfs.LIVE) -> tuple[int, int] | N
 
     A node may be missing still, or be left from another device: sysfs is asked which has the name.
     """
-    first = os.path.basename(os.path.realpath(roots.dev / "mapper" / mangle(name)))
+    first = os.path.basename(os.path.realpath(f"{roots.dev}/mapper/{mangle(name)}"))
     for node in (first, *sysfs.names(roots)):
-        if sysfs.read(sysfs.directory(node, roots) / "dm/name") == mangle(name):
+        if sysfs.read(f"{sysfs.directory(node, roots)}/dm/name") == mangle(name):
             return sysfs.devno(node, roots)
     return None
 
@@ -95,5 +95,5 @@ def disk_mark(number: tuple[int, int] | None, roots: sysfs.Roots = sysfs.LIVE) -
     """
     if number is None:
         return ""
-    found = sysfs.read(roots.sys / f"dev/block/{number[0]}:{number[1]}" / "diskseq")
+    found = sysfs.read(f"{roots.sys}/dev/block/{number[0]}:{number[1]}/diskseq")
     return f"{DISK_MARK}{found}" if found else ""

@@ -160,7 +160,7 @@ class Reaper:
         return False
 
     def _mount(self, entry: Entry) -> bool:
-        table = mounts.parse_mountinfo(sysfs.read(sysfs.LIVE.proc / "self/mountinfo"))
+        table = mounts.parse_mountinfo(sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo"))
         if not any(m.point == entry.name and same_source(m.source, entry.uuid) for m in table):
             return False
         run_tool("umount", "--", entry.name)

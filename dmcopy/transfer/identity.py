@@ -12,7 +12,6 @@ import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from dmcopy.block import backing, syscalls, sysfs
@@ -80,11 +79,11 @@ def of_block(number: DevNo, roots: Roots = LIVE) -> Identity:
     name = sysfs.name_of(number, roots)
     disk = sysfs.parent(name, roots) or name
     folder = sysfs.directory(disk, roots)
-    where = f" from {sysfs.read(sysfs.directory(name, roots) / 'start')}" if disk != name else ""
+    where = f" from {sysfs.read(f'{sysfs.directory(name, roots)}/start')}" if disk != name else ""
     made = backing.of(disk, roots)
     always, doubt = _of_disk(folder) if made is None else _of_loop(made, roots)
     # Counts each disk that appears and each medium and loop device that is set up (block/genhd.c).
-    sequence = "" if disk.startswith(_REFILLED) else sysfs.read(folder / "diskseq")
+    sequence = "" if disk.startswith(_REFILLED) else sysfs.read(f"{folder}/diskseq")
     return Identity(
         always and f"{always}{where}",
         _in_this_boot(f"{sequence}{where}" if sequence else ""),
@@ -97,17 +96,17 @@ def _in_this_boot(known: str) -> str:
     return f"{boot} {known}" if boot and known else ""
 
 
-def _of_disk(folder: Path) -> tuple[str, str]:
-    uuid = sysfs.read(folder / "dm/uuid")
-    if (folder / "dm").is_dir() and not _LASTING_UUID.match(uuid):
+def _of_disk(folder: str) -> tuple[str, str]:
+    uuid = sysfs.read(f"{folder}/dm/uuid")
+    if os.path.isdir(f"{folder}/dm") and not _LASTING_UUID.match(uuid):
         return "", "a mapped device of this name and UUID may be made of anything"
-    for known in (uuid, sysfs.read(folder / "md/uuid"), sysfs.read(folder / "device/cid")):
+    for known in (uuid, sysfs.read(f"{folder}/md/uuid"), sysfs.read(f"{folder}/device/cid")):
         if known:
             return known, ""
-    if sysfs.read(folder / "removable") == "1":
+    if sysfs.read(f"{folder}/removable") == "1":
         return "", "its medium can be changed"
-    wwn = sysfs.read(folder / "wwid") or sysfs.read(folder / "device/wwid")
-    serial = sysfs.read(folder / "serial") or sysfs.read(folder / "device/serial")
+    wwn = sysfs.read(f"{folder}/wwid") or sysfs.read(f"{folder}/device/wwid")
+    serial = sysfs.read(f"{folder}/serial") or sysfs.read(f"{folder}/device/serial")
     if wwn:
         return f"wwn {wwn} serial {serial}", ""
     if serial:

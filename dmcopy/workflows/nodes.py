@@ -132,7 +132,7 @@ class Nodes:
             return device
         major, minor = map(int, device.split(":"))
         name = sysfs.name_of((major, minor))
-        mapped = sysfs.read(sysfs.directory(name) / "dm/name")
+        mapped = sysfs.read(f"{sysfs.directory(name)}/dm/name")
         if mapped:
             return f"/dev/mapper/{mangle(unmangle(mapped))}"
         file = sysfs.backing_file(name)
