@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from dmcopy.cli import cow_operands
 from dmcopy.cli.options import add_progress, resolve
 from dmcopy.cli.output import add_json, emit_json, printable, say
 from dmcopy.cli.signals import interrupting
@@ -35,8 +36,11 @@ def configure(verbs: argparse._SubParsersAction[Any]) -> None:
     )
     extract.set_defaults(verb=_extract)
     merge = verbs.add_parser("merge", help="copy the snapshot's chunks back to its origin")
-    merge.add_argument("origin", metavar="ORIGIN", help="what the snapshot is of; is written")
-    merge.add_argument("cow", metavar="COW", help="its COW device; is emptied on the way")
+    cow_operands.add(
+        merge,
+        origin="what the snapshot is of; is written",
+        cow="its COW device; is emptied on the way",
+    )
     merge.set_defaults(verb=_merge)
     for verb in (extract, merge):
         verb.add_argument(
@@ -104,6 +108,7 @@ def _would_extract(origin: str, cow: str, out: str, args: argparse.Namespace) ->
 def _merge(args: argparse.Namespace) -> int:
     from dmcopy.cow.opening import opened_merge
 
+    cow_operands.settle(args, "origin", "cow")
     origin, cow = resolve(args.origin), resolve(args.cow)
     with opened_merge(origin, cow, dry_run=args.dry_run) as merge:
         if args.dry_run:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from dmcopy.cli import cow_operands
 from dmcopy.cli.options import resolve
 from dmcopy.cli.output import add_json, emit_json, printable, say
 from dmcopy.cli.parser import size
@@ -14,6 +15,8 @@ from dmcopy.units import format_sectors
 
 if TYPE_CHECKING:
     from dmcopy.block import BlockDevice
+
+_COW: Final = "the COW device, or a copy of it"
 
 
 def configure(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -28,8 +31,10 @@ def configure(verbs: argparse._SubParsersAction[Any]) -> None:
         "--chunk-size", type=size, metavar="S", help="expect chunks of S sectors, as the table says"
     )
     check.set_defaults(verb=_check)
+    cow_operands.add(check, cow=_COW)
+    for verb in (info, dump):
+        verb.add_argument("cow", metavar="COW", help=_COW)
     for verb in (info, dump, check):
-        verb.add_argument("cow", metavar="COW", help="the COW device, or a copy of it")
         add_json(verb)
 
 
@@ -97,6 +102,7 @@ def _check(args: argparse.Namespace) -> int:
     from dmcopy.cow.check import check
     from dmcopy.cow.store import open_cow
 
+    cow_operands.settle(args, "cow")
     origin_sectors = None
     if args.origin:
         with BlockDevice.open(resolve(args.origin)) as origin:

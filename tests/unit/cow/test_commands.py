@@ -98,6 +98,26 @@ def test_extract_and_merge(cow: Run, chunk_size: int, tail: int) -> None:
     assert cow("merge", "origin", "cow")[0] == 0  # nothing left to do
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--origin", "origin", "--cow", "cow"),
+        ("--cow", "cow", "origin"),
+        ("cow", "--origin", "origin"),
+        ("origin", "cow"),
+    ],
+)
+def test_origin_and_cow_are_named_by_option_or_place(cow: Run, words: tuple[str, ...]) -> None:
+    make()
+    assert "would copy 301 chunks" in cow("merge", *words, "--dry-run")[1]
+    assert cow("check", *words)[0] == (0 if "--origin" in words else ExitCode.USAGE)
+    assert cow("check", "--cow", "cow")[0] == cow("check", "cow")[0] == 0
+    for verb in ("merge", "check"):
+        code, out, err = cow(verb, *words, "more")
+        assert (code, out) == (ExitCode.USAGE, "")
+        assert "each once" in err
+
+
 @pytest.mark.parametrize("changed_only", [False, True])
 def test_a_longer_file_is_cut_where_the_whole_image_is_written(
     cow: Run, changed_only: bool
