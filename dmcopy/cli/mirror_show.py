@@ -14,7 +14,7 @@ from typing import Any, Final
 from dmcopy.cli.mirror_map import draw
 from dmcopy.cli.output import emit_json, printable, say
 from dmcopy.cli.parser import seconds
-from dmcopy.cli.progress import duration
+from dmcopy.cli.progress import pace
 from dmcopy.cli.shown import drawing
 from dmcopy.cli.signals import is_asked
 from dmcopy.cli.streams import is_heard
@@ -173,11 +173,8 @@ class _Plain:
 
 def progress_line(progress: Resync) -> str:
     """Return how far a resync is, in one line."""
-    rate = format_bytes(int(progress.rate) << SECTOR_SHIFT)
-    left = "" if progress.left is None else f", {duration(progress.left)} left"
-    return (
-        f"{progress.name}: {progress.in_sync} of {progress.regions} regions in sync, {rate}/s{left}"
-    )
+    done = f"{progress.in_sync} of {progress.regions} regions in sync"
+    return f"{progress.name}: {done}{pace(progress.rate, progress.left)}"
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from dmcopy.cli.shown import drawing
 from dmcopy.cli.signals import is_asked
 from dmcopy.transfer import events
 from dmcopy.transfer.destination import errno_name
-from dmcopy.units import SECTOR_SHIFT
+from dmcopy.units import SECTOR_SHIFT, format_bytes
 
 BAR_AFTER_SECONDS: Final = 0.3
 LINE_EVERY_SECONDS: Final = 5.0
@@ -233,6 +233,15 @@ def speed(size: float, seconds: float) -> str:
     seconds = max(seconds, 1e-9)
     (amount, rate), unit = in_one_unit(size, size / seconds)
     return f"{amount} {unit} in {seconds:.3g} s, {rate} {unit}/s"
+
+
+def pace(rate: float, left: float | None) -> str:
+    """Return how a sentence ends that says how far it is: sectors a second, and the time left.
+
+    Nothing of a rate that is not known yet.
+    """
+    speed = f", {format_bytes(int(rate) << SECTOR_SHIFT)}/s" if rate >= 1 else ""
+    return f"{speed}, {duration(left)} left" if left is not None else speed
 
 
 def duration(seconds: float) -> str:

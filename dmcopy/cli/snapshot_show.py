@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from dmcopy.cli.output import emit_table, printable, say
-from dmcopy.cli.progress import LINE_EVERY_SECONDS, duration, make_renderer
+from dmcopy.cli.progress import LINE_EVERY_SECONDS, make_renderer, pace
 from dmcopy.cli.signals import is_asked
 from dmcopy.errors import UsageError
 from dmcopy.transfer import events
@@ -98,9 +98,7 @@ class _Lines:
         if not is_asked() and (self._quiet or time.monotonic() < self._next):
             return
         self._next = time.monotonic() + LINE_EVERY_SECONDS
-        rate = format_bytes(int(one.rate) << SECTOR_SHIFT)
-        left = "" if one.remaining is None else f", {duration(one.remaining)} left"
-        say(printable(f"merge {one.name}: {one.percent:.1f}%, {rate}/s{left}"))
+        say(printable(f"merge {one.name}: {one.percent:.1f}%{pace(one.rate, one.remaining)}"))
 
 
 def _json_line(one: Progress) -> None:

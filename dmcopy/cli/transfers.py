@@ -48,8 +48,9 @@ def _run(opened: Opened, options: Options, args: argparse.Namespace) -> Outcome:
     renderer = make_renderer(args.progress)
     session = Session(opened, options, renderer.show)
     with interrupting(session), contextlib.closing(renderer):
-        for path, what in overwritten(opened).items():
-            renderer.show(Overwrites(path, what))
+        if not os.path.lexists(options.map_path):  # else it is what an earlier run wrote
+            for path, what in overwritten(opened).items():
+                renderer.show(Overwrites(path, what))
         return session.run()
 
 

@@ -141,6 +141,14 @@ def test_what_is_overwritten_is_named_first(run: Run) -> None:
     assert (code, err) == (0, "")
 
 
+def test_a_copy_that_goes_on_overwrites_what_it_wrote_itself(run: Run) -> None:
+    header = struct.pack("=III16s16s", 1, 255, 0, bytes(range(16)), b"precious")
+    Path("src").write_bytes((bytes(1024) + header).ljust(4086, b"\0") + b"SWAPSPACE2" + bytes(SIZE))
+    for _ in range(2):
+        code, _, err = run("copy", "src", "new", "--map", "map", "--progress=plain")
+        assert (code, err) == (0, "")
+
+
 def test_dry_run_changes_nothing(run: Run) -> None:
     Path("a").write_bytes(bytes(SIZE))
     code, out, _ = run("copy", "src", "a", "new", "--dry-run")

@@ -269,3 +269,5 @@ def test_the_map_of_a_log_in_memory() -> None:
 def test_a_line_of_progress() -> None:
     text = progress_line(Resync("home", 3, 4, 3072, 4096, 6.0, 512.0, 2.0))
     assert text == "home: 3 of 4 regions in sync, 256 KiB/s, 2 s left"
+    text = progress_line(Resync("home", 3, 4, 3072, 4096, 0.0, 0.0, None))
+    assert text == "home: 3 of 4 regions in sync"
