@@ -27,6 +27,7 @@ NOUNS: Final = {
     "mirror": "mirror devices in use: make, watch, repair, split, move, compare",
     "cow": "read, check, extract, merge, compare and draw snapshots' COW devices",
     "mirror-log": "look at the disk log of a mirror: which regions are clean",
+    "guide": "the guides: copies, snapshots, mirrors, the library, the rig, figures",
     "vm": "boot a kernel with real device-mapper and run a command in it",
 }
 

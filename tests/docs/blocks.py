@@ -1,0 +1,177 @@
+"""The code blocks of README and guides: found, run as printed, and their output compared.
+
+    ```console          a session: lines after `$ ` are commands, what follows is their output
+    ```python           a program
+    ```text             neither: a picture, a file format
+
+A word behind the language says where a block runs: `guest` (real device-mapper, as root, with the
+empty disks /dev/vda to /dev/vdd), `rig` (here, and it boots guests); without one it runs anywhere.
+A word with a dot in it is the name of a file, which is written for the blocks that follow. All
+blocks of a page that run in one place run in order, in one folder.
+
+In output a line of `...` stands for any lines and `…` for anything within one; times and rates are
+taken to be equal. A command that fails must be followed by `echo $?`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+FILES: Final = [
+    path
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted(ROOT.glob("dmcopy/guide/*.md")),
+    )
+    if path.exists()
+]
+PLACES: Final = ("", "guest", "rig")
+LANGUAGES: Final = ("console", "python", "text")
+SECONDS: Final = 280
+_SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MARK: Final = "--- the next command ---"
+_FENCE: Final = re.compile(r"^```(\w*) ?(.*)$")
+_VARIES: Final = re.compile(r"\d[\d.,]* ?(?:(?:[KMGT]i)?B/s|m?s\b|min\b)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of `path`, whose text begins behind line `line`."""
+
+    path: Path
+    line: int
+    language: str
+    place: str
+    text: str
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the block is a file's content, for the blocks behind it."""
+        return "." in self.place
+
+    @property
+    def where(self) -> str:
+        """The block's place in the checkout, as an editor understands it."""
+        return f"{self.path.relative_to(ROOT)}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of a session, and the output that is shown for it."""
+
+    command: str
+    shown: str
+
+
+def blocks(path: Path, place: str | None = None) -> list[Block]:
+    """Return the blocks of a file; with `place`, those that are run there."""
+    found = list(_parse(path))
+    if place is None:
+        return found
+    runs = [block for block in found if block.place == place and block.language != "text"]
+    return runs and [block for block in found if block in runs or block.is_file]
+
+
+def _parse(path: Path) -> Iterator[Block]:
+    begin: tuple[int, str, str] | None = None
+    lines: list[str] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fence = _FENCE.match(line)
+        if begin is not None and line == "```":
+            yield Block(path, *begin, "\n".join(lines) + "\n")
+            begin = None
+        elif begin is not None:
+            lines.append(line)
+        elif fence:
+            begin, lines = (number, fence[1], fence[2]), []
+    assert begin is None, f"{path}:{begin}: a block that does not end"
+
+
+def steps(text: str) -> list[Step]:
+    """Cut a session into commands and what is shown for each."""
+    found: list[Step] = []
+    lines = text.splitlines(keepends=True)
+    while lines:
+        first = lines.pop(0)
+        assert first.startswith("$ "), f"a session begins with a command, not with {first!r}"
+        command = first[2:]
+        while command.endswith("\\\n"):
+            command += lines.pop(0)
+        shown = ""
+        while lines and not lines[0].startswith("$ "):
+            shown += lines.pop(0)
+        found.append(Step(command, shown))
+    return found
+
+
+def run(block: Block, folder: Path) -> None:
+    """Run a block in `folder`; an AssertionError tells where and how it differs from the page."""
+    if block.is_file:
+        (folder / block.place).write_text(block.text)
+        return
+    if block.language == "python":
+        done = _run([sys.executable, "-c", block.text], folder)
+        assert done.returncode == 0, f"{block.where} fails:\n{done.stdout}"
+        return
+    session = steps(block.text)
+    between = f"_status=$?; echo '{_MARK}' $_status; (exit $_status)\n"
+    script = between + "".join(f"{step.command}{between}" for step in session)
+    said = re.split(f"{_MARK} (\\d+)\n", _run(["bash", "-c", script], folder).stdout)[2:]
+    outputs, statuses = said[:-1:2], said[1::2]
+    assert len(outputs) == len(session), f"{block.where} ends early:\n{''.join(said)}"
+    asked = [step.command.strip() == "echo $?" for step in session[1:]] + [False]
+    for step, output, status, told in zip(session, outputs, statuses, asked, strict=True):
+        line = f"{block.where}: $ {step.command}"
+        assert status == "0" or told, f"{line}ends with {status}:\n{output}"
+        if step.shown:
+            assert matches(step.shown, output), f"{line}shows\n{step.shown}and says\n{output}"
+
+
+def matches(shown: str, output: str) -> bool:
+    """Whether `output` is what a page shows."""
+    pattern = "".join(
+        "(?:.*\n)*?" if line == "..." else f"{_loosely(line)}\n" for line in shown.splitlines()
+    )
+    return re.fullmatch(pattern, output) is not None
+
+
+def _loosely(line: str) -> str:
+    pieces = []
+    for piece in line.split("…"):
+        at, text = 0, ""
+        for varies in _VARIES.finditer(piece):
+            text += re.escape(piece[at : varies.start()]) + _VARIES.pattern
+            at = varies.end()
+        pieces.append(text + re.escape(piece[at:]))
+    return ".*".join(pieces)
+
+
+def _run(argv: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{_SYSTEM_PATH}",
+        "HOME": str(folder),
+        "TMPDIR": os.environ.get("TMPDIR", "/tmp"),
+        "LC_ALL": "C.UTF-8",
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
+    }
+    return subprocess.run(
+        argv,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        timeout=SECONDS,
+        check=False,
+    )

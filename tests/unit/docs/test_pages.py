@@ -1,0 +1,64 @@
+"""README and guides: every block runs as printed, and says what is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import FILES, LANGUAGES, PLACES, ROOT, Step, blocks, matches, run, steps
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_block_runs_as_printed(path: Path, tmp_path: Path) -> None:
+    for block in blocks(path, ""):
+        run(block, tmp_path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_block_says_how_it_is_run(path: Path) -> None:
+    for block in blocks(path):
+        assert block.language in LANGUAGES, f"{block.where}: ```{block.language}"
+        assert block.is_file or block.place in PLACES, f"{block.where}: {block.place}"
+    prose = path.read_text(encoding="utf-8")
+    for block in blocks(path):
+        prose = prose.replace(block.text, "", 1)
+    assert "\n\n    " not in prose, "a block without a fence is not run"
+
+
+def test_a_session_is_cut_into_commands_and_their_output() -> None:
+    assert steps("$ a \\\n  b\nx\n$ c\n$ d\ny\nz\n") == [
+        Step("a \\\n  b\n", "x\n"),
+        Step("c\n", ""),
+        Step("d\n", "y\nz\n"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shown", "said", "same"),
+    [
+        ("a\n", "a\n", True),
+        ("a\n", "a\nb\n", False),
+        ("a.c\n", "abc\n", False),
+        ("a\n...\n", "a\nb\nc\n", True),
+        ("...\nc\n", "a\nb\nc\n", True),
+        ("...\nb\n", "a\nb\nc\n", False),
+        ("a … c\n", "a b c\n", True),
+        ("128 MiB in 0.579 s, 170.4 MiB/s\n", "128 MiB in 3 s, 1.4 GiB/s\n", True),
+        ("128 MiB in 0.579 s\n", "64 MiB in 0.579 s\n", False),
+    ],
+)
+def test_what_counts_as_the_same_output(shown: str, said: str, same: bool) -> None:
+    assert matches(shown, said) is same
+
+
+def test_a_page_that_is_wrong_fails(tmp_path: Path) -> None:
+    page = ROOT / "README.md"
+    from tests.docs.blocks import Block
+
+    for text in ("$ echo a\nb\n", "$ false\n", "$ exit 0\n$ echo a\n"):
+        with pytest.raises(AssertionError, match=r"README\.md:1"):
+            run(Block(page, 1, "console", "", text), tmp_path)
+    run(Block(page, 1, "console", "", "$ false\n$ echo $?\n1\n"), tmp_path)
+    with pytest.raises(AssertionError, match="NameError"):
+        run(Block(page, 1, "python", "", "print(no_such_name)\n"), tmp_path)

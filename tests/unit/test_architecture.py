@@ -1,0 +1,74 @@
+"""The rules that dmcopy/README.md states: who may import what, and how long a module may be."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "dmcopy"
+
+
+def rows() -> list[list[str]]:
+    """The places of each row of the table, from the top."""
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    table = text.partition("## Who may import what")[2].partition("\n## ")[0]
+    lines = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return [re.findall(r"`(\w+)`", line) for line in lines]
+
+
+def place_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        words = path.relative_to(PACKAGE).with_suffix("").parts
+        if words[0] not in ("__init__", "__main__"):
+            yield words[0], path
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dmcopy":
+            if node.module == "dmcopy":
+                yield from ((node.lineno, alias.name) for alias in node.names)
+            else:
+                yield node.lineno, place_of(str(node.module))
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("dmcopy."):
+                    yield node.lineno, place_of(alias.name)
+
+
+def test_the_table_has_every_place() -> None:
+    listed = [place for row in rows() for place in row]
+    assert sorted(listed) == sorted({place for place, _ in modules()})
+
+
+def test_imports_point_up_the_table_only() -> None:
+    level = {place: number for number, row in enumerate(rows()) for place in row}
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {other}"
+        for place, path in modules()
+        for line, other in imported(path)
+        if other != "__version__" and other != place and level[other] > level[place]
+    ]
+    assert wrong == []
+
+
+def test_a_module_is_one_noun() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for _, path in modules()}
+    assert [str(path) for path, lines in lengths.items() if lines > 450] == []
+
+
+def test_what_a_package_lists_is_there_and_documented() -> None:
+    import importlib
+
+    for init in sorted(PACKAGE.glob("*/__init__.py")):
+        module = importlib.import_module(f"dmcopy.{init.parent.name}")
+        assert module.__doc__, f"{init} says nothing of the package"
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            assert not callable(value) or value.__doc__, f"{module.__name__}.{name} says nothing"
