@@ -30,7 +30,8 @@ create n --table '0 8 zero' / rename n --setuuid U
 create n --table '0 8 zero' / --setuuid rename n U
 create n FILE / wait n --noflush 7 / -v wait n 7 / wait -v n 7
  / create n -u U FILE
-create n FILE / create m --verifyudev --addnodeonc FILE / create k --addnodeonresume --checks -y FILE
+create n FILE / create m --verifyudev --addnodeonc FILE / create \
+k --addnodeonresume --checks -y FILE
  / -v create n --table '0 8 zero' / -u U info
  / --noudevsync create n -ruU FILE / -u U info -c -o name,uuid,readonly
  / create --concise -v < n,U,,rw,0 8 zero;m,,,ro,0 8 zero,8 8 error
