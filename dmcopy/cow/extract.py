@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dmcopy.cow.extents import Extent, join, mean_count
 from dmcopy.cow.load import load, load_any
@@ -18,8 +18,7 @@ from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.units import SECTOR_SHIFT
 
 
-@dataclass(frozen=True)
-class Extract:
+class Extract(NamedTuple):
     """What is to be copied to `out` from `origin` and from the store; see `plan_extract`.
 
     `entries`: what is in the store, as it is there, when nothing else is to be copied.
