@@ -76,9 +76,13 @@ class Extract(NamedTuple):
     def _cut(self) -> None:
         device, size = self.out.device, self.out.end << SECTOR_SHIFT
         try:
-            status = os.fstat(device.fileno())
+            fd = device.fileno()
+        except OSError:  # in memory, or a mapped device of the userspace engine
+            return
+        try:
+            status = os.fstat(fd)
             if stat.S_ISREG(status.st_mode) and status.st_size > size:
-                os.ftruncate(device.fileno(), size)
+                os.ftruncate(fd, size)
         except OSError as error:
             raise DeviceError(device.path, "cut it", error.errno or 0) from error
 
