@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.block import sysfs
 from dmcopy.block.loop import LoopDevice, attach, detach
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
@@ -82,3 +83,9 @@ def mapper(tmp_path: Path) -> Iterator[KernelMapper]:
 def devices() -> set[str]:
     """Return the names of all mapped devices, without a call of dmsetup."""
     return {unmangle(path.read_text().strip()) for path in Path("/sys/block").glob("dm-*/dm/name")}
+
+
+def loops() -> dict[str, str]:
+    """Return the backing file of each loop device that has one, by the kernel's name for it."""
+    found = {name: sysfs.backing_file(name) for name in sysfs.names() if name.startswith("loop")}
+    return {name: path for name, path in found.items() if path}

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.block.sysfs import loops
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.reap import Reaper
 from dmcopy.table import Linear, Table, Zero
 
-from .conftest import Disks, devices
+from .conftest import Disks, devices, loops
 
 pytestmark = pytest.mark.kernel
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.block.sysfs import loops
 from dmcopy.cli.main import main
 from dmcopy.mapper.udev import Udev, choose
 
-from .conftest import devices
+from .conftest import devices, loops
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("files")]
 SECTORS = 8192
