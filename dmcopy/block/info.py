@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from dmcopy.block import content, holders, sysfs
 from dmcopy.block.content import Content
@@ -11,7 +12,8 @@ from dmcopy.block.mounts import DevNo
 from dmcopy.block.sysfs import LIVE, Roots
 
 
-class DeviceInfo(NamedTuple):
+@dataclass(frozen=True)
+class DeviceInfo:
     """A block device as it was when it was looked at. Sizes: sectors of 512 bytes, blocks in bytes.
 
     `type` is disk, part, rom, loop, dm, md, or the driver's name (zram, nbd, ram). `links` are the
@@ -47,10 +49,11 @@ class DeviceInfo(NamedTuple):
 
     def as_dict(self) -> dict[str, object]:
         """Return what `--json` prints."""
-        return self._asdict() | {"devno": "{}:{}".format(*self.devno)}
+        return dataclasses.asdict(self) | {"devno": "{}:{}".format(*self.devno)}
 
 
-class Tables(NamedTuple):
+@dataclass(frozen=True)
+class Tables:
     """What is read once for all devices of a listing."""
 
     links: dict[str, list[str]]
@@ -110,7 +113,8 @@ def with_content(device: DeviceInfo, found: Content) -> DeviceInfo:
 
     That is fresher than the links, which udev makes some time after a mkfs.
     """
-    return device._replace(
+    return dataclasses.replace(
+        device,
         uuid=found.uuid or device.uuid,
         label=found.label or device.label,
         fstype=found.fstype,

@@ -8,6 +8,7 @@ pyudev loads, does the receiving.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import socket
@@ -61,7 +62,8 @@ def fill(device: DeviceInfo, told: Mapping[str, str]) -> DeviceInfo:
     """Return the description with udev's serial and model where sysfs had none (USB, SATA)."""
     if device.parent or not told:
         return device
-    return device._replace(
+    return dataclasses.replace(
+        device,
         serial=device.serial or told.get("ID_SERIAL_SHORT", ""),
         model=device.model or told.get("ID_MODEL", "").replace("_", " "),
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from array import array
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from dmcopy.cow.info import gather
 from dmcopy.cow.store import Store
 from dmcopy.ondisk.exception_store import ENTRY_BYTES, StoreError
 
 
-class Density(NamedTuple):
+@dataclass(frozen=True)
+class Density:
     """`changed[i]` of the `per_cell` chunks from i · per_cell on have changed, of `chunks` in all.
 
     `width` cells are a row. `chunk_size` in sectors.

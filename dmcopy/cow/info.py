@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from dmcopy.cow.store import Store
+from dmcopy.status.snapshot import INVALID
 
 
-class Info(NamedTuple):
+@dataclass(frozen=True)
+class Info:
     """A store in numbers. `allocated`, `total` and `metadata` in sectors, as in a status line.
 
     `areas`: the areas that the kernel would have read. `highest_old`: the last chunk of the origin
@@ -28,11 +31,7 @@ class Info(NamedTuple):
     @property
     def status(self) -> str:
         """The status that the kernel prints for such a snapshot right after it was activated."""
-        if self.valid:
-            return f"{self.allocated}/{self.total} {self.metadata}"
-        from dmcopy.status.snapshot import INVALID  # with the types of all lines: rarely needed
-
-        return INVALID
+        return f"{self.allocated}/{self.total} {self.metadata}" if self.valid else INVALID
 
     @property
     def percent(self) -> float:

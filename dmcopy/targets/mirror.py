@@ -111,7 +111,7 @@ class Mirror(Target):
         return f"{len(self.legs)} {names} {sync} 1 {self.legs.letters} {self._log.status()}"
 
     def presuspend(self) -> None:
-        """End what is held, and wait for the recovery of the region under way."""
+        """End what is held, and wait for the recoveries under way."""
         self.work.suspend()
         try:
             self._wait_idle("the recovery of a region")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from errno import EIO, EOPNOTSUPP
-from typing import Final
+from typing import Final, Literal
 
 from dmcopy.io.request import Io, Op
 from dmcopy.kcopyd import Client, Flag, Throttle
@@ -23,17 +23,27 @@ from dmcopy.targets.dirty_log import CoreLog
 from dmcopy.targets.mirror_legs import Leg, LegError, Legs
 from dmcopy.targets.region_hash import Region, RegionHash, State
 from dmcopy.targets.work import Worker
+from dmcopy.units import PAGE_SECTORS
 
 COPY_PAGES: Final = 1024
-"""Pages of the client that recovers: eight copies of 512 KiB, as many as one region has at once."""
+"""Pages of the client that recovers: eight copies of 512 KiB, of one region or of several."""
 COPY_SECTORS: Final = 1024
 
 
 class Module:
-    """What all mirrors of an engine share, as the parameter raid1_resync_throttle of dm_mirror."""
+    """What all mirrors of an engine share, as the parameters of dm_mirror.
+
+    `resync_throttle` is its raid1_resync_throttle. `recovery`, which the kernel does not have, is
+    of the mirrors made after it is set. "several" regions are recovered at a time, as many as are
+    4 MiB, or one that is larger; as in the "kernel", one is (MAX_RECOVERY in dm-raid1.c). The end
+    is the same, but where it hangs on what came first: a region is copied from the leg that is the
+    default one when its copy begins, though that leg fail meanwhile and another take over; and
+    failures that are found together raise one event.
+    """
 
     def __init__(self) -> None:
         self.resync_throttle = Throttle()
+        self.recovery: Literal["several", "kernel"] = "several"
 
 
 class MirrorSet:
@@ -64,7 +74,14 @@ class MirrorSet:
         self._handle_errors = "handle_errors" in features
         self._keep_log = "keep_log" in features
         self._worker = Worker(host.reactor, self._work)
-        self.hash = RegionHash(log, self._worker.wake, self._queue_delayed)
+        module = host.module(Module)
+        several = max(1, COPY_PAGES * PAGE_SECTORS // max(region_size, PAGE_SECTORS))
+        self.hash = RegionHash(
+            log,
+            self._worker.wake,
+            self._queue_delayed,
+            max_recovery=1 if module.recovery == "kernel" else several,
+        )
         self._reads: list[Bio] = []
         self._writes: list[Bio] = []
         self._failures: list[Bio] = []
@@ -74,7 +91,7 @@ class MirrorSet:
         self._client = Client(
             COPY_PAGES,
             reactor=host.reactor,
-            throttle=host.module(Module).resync_throttle,
+            throttle=module.resync_throttle,
             sub_job_sectors=COPY_SECTORS,
         )
 
@@ -170,7 +187,8 @@ class MirrorSet:
         if any((count << 9) % leg.device.logical_block_size for leg in self._legs):
             copied(1, 0, None)  # no I/O of that size can work
         else:
-            self._client.copy_chunk(place, dests, copied, flags=flags)
+            # Alone: were it merged with its neighbours, it would be tried again if those fail.
+            self._client.copy_chunk(place, dests, copied, flags=flags).alone = True
 
     def _read(self, bio: Bio) -> None:
         in_sync = self.hash.state(self.region_of(bio.sector)) in (State.CLEAN, State.DIRTY)

@@ -3,10 +3,14 @@
     clean ⇄ dirty       a write begins; the last one under way has ended, and the log has noted it
     dirty → nosync      a write failed on some leg
     nosync → recovering → clean, or back to nosync
-                        one at a time; writes to it are delayed until it is over
+                        writes to it are delayed until it is over
 
 Rules: drivers/md/dm-region-hash.c in 6.1 and 6.12. A region that is not here is in the state that
 the log gives it. Whoever changes a state wakes the mirror's worker, which alone talks to the log.
+
+Regions are recovered upwards, `max_recovery` at a time (MAX_RECOVERY in dm-raid1.c is 1). One that
+waits for writes under way holds up those behind it, as it does in the kernel: a write that is held
+until the device is suspended leaves the same regions out of sync, however many go on at a time.
 """
 
 from __future__ import annotations
@@ -14,13 +18,9 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable
-from typing import Final
 
 from dmcopy.targets.base import Bio
 from dmcopy.targets.dirty_log import CoreLog
-
-MAX_RECOVERY: Final = 1
-"""So many regions are recovered at a time (dm-raid1.c)."""
 
 
 class State(enum.Enum):
@@ -52,20 +52,27 @@ class Region:
 
 
 class RegionHash:
-    """The regions in memory. `wake` wakes the worker; `dispatch` takes back delayed writes."""
+    """The regions in memory. `wake` wakes the worker; `dispatch` takes back delayed writes.
+
+    `max_recovery`: the most regions that are recovered at a time.
+    """
 
     def __init__(
         self,
         log: CoreLog,
         wake: Callable[[], object],
         dispatch: Callable[[list[Bio]], object],
+        *,
+        max_recovery: int = 1,
     ) -> None:
         self._log = log
         self._wake = wake
         self._dispatch = dispatch
+        self._max_recovery = max_recovery
         self._regions: dict[int, Region] = {}
         self._clean: dict[int, Region] = {}
         self._quiesced: deque[Region] = deque()
+        self._awaited: Region | None = None
         self._recovered: list[tuple[Region, bool]] = []
         self._tokens = 0
         self.recovering = 0
@@ -100,6 +107,7 @@ class RegionHash:
             if was_recovering:  # the kernel would wait for it for ever
                 self._end_resync(region, False)
         elif region.state is State.RECOVERING:
+            self._awaited = None
             self._quiesced.append(region)
         elif region.state is State.DIRTY:
             region.state = State.CLEAN
@@ -141,16 +149,16 @@ class RegionHash:
 
     def start_recovery(self) -> None:
         """Allow recovery."""
-        self._tokens += MAX_RECOVERY
+        self._tokens += self._max_recovery
         self._wake()
 
     def stop_recovery(self) -> None:
-        """Let no further recovery begin; one that is under way is left to end (`recovering`)."""
-        self._tokens -= MAX_RECOVERY
+        """Let no further recovery begin; those under way are left to end (`recovering`)."""
+        self._tokens -= self._max_recovery
 
     def prepare_recovery(self) -> None:
-        """Choose the next region to be recovered, if one may begin."""
-        while self._tokens > 0:
+        """Choose the next regions to be recovered, as many as may begin."""
+        while self._tokens > 0 and self._awaited is None:
             number = self._log.next_resync()
             if number is None:
                 break
@@ -159,7 +167,9 @@ class RegionHash:
             region = self._find(number)
             region.state = State.RECOVERING
             self._clean.pop(number, None)
-            if not region.pending:
+            if region.pending:
+                self._awaited = region
+            else:
                 self._quiesced.append(region)
 
     def next_quiesced(self) -> Region | None:
@@ -180,6 +190,8 @@ class RegionHash:
         return region
 
     def _end_resync(self, region: Region, well: bool) -> None:
+        if self._awaited is region:  # a write or a flush failed before it could begin
+            self._awaited = None
         self._log.set_in_sync(region.number, well)
         delayed, region.delayed = region.delayed, []
         self._dispatch(delayed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dmcopy.errors import DeviceError, DmcopyError, UsageError
 from dmcopy.io.reactor import Reactor
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from dmcopy.transfer.store import Store
 
 
-class Options(NamedTuple):
+@dataclass(frozen=True)
+class Options:
     """How to copy. None: chosen for the devices. `throttle` is a percentage, `piece` in sectors.
 
     `limit`: bytes a second, 0: as many as there are.

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from dmcopy.errors import UsageError
 from dmcopy.io.backend import probe
@@ -35,7 +36,8 @@ PIECES_A_SECOND: Final = 8
 """At least so many begin each second where there is a limit: no long pauses, no bursts."""
 
 
-class Settings(NamedTuple):
+@dataclass(frozen=True)
+class Settings:
     """The final choice. `pages` of 4096 bytes, `piece` in sectors."""
 
     backend: str

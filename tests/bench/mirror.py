@@ -1,7 +1,7 @@
 """Mirrors: a whole resync beside a copy, one after a crash, a huge one opened, one in a guest.
 
-As in the kernel, one region is recovered at a time, so the region size decides how many requests
-are in flight: regions of 512 KiB are one request each, regions of 8 MiB are sixteen.
+Up to 4 MiB of regions are recovered at a time, or one region: with every size eight requests of
+512 KiB are in flight. The kernel recovers one region at a time, so there the size decides it.
 """
 
 from __future__ import annotations

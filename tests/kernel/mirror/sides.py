@@ -29,6 +29,7 @@ from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
 from dmcopy.targets.mirror import Mirror
+from dmcopy.targets.mirror_set import Module
 from tests.kernel.snapshot.engines import open_anyway
 from tests.kernel.snapshot.ioctls import IoctlMapper
 
@@ -260,6 +261,8 @@ class UserSide(Side):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.mapper = UserMapper()
+        # With several regions at a time, more of them were begun when a default leg fails.
+        self.mapper.module(Module).recovery = "kernel"
         self.reactor = self.mapper.reactor
         self.reactor.on_exception = self.unexpected.append
         self.open()

@@ -1,5 +1,7 @@
 """A seeded workload on a mirror of the userspace engine, recorded, and the rules for its crashes.
 
+Every other seed's mirror recovers one region at a time, as the kernel's; the others several.
+
 history = History(seed)
 history.play(60)
 for cut in history.cuts(): history.check(cut)
@@ -17,6 +19,7 @@ from dmcopy.io.simulated import Fault, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
 from dmcopy.targets.mirror import Mirror
+from dmcopy.targets.mirror_set import Module
 from tests.simulated.targets.mirror_recording import (
     GARBAGE,
     VERSIONS,
@@ -101,6 +104,7 @@ class History:
         reactor.on_exception = self._raise
         with reactor, UserMapper(reactor, open_device=self._open) as mapper:
             self.mapper = mapper
+            mapper.module(Module).recovery = "kernel" if self.seed % 2 else "several"
             self.reactor = reactor
             self._load(list(range(self.count)))
             if settle or (settle is None and self.rng.random() < 0.5):
@@ -250,10 +254,18 @@ class History:
             self.mapper.resume("m")
 
     def _fault(self) -> None:
-        """Let one leg or the log fail, once all legs are in sync: another than the first may."""
-        if self.faults or not self._is_in_sync():
+        """Let one leg or the log fail; the default leg only if all are in sync: another may then.
+
+        Without handle_errors a region whose recovery failed counts as good, and is called clean
+        after the next write to it: there is no rule to be held.
+        """
+        in_sync = self._is_in_sync()
+        if self.faults or not (in_sync or self.features):
             return
-        if self.features and self.rng.random() < 0.3:
+        if not in_sync:
+            others = [disk for disk in self.disks if disk is not self.disks[self._trusted() or 0]]
+            disk = self.rng.choice(others)
+        elif self.features and self.rng.random() < 0.3:
             # Without handle_errors a failed log is ignored, and what it says is wrong from then on.
             disk = self.log
         else:

@@ -12,18 +12,25 @@ from dmcopy.io.request import Io, Op
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.targets.base import Bio
 from dmcopy.targets.dirty_log import CoreLog
-from dmcopy.targets.region_hash import RegionHash, State
+from dmcopy.targets.region_hash import Region, RegionHash, State
 from dmcopy.targets.work import Requests, Worker, wait_for
 
 
 class Bench:
     """A hash over a log in memory; `dispatched` gets the writes that were delayed."""
 
-    def __init__(self, sync: str | None = None) -> None:
+    def __init__(self, sync: str | None = None, *, max_recovery: int = 1) -> None:
         self.log = CoreLog(8, sync)
         self.wakes = 0
         self.dispatched: list[Bio] = []
-        self.hash = RegionHash(self.log, self._wake, self.dispatched.extend)
+        self.hash = RegionHash(
+            self.log, self._wake, self.dispatched.extend, max_recovery=max_recovery
+        )
+
+    def recover(self) -> list[Region]:
+        """Return the regions that can be recovered now."""
+        self.hash.prepare_recovery()
+        return list(iter(self.hash.next_quiesced, None))
 
     def _wake(self) -> None:
         self.wakes += 1
@@ -63,6 +70,78 @@ def test_regions_are_recovered_one_at_a_time_and_upwards() -> None:
     assert bench.log.sync_count == 7
     bench.hash.prepare_recovery()
     assert bench.hash.recovering == 0  # number 5 is tried again at the next resume
+
+
+def test_several_regions_are_recovered_at_a_time_and_upwards() -> None:
+    bench = Bench(max_recovery=3)
+    assert bench.recover() == []  # not yet allowed
+    bench.hash.start_recovery()
+    first = bench.recover()
+    assert [region.number for region in first] == [0, 1, 2]
+    assert bench.recover() == []
+    for region, well in ((first[2], True), (first[0], False)):  # in whatever order they end
+        bench.hash.end_recovery(region, well=well)
+    assert bench.recover() == []  # the worker has not told the log yet
+    bench.hash.update(errors_handled=True)
+    assert bench.hash.recovering == 1
+    second = bench.recover()
+    assert [region.number for region in second] == [3, 4]
+    bench.hash.stop_recovery()
+    for region in (*second, first[1]):
+        bench.hash.end_recovery(region, well=True)
+    bench.hash.update(errors_handled=True)
+    assert bench.recover() == []
+    assert (bench.hash.recovering, bench.log.sync_count) == (0, 4)
+    assert bench.hash.state(0) is State.NOSYNC
+    bench.hash.start_recovery()
+    assert [region.number for region in bench.recover()] == [5, 6, 7]
+    assert bench.hash.state(0) is State.NOSYNC  # it is tried again at the next resume
+
+
+def test_writes_to_several_regions_in_recovery_come_back_with_their_own() -> None:
+    bench = Bench(max_recovery=8)
+    bench.hash.start_recovery()
+    regions = bench.recover()
+    bios: list[Any] = [object() for _ in regions]
+    for region, bio in zip(regions, bios, strict=True):
+        bench.hash.delay(region.number, bio)
+    for number in (6, 2):
+        bench.hash.end_recovery(regions[number], well=number == 6)
+    bench.hash.update(errors_handled=True)
+    assert bench.dispatched == [bios[6], bios[2]]
+    states = [bench.hash.state(number) for number in (6, 2, 3)]
+    assert states == [State.CLEAN, State.NOSYNC, State.RECOVERING]
+
+
+def test_a_region_that_waits_for_writes_holds_up_those_behind_it() -> None:
+    bench = Bench(max_recovery=4)
+    bench.hash.begin_write(1)
+    bench.hash.begin_write(1)
+    bench.hash.start_recovery()
+    assert [region.number for region in bench.recover()] == [0]
+    assert (bench.hash.recovering, bench.hash.state(1)) == (2, State.RECOVERING)
+    bench.hash.end_write(1)
+    assert bench.recover() == []
+    bench.hash.end_write(1)
+    assert [region.number for region in bench.recover()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("how", ["a write fails", "a flush failed"])
+def test_a_failure_before_a_recovery_begins_lets_those_behind_it_go_on(how: str) -> None:
+    bench = Bench(max_recovery=2)
+    bench.hash.begin_write(0)
+    bench.hash.start_recovery()
+    bio: Any = object()
+    assert bench.recover() == []
+    bench.hash.delay(0, bio)
+    if how == "a write fails":
+        bench.hash.mark_nosync(0)
+    else:
+        bench.hash.flush_failure = True
+    bench.hash.end_write(0)
+    assert (bench.hash.recovering, bench.hash.state(0)) == (0, State.NOSYNC)
+    assert bench.dispatched == [bio]
+    assert [region.number for region in bench.recover()] == [1, 2]
 
 
 def test_writes_to_a_region_in_recovery_are_delayed_and_come_back() -> None:
