@@ -219,12 +219,12 @@ class MirrorSet:
         """Send writes to where the state of their region says, once the log knows of them."""
         to_all: list[Bio] = []
         to_default: list[Bio] = []
-        delayed: list[Bio] = []
         for bio in writes:
             # A flush or a discard changes no region's state.
             state = self.hash.state(bio.data) if bio.op == Op.WRITE else State.CLEAN
             if state is State.RECOVERING:
-                delayed.append(bio)
+                # Before anything is awaited, in which the recovery may come to its end.
+                self.hash.delay(bio.data, bio)
             else:
                 (to_default if state is State.NOSYNC else to_all).append(bio)
         for bio in (*to_all, *to_default):
@@ -237,8 +237,6 @@ class MirrorSet:
         else:
             for bio in to_all:
                 self._write_to_all(bio)
-        for bio in delayed:
-            self.hash.delay(bio.data, bio)
         if self._legs.any_failed and self._handle_errors and not self._keep_log:
             self._queue_failures(to_default)
         else:

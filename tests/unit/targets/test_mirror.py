@@ -17,6 +17,7 @@ from dmcopy.ondisk.mirror_log import MirrorLog
 from dmcopy.table import Table
 from dmcopy.targets.mirror import Mirror
 from dmcopy.targets.mirror_set import COPY_PAGES, Module
+from dmcopy.targets.region_hash import State
 from dmcopy.units import PAGE_SECTORS
 
 SECTORS = 256
@@ -665,6 +666,32 @@ def test_writes_to_regions_in_recovery_wait_and_others_do_not(bench: Bench) -> N
     assert all(write.context and not write.error for write in writes.values())
     assert bench.agree()
     assert bench.log().clean.count() == REGIONS
+
+
+def test_a_write_that_is_delayed_while_its_recovery_ends_is_not_forgotten(bench: Bench) -> None:
+    """The recovery waits for another write, which ends while the log is flushed; and it fails."""
+    bench.make()
+    bench.settle()
+    regions = bench.mirror.work.hash
+    regions.begin_write(1)
+    regions.mark_nosync(1)
+    bench.mapper.suspend("m")
+    bench.mapper.resume("m")
+    bench.settle()
+    assert (regions.state(1), regions.recovering) == (State.RECOVERING, 1)
+    regions.flush_failure = True
+    plain = bench.disks["l"].write
+
+    def write(sector: int, data: bytes, *, durable: bool = False) -> None:
+        if regions.recovering and not data[1024] & 1 << 3:  # of the write to region 3
+            regions.end_write(1)
+        plain(sector, data, durable=durable)
+
+    bench.disks["l"].write = write  # type: ignore[method-assign]
+    writes = [bench.start_write(REGION), bench.start_write(3 * REGION)]
+    bench.settle()
+    assert [(write.context, write.error) for write in writes] == [(True, 0)] * 2
+    assert (regions.state(1), regions.recovering) == (State.NOSYNC, 0)
 
 
 def test_a_mirror_may_begin_anywhere_in_its_table(bench: Bench) -> None:
