@@ -19,6 +19,7 @@ NONE = "dmcopy-no-such"
 ALONE = {
     "demo": ["--folder", NONE],
     "doctor": [],
+    "guide": [],
     "copy": ["big", "other", "small", "--on-error", "skip", "--verify"],
     "zero": ["zeroed", "--verify"],
 }
