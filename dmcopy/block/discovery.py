@@ -7,7 +7,6 @@ that only root may read, the serial of a drive that tells it to nobody but udev 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import stat
@@ -140,6 +139,8 @@ def _by_tag(spec: str, tagged: str, roots: Roots) -> DeviceInfo:
 
 
 def _no_such(spec: str, roots: Roots) -> UsageError:
+    import difflib
+
     devices = list_devices(empty=True, probe=False, roots=roots)
     known = [name for device in devices for name in _names(device, path=spec.startswith("/"))]
     near = difflib.get_close_matches(spec, known, n=1)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dmcopy.block import content, holders, sysfs
 from dmcopy.block.content import Content
@@ -12,8 +11,7 @@ from dmcopy.block.mounts import DevNo
 from dmcopy.block.sysfs import LIVE, Roots
 
 
-@dataclass(frozen=True)
-class DeviceInfo:
+class DeviceInfo(NamedTuple):
     """A block device as it was when it was looked at. Sizes: sectors of 512 bytes, blocks in bytes.
 
     `type` is disk, part, rom, loop, dm, md, or the driver's name (zram, nbd, ram). `links` are the
@@ -49,11 +47,10 @@ class DeviceInfo:
 
     def as_dict(self) -> dict[str, object]:
         """Return what `--json` prints."""
-        return dataclasses.asdict(self) | {"devno": "{}:{}".format(*self.devno)}
+        return self._asdict() | {"devno": "{}:{}".format(*self.devno)}
 
 
-@dataclass(frozen=True)
-class Tables:
+class Tables(NamedTuple):
     """What is read once for all devices of a listing."""
 
     links: dict[str, list[str]]
@@ -113,8 +110,7 @@ def with_content(device: DeviceInfo, found: Content) -> DeviceInfo:
 
     That is fresher than the links, which udev makes some time after a mkfs.
     """
-    return dataclasses.replace(
-        device,
+    return device._replace(
         uuid=found.uuid or device.uuid,
         label=found.label or device.label,
         fstype=found.fstype,

@@ -8,7 +8,6 @@ pyudev loads, does the receiving.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import socket
@@ -62,8 +61,7 @@ def fill(device: DeviceInfo, told: Mapping[str, str]) -> DeviceInfo:
     """Return the description with udev's serial and model where sysfs had none (USB, SATA)."""
     if device.parent or not told:
         return device
-    return dataclasses.replace(
-        device,
+    return device._replace(
         serial=device.serial or told.get("ID_SERIAL_SHORT", ""),
         model=device.model or told.get("ID_MODEL", "").replace("_", " "),
     )

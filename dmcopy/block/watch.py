@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import select
 import threading
@@ -165,4 +164,4 @@ def _devices() -> dict[str, DeviceInfo]:
 
 def _unmounted(device: DeviceInfo) -> DeviceInfo:
     """Return what a device is without where it is mounted: no event tells of mounts."""
-    return dataclasses.replace(device, mounts=())
+    return device._replace(mounts=())

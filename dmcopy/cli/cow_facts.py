@@ -72,8 +72,6 @@ def _info_of_none(device: BlockDevice, *, as_json: bool) -> int:
 
 def _dump(args: argparse.Namespace) -> int:
     """Print as it is read: a store may be larger than the memory."""
-    import json
-
     from dmcopy.cow.store import Store, open_cow, read_header
 
     with open_cow(resolve(args.cow)) as device:
@@ -86,6 +84,8 @@ def _dump(args: argparse.Namespace) -> int:
                 pairs = zip(entries.olds, entries.news, strict=True)
                 sys.stdout.write("".join(f"{old} {new}\n" for old, new in pairs))
             return ExitCode.OK
+        import json
+
         facts = header._asdict() if header else dict.fromkeys(("valid", "version", "chunk_size"))
         sys.stdout.write(f'{json.dumps(facts)[:-1]}, "exceptions": [')
         before = "\n"

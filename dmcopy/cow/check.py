@@ -7,7 +7,6 @@ entry. Everything else here is what no kernel would have written.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -31,17 +30,17 @@ class Problem(NamedTuple):
         return f"byte {self.offset}: {self.text}"
 
 
-@dataclass
 class Report:
     """What `check` found: the first `LISTED` problems, and how many there are.
 
     `valid` is the header's, None where there is no header that can be read.
     """
 
-    valid: bool | None = None
-    errors: int = 0
-    notes: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.valid: bool | None = None
+        self.errors = 0
+        self.notes = 0
+        self.problems: list[Problem] = []
 
     def add(self, problem: Problem) -> None:
         """Count a problem, and keep it while there are few."""

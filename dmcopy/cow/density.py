@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dmcopy.cow.info import gather
 from dmcopy.cow.store import Store
 from dmcopy.ondisk.exception_store import ENTRY_BYTES, StoreError
 
 
-@dataclass(frozen=True)
-class Density:
+class Density(NamedTuple):
     """`changed[i]` of the `per_cell` chunks from i · per_cell on have changed, of `chunks` in all.
 
     `width` cells are a row. `chunk_size` in sectors.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dmcopy.cow.extents import Extent, join, mean_count
 from dmcopy.cow.load import load, load_any
@@ -18,8 +18,7 @@ from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.units import SECTOR_SHIFT
 
 
-@dataclass(frozen=True)
-class Extract:
+class Extract(NamedTuple):
     """What is to be copied to `out` from `origin` and from the store; see `plan_extract`.
 
     `entries`: what is in the store, as it is there, when nothing else is to be copied.
@@ -77,9 +76,13 @@ class Extract:
     def _cut(self) -> None:
         device, size = self.out.device, self.out.end << SECTOR_SHIFT
         try:
-            status = os.fstat(device.fileno())
+            fd = device.fileno()
+        except OSError:  # in memory, or a mapped device of the userspace engine
+            return
+        try:
+            status = os.fstat(fd)
             if stat.S_ISREG(status.st_mode) and status.st_size > size:
-                os.ftruncate(device.fileno(), size)
+                os.ftruncate(fd, size)
         except OSError as error:
             raise DeviceError(device.path, "cut it", error.errno or 0) from error
 

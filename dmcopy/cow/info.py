@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dmcopy.cow.store import Store
-from dmcopy.status.snapshot import INVALID
 
 
-@dataclass(frozen=True)
-class Info:
+class Info(NamedTuple):
     """A store in numbers. `allocated`, `total` and `metadata` in sectors, as in a status line.
 
     `areas`: the areas that the kernel would have read. `highest_old`: the last chunk of the origin
@@ -31,7 +28,11 @@ class Info:
     @property
     def status(self) -> str:
         """The status that the kernel prints for such a snapshot right after it was activated."""
-        return f"{self.allocated}/{self.total} {self.metadata}" if self.valid else INVALID
+        if self.valid:
+            return f"{self.allocated}/{self.total} {self.metadata}"
+        from dmcopy.status.snapshot import INVALID  # with the types of all lines: rarely needed
+
+        return INVALID
 
     @property
     def percent(self) -> float:

@@ -13,7 +13,6 @@ lose others: all of them have been copied, and what is behind the first zeroed o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -44,7 +43,6 @@ class _Step(NamedTuple):
         return join(zip(pairs[0::2], pairs[1::2], strict=True))
 
 
-@dataclass
 class Merge:
     """A merge that is to be done; see `plan_merge`.
 
@@ -53,11 +51,14 @@ class Merge:
     safe on the origin and gone from the store.
     """
 
-    origin: IoRegion
-    store: Store
-    entries: Sequence[Entries]
-    exceptions: int
-    merged: int = 0
+    def __init__(
+        self, origin: IoRegion, store: Store, entries: Sequence[Entries], exceptions: int
+    ) -> None:
+        self.origin = origin
+        self.store = store
+        self.entries = entries
+        self.exceptions = exceptions
+        self.merged = 0
 
     @property
     def mean(self) -> int:

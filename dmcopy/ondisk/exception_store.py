@@ -16,7 +16,6 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from dataclasses import dataclass, field
 from typing import ClassVar, Final, NamedTuple, Self
 
 from dmcopy.errors import MetadataError
@@ -90,7 +89,6 @@ class Header(NamedTuple):
         return _HEADER.pack(MAGIC, int(self.valid), self.version, self.chunk_size)
 
 
-@dataclass(frozen=True, slots=True)
 class Layout:
     """Where areas and data chunks are in a store with chunks of `chunk_size` sectors.
 
@@ -98,18 +96,15 @@ class Layout:
     behind it. `stride`: from one area to the next, in chunks.
     """
 
+    __slots__ = ("chunk_bytes", "chunk_size", "per_area", "stride")
+
     first_data: ClassVar[int] = 2
 
-    chunk_size: int
-    chunk_bytes: int = field(init=False, repr=False, compare=False)
-    per_area: int = field(init=False, repr=False, compare=False)
-    stride: int = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        put = object.__setattr__
-        put(self, "chunk_bytes", self.chunk_size << SECTOR_SHIFT)
-        put(self, "per_area", self.chunk_bytes // ENTRY_BYTES)
-        put(self, "stride", self.per_area + 1)
+    def __init__(self, chunk_size: int) -> None:
+        self.chunk_size = chunk_size
+        self.chunk_bytes = chunk_size << SECTOR_SHIFT
+        self.per_area = self.chunk_bytes // ENTRY_BYTES
+        self.stride = self.per_area + 1
 
     def area_location(self, area: int) -> int:
         """Return the chunk that holds area number `area`."""

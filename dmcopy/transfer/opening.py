@@ -9,8 +9,7 @@ import errno
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 from dmcopy.atomic import sync_folder
 from dmcopy.block import BlockDevice
@@ -26,26 +25,25 @@ from dmcopy.units import MAX_COUNT, SECTOR_SHIFT, SECTOR_SIZE, format_sectors
 _DEVICES, _SHARED_MEMORY = "/dev/", "/dev/shm/"
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What a user asked for, in sectors. `source` None: zeroes. `count` None: all there is."""
 
     source: str | None
     dests: tuple[str, ...]
     source_start: int = 0
     dest_start: int = 0
-    count: int | None = None
+    count: int | None = None  # type: ignore[assignment]  # hides tuple.count
 
 
-@dataclass
 class Opened:
     """The open regions of a copy; a context manager. `created`: the files that it made."""
 
-    source: IoRegion | None = None
-    dests: list[IoRegion] = field(default_factory=list)
-    created: list[str] = field(default_factory=list)
-    missing: list[tuple[str, int]] = field(default_factory=list)
-    _stack: ExitStack = field(default_factory=ExitStack)
+    def __init__(self) -> None:
+        self.source: IoRegion | None = None
+        self.dests: list[IoRegion] = []
+        self.created: list[str] = []
+        self.missing: list[tuple[str, int]] = []
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dmcopy.errors import ExitCode
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from dmcopy.transfer.verify import Verified
 
 
-@dataclass
 class Outcome:
     """A transfer that has ended. `verified` is None when nobody asked for a verification.
 
@@ -26,13 +24,22 @@ class Outcome:
     that an earlier run had written, all destinations together, `created` the files that were made.
     """
 
-    transfer: Transfer
-    settings: Settings
-    verified: Verified | None = None
-    map_path: str = ""
-    map_error: str = ""
-    resumed: int = 0
-    created: list[str] = field(default_factory=list)
+    map_path = ""
+    map_error = ""
+    resumed = 0
+
+    def __init__(
+        self,
+        transfer: Transfer,
+        settings: Settings,
+        verified: Verified | None = None,
+        *,
+        created: list[str] | None = None,
+    ) -> None:
+        self.transfer = transfer
+        self.settings = settings
+        self.verified = verified
+        self.created = [] if created is None else created
 
     @property
     def interrupted(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -48,7 +47,6 @@ class Piece(NamedTuple):
         )
 
 
-@dataclass(frozen=True)
 class Plan:
     """A checked copy of `source` (None: zeroes) to `dests`, in pieces of at most `piece` sectors.
 
@@ -57,20 +55,31 @@ class Plan:
     no destination or more than eight, ranges past an end, off the blocks, over each other.
     """
 
-    source: IoRegion | None
-    dests: tuple[IoRegion, ...]
-    piece: int
-    sparse: bool = False
-    holes: RangeSet = field(default_factory=RangeSet)
-    empty: tuple[RangeSet, ...] = ()
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        source: IoRegion | None,
+        dests: tuple[IoRegion, ...],
+        piece: int,
+        sparse: bool = False,
+        holes: RangeSet | None = None,
+        empty: tuple[RangeSet, ...] = (),
+    ) -> None:
+        self.source = source
+        self.dests = dests
+        self.piece = piece
+        self.sparse = sparse
+        self.holes = RangeSet() if holes is None else holes
+        self.empty = empty
         check_regions(self.source, self.dests)
         if self.piece < self.block or self.piece % self.block:
             raise UsageError(
                 f"a piece of {self.piece} sectors is not a whole number of blocks: the devices "
                 f"have blocks of {self.block << SECTOR_SHIFT} bytes"
             )
+
+    def with_piece(self, piece: int) -> Plan:
+        """Return the same copy in pieces of another length, in sectors."""
+        return Plan(self.source, self.dests, piece, self.sparse, self.holes, self.empty)
 
     @property
     def count(self) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dmcopy.errors import DeviceError, DmcopyError, UsageError
 from dmcopy.io.reactor import Reactor
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
     from dmcopy.transfer.store import Store
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """How to copy. None: chosen for the devices. `throttle` is a percentage, `piece` in sectors.
 
     `limit`: bytes a second, 0: as many as there are.

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from dmcopy.errors import UsageError
 from dmcopy.io.backend import probe
@@ -36,8 +35,7 @@ PIECES_A_SECOND: Final = 8
 """At least so many begin each second where there is a limit: no long pauses, no bursts."""
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """The final choice. `pages` of 4096 bytes, `piece` in sectors."""
 
     backend: str

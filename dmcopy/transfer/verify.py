@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from dmcopy.io.reactor import Reactor
@@ -99,7 +98,7 @@ class Verifier:
         self._memory = Memory(slots * slot // PAGE_SIZE)
         self._free = [number * slot for number in range(slots)]
         self._pieces = (
-            part for long in replace(plan, piece=piece).pieces(needs) for part in _cut(long, piece)
+            part for long in plan.with_piece(piece).pieces(needs) for part in _cut(long, piece)
         )
 
     def _need(self, index: int, dest: Destination) -> RangeSet:

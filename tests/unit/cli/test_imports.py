@@ -1,9 +1,12 @@
-"""What short commands do not import: a second copy of a small file should not wait for Python."""
+"""What short commands do not import: most of their time would go into it."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.unit.cow.stores import allocate, build
 
 HEAVY = {
     "asyncio",
@@ -43,3 +46,23 @@ def test_a_help_imports_nothing_of_the_engine(words: str) -> None:
     imported = _imported(*words.split())
     assert "dmcopy.cli.main" in imported
     assert not imported & {*HEAVY, "ctypes", "dmcopy.io", "dmcopy.block", "dmcopy.transfer"}
+
+
+def test_a_copy_to_a_new_file_imports_what_it_works_with(tmp_path: Path) -> None:
+    source, dest = tmp_path / "source", tmp_path / "dest"
+    source.write_bytes(b"a" * 4096 * 4)
+    # ctypes is needed: it is how a file says what O_DIRECT wants of it, and where memory is.
+    assert not _imported("copy", str(source), str(dest)) & HEAVY
+    assert dest.read_bytes() == source.read_bytes()
+
+
+def test_zeroing_a_new_file_imports_what_it_works_with(tmp_path: Path) -> None:
+    assert not _imported("zero", "--count", "1M", str(tmp_path / "dest")) & HEAVY
+
+
+@pytest.mark.parametrize("verb", ["info", "dump", "check"])
+def test_looking_at_a_store_imports_nothing_that_copies(verb: str, tmp_path: Path) -> None:
+    cow = tmp_path / "cow"
+    cow.write_bytes(build(8, allocate([3, 4], 8), 300))
+    imported = _imported("cow", verb, str(cow))
+    assert not imported & {*HEAVY, "dmcopy.io.reactor", "dmcopy.kcopyd", "dmcopy.transfer"}
