@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import tempfile
 import time
-from pathlib import Path
 from typing import Final
 
 from dmcopy.cli.story import Story
@@ -32,6 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tell the story."""
+    import tempfile
+    from pathlib import Path
+
     story = Story()
     began = time.monotonic()
     if args.folder is not None and not os.path.isdir(args.folder):

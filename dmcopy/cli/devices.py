@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from dmcopy.block.discovery import find, list_devices
-from dmcopy.block.holders import who
-from dmcopy.block.info import DeviceInfo
-from dmcopy.block.watch import Event, watch
 from dmcopy.cli.output import add_json, emit_json, emit_json_line, emit_table, printable, say
 from dmcopy.cli.parser import seconds
 from dmcopy.cli.streams import is_heard
 from dmcopy.units import SECTOR_SIZE, format_bytes
+
+if TYPE_CHECKING:
+    from dmcopy.block.info import DeviceInfo
+    from dmcopy.block.watch import Event
 
 _EXAMPLES: Final = """\
 examples:
@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
+    from dmcopy.block.discovery import list_devices
+
     devices = list_devices(empty=args.all)
     if args.json:
         emit_json([device.as_dict() for device in devices])
@@ -80,6 +82,8 @@ def _size(device: DeviceInfo) -> str:
 
 
 def _watch(args: argparse.Namespace) -> int:
+    from dmcopy.block.watch import watch
+
     with watch(args.timeout) as events:
         say(f"watching for {events.source} events")
         for event in events:
@@ -101,6 +105,9 @@ def _print_event(event: Event, *, as_json: bool) -> None:
 
 
 def _who(args: argparse.Namespace) -> int:
+    from dmcopy.block.discovery import find
+    from dmcopy.block.holders import who
+
     path = args.device if os.path.exists(args.device) else find(args.device).node
     found = who(path)
     if args.json:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from dmcopy.cli.checks import CHECKS, Check
 from dmcopy.cli.output import add_json, emit_json, emit_table, say
 from dmcopy.errors import ExitCode
+
+if TYPE_CHECKING:
+    from dmcopy.cli.checks import Check
 
 _NOTES: Final = """\
 Only the lines marked 'needed' are needed to copy files and devices; the rest are for the parts that
@@ -24,6 +25,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one line for each check."""
+    import dataclasses
+
+    from dmcopy.cli.checks import CHECKS
+
     found = [check for group in CHECKS for check in group()]
     lacking = [check.name for check in found if check.needed and not check.ok]
     if args.json:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from dmcopy.cli.options import resolve
 from dmcopy.cli.output import add_json, emit_json, printable, say
 from dmcopy.errors import ExitCode
-from dmcopy.mirror.logfile import check_room, open_log, read_log, read_log_bytes
-from dmcopy.ondisk.mirror_log import MirrorLog, findings, log_bytes
 from dmcopy.units import format_bytes
+
+if TYPE_CHECKING:
+    from dmcopy.ondisk.mirror_log import MirrorLog
 
 _EXAMPLES: Final = """\
 examples:
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
+    from dmcopy.mirror.logfile import read_log
+
     log = read_log(resolve(args.log))
     values = _values(log)
     if args.json:
@@ -67,6 +70,8 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _values(log: MirrorLog) -> dict[str, Any]:
+    from dmcopy.ondisk.mirror_log import log_bytes
+
     clean = log.clean.count()
     return {
         "version": log.version,
@@ -78,6 +83,8 @@ def _values(log: MirrorLog) -> dict[str, Any]:
 
 
 def _dump(args: argparse.Namespace) -> int:
+    from dmcopy.mirror.logfile import read_log
+
     log = read_log(resolve(args.log))
     if args.json:
         values = _values(log)
@@ -90,6 +97,9 @@ def _dump(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from dmcopy.mirror.logfile import check_room, open_log, read_log_bytes
+    from dmcopy.ondisk.mirror_log import MirrorLog, findings
+
     path = resolve(args.log)
     with open_log(path) as device:
         data = read_log_bytes(device)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dmcopy.block import tools
+from dmcopy.block import discovery, tools
 from dmcopy.block.info import DeviceInfo
-from dmcopy.cli import checks, devices, output
+from dmcopy.cli import checks, output
 from dmcopy.cli.checks import Check
 from dmcopy.cli.main import main
 
@@ -30,7 +30,7 @@ _DISK = DeviceInfo(
 
 @pytest.fixture
 def one_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "list_devices", lambda **_: [_DISK])
+    monkeypatch.setattr(discovery, "list_devices", lambda **_: [_DISK])
 
 
 @pytest.mark.usefixtures("one_disk")
@@ -105,11 +105,11 @@ def test_the_doctor_ends_with_5_only_for_what_is_needed(
     capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optional = Check("nbd", False, "", "modprobe nbd")
-    monkeypatch.setattr("dmcopy.cli.doctor.CHECKS", _group(optional))
+    monkeypatch.setattr("dmcopy.cli.checks.CHECKS", _group(optional))
     assert main(["doctor"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["missing", "nbd", "modprobe", "nbd"]
     needed = Check("python", False, needed=True)
-    monkeypatch.setattr("dmcopy.cli.doctor.CHECKS", _group(optional, needed))
+    monkeypatch.setattr("dmcopy.cli.checks.CHECKS", _group(optional, needed))
     assert main(["doctor", "--json"]) == 5
     shown = capsys.readouterr()
     assert json.loads(shown.out)["ok"] is False
