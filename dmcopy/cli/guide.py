@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from importlib import resources
 
 from dmcopy.cli.output import add_json, emit_json
 from dmcopy.errors import UsageError
@@ -18,6 +17,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one guide, or what there is."""
+    from importlib import resources
+
     pages = {
         entry.name.removesuffix(".md"): entry.read_text(encoding="utf-8")
         for entry in resources.files("dmcopy").joinpath("guide").iterdir()

@@ -40,7 +40,9 @@ def _imported(*words: str) -> set[str]:
     return {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line}
 
 
-@pytest.mark.parametrize("noun", ["copy", "cow", "demo", "devices", "doctor", "mirror-log", "zero"])
+@pytest.mark.parametrize(
+    "noun", ["copy", "cow", "demo", "devices", "doctor", "guide", "mirror-log", "zero"]
+)
 def test_a_help_imports_nothing_of_the_engine(noun: str) -> None:
     imported = _imported(noun, "--help")
     assert "dmcopy.cli.main" in imported
