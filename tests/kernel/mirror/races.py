@@ -22,7 +22,7 @@ EVENTS: Final = "two failures raise one event or two"
 """fail_mirror in dm-raid1.c schedules a work item; one that is pending is not queued again."""
 HELD: Final = "a held write fails or goes back unharmed"
 """dm_wq_work in dm.c sends down again what is requeued until I/O is blocked, which a suspend
-without flush does after presuspend; see `_in_order` in test_differential.py."""
+without flush does after presuspend; see `in_order` in playing.py."""
 RACES: Final = (EVENTS, HELD)
 
 _EVENTS: Final = re.compile(r"events: ours (\d+), the kernel's (\d+)")

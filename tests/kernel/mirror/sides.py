@@ -86,7 +86,7 @@ class Side(abc.ABC):
         self._maps: dict[str, mmap.mmap] = {}
         for disk, file in self.files.items():
             file.touch()
-            os.truncate(file, _sectors(disk) << 9)
+            os.truncate(file, sectors(disk) << 9)
             self.loops[disk] = attach(file)
             with file.open("r+b") as backing:
                 self._maps[disk] = mmap.mmap(backing.fileno(), 0)
@@ -135,7 +135,7 @@ class Side(abc.ABC):
         self.mapper.swap(self.prefix + disk, table, flush=False, lockfs=False)
 
     def _healthy(self, disk: str) -> Table:
-        return Table.parse(f"0 {_sectors(disk)} linear {self.loops[disk].path} 0")
+        return Table.parse(f"0 {sectors(disk)} linear {self.loops[disk].path} 0")
 
     # The mirror.
 
@@ -449,5 +449,6 @@ def _outcome(request: Io) -> Any:
     return "done"
 
 
-def _sectors(disk: str) -> int:
+def sectors(disk: str) -> int:
+    """Return the size of a disk."""
     return LOG_SECTORS if disk == "l" else SECTORS
