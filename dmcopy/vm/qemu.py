@@ -238,6 +238,6 @@ def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TEXT_BYTES))
-            return file.read(_TEXT_BYTES).decode(errors="replace")
+            return file.read(_TEXT_BYTES).decode(errors="replace").replace("\r\n", "\n")
     except FileNotFoundError:
         return ""

@@ -223,6 +223,15 @@ def test_a_path_in_the_guests_settings_is_one_word(path: bytes) -> None:
     assert said.stdout == path
 
 
+def test_the_end_of_a_console_is_read_and_no_more(tmp_path: Path) -> None:
+    console = tmp_path / "console"
+    assert qemu._text(console) == ""
+    console.write_bytes(b"x\r\n" * 1_000_000 + b"\xffKernel panic\r\n")
+    said = qemu._text(console)
+    assert said.endswith("\nx\n\ufffdKernel panic\n")
+    assert len(said) <= qemu._TEXT_BYTES
+
+
 def test_no_program_comes_from_the_working_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
