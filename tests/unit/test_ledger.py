@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -210,21 +211,24 @@ def test_a_line_meant_for_the_file_that_was_replaced_goes_to_the_new_one(
     assert names(other) == ["one", "two"]
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
+    """Let no file grow past 66,000 bytes; not for longer than a call: our own output may be one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (66_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_full_disk_is_one_sentence_and_tears_nothing(ledger: Ledger) -> None:
     ledger.path.write_bytes(b"".join(_made(id=str(n), name=f"n{n}") + b"\n" for n in range(200)))
     left = 65_900 - ledger.path.stat().st_size
     with ledger.path.open("ab") as file:
         file.write(b" " * (left - 1) + b"\n")
-    with pytest.raises(DeviceError, match="cannot keep the ledger of what is made: File too large"):
+    too_large = "cannot keep the ledger of what is made: File too large"
+    with small_files(), pytest.raises(DeviceError, match=too_large):
         ledger.add("dm", "one")
     ledger.compact()
     assert "one" not in names(ledger)
