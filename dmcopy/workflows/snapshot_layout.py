@@ -63,6 +63,11 @@ class Layout:
         return Table.read(self.parts).devices[0] if self.parts else self.cow_path
 
     @property
+    def placeholder(self) -> str:
+        """The table of the hidden device until the origin is suspended and it gets its own."""
+        return str(Table.of(self.length, Zero()))
+
+    @property
     def origin_table(self) -> str:
         """The table of the origin while it has snapshots."""
         return str(Table.of(self.length, SnapshotOrigin(self.base)))
@@ -217,7 +222,7 @@ def _make_real(layout: Layout) -> Iterator[Step]:
     Until then it is as long as it will be and reads as zeroes: a device without any table has no
     node under udev, so that a script could not name it.
     """
-    yield Step("create", layout.real, table=str(Table.of(layout.length, Zero())))
+    yield Step("create", layout.real, table=layout.placeholder)
     yield Step("load", layout.real, table=layout.plain)
 
 

@@ -129,8 +129,9 @@ class Merge:
             return
         survey = Survey(self._mapper, self._nodes)
         tables = {layout.real: layout.plain, layout.cow: layout.parts}
-        there = [name for name in tables if name in survey.infos]
         now = survey.table(layout.origin)
+        # One that was being made when its maker was killed is made again.
+        there = [name for name in tables if str(survey.table(name)) not in ("", layout.placeholder)]
         wrong = [name for name in there if not survey.same_as(survey.table(name), tables[name])]
         planned = [layout.plain, layout.origin_table, layout.merge_table]
         if now.lines and not any(survey.same_as(now, text) for text in planned if text):
