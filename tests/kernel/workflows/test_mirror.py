@@ -128,9 +128,12 @@ def test_a_mirror_is_ended_under_load(rig: Rig) -> None:
     rig.mount()
     with pytest.raises(BusyError, match="mirror drop home --keep 0"):
         plan_end(mapper, "home")
+    load = Load(Path(rig.mounted))
     session.run(plan_fail(mapper, "home", "1"))
-    eventually(lambda: bool(state(rig).failed), "the leg is seen to fail")
+    eventually(lambda: bool(state(rig).failed), "the leg is seen to fail a write")
     session.run(plan_end(mapper, "home", "0"))
+    load.goes_on()
+    check_files(Path(rig.mounted), load.stop())
     rig.umount()
     check_file_system("/dev/mapper/home")
     rig.remove("home")
