@@ -10,7 +10,7 @@ A word with a dot in it is the name of a file, which is written for the blocks t
 blocks of a page that run in one place run in order, in one folder.
 
 In output a line of `...` stands for any lines and `…` for anything within one; times and rates are
-taken to be equal. A command that fails must be followed by `echo $?`.
+taken to be equal, and so are runs of blanks. A command that fails must be followed by `echo $?`.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _loosely(line: str) -> str:
             text += re.escape(piece[at : varies.start()]) + _VARIES.pattern
             at = varies.end()
         pieces.append(text + re.escape(piece[at:]))
-    return ".*".join(pieces)
+    return re.sub(r"(\\ ){2,}", " +", ".*".join(pieces))
 
 
 def _run(argv: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

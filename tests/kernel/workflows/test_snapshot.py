@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from dmcopy.cli.main import main
-from dmcopy.errors import DmcopyError
+from dmcopy.errors import DmcopyError, ExitCode
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.table import Delay, Linear, Table
 from dmcopy.table.faults import Delayed
@@ -508,7 +508,7 @@ def test_watch_says_that_it_came_too_late(
     assert (last["event"], last["percent"]) == ("lost", None)
     assert re.search(r" lost: .*; \d+\.\d s before, it was \d+\.\d% full", last["message"])
     assert watcher.code() == 1
-    (state,) = json.loads(dmcopy("status", "--json", "snap"))
+    (state,) = json.loads(dmcopy("status", "--json", "snap", code=ExitCode.MISMATCH))
     assert state["state"] == "invalid"
     snapshots(mapper).drop("snap")
     mapper.remove("little")
