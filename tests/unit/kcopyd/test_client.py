@@ -6,6 +6,7 @@ import asyncio
 import errno
 import random
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -410,3 +411,49 @@ def test_a_reactor_has_one_thread(client: Client) -> None:
     thread.start()
     thread.join(10)
     assert "only by the thread that made it" in str(errors[0])
+
+
+def test_another_thread_waits_until_a_job_is_done(client: Client, reactor: Reactor) -> None:
+    source, dest = disk("source", seed=1), disk("dest")
+    job = client.copy(whole(source), [whole(dest)])
+    found: list[object] = []
+
+    def wait() -> None:
+        try:
+            found.append(job.wait(60).ok)
+        except DeadlineError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    job.wait(10)
+    deadline = time.monotonic() + 60
+    while not found:  # it may ask only now: what is done is told at once
+        assert time.monotonic() < deadline, "the other thread still waits"
+        reactor.step()
+    thread.join(60)
+    assert found == [True]
+
+
+def test_the_wait_of_another_thread_has_a_deadline(client: Client) -> None:
+    job = client.copy(whole(disk("source")), [whole(disk("dest"))])
+    errors: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            job.wait(0.01)  # its reactor is not driven by anybody
+        except DeadlineError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join(60)
+    assert str(errors[0]) == (
+        "waited 0.01 s for the copy of source sectors 0+8192 to dest sectors 0+8192"
+    )
+
+
+def test_a_zeroing_is_called_one(client: Client) -> None:
+    dest = disk("dest")
+    assert str(client.zero([whole(dest)])) == "zeroing of dest sectors 0+8192"
+    assert str(client.copy(whole(disk("source")), [whole(dest)])).startswith("copy of source ")
