@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from dmcopy.atomic import replace_file
 from dmcopy.vm.cache import cache_dir
 from dmcopy.vm.leash import Leashed
 
@@ -43,9 +44,7 @@ def _decide(qemu: str, image: Path) -> tuple[str, str]:
     refusal = try_kvm(qemu, image)
     accel = "tcg" if refusal else "kvm"
     why = f"/dev/kvm is there but {refusal}" if refusal else "a kernel boots with /dev/kvm"
-    fresh = kept.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps({"on": here, "accel": accel, "why": why}))
-    fresh.replace(kept)
+    replace_file(kept, json.dumps({"on": here, "accel": accel, "why": why}).encode())
     return accel, why
 
 
