@@ -87,16 +87,8 @@ def direct_alignment(fd: int) -> DirectAlignment | None:
     Linux 6.1 and later: statx(2), STATX_DIOALIGN. tmpfs, overlayfs and network file systems stay
     silent.
     """
-    buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    try:
-        while not _checked(_statx(fd, b"", _AT_EMPTY_PATH, _STATX_DIOALIGN, buffer)):
-            pass
-    except OSError:
-        return None
-    (mask,) = struct.unpack_from("=I", buffer, 0)
-    if not mask & _STATX_DIOALIGN:
-        return None
-    return DirectAlignment(*struct.unpack_from("=II", buffer, 152))
+    answer = _statx_answer(fd, _STATX_DIOALIGN)
+    return DirectAlignment(*struct.unpack_from("=II", answer, 152)) if answer else None
 
 
 def birth_time(fd: int) -> int | None:
@@ -105,15 +97,23 @@ def birth_time(fd: int) -> int | None:
     statx(2), STATX_BTIME: an inode's number comes back after a removal, this time does not. Some
     network file systems stay silent.
     """
+    answer = _statx_answer(fd, _STATX_BTIME)
+    if answer is None:
+        return None
+    seconds, nanoseconds = struct.unpack_from("=qI", answer, 80)
+    return int(seconds) * 1_000_000_000 + int(nanoseconds)
+
+
+def _statx_answer(fd: int, wanted: int) -> bytes | None:
+    """Return statx's answer about an open file, None where what is `wanted` is not in it."""
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
     try:
-        while not _checked(_statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, buffer)):
+        while not _checked(_statx(fd, b"", _AT_EMPTY_PATH, wanted, buffer)):
             pass
     except OSError:
         return None
     (mask,) = struct.unpack_from("=I", buffer, 0)
-    seconds, nanoseconds = struct.unpack_from("=qI", buffer, 80)
-    return seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else None
+    return buffer.raw if mask & wanted else None
 
 
 def _ioctl(fd: int, request: int, argument: bytes) -> bytes:

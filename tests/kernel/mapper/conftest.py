@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.block import sysfs
+from dmcopy.block import backing
 from dmcopy.block.loop import LoopDevice, attach, detach
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
@@ -87,5 +87,4 @@ def devices() -> set[str]:
 
 def loops() -> dict[str, str]:
     """Return the backing file of each loop device that has one, by the kernel's name for it."""
-    found = {name: sysfs.backing_file(name) for name in sysfs.names() if name.startswith("loop")}
-    return {name: path for name, path in found.items() if path}
+    return {found.loop: found.path for found in backing.of_all()}
