@@ -22,6 +22,11 @@ TABLES = {
     "snapshot": ("first", "offline", "snapshot-guest"),
     "mirror": ("resync", "crash", "open", "mirror-guest"),
 }
+QUICK = {
+    "copy": ("bulk", "random", "fan"),
+    "snapshot": ("first", "offline"),
+    "mirror": ("resync", "open"),
+}
 MIB = 1 << 20
 
 
@@ -42,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dmcopy: interrupted; nothing is left behind", file=sys.stderr)
         return 130
-    if args.rounds < 5:
+    if args.rounds < 5 and not args.quick:
         left_out.append(f"{5 - args.rounds} of the 5 rounds that a figure to quote needs")
     _write(args.out, args.verb, tables, facts, left_out)
-    print(report.text(tables, facts, left_out))
+    print(report.text(tables, facts, left_out, ratios=args.quick))
     print(f"{len(missed(tables))} targets missed; JSON, markdown and plot are in {args.out}")
     return int(any(table.failures for table in tables))
 
@@ -57,9 +62,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", help="size of a bulk copy (default 2G; the others use half)")
     listed = "; ".join(f"{verb}: {', '.join(names)}" for verb, names in TABLES.items())
     parser.add_argument("--only", default="", help=f"tables: all, or of {listed}")
-    parser.add_argument("--on", default=",".join(PLACES), help="places: %(default)s")
+    parser.add_argument("--on", help=f"places: {','.join(PLACES)} (with --quick the first)")
     parser.add_argument("--engines", default="", help="also force these back ends: uring,threads")
-    parser.add_argument("--quick", action="store_true", help="2 small rounds, to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="2 minutes: 3 rounds, the best peers, ratios"
+    )
     parser.add_argument(
         "--dir", type=Path, default=Path("/var/tmp"), help="where files lie (default %(default)s)"
     )
@@ -67,11 +74,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--out", type=Path, default=ROOT / "build/bench", help="where results go (build/bench)"
     )
     args = parser.parse_args(argv)
-    args.only = _choice(parser, args.only, TABLES[args.verb]) or TABLES[args.verb]
-    args.on = _choice(parser, args.on, PLACES)
+    usual = QUICK[args.verb] if args.quick else TABLES[args.verb]
+    args.only = _choice(parser, args.only, TABLES[args.verb]) or usual
+    args.on = _choice(parser, args.on or ",".join(PLACES[:1] if args.quick else PLACES), PLACES)
     args.engines = _choice(parser, args.engines, ("uring", "threads"))
-    args.rounds = args.rounds or (2 if args.quick else 5)
-    args.size = parse_bytes(args.size or ("256M" if args.quick else "2G"), default="B")
+    args.rounds = args.rounds or (3 if args.quick else 5)
+    args.size = parse_bytes(args.size or "2G", default="B")
     if args.rounds < 1 or args.size < 8 * MIB or args.size % (2 * MIB):
         parser.error("give at least one round, and a size of 8M or more in whole 2M")
     return args

@@ -27,7 +27,7 @@ def table(settings: Settings, place: str) -> Table:
         made = Table(f"bulk-{place}", f"1→1, 1 MiB pieces, {disks.place}", UNIT)
         contenders = [
             *_ours(settings, disks),
-            *_peers(made, disks),
+            *_peers(settings, made, disks),
             *_limits(settings, made, disks),
         ]
         made.targets = _targets([contender.name for contender in contenders])
@@ -52,9 +52,9 @@ def _ours(settings: Settings, disks: Disks) -> list[Contender]:
     ]
 
 
-def _peers(made: Table, disks: Disks) -> list[Contender]:
+def _peers(settings: Settings, made: Table, disks: Disks) -> list[Contender]:
     contenders = []
-    for peer in peers.PEERS:
+    for peer in peers.PEERS[: peers.QUICK if settings.quick else None]:
         if not peers.present(peer.program):
             made.notes.append(f"{peer.name} is left out: install {peer.package}")
             continue

@@ -3,14 +3,26 @@
 Machines drift: the same command can be a third slower a minute later. So contenders run in
 interleaved rounds, a figure is a median with its range, and two contenders are compared within
 each round: a ratio is the median of the rounds' ratios, never a ratio of two distant averages.
+
+One contender runs twice in every round. What its two runs differ by is not the contenders' doing:
+from it comes how far off a ratio may be, and whether anything can be judged by it.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
+
+TWIN: Final = ", again"
+"""Behind the name of the contender that runs twice."""
+BUSY: Final = 0.1
+"""Where a ratio may be further off than this, nothing is judged by it."""
+_ERROR_OF_MEDIAN: Final = 1.25 * 1.48
+"""Times the median deviation over the root of the rounds: the standard error of a median."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +88,20 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A target beside what was measured; `figure` is None when it could not be measured."""
+    """A target beside what was measured; `figure` is None when it could not be measured.
+
+    `busy`: others used the machine so much that two equal runs were not equally fast.
+    """
 
     target: Target
     figure: float | None
     against: str = ""
+    busy: bool = False
 
     @property
     def reached(self) -> bool | None:
         """Whether the target is reached; None when there is nothing to judge by."""
-        if self.figure is None:
+        if self.figure is None or self.busy:
             return None
         if self.target.at_most:
             return self.figure <= self.target.limit
@@ -110,9 +126,29 @@ class Table:
 
     def ratio(self, ours: str, theirs: str, metric: Metric = Metric.VALUE) -> float | None:
         """Return the median over the rounds of ours divided by theirs, or None without a pair."""
-        pairs = zip(self._figures(ours, metric), self._figures(theirs, metric), strict=False)
-        ratios = [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
+        ratios = self.ratios(ours, theirs, metric)
         return statistics.median(ratios) if ratios else None
+
+    def ratios(self, ours: str, theirs: str, metric: Metric = Metric.VALUE) -> list[float]:
+        """Return ours divided by theirs, of the rounds in which both have a figure."""
+        pairs = zip(self._figures(ours, metric), self._figures(theirs, metric), strict=False)
+        return [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
+
+    @property
+    def off(self) -> float | None:
+        """By which part a ratio of this table may be off, judged by the runs of the twins.
+
+        None where no contender ran twice.
+        """
+        twin = next((name for name in self.rounds if name.endswith(TWIN)), None)
+        if twin is None:
+            return None
+        apart = [math.log(one) for one in self.ratios(twin, twin.removesuffix(TWIN)) if one > 0]
+        if not apart:
+            return None
+        deviation = statistics.median(map(abs, apart))
+        error = _ERROR_OF_MEDIAN * deviation / math.sqrt(len(apart))
+        return math.expm1(max(error, abs(statistics.median(apart))))
 
     def verdicts(self) -> list[Verdict]:
         """Judge every target of this table."""
@@ -130,7 +166,8 @@ class Table:
         if not medians:
             return Verdict(target, None)
         best = (min if target.at_most else max)(medians, key=lambda name: medians[name])
-        return Verdict(target, self.ratio(target.ours, best, target.metric), best)
+        busy = (self.off or 0.0) > BUSY
+        return Verdict(target, self.ratio(target.ours, best, target.metric), best, busy)
 
     def _figures(self, name: str, metric: Metric) -> list[float | None]:
         runs = self.rounds.get(name, [])

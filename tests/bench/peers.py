@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from tests.bench.figures import Run
 from tests.bench.process import BenchError, Finished, quiet, run
@@ -65,6 +66,8 @@ PEERS = (
     Peer("nbdcopy", "nbdcopy", "libnbd-bin", nbdcopy),
     Peer("ddrescue", "ddrescue", "gddrescue", ddrescue),
 )
+QUICK: Final = 2
+"""The first of them are measured where time is short: one of them has always been the best."""
 
 
 def present(program: str) -> bool:

@@ -12,11 +12,17 @@ _TIMES = "\N{MULTIPLICATION SIGN}"
 _TO = "\N{EN DASH}"
 
 
-def text(tables: Sequence[Table], facts: Mapping[str, str], left_out: Sequence[str]) -> str:
-    """Return the whole report for a terminal."""
+def text(
+    tables: Sequence[Table],
+    facts: Mapping[str, str],
+    left_out: Sequence[str],
+    *,
+    ratios: bool = False,
+) -> str:
+    """Return the whole report for a terminal, or no more of the figures than their `ratios`."""
     parts = ["\n".join(f"{name}: {fact}" for name, fact in facts.items())]
     for table in tables:
-        rows = _rows(table)
+        rows = _ratios(table) if ratios else _rows(table)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [_aligned(row, widths) for row in rows]
         parts.append("\n".join([table.title, *lines, *_remarks(table)]))
@@ -45,6 +51,7 @@ def as_json(tables: Sequence[Table], facts: Mapping[str, str], left_out: Sequenc
         "tables": [
             {
                 **dataclasses.asdict(table),
+                "off": table.off,
                 "verdicts": [
                     {
                         "text": verdict.target.text,
@@ -53,6 +60,7 @@ def as_json(tables: Sequence[Table], facts: Mapping[str, str], left_out: Sequenc
                         "limit": verdict.target.limit,
                         "at_most": verdict.target.at_most,
                         "reached": verdict.reached,
+                        "busy": verdict.busy,
                     }
                     for verdict in table.verdicts()
                 ],
@@ -72,7 +80,7 @@ def sentence(verdict: Verdict) -> str:
     wanted = f"{bound} {target.limit:g}{sign} {target.text}{against}"
     if verdict.figure is None:
         return f"NOT MEASURED: {wanted}"
-    word = "pass" if verdict.reached else "MISS"
+    word = "pass" if verdict.reached else "too busy to judge" if verdict.busy else "MISS"
     digits = 2 if target.against else 1
     return f"{word}: {verdict.figure:.{digits}f}{sign}, target {wanted}"
 
@@ -103,8 +111,22 @@ def _rows(table: Table) -> list[list[str]]:
     return rows
 
 
+def _ratios(table: Table) -> list[list[str]]:
+    """Return how fast the first row is beside each of the others, and the range of the rounds."""
+    ours = next(iter(table.rounds), "")
+    rows = [["", f"{ours} is", "range"]]
+    for name in table.rounds:
+        if name != ours:
+            found = spread(table.ratios(ours, name))
+            shown = f"{found.median:.2f}{_TIMES}" if found else "failed"
+            rows.append([name, shown, f"{found.low:.2f}{_TO}{found.high:.2f}" if found else ""])
+    return rows
+
+
 def _remarks(table: Table) -> list[str]:
     remarks = [f"  {sentence(verdict)}" for verdict in table.verdicts()]
+    if table.off is not None:
+        remarks.append(f"  two equal runs: a ratio may be off by {table.off:.0%}")
     remarks += [f"  failed: {name}: {why}" for name, why in table.failures.items()]
     return [*remarks, *(f"  note: {note}" for note in table.notes)]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.disks import Disks, compare, scrub, settle
-from tests.bench.figures import Run, Table, rotated
+from tests.bench.figures import TWIN, Run, Table, rotated
 from tests.bench.process import BenchError
 
 
@@ -26,9 +26,13 @@ def measure(
 ) -> Table:
     """Run all contenders `rounds` times, interleaved, and put their runs into `table`.
 
-    A contender that fails is not run again, and the table says why.
+    A contender that fails is not run again, and the table says why. Where contenders are compared,
+    the first one has a twin: what the two differ by is the machine's.
     """
     by_name = {contender.name: contender for contender in contenders}
+    if any(target.against for target in table.targets):
+        first = contenders[0]
+        by_name[first.name + TWIN] = Contender(first.name + TWIN, first.run)
     table.rounds = {name: [] for name in by_name}
     for turn in range(rounds):
         _say(f"{table.title}: round {turn + 1} of {rounds}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.bench.figures import (
+    TWIN,
     Metric,
     Run,
     Spread,
@@ -74,3 +75,36 @@ def test_every_contender_comes_first_once() -> None:
     assert [turn[0] for turn in turns] == ["a", "b", "c", "a"]
     assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
     assert rotated([], 3) == []
+
+
+@pytest.mark.parametrize(
+    ("again", "judged"),
+    [
+        ([100, 101, 99, 100, 102], True),
+        ([130, 128, 131, 129, 130], False),  # both are the same program: somebody else was there
+        ([50, 200, 60, 180, 100], False),  # right in the middle, but by luck
+    ],
+)
+def test_nothing_is_judged_where_two_equal_runs_differ(again: list[int], judged: bool) -> None:
+    compared = Target("of theirs", "ours", 1.0, ("theirs",))
+    plain = Target("MiB", "ours", 32.0, at_most=True)
+    rounds: dict[str, list[float | None]] = {"theirs": [200.0] * 5, "ours": [100.0] * 5}
+    rounds["ours" + TWIN] = [float(value) for value in again]
+    measured = table(compared, plain, **rounds)
+    ratio, figure = measured.verdicts()
+    assert ratio.figure == 0.5
+    assert ratio.reached is (False if judged else None)
+    assert ratio.busy is not judged
+    assert figure.reached is False  # such as memory, which others do not change
+    assert missed([measured]) == ([ratio, figure] if judged else [figure])
+
+
+def test_more_rounds_make_a_ratio_surer() -> None:
+    def off(rounds: int) -> float:
+        found = table(**{"ours": [100, 110] * rounds, "ours" + TWIN: [110, 100] * rounds}).off
+        assert found is not None
+        return found
+
+    assert off(1) == pytest.approx(0.13, abs=0.01)
+    assert off(9) == pytest.approx(0.04, abs=0.01)
+    assert table(ours=[1, 2]).off is None

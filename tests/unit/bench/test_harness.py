@@ -152,3 +152,30 @@ def test_equal_curves_make_equal_pictures(tmp_path: Path) -> None:
     assert all(word in text for word in ("64 MiB", "256 MiB", "RAM loops", *mirror.AXES))
     assert "dc:date" not in text
     assert len(text) < 30_000
+
+
+def test_where_contenders_are_compared_the_first_runs_twice_in_each_round() -> None:
+    calls: list[str] = []
+    table = Table("t", "a table", Unit("MB/s"), (Target("of b's", "a", 1.0, ("b",)),))
+    measure(table, [runs_of(name, calls) for name in ("a", "b")], None, 2)
+    assert calls == ["a", "b", "a", "b", "a", "a"]
+    assert table.off == 0
+    shown = report.text([table], {}, [])
+    assert "two equal runs: a ratio may be off by 0%" in shown
+    table.rounds["a, again"] = [Run(100.0), Run(300.0)]
+    assert "too busy to judge: 1.00" in report.text([table], {}, [])
+
+
+def test_a_quick_report_has_ratios_and_no_figures() -> None:
+    rounds: dict[str, list[Run | None]] = {
+        "dmcopy": [Run(4000.0), Run(6000.0)],
+        "dd": [Run(2000.0), Run(2000.0)],
+        "fio": [None, None],
+    }
+    table = Table("t", "a table", Unit("MB/s", "CPU s/GiB"), (), rounds)
+    shown = report.text([table], {}, [], ratios=True)
+    assert [line.split() for line in shown.splitlines()[3:]] == [
+        ["dmcopy", "is", "range"],
+        ["dd", "2.50\N{MULTIPLICATION SIGN}", "2.00\N{EN DASH}3.00"],
+        ["fio", "failed"],
+    ]
