@@ -41,8 +41,9 @@ class Entry:
     """A thing that was made.
 
     `name`: a device's name, a loop device's node, a mount point, a server's command, the key of a
-    cookie of udev's. `uuid`: what else identifies it: the device's UUID, the loop device's file,
-    what is mounted, the server's "pid start-time". `owner` is the process that made it, in the same
+    cookie of udev's. `uuid`: what else identifies it: the device's UUID, what tells its
+    disk from others of this boot, the file of a loop device that is to be made or to stay, what is
+    mounted, the server's "pid start-time". `owner` is the process that made it, in the same
     form, `boot` the boot that it was made in. `keep`: it is meant to outlive its owner.
     """
 

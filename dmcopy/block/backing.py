@@ -55,6 +55,29 @@ def of(loop: str, roots: Roots = LIVE) -> Backing | None:
     return Backing(loop, path, found, status.offset, status.size_limit)
 
 
+def mark(loop: str, roots: Roots = LIVE) -> str:
+    """Return what tells this attached loop device from any other of this boot; "" for a free one.
+
+    That is the kernel's count of disks; before Linux 5.15, the inode of what is behind it.
+    """
+    if not sysfs.backing_file(loop, roots):
+        return ""
+    known = sysfs.disk_mark(sysfs.devno(loop, roots), roots)
+    return known or ((found := of(loop, roots)) and f"{found.identity}") or ""
+
+
+def is_made_of(loop: str, file: str, roots: Roots = LIVE) -> bool:
+    """Return whether a loop device is made of what is at `file`, or was, if nothing is there now.
+
+    The kernel appends " (deleted)" when the file has been unlinked since (d_path in fs/d_path.c).
+    """
+    found = of(loop, roots)
+    if found is None:
+        return False
+    there = identity_at(file)
+    return found.identity == there if there else found.path in (file, f"{file} (deleted)")
+
+
 def of_all(roots: Roots = LIVE) -> list[Backing]:
     """Return what each loop device is made of that is made of anything."""
     names = [name for name in sysfs.names(roots) if name.startswith("loop")]

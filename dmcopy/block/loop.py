@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from dmcopy.block import holders, sysfs, tools
+from dmcopy.block import backing as behind
+from dmcopy.block import holders, tools
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, MissingError, UsageError
 from dmcopy.ledger import Ledger, NoLedger
 from dmcopy.units import SECTOR_SHIFT
@@ -25,11 +26,13 @@ _POLL_SECONDS: Final = 0.02
 class LoopDevice:
     """An attached loop device. `path` is its node, such as /dev/loop3.
 
-    One that `attach` made is in `ledger`, as `entry`.
+    `mark` tells it from the next one of that node, see `block.backing`; the file behind it may have
+    been renamed or deleted meanwhile. One that `attach` made is in `ledger`, as `entry`.
     """
 
     path: str
     backing: str
+    mark: str = ""
     ledger: Ledger = field(default_factory=NoLedger, compare=False, repr=False)
     entry: str = field(default="", compare=False, repr=False)
 
@@ -111,9 +114,10 @@ def _noted(words: list[str], file: str, ledger: Ledger, *, direct: bool) -> Loop
     except BaseException:
         ledger.cancel(early)
         raise
-    entry = ledger.add("loop", path, uuid=file)
+    mark = behind.mark(os.path.basename(path))
+    entry = ledger.add("loop", path, uuid=mark or file)
     ledger.cancel(early)
-    return LoopDevice(path, file, ledger, entry)
+    return LoopDevice(path, file, mark, ledger, entry)
 
 
 def _attach(words: list[str], file: str, *, direct: bool) -> str:
@@ -153,7 +157,7 @@ def _attach_failed(file: str, number: int, said: str) -> Exception:
 
 
 def detach(device: LoopDevice) -> None:
-    """Detach a loop device that `attach` made; one that is detached already is left alone.
+    """Detach a loop device; one with a `mark` is left alone when it is detached already.
 
     Detaching a device that is open only marks it, and the kernel does it at the last close: so this
     waits, at most DETACH_SECONDS, for the backing file to be gone. Raises BusyError naming whoever
@@ -161,12 +165,13 @@ def detach(device: LoopDevice) -> None:
     """
     deadline = time.monotonic() + DETACH_SECONDS
     said = ""
-    while _is_attached(device):
+    mark = device.mark or behind.mark(device.name)
+    while mark and behind.mark(device.name) == mark:
         if time.monotonic() > deadline:
             raise _detach_failed(device, said)
         done = tools.run(["losetup", "--detach", device.path], timeout=DETACH_SECONDS * 3)
         said = done.stderr.strip()
-        if _is_attached(device):
+        if behind.mark(device.name) == mark:
             time.sleep(_POLL_SECONDS)
     device.ledger.cancel(device.entry)
 
@@ -176,10 +181,6 @@ def _detach_failed(device: LoopDevice, said: str) -> Exception:
     if found:
         return BusyError(device.path, found, "it stays attached until they let it go")
     return DeadlineError(f"{device.path} is still attached after {DETACH_SECONDS:g} s: {said}")
-
-
-def _is_attached(device: LoopDevice) -> bool:
-    return sysfs.is_made_of(device.name, device.backing)
 
 
 def _wait_for_node(device: LoopDevice) -> None:

@@ -20,6 +20,7 @@ class Roots(NamedTuple):
 
 
 LIVE: Final = Roots()
+DISK_MARK: Final = "disk "
 
 
 def read(path: StrPath) -> str:
@@ -78,6 +79,18 @@ def name_of(number: DevNo, roots: Roots = LIVE) -> str:
         return ""
 
 
+def disk_mark(number: DevNo | None, roots: Roots = LIVE) -> str:
+    """Return what tells the disk of this number from all others of this boot; "" if nothing does.
+
+    The kernel counts disks (diskseq in sysfs, 5.15 and later). A mapped device becomes one when it
+    gets its first table; a loop device is another one each time that it is attached or detached.
+    """
+    if number is None:
+        return ""
+    found = read(f"{roots.sys}/dev/block/{number[0]}:{number[1]}/diskseq")
+    return f"{DISK_MARK}{found}" if found else ""
+
+
 def parent(name: str, roots: Roots = LIVE) -> str:
     """Return the whole disk of a partition, "" for what is no partition."""
     path = directory(name, roots)
@@ -108,14 +121,6 @@ def backing_file(name: str, roots: Roots = LIVE) -> str:
     For showing: it is what the maker of the device saw; see `block.backing`.
     """
     return _exactly(f"{directory(name, roots)}/loop/backing_file").removesuffix("\n")
-
-
-def is_made_of(name: str, file: str, roots: Roots = LIVE) -> bool:
-    """Return whether a loop device was made of the file with this real path, by its maker's word.
-
-    The kernel appends " (deleted)" when the file has been unlinked since (d_path in fs/d_path.c).
-    """
-    return backing_file(name, roots) in (file, f"{file} (deleted)")
 
 
 def btrfs_siblings(name: str, roots: Roots = LIVE) -> set[str]:

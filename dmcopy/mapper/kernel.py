@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from dmcopy.block import holders, sysfs
+from dmcopy.block.sysfs import disk_mark
 from dmcopy.errors import (
     BusyError,
     DeadlineError,
@@ -95,7 +96,7 @@ class KernelMapper(Mapper):
                 note_failure(error, lambda: self._undo(name, uuid, entry))
             raise
         if not uuid:
-            self.ledger.identify(entry, names.disk_mark(names.number_of(name)))
+            self.ledger.identify(entry, disk_mark(names.number_of(name)))
         return Device(self, name)
 
     def load(self, name: str, table: Table, *, readonly: bool = False) -> None:

@@ -12,7 +12,6 @@ from dmcopy.block import sysfs
 from dmcopy.errors import UsageError
 from dmcopy.mapper.base import check_name
 
-DISK_MARK = "disk "
 _ODD = re.compile(rb"[^0-9A-Za-z#+\-.:=@_]")
 _CODED = re.compile(rb"\\x([0-9a-fA-F]{2})")
 
@@ -85,15 +84,3 @@ def number_of(name: str, roots: sysfs.Roots = sysfs.LIVE) -> tuple[int, int] | N
         if sysfs.read(f"{sysfs.directory(node, roots)}/dm/name") == mangle(name):
             return sysfs.devno(node, roots)
     return None
-
-
-def disk_mark(number: tuple[int, int] | None, roots: sysfs.Roots = sysfs.LIVE) -> str:
-    """Return what tells the disk of this number from all others of this boot; "" if nothing does.
-
-    The kernel counts disks (diskseq in sysfs, 5.15 and later). A mapped device becomes one when it
-    gets its first table.
-    """
-    if number is None:
-        return ""
-    found = sysfs.read(f"{roots.sys}/dev/block/{number[0]}:{number[1]}/diskseq")
-    return f"{DISK_MARK}{found}" if found else ""

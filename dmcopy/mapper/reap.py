@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 from dmcopy.block import backing, mounts, sysfs
 from dmcopy.block.loop import LoopDevice, detach
+from dmcopy.block.sysfs import DISK_MARK, disk_mark
 from dmcopy.errors import DmcopyError
 from dmcopy.ledger import Entry, Ledger, alive
 from dmcopy.mapper.base import DeviceInfo, Mapper
 from dmcopy.mapper.cookies import left_behind
-from dmcopy.mapper.names import DISK_MARK, disk_mark
 from dmcopy.mapper.noted import run_tool
 from dmcopy.mapper.tree import top_down, with_deps
 
@@ -143,9 +143,11 @@ class Reaper:
         if not entry.name:
             return self._unnamed_loop(entry)
         name = os.path.basename(entry.name)
-        if not sysfs.is_made_of(name, entry.uuid):
+        mark = backing.mark(name)
+        # One that is to stay is noted with the path of its file.
+        if not mark or (mark != entry.uuid and not backing.is_made_of(name, entry.uuid)):
             return False
-        detach(LoopDevice(entry.name, entry.uuid))
+        detach(LoopDevice(entry.name, entry.uuid, mark))
         return True
 
     def _unnamed_loop(self, entry: Entry) -> bool:

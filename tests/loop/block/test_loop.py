@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dmcopy.block import BlockDevice, sysfs
+from dmcopy.block import BlockDevice, backing, sysfs
 from dmcopy.block import loop as loop_module
 from dmcopy.block.loop import loop_device
 from dmcopy.errors import BusyError, UsageError
@@ -85,7 +87,7 @@ def test_it_is_in_the_ledger_for_as_long_as_it_is_there(loops: Any) -> None:
     ledger = Ledger(loops.folder / "ledger")
     with loop_device(probe.backing, ledger=ledger) as device:
         (entry,) = ledger.entries()
-        assert (entry.kind, entry.name, entry.uuid) == ("loop", device.path, device.backing)
+        assert (entry.kind, entry.name, entry.uuid) == ("loop", device.path, device.mark)
     assert ledger.entries() == []
     with (
         pytest.raises(Exception, match="Invalid argument"),
@@ -110,3 +112,72 @@ def test_one_whose_process_was_killed_is_reaped(loops: Any) -> None:
     assert [(entry.kind, entry.name) for entry in result.removed] == [("loop", path)]
     assert sysfs.backing_file(os.path.basename(path)) != probe.backing
     assert ledger.entries() == []
+
+
+def renamed(file: Path, folder: Path) -> None:
+    file.rename(folder / "another")
+
+
+def deleted(file: Path, folder: Path) -> None:
+    del folder
+    file.unlink()
+
+
+def replaced(file: Path, folder: Path) -> None:
+    """Its name is another file's, and it has another name."""
+    (folder / "link").hardlink_to(file)
+    file.unlink()
+    file.write_bytes(bytes(8192))
+
+
+@pytest.mark.parametrize("happens", [renamed, deleted, replaced])
+@pytest.mark.parametrize("name", ["file", "blank ", "a (deleted)"])
+def test_it_is_given_back_whatever_has_become_of_its_file(
+    loops: Any, name: str, happens: Callable[[Path, Path], None]
+) -> None:
+    file = loops.folder / name
+    ledger = Ledger(loops.folder / "ledger")
+    file.write_bytes(bytes(4096))
+    with loop_device(file, ledger=ledger) as device:
+        happens(file, loops.folder)
+    assert backing.mark(device.name) != device.mark
+    assert ledger.entries() == []
+
+
+@pytest.mark.parametrize("happens", [renamed, deleted, replaced])
+def test_it_is_reaped_whatever_has_become_of_its_file(
+    loops: Any, happens: Callable[[Path, Path], None]
+) -> None:
+    file = loops.folder / "file"
+    ledger = Ledger(loops.folder / "ledger")
+    file.write_bytes(bytes(4096))
+    device = loop_module.attach(file, ledger=ledger)
+    happens(file, loops.folder)
+    result = Reaper(KernelMapper(), ledger, wanted=lambda _: True).run()
+    assert [entry.name for entry in result.removed] == [device.path]
+    assert backing.mark(device.name) != device.mark
+
+
+def test_the_next_one_of_its_node_is_left_alone(loops: Any) -> None:
+    """Even one that is made of the same file."""
+    (other,) = loops(8)
+    ledger = Ledger(loops.folder / "ledger")
+    gone = replace(other, mark="disk 0", ledger=ledger, entry=ledger.add("loop", other.path))
+    ledger.identify(gone.entry, gone.mark)
+    result = Reaper(KernelMapper(), ledger, wanted=lambda _: True).run()
+    assert [entry.name for entry in result.vanished] == [other.path]
+    loop_module.detach(gone)
+    assert backing.mark(other.name) == other.mark
+
+
+def test_one_that_is_to_stay_is_known_by_its_file(loops: Any) -> None:
+    """That name may be another file's by now: then it is left."""
+    ledger = Ledger(loops.folder / "ledger")
+    (stays,) = loops(8)
+    file = Path(stays.backing)
+    ledger.add("loop", stays.path, uuid=str(file), keep=True)
+    reaper = Reaper(KernelMapper(), ledger, wanted=lambda _: True)
+    file.rename(loops.folder / "another")
+    file.write_bytes(bytes(4096))
+    assert [entry.name for entry in reaper.run().vanished] == [stays.path]
+    assert backing.mark(stays.name) == stays.mark

@@ -62,7 +62,7 @@ def test_without_a_uuid_the_ledger_has_the_disk(
 ) -> None:
     number = (254, 1)
     monkeypatch.setattr("dmcopy.mapper.names.number_of", {"one": number}.get)
-    monkeypatch.setattr("dmcopy.mapper.names.disk_mark", {number: "disk 8", None: ""}.get)
+    monkeypatch.setattr("dmcopy.mapper.kernel.disk_mark", {number: "disk 8", None: ""}.get)
     monkeypatch.setattr("dmcopy.mapper.reap.disk_mark", {number: "disk 8"}.get)
     fake.answer(ok("create"), info("new||254|1|0|1|0|Live|Active|Writeable"), {"words": []})
     mapper.uuid_prefix = ""

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmcopy import ledger as ledgers
-from dmcopy.block.sysfs import Roots
+from dmcopy.block.sysfs import Roots, disk_mark
 from dmcopy.errors import UsageError
 from dmcopy.ledger import Ledger, NoLedger, alive, identity
 from dmcopy.mapper import names
@@ -84,8 +84,8 @@ def test_a_device_is_known_by_its_disk(tmp_path: Path) -> None:
     (tmp_path / "dev/mapper" / r"a\x20b").symlink_to("../dm-0")
     assert names.number_of("a b", roots) == (254, 1)
     assert names.number_of("nobody", roots) is None
-    assert names.disk_mark((254, 1), roots) == "disk 8"
-    assert names.disk_mark((254, 2), roots) == names.disk_mark(None, roots) == ""
+    assert disk_mark((254, 1), roots) == "disk 8"
+    assert disk_mark((254, 2), roots) == disk_mark(None, roots) == ""
 
 
 def _proc(root: Path, pid: str, name: str, ipc: str) -> None:
