@@ -6,9 +6,15 @@ To make the types of all of them takes longer than many a command does.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
+
+from dmcopy import plugins
+from dmcopy.errors import UsageError
+
+_NAME: Final = re.compile(r"[!-~]{1,15}")  # DM_MAX_TYPE_NAME in include/uapi/linux/dm-ioctl.h
 
 
 class _Named(Protocol):
@@ -23,6 +29,7 @@ class Registry(Mapping[str, type[_T]]):
     """Types by the name of their target. `modules` of `package`: the names that each has types for.
 
     Looking one up imports its module, which adds it; naming and counting them imports nothing.
+    Only `find` also asks installed packages.
     """
 
     def __init__(self, package: str, **modules: str) -> None:
@@ -30,10 +37,33 @@ class Registry(Mapping[str, type[_T]]):
         self._types: dict[str, type[_T]] = {}
 
     def register(self, cls: _Class) -> _Class:
-        """Make `cls` the type of the target that it is named after."""
-        self._modules[cls.name] = cls.__module__
-        self._types[cls.name] = cls  # type: ignore[assignment]
+        """Make `cls` the type of the target that it is named after.
+
+        Raises UsageError for a name that cannot be, or that another module's type has.
+        """
+        name = getattr(cls, "name", None)
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise UsageError(
+                f"{cls.__qualname__}.name is {name!r}: it must be 1 to 15 visible characters"
+            )
+        before = self._types.get(name, cls)
+        place = self._modules.setdefault(name, cls.__module__)
+        if (place, before.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UsageError(
+                f"{cls.__qualname__} cannot be target '{name}', which {place} has: "
+                f"give it another name"
+            )
+        self._types[name] = cls  # type: ignore[assignment]
         return cls
+
+    def find(self, name: str) -> type[_T] | None:
+        """Return the type of a target, be it one that another package offers; None if none does.
+
+        Raises what importing that package's module raises, see `plugins`.
+        """
+        if name not in self._modules:
+            plugins.load_entry_point(name)
+        return self.get(name)
 
     def __getitem__(self, name: str) -> type[_T]:
         if name not in self._types:

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable
 from typing import Final
 
+from dmcopy import plugins
 from dmcopy.cli import dm_changes, dm_facts, dm_run
 from dmcopy.cli.dm_verbs import VerbParser, changing
 from dmcopy.cli.dm_words import add_the_rest
@@ -59,6 +60,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _configure_reap(verbs)
     _configure_stats(verbs)
     dm_facts.configure(verbs)
+    for verb in set(verbs.choices.values()):
+        verb.add_argument(
+            "--plugin", action="append", metavar="MODULE", help="import targets of your own"
+        )
     for name in DMSETUPS:
         add_the_rest(verbs.choices[name])
     # What follows is without a help of its own: not in the list of verbs.
@@ -81,6 +86,8 @@ def _other(
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
+    for module in getattr(args, "plugin", None) or ():
+        plugins.load(module)
     args.mapper = _mapper(args)
     code: int | None = args.verb(args)
     return code or ExitCode.OK

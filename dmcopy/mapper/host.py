@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from dmcopy.block import BlockDevice
 from dmcopy.block.processes import identity_at
-from dmcopy.errors import DeviceError
+from dmcopy.errors import DeviceError, DmcopyError
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.mapper.mapped import ActiveTable, MappedDevice, Underlying
@@ -95,15 +96,16 @@ class Engine:
         host = TableHost(self, slot, active)
         try:
             for line in table:
-                if line.target_name not in TARGETS:
+                cls = TARGETS.find(line.target_name)
+                if cls is None:
                     near = did_you_mean(line.target_name, TARGETS)
                     hint = f"the userspace engine has no target '{line.target_name}'{near}"
                     raise DeviceError(slot.name, "load a table", errno.EINVAL, hint)
-                active.targets.append(TARGETS[line.target_name](line, host))
-            host.check_areas()
-        except TargetError as error:
-            active.destroy()
-            raise DeviceError(slot.name, "load a table", error.errno, error.reason) from error
+                with refused(slot.name, "load a table", line.target_name):
+                    active.targets.append(cls(line, host))
+                    active.targets[-1].check_discards()
+            with refused(slot.name, "load a table"):
+                host.check_areas()
         except BaseException:
             active.destroy()
             raise
@@ -253,6 +255,23 @@ class TableHost:
                     f"start={start}, len={count} not aligned to the blocks of {device.path}, "
                     f"{device.logical_block_size} bytes"
                 )
+
+
+@contextlib.contextmanager
+def refused(name: str, action: str, target: str = "") -> Iterator[None]:
+    """Make a DeviceError of device `name` of what `target` refuses or fails at in `action`.
+
+    A target of a user's own may raise anything.
+    """
+    try:
+        yield
+    except TargetError as error:
+        raise DeviceError(name, action, error.errno, error.reason) from error
+    except DmcopyError:
+        raise
+    except Exception as error:
+        hint = f"target '{target}' raised {type(error).__name__}: {error}"
+        raise DeviceError(name, action, errno.EINVAL, hint) from error
 
 
 def label(device: Device, word: str) -> str:

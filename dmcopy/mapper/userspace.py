@@ -18,11 +18,11 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.mapper import names
 from dmcopy.mapper.base import DeviceInfo, Mapper, Version, check_name, note_failure
 from dmcopy.mapper.device import Device
-from dmcopy.mapper.host import Engine, OpenDevice, Slot, label
+from dmcopy.mapper.host import Engine, OpenDevice, Slot, label, refused
 from dmcopy.mapper.mapped import ActiveTable, MappedDevice
 from dmcopy.status import StatusLine, parse_status
 from dmcopy.table import Table, TableLine
-from dmcopy.targets import TARGETS, TargetError
+from dmcopy.targets import TARGETS
 from dmcopy.targets.base import Target
 
 TIMEOUT_SECONDS = 30.0
@@ -259,12 +259,12 @@ class UserMapper(Mapper):
         del flush
         slot = self._slot(name, "read its status")
         targets = slot.mapped.table.targets if slot.mapped.table else []
-        return tuple(
-            StatusLine(
-                target.begin, target.length, target.name, parse_status(target.name, target.status())
-            )
-            for target in targets
-        )
+        found = []
+        for target in targets:
+            with refused(name, "read its status", target.name):
+                status = parse_status(target.name, target.status())
+            found.append(StatusLine(target.begin, target.length, target.name, status))
+        return tuple(found)
 
     def message(self, name: str, *words: str, sector: int = 0) -> str:
         """Send a message; see `Mapper.message`."""
@@ -275,10 +275,9 @@ class UserMapper(Mapper):
         if table is None or not 0 <= sector < table.sectors:
             hint = f"no target at sector {sector}"
             raise DeviceError(name, "send it a message", errno.EINVAL, hint)
-        try:
-            return table.find(sector).message(words)
-        except TargetError as error:
-            raise DeviceError(name, "send it a message", error.errno, error.reason) from error
+        target = table.find(sector)
+        with refused(name, "send it a message", target.name):
+            return target.message(words)
 
     def wait(self, name: str, event: int, *, timeout: float) -> int:
         """Wait for an event; see `Mapper.wait`."""
@@ -338,14 +337,13 @@ class UserMapper(Mapper):
         """Resume the targets of the active table, then let the bios go."""
         mapped = slot.mapped
         assert mapped.table is not None
-        try:
-            for target in mapped.table.targets:
+        for target in mapped.table.targets:
+            with refused(mapped.name, "resume it", target.name):
                 target.preresume()
-        except TargetError as error:
-            raise DeviceError(mapped.name, "resume it", error.errno, error.reason) from error
         with contextlib.ExitStack() as undo:
             for target in mapped.table.targets:
-                target.resume()
+                with refused(mapped.name, "resume it", target.name):
+                    target.resume()
                 undo.callback(target.postsuspend)
                 undo.callback(target.presuspend)
             undo.pop_all()
@@ -371,4 +369,5 @@ class UserMapper(Mapper):
 
 def _label(table: ActiveTable, word: str) -> str:
     """Return the name that a device has now which a line of `table` calls `word`."""
-    return label(table.opened[word], word)
+    device = table.opened.get(word)
+    return word if device is None else label(device, word)

@@ -4,17 +4,18 @@ r"""Tables of mapped devices as typed values: text in, text out, and the kernel'
     table.lines[0].target        # Snapshot(origin="/dev/a", cow="/dev/b", store="P", chunk_size=8)
     str(table)                   # the same text
 
-Every target of kernels 6.1 and 6.12 has a type here; any other is `Raw`. Devices are strings, a
+Every target of kernels 6.1 and 6.12 has a type here, and so have targets of your own; any other is
+`Raw`. Devices are strings, a
 path or major:minor. All lengths and offsets are in sectors of 512 bytes unless a name says bytes.
 """
 
 from typing import TYPE_CHECKING
 
 from dmcopy.lazy import attributes
-from dmcopy.table.record import Ratio
+from dmcopy.table.record import Ratio, device_field, group_field, number_field, word_field
 from dmcopy.table.table import Table, TableLine
-from dmcopy.table.target import TARGETS, Leg, Raw, Target
-from dmcopy.table.words import TableError
+from dmcopy.table.target import TARGETS, Leg, Line, Raw, Target
+from dmcopy.table.words import TableError, Words
 
 if TYPE_CHECKING:
     from dmcopy.table.concise import ConciseDevice, format_concise, parse_concise, read_concise
@@ -59,6 +60,7 @@ __all__ = [
     "Flakey",
     "Integrity",
     "Leg",
+    "Line",
     "Linear",
     "LogWrites",
     "Mirror",
@@ -84,11 +86,16 @@ __all__ = [
     "Unstriped",
     "Vdo",
     "Verity",
+    "Words",
     "Writecache",
     "Zero",
     "Zoned",
     "ZonedDevice",
+    "device_field",
     "format_concise",
+    "group_field",
+    "number_field",
     "parse_concise",
     "read_concise",
+    "word_field",
 ]

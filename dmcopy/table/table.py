@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from dmcopy.errors import UsageError
+from dmcopy.errors import DmcopyError, UsageError
 from dmcopy.table.target import Raw, Target, parse_target
 from dmcopy.table.words import TableError, Words, quote, split_lines
 
@@ -137,7 +137,7 @@ def _read_line(number: int, words: list[str], lenient: bool) -> TableLine:
     rest = list(cursor.take(len(cursor), "words"))
     try:
         target = parse_target(name, rest)
-    except TableError:
+    except DmcopyError:  # the form is not known, or the package that offers the target is broken
         if not lenient:
             raise
         target = Raw(name, tuple(rest))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, dataclass_transform
 
 from dmcopy.lazy import Registry
 from dmcopy.suggest import did_you_mean
@@ -61,6 +61,23 @@ class Target(Record):
         return TableError(self.name, word, value, rule)
 
 
+@dataclass_transform(frozen_default=True)
+class Line(Target):
+    """The words of a target of your own, one field for each; see the guide to targets.
+
+    A subclass is a frozen dataclass without being marked as one. Rules that involve several words,
+    or the length of the line, are for `check`, which calls this one's first.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        dataclass(frozen=True)(cls)
+
+    def describe(self) -> str:
+        """Say in words what the line does."""
+        return f"is handled by target '{self.name}' of module {type(self).__module__}"
+
+
 @dataclass(frozen=True, slots=True)
 class Raw(Target):
     """A target that this version does not know: its name and its words, as they are."""
@@ -116,8 +133,8 @@ def check_legs(target: Target, legs: tuple[Leg, ...]) -> None:
 
 
 def target_class(name: str) -> type[Target]:
-    """Return the type of target `name`; Raw for an unknown one."""
-    return TARGETS.get(name, Raw)
+    """Return the type of target `name`; Raw for an unknown one. Raises as `Registry.find` does."""
+    return TARGETS.find(name) or Raw
 
 
 def parse_target(name: str, words: list[str]) -> Target:

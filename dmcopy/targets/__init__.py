@@ -1,5 +1,29 @@
-"""Userspace targets: the kernel's, by their kernel names, on dmcopy's own engine."""
+"""Userspace targets: the kernel's, by their kernel names, on dmcopy's own engine, and yours."""
 
-from dmcopy.targets.base import TARGETS, Bio, Host, Map, Target, TargetError
+from dmcopy.targets.base import (
+    DONE,
+    KILL,
+    REMAPPED,
+    SUBMITTED,
+    TARGETS,
+    Bio,
+    Host,
+    Map,
+    Target,
+    TargetError,
+    register,
+)
 
-__all__ = ["TARGETS", "Bio", "Host", "Map", "Target", "TargetError"]
+__all__ = [
+    "DONE",
+    "KILL",
+    "REMAPPED",
+    "SUBMITTED",
+    "TARGETS",
+    "Bio",
+    "Host",
+    "Map",
+    "Target",
+    "TargetError",
+    "register",
+]

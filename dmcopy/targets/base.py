@@ -17,7 +17,9 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.io.request import Extent, Io
 from dmcopy.lazy import Registry
-from dmcopy.table import TableLine
+from dmcopy.status import STATUSES
+from dmcopy.table import TARGETS as TABLE_TARGETS
+from dmcopy.table import Line, TableLine
 from dmcopy.table import Target as TableTarget
 from dmcopy.units import SECTOR_SHIFT
 
@@ -40,6 +42,7 @@ REQUEUE = -1
 """The `error` of a bio that its device must take back: only while suspending without flush."""
 
 _T = TypeVar("_T")
+_Class = TypeVar("_Class", bound="type[Target]")
 
 
 class Map(enum.Enum):
@@ -173,11 +176,14 @@ class Target:
         max_discard: the same for discards, which are not cut at max_io_len.
         flush_bios, discard_bios: how many copies of a flush or discard `map` wants; 0 flush_bios
             drop flushes, 0 discard_bios refuse discards.
+        maps_ranges: whether `map` takes discards that are not cut as writes are. Without it, a
+            target with discards whose writes are cut must have a `max_discard` that divides where.
         wants_end_io: whether `end_io` is to be called.
     """
 
     name: ClassVar[str]
-    version: ClassVar[tuple[int, int, int]]
+    version: ClassVar[tuple[int, int, int]] = (1, 0, 0)
+    maps_ranges: ClassVar[bool] = False
     flush_bios: int = 0
     discard_bios: int = 0
     max_io_len: int = 0
@@ -190,6 +196,19 @@ class Target:
         self.begin = line.start
         self.length = line.length
         self.value: Any = line.target
+
+    def check_discards(self) -> None:
+        """Raise TargetError if a discard could reach `map` that is longer than its writes are.
+
+        A `map` that moves a bio by where it begins would then discard what is another chunk's.
+        """
+        cuts = [length for length in (self.max_io_len, self.max_write_len) if length]
+        are_cut = self.max_discard and not any(length % self.max_discard for length in cuts)
+        if self.discard_bios and not self.maps_ranges and cuts and not are_cut:
+            raise TargetError(
+                f"target '{self.name}' has its writes cut at {min(cuts)} sectors and its discards "
+                f"not: set max_discard, or maps_ranges if map() takes a discard of any length"
+            )
 
     def map(self, bio: Bio) -> Map:
         """Say where `bio` goes. Its sector counts from the start of the mapped device."""
@@ -235,4 +254,33 @@ class Target:
         """The table goes away; the device is suspended, or never ran. May wait for I/O."""
 
 
-register = TARGETS.register
+def register(cls: _Class) -> _Class:
+    """Make `cls` the userspace target that its `name` says.
+
+    Where the name is new to tables, so are its words: a class `Words` in it, a `dmcopy.table.Line`
+    with a field for each. Without one they are those of the target that it derives from, or none.
+    In the same way a class `Status` in it is the type of its status line. Raises UsageError for a
+    name that is taken.
+    """
+    TARGETS.register(cls)
+    own = vars(cls)
+    if "Words" in own or cls.name not in TABLE_TARGETS:
+        words = own.get("Words") or _inherited(cls, TABLE_TARGETS, Line)
+        TABLE_TARGETS.register(_named(cls, words))
+    if "Status" in own or cls.name not in STATUSES:
+        status = own.get("Status") or _inherited(cls, STATUSES)
+        if status is not None:
+            STATUSES.register(_named(cls, status))
+    return cls
+
+
+def _inherited(target: type[Target], registry: Registry[Any], default: Any = None) -> Any:
+    """Return a new type like that of the target which `target` derives from."""
+    names = (str(vars(base).get("name")) for base in target.__mro__[1:])
+    base = next((registry[name] for name in names if name in registry), default)
+    return base and type(target.__name__, (base,), {"__slots__": ()})
+
+
+def _named(target: type[Target], cls: Any) -> Any:
+    cls.name, cls.__module__ = target.name, target.__module__
+    return cls

@@ -25,6 +25,7 @@ class Dust(Target):
     version: ClassVar = (1, 0, 0)
     flush_bios = 1
     discard_bios = 1
+    maps_ranges = True
 
     def __init__(self, line: TableLine, host: Host) -> None:
         super().__init__(line, host)

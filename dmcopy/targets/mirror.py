@@ -49,6 +49,7 @@ class Mirror(Target):
     version: ClassVar = (1, 14, 0)
     flush_bios = 1
     discard_bios = 1
+    maps_ranges = True
     wants_end_io = True
 
     def __init__(self, line: TableLine, host: Host) -> None:

@@ -24,6 +24,7 @@ class Striped(Target):
 
     name: ClassVar[str] = "striped"
     version: ClassVar = (1, 6, 0)
+    maps_ranges = True
     wants_end_io = True
 
     def __init__(self, line: TableLine, host: Host) -> None:
