@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import signal
 
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "dmcopy", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # no verdict hangs on how fast the machine is
+settings.load_profile("dmcopy")
+
 
 def pytest_configure() -> None:
     """Take SIGINT as in the foreground, and hand that down to the commands that tests start.

@@ -2,7 +2,9 @@
 
 Each change is made in a copy of the tree, and the tests of the module run there with -x, as with
 --quick, until one fails or the time is up; both count as caught. Without --tests they are those
-that mirror the module: the file of its name, else the folder of its package.
+that mirror the module: the file of its name, else the folder of its package. They run once
+without a change, to see which of them run which lines; after that a change is shown only to those
+that run its line, the quickest first (to all, when none is seen to: another process may run it).
 """
 
 from __future__ import annotations
@@ -18,19 +20,19 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.mutate.running import Chosen, Record, Recorder, choose, load
 from tests.mutate.sites import Site, find_sites
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", ".*_cache")
 ARGUMENTS = ("-x", "-q", "-p", "no:cacheprovider", "-W", "ignore:Module already imported")
-NICE = 10
+NICE = 5
 PATIENCE = 3.0
 """How many times as long as without a change the tests may run; and so many seconds more:"""
 GRACE_SECONDS = 20.0
@@ -48,68 +50,106 @@ def main(argv: Sequence[str] | None = None) -> int:
         tree = Path(folder) / "tree"
         shutil.copytree(args.root, tree, ignore=LEFT_OUT, symlinks=True)
         (tree / ".venv").symlink_to(ROOT / ".venv")
+        by_tests: dict[tuple[str, ...], list[Path]] = {}
         for module in args.modules:
             tests = args.tests or mirrored(tree, module)
             if not tests:
                 print(f"{module}: no tests mirror it: name some with --tests", file=sys.stderr)
                 return 1
-            mutation = Mutation(tree, module, tests)
-            if not mutation.holds():
-                print(mutation.said(), file=sys.stderr)
-                print(f"{module}: its tests fail without any change", file=sys.stderr)
+            by_tests.setdefault(tuple(tests), []).append(module)
+        for tests, modules in by_tests.items():
+            trial = Trial(tree)
+            if not trial.holds(tests, modules):
+                print(trial.said(), file=sys.stderr)
+                names = ", ".join(map(str, modules))
+                print(f"{names}: its tests fail without any change", file=sys.stderr)
                 return 1
-            sites = mutation.choose(args.sample, args.seed, args.line)
-            survivors = list(mutation.survivors(sites))
-            caught += len(sites) - len(survivors)
-            total += len(sites)
-            _print_figure(str(module), len(sites) - len(survivors), len(sites))
+            for module in modules:
+                mutation = Mutation(tree, module, trial)
+                sites = mutation.choose(args.sample, args.seed, args.line)
+                survivors = list(mutation.survivors(sites))
+                caught += len(sites) - len(survivors)
+                total += len(sites)
+                _print_figure(str(module), len(sites) - len(survivors), len(sites))
     if len(args.modules) > 1:
         _print_figure("all", caught, total)
     return 0
 
 
 def mirrored(tree: Path, module: Path) -> list[str]:
-    """Return the tests that mirror a module, those first that are called after it.
-
-    Only tests that need neither root nor a guest.
-    """
+    """Return the tests that mirror a module, only such as need neither root nor a guest."""
     found: list[str] = []
     for kind in ("unit", "simulated"):
         folder = tree / "tests" / kind / Path(*module.parts[1:-1])
         files = sorted(folder.rglob("test_*.py")) if folder.is_dir() else []
         if len(module.parts) == 2:
             files = [path for path in files if path.parent == folder and module.stem in path.stem]
-        files.sort(key=lambda path: module.stem not in path.stem)
         found += [str(path.relative_to(tree)) for path in files]
     return found
 
 
-class Mutation:
-    """The changes of one module in a copy of the tree, and what its tests say of each."""
+class Trial:
+    """Runs tests in a copy of the tree, each time in a process of its own."""
 
-    def __init__(self, tree: Path, module: Path, tests: Sequence[str]) -> None:
-        self._tree = tree
-        self._module = module
-        self._tests = list(tests)
-        self._source = (tree / module).read_text()
-        self._parsed = ast.parse(self._source)
-        self._limit = float("inf")
+    def __init__(self, tree: Path) -> None:
+        self.tree = tree
+        self._records: list[Record] = []
         self._output = tree.parent / "output"
+        self._own = {path.name for path in tree.iterdir()}
 
-    def holds(self) -> bool:
-        """Whether the tests pass without a change; how long that takes sets the time limit."""
-        began = time.monotonic()
-        passed = self._passes(self._source)
-        self._limit = (time.monotonic() - began) * PATIENCE + GRACE_SECONDS
-        # It would be taken for a changed module of the same second and length.
-        Path(importlib.util.cache_from_source(str(self._tree / self._module))).unlink(
-            missing_ok=True
-        )
-        return passed
+    def holds(self, tests: Sequence[str], modules: Sequence[Path]) -> bool:
+        """Whether the tests pass without a change; and record what they run of the modules."""
+        recorded = self.tree.parent / "recorded"
+        recorder = Recorder([self.tree / module for module in modules], recorded)
+        if not self._passes(tests, recorder, limit=None, cache=True):
+            return False
+        self._records, used = load(recorded)
+        for name in used:  # so that not each change pays for it; what is of the tree is read anew
+            if name.partition(".")[0] not in ("__main__", "conftest", "tests", *self._own):
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
+        return True
+
+    def notices(self, module: Path, line: int) -> bool:
+        """Whether a test fails, or takes far too long, now that a line of a module is changed."""
+        for records in choose(self._records, self.tree / module, line):
+            files = sorted({record.test.partition("::")[0] for record in records})
+            chosen = Chosen([record.test for record in records])
+            limit = sum(record.seconds for record in records) * PATIENCE + GRACE_SECONDS
+            if not self._passes(files, chosen, limit=limit, cache=False):
+                return True
+        return False
 
     def said(self) -> str:
         """Return the end of what the last run of the tests printed."""
         return "\n".join(self._output.read_text(errors="replace").splitlines()[-30:])
+
+    def _passes(
+        self, tests: Sequence[str], plugin: object, *, limit: float | None, cache: bool
+    ) -> bool:
+        child = os.fork()
+        if not child:
+            _run_tests(self.tree, tests, plugin, self._output, cache=cache)
+        handle = os.pidfd_open(child)
+        try:
+            ended, _, _ = select.select([handle], [], [], limit)
+        finally:
+            os.close(handle)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)  # and what the tests have left
+            _, status = os.waitpid(child, 0)
+        return bool(ended) and os.waitstatus_to_exitcode(status) == pytest.ExitCode.OK
+
+
+class Mutation:
+    """The changes of one module in a copy of the tree, and which of them its tests notice."""
+
+    def __init__(self, tree: Path, module: Path, trial: Trial) -> None:
+        self._trial = trial
+        self._module = module
+        self._file = tree / module
+        self._source = self._file.read_text()
+        self._parsed = ast.parse(self._source)
 
     def choose(self, sample: int | None, seed: int, lines: Sequence[int]) -> list[Site]:
         """Return the changes to make: all, those of some lines, or a sample by its seed."""
@@ -121,31 +161,20 @@ class Mutation:
 
     def survivors(self, sites: Sequence[Site]) -> Iterator[Site]:
         """Print and yield the changes that no test notices; then the module is as it was."""
+        # Of the same second and length, it would be taken for the changed module.
+        cached = Path(importlib.util.cache_from_source(str(self._file)))
+        cached.unlink(missing_ok=True)
         for site in sites:
-            if self._passes(site.apply(self._parsed)):
+            self._file.write_text(site.apply(self._parsed))
+            if not self._trial.notices(self._module, site.line):
                 print(f"{self._module}:{site.line}: survives: {site}", flush=True)
                 yield site
-        (self._tree / self._module).write_text(self._source)
-
-    def _passes(self, source: str) -> bool:
-        """Whether the tests pass, and in time, with this source of the module."""
-        (self._tree / self._module).write_text(source)
-        child = os.fork()
-        if not child:
-            _run_tests(self._tree, self._tests, self._output, cache=source == self._source)
-        handle = os.pidfd_open(child)
-        try:
-            limit = None if self._limit == float("inf") else self._limit
-            ended, _, _ = select.select([handle], [], [], limit)
-        finally:
-            os.close(handle)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child, signal.SIGKILL)  # and what the tests have left
-            _, status = os.waitpid(child, 0)
-        return bool(ended) and os.waitstatus_to_exitcode(status) == pytest.ExitCode.OK
+        self._file.write_text(self._source)
 
 
-def _run_tests(tree: Path, tests: Sequence[str], output: Path, *, cache: bool) -> None:
+def _run_tests(
+    tree: Path, tests: Sequence[str], plugin: object, output: Path, *, cache: bool
+) -> None:
     """Be a process of its own that runs the tests in the tree; never returns."""
     code = 3
     try:
@@ -160,7 +189,7 @@ def _run_tests(tree: Path, tests: Sequence[str], output: Path, *, cache: bool) -
         sys.path.insert(0, str(tree))
         for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
             del sys.modules[name]
-        code = int(pytest.main([*ARGUMENTS, *tests]))
+        code = int(pytest.main([*ARGUMENTS, *tests], plugins=[plugin]))
     except BaseException:
         traceback.print_exc()
     finally:

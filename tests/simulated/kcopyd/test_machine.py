@@ -126,4 +126,4 @@ class ClientMachine(RuleBasedStateMachine):
 
 
 TestClientMachine = ClientMachine.TestCase
-TestClientMachine.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestClientMachine.settings = settings(max_examples=150, stateful_step_count=30)

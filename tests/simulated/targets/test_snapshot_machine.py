@@ -143,4 +143,4 @@ class Snapshots(RuleBasedStateMachine):
 
 
 TestSnapshots = Snapshots.TestCase
-TestSnapshots.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSnapshots.settings = settings(max_examples=60, stateful_step_count=40)

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable
 
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dmcopy.cow.check import check
@@ -87,7 +87,7 @@ def outcome(action: Callable[[], object]) -> str:
     return str(caught or "")
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES)
 @given(st.integers(0, 50), _DAMAGES)
 @example(10, [("set", (12, 4), 1 << 31)])  # a chunk size that would be a terabyte
 @example(10, [("set", (12, 4), 1 << 21)])  # the largest, on a disk that is smaller than a chunk
@@ -131,7 +131,6 @@ def draw(store: Store, origin_sectors: int | None) -> None:
     to_svg(density)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=2048))
 def test_anything(data: bytes) -> None:
     disk = MemoryDisk(data)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmcopy import ledger as ledgers
@@ -269,7 +269,6 @@ def test_faults_cut_ranges_out_and_restore_puts_them_back() -> None:
     assert faulty.table == HEALTHY
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(
         st.tuples(

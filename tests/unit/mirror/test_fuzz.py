@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dmcopy.cli.mirror_map import draw
@@ -61,7 +61,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "log"
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES)
 @given(dirty=st.sets(st.integers(0, REGIONS - 1)), damages=_DAMAGES)
 @example(dirty=set(), damages=[("set", (8, 8), 0)])  # for no region at all
 @example(dirty=set(), damages=[("set", (8, 8), (1 << 32) - 1)])  # half a GiB of bits, not there

@@ -6,7 +6,7 @@ import struct
 from array import array
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmcopy.errors import MetadataError
@@ -38,7 +38,6 @@ def test_a_brand_new_store_has_no_header() -> None:
     assert Header.parse(b"\0\0\0\0" + b"\xff" * 4092) is None  # only the magic counts
 
 
-@settings(deadline=None)
 @given(st.booleans(), _SIZES)
 def test_the_header_comes_back(valid: bool, chunk_size: int) -> None:
     header = Header(valid, 1, chunk_size)
@@ -85,7 +84,6 @@ def test_where_areas_are(chunk_size: int, per_area: int, areas: list[int]) -> No
     assert [chunk for chunk in range(1100) if layout.is_metadata(chunk)][:4] == [0, *areas]
 
 
-@settings(deadline=None)
 @given(_SIZES, st.integers(0, 5000))
 def test_data_chunks_are_what_is_not_metadata(chunk_size: int, chunk: int) -> None:
     layout = Layout(chunk_size)
@@ -96,7 +94,6 @@ def test_data_chunks_are_what_is_not_metadata(chunk_size: int, chunk: int) -> No
     assert layout.after(0) == Layout.first_data == 2
 
 
-@settings(deadline=None)
 @given(_SIZES, st.integers(0, 5000))
 def test_areas_on_a_device(chunk_size: int, cow_chunks: int) -> None:
     layout = Layout(chunk_size)
@@ -111,7 +108,6 @@ def test_an_area_that_a_kernel_wrote() -> None:
     assert list(zip(pairs[0::2], pairs[1::2], strict=True)) == written
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)), max_size=64))
 def test_an_area_ends_at_the_first_new_chunk_of_zero(entries: list[tuple[int, int]]) -> None:
     data = b"".join(struct.pack("<QQ", *entry) for entry in entries)

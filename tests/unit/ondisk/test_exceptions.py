@@ -8,7 +8,7 @@ import sys
 from array import array
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmcopy.ondisk.exceptions import RUN, ExceptionTable
@@ -33,7 +33,6 @@ def _flat(pairs: list[tuple[int, int]]) -> array[int]:
     return array("Q", [number for pair in pairs for number in pair])
 
 
-@settings(deadline=None)
 @given(_STEPS)
 def test_it_is_a_dict(steps: list[tuple[object, ...]]) -> None:
     table, model = ExceptionTable(), dict[int, int]()

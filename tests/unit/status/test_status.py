@@ -155,7 +155,7 @@ SOME = "Invalid Merge failed A AA 1 2 0/1 - core disk rw Fail zones 7:1"
 WORD = st.sampled_from(SOME.split())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from([*STATUSES, "other"]), st.lists(WORD, max_size=18))
 def test_any_status_text_comes_back_as_it_was(target: str, words: list[str]) -> None:
     text = " ".join(words)

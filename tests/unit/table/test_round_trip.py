@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmcopy.errors import UsageError
@@ -41,11 +41,6 @@ from dmcopy.table import (
 from dmcopy.table.devices import VDO_SKIPPED
 from dmcopy.table.record import MAX64, Kind, Record, Spec
 from dmcopy.table.words import join, split
-
-settings.register_profile(
-    "table", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("table")
 
 # A word is anything without a zero byte; what ends or cuts a word has to come back all the same.
 WORDS = st.text(
