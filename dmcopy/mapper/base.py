@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from dmcopy.errors import BusyError, DmcopyError, UsageError
 from dmcopy.mapper.device import Device
 from dmcopy.status import StatusLine
 from dmcopy.table import ConciseDevice, Table
+
+if TYPE_CHECKING:
+    from dmcopy.mapper.mapped_io import MappedIo
 
 PREFIX = "dmcopy-"
 QUICK_SECONDS = 2.0
@@ -64,6 +68,18 @@ class Mapper(abc.ABC):
 
     prefix: str = PREFIX
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            self.close()
+        else:
+            note_failure(error, self.close)
+
+    def close(self) -> None:  # noqa: B027 - most have nothing
+        """Give up what the engine itself has, such as open nodes; devices may outlive it."""
+
     @abc.abstractmethod
     def create(
         self,
@@ -79,6 +95,13 @@ class Mapper(abc.ABC):
 
         All or nothing: after an error there is no device of that name. `keep` says that it is meant
         to outlive this process; others are removed by `reap` once it has ended.
+        """
+
+    @abc.abstractmethod
+    def open(self, name: str) -> MappedIo:
+        """Open a device for I/O. Raises DeviceError (ENXIO where there is none).
+
+        The kernel's is opened through its node, past the page cache; close it before it is removed.
         """
 
     @abc.abstractmethod
@@ -158,6 +181,10 @@ class Mapper(abc.ABC):
     @abc.abstractmethod
     def targets(self) -> dict[str, Version]:
         """Return the targets that the engine has at the moment, and their versions."""
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, and the engine work."""
+        time.sleep(seconds)
 
     @abc.abstractmethod
     def path(self, name: str) -> str:

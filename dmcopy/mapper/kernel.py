@@ -8,7 +8,8 @@ import re
 import time
 import uuid as uuids
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
 
 from dmcopy.block import holders, sysfs
 from dmcopy.block.sysfs import disk_mark
@@ -38,6 +39,10 @@ from dmcopy.mapper.passing import missing_device, table_text
 from dmcopy.status import StatusLine, parse_lines
 from dmcopy.table import Table
 
+if TYPE_CHECKING:
+    from dmcopy.io.reactor import Reactor
+    from dmcopy.mapper.mapped_io import MappedIo
+
 UUID_PREFIX: Final = "DMCOPY-"
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 0.25
@@ -50,6 +55,10 @@ class KernelMapper(Mapper):
     is made, so that `reap` can remove it after a crash. `prefix` is for the names that `device`
     and `stack` make. `uuid_prefix` is for the UUIDs of devices that are given none; where it is
     empty they get none, and the ledger tells them from others by the number of their disk.
+
+    What `open` opens is used on one thread, that of `reactor`: by default one of the mapper's own,
+    which `close`, or the end of a `with` block, gives up. A reactor of the caller's must be made
+    with `stacked=True`.
     """
 
     def __init__(
@@ -59,12 +68,41 @@ class KernelMapper(Mapper):
         ledger: Ledger | None = None,
         prefix: str = PREFIX,
         timeout: float = 30.0,
+        reactor: Reactor | None = None,
     ) -> None:
         self.ledger = ledger or Ledger()
         self.dmsetup = dmsetup or Dmsetup(timeout=timeout, ledger=self.ledger)
         self.prefix = prefix
         self.uuid_prefix = UUID_PREFIX
         self.timeout = timeout
+        self._reactor = reactor
+        self._owns_reactor = reactor is None
+        self._nodes: WeakSet[MappedIo] = WeakSet()
+
+    @property
+    def reactor(self) -> Reactor:
+        """Where the I/O of open devices is done, made on the thread that first asks for it."""
+        if self._reactor is None:
+            from dmcopy.io.reactor import Reactor
+
+            self._reactor = Reactor(stacked=True)
+        return self._reactor
+
+    def close(self) -> None:
+        """Close the devices that were opened, and the reactor if it is the mapper's own."""
+        for node in list(self._nodes):
+            node.close()
+        if self._owns_reactor and self._reactor is not None:
+            self._reactor.close()
+            self._reactor = None
+
+    def open(self, name: str) -> MappedIo:
+        """Open a device through its node; see `Mapper.open`. Raises BusyError, too."""
+        from dmcopy.mapper.node import NodeIo  # most commands do without I/O, and without a reactor
+
+        node = NodeIo(self, name, self.reactor, self.timeout)
+        self._nodes.add(node)
+        return node
 
     def create(
         self,

@@ -12,15 +12,19 @@ import contextlib
 import errno
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
-from dmcopy.io import whole
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import DISCARD, FLUSH, READ, WRITE, Io, Memory
 from dmcopy.io.stacked import StackedDevice
 from dmcopy.kcopyd.subjob import cut
+from dmcopy.mapper.mapped_io import MappedIo
 from dmcopy.targets.base import DONE, KILL, REMAPPED, REQUEUE, Bio, Target
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
+
+if TYPE_CHECKING:
+    from dmcopy.mapper.base import Mapper
 
 _ZERO_BYTES = 1 << 16
 _ZERO_SECTORS = 1 << 15
@@ -59,27 +63,18 @@ class ActiveTable:
         self.closers.close()
 
 
-class MappedDevice(StackedDevice):
-    """A mapped device by its name; see `UserMapper`.
-
-    `read`, `write`, `flush`, `zero_out` and `discard` wait for the I/O, `timeout` seconds at most;
-    only outside of callbacks. I/O that was given up may still be done.
-    `submit` is the way of programs that have more than one request in flight.
-    """
+class MappedDevice(MappedIo):
+    """A mapped device by its name; see `UserMapper`. `active` is its table, if there is one."""
 
     def __init__(
-        self,
-        name: str,
-        path: str,
-        reactor: Reactor,
-        *,
-        timeout: float = whole.TIMEOUT_SECONDS,
+        self, mapper: Mapper, name: str, path: str, reactor: Reactor, timeout: float
     ) -> None:
+        self.mapper = mapper
         self.name = name
         self.path = path
         self.reactor = reactor
         self.timeout = timeout
-        self.table: ActiveTable | None = None
+        self.active: ActiveTable | None = None
         self.in_flight = 0
         self.suspended = True  # as after DM_DEV_CREATE: there is no table yet
         self.noflush = False
@@ -94,17 +89,17 @@ class MappedDevice(StackedDevice):
     @property
     def sectors(self) -> int:
         """The size of the active table."""
-        return self.table.sectors if self.table else 0
+        return self.active.sectors if self.active else 0
 
     @property
     def logical_block_size(self) -> int:
         """The largest of the devices below, in bytes."""
-        return self.table.logical_block_size if self.table else SECTOR_SIZE
+        return self.active.logical_block_size if self.active else SECTOR_SIZE
 
     @property
     def read_only(self) -> bool:
         """Whether the active table was loaded read-only."""
-        return self.table is not None and self.table.readonly
+        return self.active is not None and self.active.readonly
 
     @property
     def identity(self) -> Hashable:
@@ -115,29 +110,9 @@ class MappedDevice(StackedDevice):
         """There is none."""
         raise OSError(errno.ENOTBLK, "a device of the userspace engine has no descriptor")
 
-    def read(self, sector: int, count: int) -> bytes:
-        """Return the content of `count` sectors. Raises UsageError, DeviceError, DeadlineError."""
-        return whole.read(self.reactor, self, sector, count, timeout=self.timeout)
-
-    def write(self, sector: int, data: bytes | memoryview, *, fua: bool = False) -> None:
-        """Write whole sectors. Raises UsageError, DeviceError, DeadlineError."""
-        whole.write(self.reactor, self, sector, data, fua=fua, timeout=self.timeout)
-
-    def flush(self) -> None:
-        """Make everything written so far durable. Raises DeviceError, DeadlineError."""
-        whole.flush(self.reactor, self, timeout=self.timeout)
-
-    def zero_out(self, sector: int, count: int) -> None:
-        """Make a range read as zeroes. Raises UsageError, DeviceError, DeadlineError."""
-        whole.zero(self.reactor, self, sector, count, timeout=self.timeout)
-
-    def discard(self, sector: int, count: int) -> None:
-        """Discard a range. Raises UsageError, DeviceError (EOPNOTSUPP), DeadlineError."""
-        whole.discard(self.reactor, self, sector, count, timeout=self.timeout)
-
     def activate(self, table: ActiveTable | None) -> None:
         """Make `table` the active one; the device must be suspended."""
-        self.table = table
+        self.active = table
         self._only = table.targets[0] if table and len(table.targets) == 1 else None
 
     def hold(self) -> None:
@@ -228,24 +203,24 @@ class MappedDevice(StackedDevice):
 
     def _find(self, request: Io) -> Target | None:
         """Return the target of a request's first sector; end the request when there is none."""
-        if self.table is None or request.sector + request.count > self.table.sectors:
+        if self.active is None or request.sector + request.count > self.active.sectors:
             self._end_soon(request, errno.EIO)
             return None
         if not request.count:
             self._end_soon(request, 0)
             return None
-        return self.table.find(request.sector)
+        return self.active.find(request.sector)
 
     def _end_soon(self, request: Io, error: int) -> None:
         self.reactor.call_soon(partial(self._finish, request, error))
 
     def _split(self, request: Io) -> None:
         """Map a request in parts: at the lines of the table and at the targets' max_io_len."""
-        assert self.table is not None
+        assert self.active is not None
         parts: list[Io] = []
         sector, left = request.sector, request.count
         while left:
-            target = self.table.find(sector) if sector < self.table.sectors else None
+            target = self.active.find(sector) if sector < self.active.sectors else None
             if target is None:
                 self._end_soon(request, errno.EIO)
                 return
@@ -285,13 +260,13 @@ class MappedDevice(StackedDevice):
             self.take(part)
 
     def _submit_special(self, request: Io) -> None:
-        if self.table is None:
+        if self.active is None:
             self._end_soon(request, errno.EIO)
         elif request.op == FLUSH:
-            copies = [(target, 0, 0, target.flush_bios) for target in self.table.targets]
+            copies = [(target, 0, 0, target.flush_bios) for target in self.active.targets]
             self._send(request, copies)
         elif request.op == DISCARD:
-            self._discard(request, self.table)
+            self._discard(request, self.active)
         else:
             self._write_zeroes(request)
 

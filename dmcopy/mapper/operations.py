@@ -154,7 +154,7 @@ def _resume(session: Session, name: str) -> _Result:
 
 def _sleep(session: Session, name: str, seconds: str) -> _Result:
     del name
-    session.engine.sleep(_seconds(seconds))
+    session.mapper.sleep(_seconds(seconds))
     return (), {}
 
 
@@ -163,7 +163,7 @@ def _until(session: Session, name: str, word: str, seconds: str = "30") -> _Resu
     while not any(word in str(line).split() for line in session.mapper.status(name)):
         if time.monotonic() > deadline:
             raise DeadlineError(f"not within {seconds} s")
-        session.engine.sleep(_POLL_SECONDS)
+        session.mapper.sleep(_POLL_SECONDS)
     return (), {}
 
 

@@ -7,7 +7,7 @@ import errno
 import os
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from dmcopy.errors import (
     DeadlineError,
@@ -17,37 +17,14 @@ from dmcopy.errors import (
     MismatchError,
     UsageError,
 )
-from dmcopy.mapper.base import PREFIX, Mapper
+from dmcopy.mapper.base import PREFIX
 from dmcopy.mapper.operations import VERBS, Operation
 from dmcopy.table import ConciseDevice, Table
 from dmcopy.units import parse_sectors
 
-
-class Handle(Protocol):
-    """A mapped device that is open: what both engines' devices can do."""
-
-    def read(self, sector: int, count: int) -> bytes: ...
-    def write(self, sector: int, data: bytes) -> None: ...
-    def flush(self) -> None: ...
-    def discard(self, sector: int, count: int) -> None: ...
-
-
-class Engine(Protocol):
-    """An engine as a session needs it; see `dmcopy.mapper.engines`."""
-
-    mapper: Mapper
-
-    def lower(self, word: str) -> str:
-        """Return the path of the device that a table's word stands for."""
-
-    def open(self, name: str) -> Handle:
-        """Open a mapped device; the same handle until `forget`."""
-
-    def forget(self, name: str) -> None:
-        """Close what `open` opened: the device is about to change its size, or to go."""
-
-    def sleep(self, seconds: float) -> None:
-        """Let time pass, and the engine work."""
+if TYPE_CHECKING:
+    from dmcopy.mapper.engines import Engine
+    from dmcopy.mapper.mapped_io import MappedIo
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +90,7 @@ class Session:
         }
         self._labels: dict[str, str] = {}
         self._states: dict[str, _State] = {}
+        self._open: dict[str, MappedIo] = {}
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -121,7 +99,7 @@ class Session:
                 made = self._names[name]
                 table = device.table.with_devices(self._find)
                 exits.enter_context(self.mapper.device(made, table, readonly=device.readonly))
-                exits.callback(self.engine.forget, made)
+                exits.callback(self._close, made)
                 self._states[made] = _State(table.length, device.readonly)
                 self._label(self.mapper.path(name), self.mapper.path(made))
             self._exits = exits.pop_all()
@@ -157,14 +135,16 @@ class Session:
             return Outcome(name, operation, error=str(error), code=error.exit_code)
         return Outcome(name, operation, *result)
 
-    def opened(self, name: str, *, write: bool = False) -> Handle:
+    def opened(self, name: str, *, write: bool = False) -> MappedIo:
         """Return the open device `name`, unless its I/O would wait for ever or is not allowed."""
         state = self._states[name]
         if state.suspended:
             raise _RefusedError("suspended: its I/O would wait until it is resumed")
         if write and state.readonly:
             raise _RefusedError("read-only")
-        return self.engine.open(name)
+        if name not in self._open:
+            self._open[name] = self.mapper.open(name)
+        return self._open[name]
 
     def place(self, name: str, sector: str, count: str) -> tuple[int, int]:
         """Return a range of the device, which must be on it."""
@@ -192,7 +172,7 @@ class Session:
 
     def resume(self, name: str) -> None:
         """Resume a device, which may have another size then."""
-        self.engine.forget(name)
+        self._close(name)
         self.mapper.resume(name)
         state = self._states[name]
         state.suspended = False
@@ -201,6 +181,11 @@ class Session:
     def label(self, device: str) -> str:
         """Return what the caller called a device that the engine names by number or path."""
         return self._labels.get(device, device)
+
+    def _close(self, name: str) -> None:
+        """Close a device that is about to go, or to have other blocks."""
+        if name in self._open:
+            self._open.pop(name).close()
 
     def _find(self, word: str) -> str:
         path = self._lower.get(word) or self.engine.lower(word)

@@ -11,12 +11,12 @@ import contextlib
 import errno
 from collections.abc import Callable
 from functools import partial
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, DmcopyError, UsageError
 from dmcopy.io.reactor import Reactor
 from dmcopy.mapper import names
-from dmcopy.mapper.base import DeviceInfo, Mapper, Version, check_name, note_failure
+from dmcopy.mapper.base import DeviceInfo, Mapper, Version, check_name
 from dmcopy.mapper.device import Device
 from dmcopy.mapper.host import Engine, OpenDevice, Slot, label, refused
 from dmcopy.mapper.mapped import ActiveTable, MappedDevice
@@ -56,15 +56,6 @@ class UserMapper(Mapper):
         self._engine = Engine(self.reactor, open_device, timeout, self.remove)
         self._slots = self._engine.slots
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if error is None:
-            self.close()
-        else:
-            note_failure(error, self.close)
-
     def close(self) -> None:
         """Remove every device, those above others first, and close the reactor if it is our own.
 
@@ -92,7 +83,7 @@ class UserMapper(Mapper):
             self.reactor.close()
 
     def open(self, name: str) -> MappedDevice:
-        """Return the device itself, for I/O. Raises DeviceError (ENXIO)."""
+        """Return the device itself; see `Mapper.open`. There is nothing to close."""
         return self._slot(name, "open it").mapped
 
     def create(
@@ -110,8 +101,7 @@ class UserMapper(Mapper):
         check_name(name)
         names.checked_uuid(uuid)
         self._refuse_taken(name, "create it", name, uuid)
-        path, timeout = self.path(name), self._engine.timeout
-        slot = Slot(MappedDevice(name, path, self.reactor, timeout=timeout), uuid)
+        slot = self._new_slot(name, uuid)
         self._slots[name] = slot
         try:
             if table is not None:
@@ -146,7 +136,7 @@ class UserMapper(Mapper):
         mapped = slot.mapped
         if mapped.suspended:
             return
-        targets = mapped.table.targets if mapped.table else []
+        targets = mapped.active.targets if mapped.active else []
         mapped.noflush = not flush
         stopped: list[Target] = []
         holding = False
@@ -182,9 +172,9 @@ class UserMapper(Mapper):
         if slot.loaded is not None:
             if not mapped.suspended:
                 self.suspend(name, flush=flush, lockfs=lockfs)
-            old, loaded, slot.loaded = mapped.table, slot.loaded, None
+            old, loaded, slot.loaded = mapped.active, slot.loaded, None
             mapped.activate(loaded)
-        elif mapped.table is None:
+        elif mapped.active is None:
             raise DeviceError(name, "resume it", errno.EINVAL, "it has no table")
         try:
             if mapped.suspended:
@@ -212,7 +202,7 @@ class UserMapper(Mapper):
         self._refuse_taken(name, "rename it", new_name)
         self._slots[new_name] = self._slots.pop(name)
         slot.mapped.name, slot.mapped.path = new_name, self.path(new_name)
-        slot.events += slot.mapped.table is not None  # dm_hash_rename in dm-ioctl.c
+        slot.events += slot.mapped.active is not None  # dm_hash_rename in dm-ioctl.c
 
     def set_uuid(self, name: str, uuid: str) -> None:
         """Give a device a UUID; see `Mapper.set_uuid`."""
@@ -222,7 +212,7 @@ class UserMapper(Mapper):
         if slot.uuid:
             raise DeviceError(name, "set its UUID", errno.EINVAL, "it has one already")
         slot.uuid = uuid
-        slot.events += slot.mapped.table is not None  # dm_hash_rename in dm-ioctl.c
+        slot.events += slot.mapped.active is not None  # dm_hash_rename in dm-ioctl.c
 
     def ls(self) -> list[DeviceInfo]:
         """Return every device of this engine, by name."""
@@ -236,11 +226,11 @@ class UserMapper(Mapper):
             name=name,
             uuid=slot.uuid,
             open_count=len(slot.users),
-            segments=len(mapped.table.targets) if mapped.table else 0,
+            segments=len(mapped.active.targets) if mapped.active else 0,
             events=slot.events,
             suspended=mapped.suspended,
             readonly=mapped.read_only,
-            live=mapped.table is not None,
+            live=mapped.active is not None,
             inactive=slot.loaded is not None,
             deps=self._deps(slot),
         )
@@ -248,7 +238,7 @@ class UserMapper(Mapper):
     def table(self, name: str, *, inactive: bool = False) -> Table:
         """Return a table; see `Mapper.table`."""
         slot = self._slot(name, "read its table")
-        table = slot.loaded if inactive else slot.mapped.table
+        table = slot.loaded if inactive else slot.mapped.active
         if table is None:
             return Table(())
         lines = (TableLine(one.begin, one.length, one.table()) for one in table.targets)
@@ -258,7 +248,7 @@ class UserMapper(Mapper):
         """Return the status of each line; see `Mapper.status`."""
         del flush
         slot = self._slot(name, "read its status")
-        targets = slot.mapped.table.targets if slot.mapped.table else []
+        targets = slot.mapped.active.targets if slot.mapped.active else []
         found = []
         for target in targets:
             with refused(name, "read its status", target.name):
@@ -269,7 +259,7 @@ class UserMapper(Mapper):
     def message(self, name: str, *words: str, sector: int = 0) -> str:
         """Send a message; see `Mapper.message`."""
         slot = self._slot(name, "send it a message")
-        table = slot.mapped.table
+        table = slot.mapped.active
         if not words:
             raise DeviceError(name, "send it a message", errno.EINVAL, "the message is empty")
         if table is None or not 0 <= sector < table.sectors:
@@ -297,6 +287,11 @@ class UserMapper(Mapper):
         """Return the targets of this engine; see `Mapper.targets`."""
         return {name: Version(*cls.version) for name, cls in TARGETS.items()}
 
+    def sleep(self, seconds: float) -> None:
+        """Let the reactor run for a while; see `Mapper.sleep`."""
+        with contextlib.suppress(DeadlineError):
+            self.reactor.run_until(lambda: False, seconds)
+
     def path(self, name: str) -> str:
         """Return the path by which tables name a device: no such node is there."""
         return NODES + names.mangle(name)
@@ -310,14 +305,17 @@ class UserMapper(Mapper):
 
     def refusal(self, table: Table) -> str:
         """Try a table; see `Mapper.refusal`."""
-        name = "dmcopy-try"
-        probe = Slot(MappedDevice(name, self.path(name), self.reactor))
+        probe = self._new_slot("dmcopy-try")
         try:
             table.check()
             self._engine.construct(probe, table, readonly=False).destroy()
         except (UsageError, DeviceError, BusyError) as error:
             return str(error)
         return ""
+
+    def _new_slot(self, name: str, uuid: str = "") -> Slot:
+        timeout = self._engine.timeout
+        return Slot(MappedDevice(self, name, self.path(name), self.reactor, timeout), uuid)
 
     def _slot(self, name: str, action: str) -> Slot:
         check_name(name)
@@ -336,12 +334,12 @@ class UserMapper(Mapper):
     def _run(self, slot: Slot) -> None:
         """Resume the targets of the active table, then let the bios go."""
         mapped = slot.mapped
-        assert mapped.table is not None
-        for target in mapped.table.targets:
+        assert mapped.active is not None
+        for target in mapped.active.targets:
             with refused(mapped.name, "resume it", target.name):
                 target.preresume()
         with contextlib.ExitStack() as undo:
-            for target in mapped.table.targets:
+            for target in mapped.active.targets:
                 with refused(mapped.name, "resume it", target.name):
                     target.resume()
                 undo.callback(target.postsuspend)
@@ -353,14 +351,14 @@ class UserMapper(Mapper):
     def _drop(self, slot: Slot) -> None:
         """Forget a device that is suspended, or was never resumed. Raises DeadlineError."""
         loaded, slot.loaded = slot.loaded, None
-        table = slot.mapped.table
+        table = slot.mapped.active
         slot.mapped.activate(None)
         slot.retire(loaded, table)
         del self._slots[slot.name]
         slot.mapped.release()  # whoever still waits for it gets EIO
 
     def _deps(self, slot: Slot) -> tuple[str, ...]:
-        table = slot.mapped.table
+        table = slot.mapped.active
         if table is None:
             return ()
         words = (word for target in table.targets for word in target.value.devices)

@@ -281,7 +281,7 @@ class UserSide(Side):
     @property
     def _mirror(self) -> Mirror | None:
         """The target, if the device has one that is a mirror."""
-        table = self.mapper.open("m").table
+        table = self.mapper.open("m").active
         target = table.targets[0] if table else None
         return target if isinstance(target, Mirror) else None
 

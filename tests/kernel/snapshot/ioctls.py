@@ -48,6 +48,7 @@ class IoctlMapper(KernelMapper):
 
     def close(self) -> None:
         """Close the control node."""
+        super().close()
         os.close(self._control)
 
     def create(

@@ -284,8 +284,8 @@ def _read(device: MappedDevice) -> bytes:
 
 def _assemble(device: MappedDevice) -> bytes:
     """Return the content that the exceptions of a device's target make of the disks."""
-    assert device.table is not None
-    target = device.table.targets[0]
+    assert device.active is not None
+    target = device.active.targets[0]
     if isinstance(target, SnapshotOrigin):
         return bytes(target.device.content)  # type: ignore[attr-defined]
     assert isinstance(target, Snapshot)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -18,6 +17,7 @@ from dmcopy.errors import BusyError, DeadlineError, DeviceError, UsageError
 from dmcopy.io import IoRegion, Reactor
 from dmcopy.io.request import Io, Memory, Op
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.ledger import Ledger
 from dmcopy.mapper import engines
 from dmcopy.mapper.mapped import MappedDevice
 from dmcopy.mapper.userspace import UserMapper
@@ -482,9 +482,7 @@ def test_a_file_becomes_one_loop_device_by_whatever_name(
         yield SimpleNamespace(path=f"/dev/loop{len(made)}")
 
     monkeypatch.setattr(engines, "loop_device", loop_device)
-    mapper: Any = SimpleNamespace(ledger=None, timeout=1.0)
-    with contextlib.ExitStack() as exits:
-        engine = engines.KernelEngine(mapper, exits)
+    with engines.engine("kernel", ledger=Ledger(tmp_path / "ledger")) as engine:
         words = [str(image), str(link), f"{tmp_path}/./image", str(image)]
         assert [engine.lower(word) for word in words] == ["/dev/loop1"] * 4
     assert made == [str(image)]

@@ -157,7 +157,7 @@ def test_each_class_must_fit_its_device(engine: Engine) -> None:
 
 def test_a_device_that_could_not_be_suspended_delays_again(engine: Engine) -> None:
     engine.start(ALL, Op.READ)
-    (target,) = engine.mapper.open("d").table.targets  # type: ignore[union-attr]
+    (target,) = engine.mapper.open("d").active.targets  # type: ignore[union-attr]
     target.presuspend()
     engine.wait(Op.READ)
     target.presuspend_undo()

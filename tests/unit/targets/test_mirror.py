@@ -88,8 +88,8 @@ class Bench:
 
     @property
     def mirror(self) -> Mirror:
-        assert self.device.table is not None
-        target = self.device.table.targets[0]
+        assert self.device.active is not None
+        target = self.device.active.targets[0]
         assert isinstance(target, Mirror)
         return target
 

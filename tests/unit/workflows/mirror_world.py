@@ -16,6 +16,7 @@ from typing import Any
 from dmcopy.errors import DeviceError
 from dmcopy.mapper.base import DeviceInfo, Mapper, Version
 from dmcopy.mapper.device import Device
+from dmcopy.mapper.mapped_io import MappedIo
 from dmcopy.status import MirrorStatus, StatusLine
 from dmcopy.status.legs import Member
 from dmcopy.table import Error, Linear, Mirror, Table, TableLine
@@ -122,6 +123,9 @@ class World(Mapper):
                 device.inactive = table
                 self._resume(device)
         return Device(self, name)
+
+    def open(self, name: str) -> MappedIo:
+        raise NotImplementedError
 
     def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
         del readonly

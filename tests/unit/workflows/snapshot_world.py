@@ -15,6 +15,7 @@ from dmcopy.errors import BusyError, DeadlineError, DeviceError
 from dmcopy.mapper.base import DeviceInfo, Mapper, Version
 from dmcopy.mapper.device import Device
 from dmcopy.mapper.ledger import Ledger
+from dmcopy.mapper.mapped_io import MappedIo
 from dmcopy.status import Silent, SnapshotMergeStatus, SnapshotStatus, StatusLine
 from dmcopy.table import Linear, Ratio, Snapshot, SnapshotMerge, SnapshotOrigin, Table
 from dmcopy.workflows.journal import Journal
@@ -150,6 +151,9 @@ class World(Mapper):
         if table is not None:  # a kill may come between the two
             self.call(f"fill {name}", lambda: (self._load(name, table), self._resume(name)))
         return Device(self, name)
+
+    def open(self, name: str) -> MappedIo:
+        raise NotImplementedError
 
     def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
         del readonly
