@@ -1,1 +1,23 @@
 """Mapped devices: one interface, `Mapper`, and the engines behind it."""
+
+from typing import TYPE_CHECKING
+
+from dmcopy.lazy import attributes
+
+if TYPE_CHECKING:
+    from dmcopy.mapper.base import Mapper
+    from dmcopy.mapper.device import Device
+    from dmcopy.mapper.kernel import KernelMapper
+    from dmcopy.mapper.mapped_io import MappedIo
+    from dmcopy.mapper.userspace import UserMapper
+else:
+    __getattr__ = attributes(
+        __name__,
+        base="Mapper",
+        device="Device",
+        kernel="KernelMapper",
+        mapped_io="MappedIo",
+        userspace="UserMapper",
+    )
+
+__all__ = ["Device", "KernelMapper", "MappedIo", "Mapper", "UserMapper"]

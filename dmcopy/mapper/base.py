@@ -267,7 +267,7 @@ class Mapper(abc.ABC):
         info = self.info(name)
         if info.inactive:
             self.clear(name)
-        if info.suspended:
+        if info.suspended and info.live:
             self.resume(name, flush=False, lockfs=False)
 
     def _finish(self, made: Device) -> None:

@@ -24,11 +24,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 from dmcopy.io.request import Op
 from dmcopy.ondisk.exception_store import Layout
-from dmcopy.units import SECTOR_SIZE
+from dmcopy.testing.steps import (
+    Access,
+    AwaitMerge,
+    Burst,
+    Load,
+    Resume,
+    Step,
+    Suspend,
+    Wipe,
+)
 
 DISK_SECTORS = 16384
 SNAPSHOTS = (1, 2, 3)
@@ -38,69 +46,6 @@ READONLY = 0.15
 """How many of the tables are loaded read-only."""
 MOST_CHUNKS = 160
 """Of the smallest chunks that an origin has: whoever reads all of it reads so many bios."""
-
-
-@dataclass(frozen=True)
-class Access:
-    """A request; `sector` and `count` in sectors, both 0 for a flush."""
-
-    op: Op
-    device: str
-    sector: int = 0
-    count: int = 0
-    seed: int = 0
-
-    @cached_property
-    def data(self) -> bytes:
-        """What a write writes."""
-        return random.Random(self.seed).randbytes(self.count * SECTOR_SIZE)
-
-
-@dataclass(frozen=True)
-class Burst:
-    """Requests that are in flight together. In any order they end in the same content."""
-
-    accesses: tuple[Access, ...]
-
-
-@dataclass(frozen=True)
-class Load:
-    """Load a table beside the active one; a `readonly` one refuses those who open the device."""
-
-    device: str
-    table: str
-    readonly: bool = False
-
-
-@dataclass(frozen=True)
-class Suspend:
-    """Suspend a device."""
-
-    device: str
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Resume a device, with the loaded table if there is one."""
-
-    device: str
-
-
-@dataclass(frozen=True)
-class Wipe:
-    """Zero the first sector of a disk, so that a new exception store begins there."""
-
-    disk: str
-
-
-@dataclass(frozen=True)
-class AwaitMerge:
-    """Wait until a merge has nothing more to do."""
-
-    device: str
-
-
-Step = Burst | Load | Suspend | Resume | Wipe | AwaitMerge
 
 
 @dataclass
@@ -327,16 +272,13 @@ class Workload:
         """Return requests that do not touch each other's sectors on the same device."""
         rng = self._rng
         found: list[Access] = []
-        taken: list[tuple[str, int, int]] = []
         for _ in range(rng.randint(1, self.depth)):
             access = self._access()
             if access.op == Op.DISCARD:  # alone: what it does depends on what was copied out before
                 if not found:
                     return Burst((access,))
                 continue
-            name, start, end = access.device, access.sector, access.sector + access.count
-            if not any(name == of and start < high and low < end for of, low, high in taken):
-                taken.append((name, start, end))
+            if not any(access.overlaps(other) for other in found):
                 found.append(access)
         return Burst(tuple(found))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.testing.workload import AwaitMerge, Burst, Load, Resume, Step, Workload
+from dmcopy.testing.steps import AwaitMerge, Burst, Load, Resume, Step
+from dmcopy.testing.workload import Workload
 
 from .engines import DISKS, KernelEngine, UserEngine
 from .player import Player

@@ -9,15 +9,8 @@ import pytest
 
 from dmcopy.io.request import Op
 from dmcopy.table import Table
-from dmcopy.testing.workload import (
-    DISK_SECTORS,
-    AwaitMerge,
-    Burst,
-    Load,
-    Resume,
-    Suspend,
-    Workload,
-)
+from dmcopy.testing.steps import AwaitMerge, Burst, Load, Resume, Suspend
+from dmcopy.testing.workload import DISK_SECTORS, Workload
 
 
 @pytest.mark.parametrize("depth", [1, 16])

@@ -1,0 +1,176 @@
+"""What is done to the devices of a `Side`: the steps that a workload is made of, as plain values.
+
+A step of your own is any object with `do(side)`; what it returns, or the name of the errno that it
+raises a DeviceError with, is then compared. In tables and steps a disk or device is called by its
+own name, `@name` in tables.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Protocol
+
+from dmcopy.io.request import Op
+from dmcopy.units import SECTOR_SIZE
+
+if TYPE_CHECKING:
+    from dmcopy.testing.compare import Side
+
+OPS: Final[Mapping[Op, int]] = MappingProxyType({Op.WRITE: 70, Op.READ: 15, Op.FLUSH: 5})
+"""How often `bursts` does what."""
+
+
+class Step(Protocol):
+    """One thing to do."""
+
+    def do(self, side: Side, /) -> object:
+        """Do it. Raises DeviceError."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """A request; `sector` and `count` in sectors, both 0 for a flush. `fua`: a durable write."""
+
+    op: Op
+    device: str
+    sector: int = 0
+    count: int = 0
+    seed: int = 0
+    fua: bool = False
+
+    @cached_property
+    def data(self) -> bytes:
+        """What a write writes."""
+        return random.Random(self.seed).randbytes(self.count * SECTOR_SIZE)
+
+    def overlaps(self, other: Access) -> bool:
+        """Whether the two touch the same sector of a device."""
+        return (
+            self.device == other.device
+            and self.sector < other.sector + other.count
+            and other.sector < self.sector + self.count
+        )
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Requests that are in flight together. In any order they end in the same content."""
+
+    accesses: tuple[Access, ...]
+
+    def do(self, side: Side) -> object:
+        """See `Step`."""
+        return side.perform(*self.accesses)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load a table beside the active one; a `readonly` one refuses those who open the device.
+
+    A device that is not there yet is made.
+    """
+
+    device: str
+    table: str
+    readonly: bool = False
+
+    def do(self, side: Side) -> None:
+        """See `Step`."""
+        side.load(self.device, self.table, readonly=self.readonly)
+
+
+@dataclass(frozen=True)
+class Suspend:
+    """Suspend a device; without `flush`, queued I/O stays queued."""
+
+    device: str
+    flush: bool = True
+
+    def do(self, side: Side) -> None:
+        """See `Step`."""
+        side.suspend(self.device, flush=self.flush)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Resume a device, with the loaded table if there is one."""
+
+    device: str
+
+    def do(self, side: Side) -> None:
+        """See `Step`."""
+        side.resume(self.device)
+
+
+@dataclass(frozen=True)
+class Message:
+    """Send words to the target at `sector`; what is answered is compared."""
+
+    device: str
+    words: tuple[str, ...]
+    sector: int = 0
+
+    def do(self, side: Side) -> object:
+        """See `Step`."""
+        return side.message(self.device, *self.words, sector=self.sector)
+
+
+@dataclass(frozen=True)
+class Wipe:
+    """Zero the first sector of a disk, so that a new exception store begins there."""
+
+    disk: str
+
+    def do(self, side: Side) -> None:
+        """See `Step`."""
+        side.disks.poke(self.disk, 0, bytes(SECTOR_SIZE))
+
+
+@dataclass(frozen=True)
+class AwaitMerge:
+    """Wait until a merge has nothing more to do, well or not."""
+
+    device: str
+
+    def do(self, side: Side) -> None:
+        """See `Step`."""
+
+        def ended() -> bool:
+            numbers = side.words(self.device).replace("/", " ").split()
+            return not numbers[0].isdecimal() or numbers[0] == numbers[2]
+
+        side.wait(ended, f"the merge of {self.device}")
+
+
+def bursts(
+    seed: int,
+    device: str,
+    sectors: int,
+    *,
+    length: int = 50,
+    depth: int = 1,
+    longest: int = 64,
+    ops: Mapping[Op, int] = OPS,
+) -> Iterator[Burst]:
+    """Yield `length` bursts of at most `depth` requests, the same for the same arguments.
+
+    The device has `sectors`, a request at most `longest`. `ops`: how often what is done, if its
+    targets take it.
+    """
+    rng = random.Random(f"{seed} {device} {sectors}")
+    for _ in range(length):
+        found: list[Access] = []
+        for _ in range(rng.randint(1, depth)):
+            op = rng.choices(list(ops), list(ops.values()))[0]
+            sector = rng.randrange(sectors)
+            count = rng.randint(1, min(longest, sectors - sector))
+            access = Access(op, device, sector, count, rng.getrandbits(32))
+            if op == Op.FLUSH:
+                access = Access(op, device)
+            if not any(access.overlaps(other) for other in found):
+                found.append(access)
+        yield Burst(tuple(found))
