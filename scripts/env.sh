@@ -2,11 +2,12 @@
 
 cd "${BASH_SOURCE[0]%/*}/.." || exit 1
 
-# venv EXTRAS: .venv with dmcopy (editable) and these extras, made or refreshed only when pyproject.toml changed.
-# Every start of ./scripts/dmcopy comes this way, so what is already there is seen without a new process.
+# venv [SET]: .venv with dmcopy (editable) and what this dependency group or extra of pyproject.toml asks for, made or
+# refreshed only when that file changed. Every start of ./scripts/dmcopy comes this way, so what is already there is
+# seen without a new process.
 venv() {
-  local extras=$1 stamp python
-  stamp=.venv/dmcopy-${extras:-base}
+  local set=$1 stamp python wanted=()
+  stamp=.venv/dmcopy-${set:-base}
   [ "$stamp" -nt pyproject.toml ] && return
   if ! [ -x .venv/bin/python ]; then
     python=$(find_python) || return 5
@@ -17,9 +18,20 @@ venv() {
       return 5
     }
   fi
-  echo "dmcopy: installing dmcopy${extras:+[$extras]} into .venv" >&2
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${extras:+[$extras]}" >&2 || return 5
+  echo "dmcopy: installing dmcopy${set:+ and what $set asks for} into .venv" >&2
+  if [ -n "$set" ]; then
+    mapfile -t wanted < <(requirements "$set")
+    [ ${#wanted[@]} -gt 0 ] || return 5
+  fi
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -e . "${wanted[@]}" >&2 || return 5
   touch "$stamp"
+}
+
+# requirements SET: what a dependency group or an extra asks for, one a line; pip before 25.1 installs no groups.
+requirements() {
+  .venv/bin/python -c 'import sys, tomllib
+data = tomllib.load(open("pyproject.toml", "rb"))
+print(*{**data["project"]["optional-dependencies"], **data["dependency-groups"]}[sys.argv[1]], sep="\n")' "$1"
 }
 
 # $PYTHON, or the first Python that is new enough and can make a virtual environment, else the first that is new

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import signal
+from collections.abc import Iterator
+
+import pytest
 
 from hypothesis import HealthCheck, settings
 
@@ -19,3 +24,18 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _json_is_as_its_schema_says() -> Iterator[None]:
+    """Hold each command's JSON to its schema; tests/unit/cli/test_schema.py fails without it.
+
+    Where there is no jsonschema, as in a bare guest, the rest of the tests runs without.
+    """
+    holding: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if importlib.util.find_spec("jsonschema"):
+        from tests.schemas import holding as hold
+
+        holding = hold()
+    with holding:
+        yield

@@ -28,6 +28,7 @@ NOUNS: Final = {
     "cow": "read, check, extract, merge, compare and draw snapshots' COW devices",
     "mirror-log": "look at the disk log of a mirror: which regions are clean",
     "guide": "the guides: copies, snapshots, mirrors, the library, the rig, figures",
+    "schema": "the JSON Schemas of what the commands print with --json",
     "vm": "boot a kernel with real device-mapper and run a command in it",
 }
 

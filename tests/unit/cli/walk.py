@@ -20,6 +20,7 @@ ALONE = {
     "demo": ["--folder", NONE],
     "doctor": [],
     "guide": [],
+    "schema": [],
     "copy": ["big", "other", "small", "--on-error", "skip", "--verify"],
     "zero": ["zeroed", "--verify"],
 }
