@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -38,3 +39,21 @@ def _json_is_as_its_schema_says() -> Iterator[None]:
         holding = hold()
     with holding:
         yield
+
+
+@pytest.fixture
+def only_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return what lets no more than so many threads be started: RLIMIT_NPROC and RLIMIT_AS."""
+    start = threading.Thread.start
+
+    def limit(left: int) -> None:
+        def limited(thread: threading.Thread) -> None:
+            nonlocal left
+            if not left:
+                raise RuntimeError("can't start new thread")
+            left -= 1
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", limited)
+
+    return limit

@@ -105,7 +105,7 @@ def _configure_talking(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     add_address(message)
     wait = verbs.add_parser("wait", help="wait for an event")
     wait.add_argument("device", nargs="?", metavar="NAME")
-    wait.add_argument("event", nargs="?", help="the number to wait past (default: now)")
+    wait.add_argument("event", nargs="?", help="the number to wait past (default: 0)")
     add_address(wait)
     wait.add_argument("-v", "--verbose", action="store_true", help="print what is known, then")
     wait.add_argument(
@@ -233,9 +233,7 @@ def _wait(args: argparse.Namespace) -> None:
     shift(args, "device", "event")
     (name,) = chosen(args)
     if args.event is None:
-        since = args.mapper.info(name).events
-        if since:
-            say(f"waiting for the event after number {since}; dmsetup would return at once")
+        since = 0  # as dmsetup: it returns at once if there has been any event
     elif args.event.isdecimal():
         since = parse_count(args.event)
     else:

@@ -57,7 +57,12 @@ def _add_guest_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--kernel", help=f"6.1, 6.12 or a path (default: {kernels.DEFAULT})")
     add("--provider", choices=("qemu", "vagrant"), default="qemu", help="default: %(default)s")
-    add("--disk", action="append", default=[], help="SIZE,serial=NAME[,file=PATH]; repeatable")
+    add(
+        "--disk",
+        action="append",
+        default=[],
+        help="SIZE,serial=NAME[,file=PATH]; repeatable",
+    )
     add("--memory", default="1G", help="default: %(default)s")
     add("--cpus", type=int, metavar="N", help="processors (default: 1 emulated, 2 under KVM)")
     add("--timeout", type=float, metavar="S", help="seconds for all of it")

@@ -58,6 +58,7 @@ class Transfer:
         unread: pieces that could not be read and were not looked into, under stop.
         interrupted, abandoned: ended by `interrupt`; before what was in flight had ended.
         source_error: the errno that ended the copy, 0 when the source was not the reason.
+        failure: what a callback raised; `run` raises it.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Transfer:
         self.interrupted = False
         self.abandoned = False
         self.finished = False
+        self.failure: BaseException | None = None
         self.seconds = 0.0
         self._client = client
         self._reactor = client.reactor
@@ -99,9 +101,17 @@ class Transfer:
         self._durability = Durability(self._reactor, self.dests, self._save, self._flush_failed)
 
     def run(self) -> None:
-        """Copy; return when it is finished, whatever the outcome."""
-        self.start()
-        self._reactor.run_until(lambda: self.finished)
+        """Copy; return when it is finished, whatever the outcome.
+
+        Raises what a callback raised: what is in flight goes on, and nothing more begins.
+        """
+        try:
+            self.start()
+            self._reactor.run_until(lambda: self.finished)
+        except BaseException as error:
+            self._fail(error)
+        if self.failure is not None:
+            raise self.failure
 
     def start(self) -> None:
         """Begin; from here on the reactor drives it, until `finished`."""
@@ -145,7 +155,9 @@ class Transfer:
                 return
             self._pace.began(piece.length)
             self._begin(piece)
-        if not self._active and not self._ending and (self._stopping or self._pace.may_begin()):
+        if self._active or self._ending or self.finished:
+            return
+        if self._stopping or self._pace.may_begin():
             self._ending = True
             self._durability.flush(self._finish)
 
@@ -173,6 +185,19 @@ class Transfer:
             attempt.job = self._client.copy(source, dests, self._flags, self._done, attempt)
 
     def _done(self, read_err: int, write_err: int, attempt: Attempt) -> None:
+        try:
+            self._settle(read_err, write_err, attempt)
+        except BaseException as error:  # it would only be logged, and the end would never come
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """End now, because of a fault in here."""
+        self.failure = self.failure or error
+        self.finished = True
+        self._durability.stop()
+        self._stop()
+
+    def _settle(self, read_err: int, write_err: int, attempt: Attempt) -> None:
         self._active.remove(attempt)
         job = attempt.job
         assert job is not None

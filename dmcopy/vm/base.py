@@ -114,6 +114,6 @@ class Guest(ABC):
             "LANG": "C.UTF-8",
             "TERM": os.environ.get("TERM", "dumb"),
             "DMCOPY_VM": "1",
-            "DMCOPY_DISKS": " ".join(disk.serial for disk in self.disks),
+            "DMCOPY_DISKS": " ".join(disk.serial for disk in self.disks if not disk.twin),
             **(extra or {}),
         }

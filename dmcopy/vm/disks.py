@@ -19,12 +19,14 @@ class Disk:
 
     `size` is text (1G, 64M) or bytes; `serial` becomes /dev/disk/by-id/virtio-SERIAL. `path` is
     the file behind it: by default one that is removed with the guest. An existing file is used as
-    it is, and is all that the disk keeps from one boot to the next.
+    it is, and is all that the disk keeps from one boot to the next. `twin`: it has the serial of
+    another disk on purpose, as real ones sometimes have.
     """
 
     size: str | int
     serial: str
     path: Path | None = None
+    twin: bool = False
 
     def __post_init__(self) -> None:
         if not _SERIAL.fullmatch(self.serial):
@@ -64,19 +66,22 @@ class Disk:
 
 
 def parse_disk(text: str) -> Disk:
-    """Return the disk that `SIZE,serial=NAME[,file=PATH]` means. Raises UsageError."""
+    """Return the disk that `SIZE,serial=NAME[,file=PATH][,twin]` means. Raises UsageError."""
     size, *rest = text.split(",")
-    options = dict(word.partition("=")[::2] for word in rest)
+    options = dict(word.partition("=")[::2] for word in rest if word != "twin")
     unknown = set(options) - {"serial", "file"}
     if unknown or "serial" not in options:
-        raise UsageError(f"{text!r} is not a disk: give SIZE,serial=NAME[,file=PATH]")
+        raise UsageError(f"{text!r} is not a disk: give SIZE,serial=NAME[,file=PATH][,twin]")
     file = options.get("file")
-    return Disk(size, options["serial"], Path(file).absolute() if file else None)
+    return Disk(size, options["serial"], Path(file).absolute() if file else None, "twin" in rest)
 
 
 def check_disks(disks: list[Disk]) -> None:
-    """Raise UsageError if two disks would have the same name in the guest."""
-    serials = [disk.serial for disk in disks]
+    """Raise UsageError if two disks have one serial, and neither is a twin."""
+    serials = [disk.serial for disk in disks if not disk.twin]
     for serial in serials:
         if serials.count(serial) > 1:
-            raise UsageError(f"two disks have the serial {serial}")
+            raise UsageError(
+                f"two disks have the serial {serial}: if that is meant, say so of the second, as "
+                f"in 1G,serial={serial},twin"
+            )

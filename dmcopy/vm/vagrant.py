@@ -218,6 +218,8 @@ class VagrantGuest(Guest):
 def vagrant_disks(disks: Sequence[Disk]) -> str:
     """Return the disks as the Vagrantfile reads them. Raises UsageError for what it cannot have."""
     for disk in disks:
+        if disk.twin:
+            raise UsageError("the Vagrant provider gives each disk a serial of its own: no twins")
         if disk.size_bytes % (1 << 30):
             raise UsageError(f"{disk.size}: the Vagrant provider has disks in whole GiB only")
         if disk.path is not None:

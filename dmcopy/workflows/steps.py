@@ -62,8 +62,7 @@ class Runner:
             self.undo(record)
             return
         again = record.begun > 0
-        if again:
-            self.check(record)
+        self.check(record)  # at the first time, too: it may have been killed before that began
         try:
             while record.settled < len(record.steps):
                 self._run_group(record, again)

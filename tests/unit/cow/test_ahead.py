@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -23,19 +23,10 @@ def test_everything_comes_in_order(end: int) -> None:
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_it_goes_on_where_no_thread_can_be_started(
-    monkeypatch: pytest.MonkeyPatch, threads: int
+    only_threads: Callable[[int], None], threads: int
 ) -> None:
-    """RLIMIT_NPROC and RLIMIT_AS: what cannot be done ahead is done in its turn."""
-    start, left = threading.Thread.start, threads
-
-    def limited(thread: threading.Thread) -> None:
-        nonlocal left
-        if not left:
-            raise RuntimeError("can't start new thread")
-        left -= 1
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", limited)
+    """What cannot be done ahead is done in its turn."""
+    only_threads(threads)
     assert list(ahead(str, range(100))) == [str(number) for number in range(100)]
 
 

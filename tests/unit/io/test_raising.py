@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -432,19 +432,10 @@ def test_without_descriptors_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("threads", [0, 1])
 def test_where_no_thread_can_be_started(
-    real: Reactor, device: BlockDevice, monkeypatch: pytest.MonkeyPatch, threads: int
+    real: Reactor, device: BlockDevice, only_threads: Callable[[int], None], threads: int
 ) -> None:
-    """RLIMIT_NPROC and RLIMIT_AS: those that there are do it all, or the reactor itself."""
-    start, left = threading.Thread.start, threads
-
-    def limited(thread: threading.Thread) -> None:
-        nonlocal left
-        if not left:
-            raise RuntimeError("can't start new thread")
-        left -= 1
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", limited)
+    """Those that there are do it all, or the reactor itself."""
+    only_threads(threads)
     ended: list[int] = []
     memory = Memory(1)
     for _ in range(3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from dmcopy.kcopyd import Client
 from dmcopy.ranges import RangeSet
 from dmcopy.transfer import Outcome, Plan, Transfer, events
 from dmcopy.transfer.destination import Destination, FailedRange
+from dmcopy.transfer.durability import Durability
 from dmcopy.transfer.plan import Piece
 from dmcopy.transfer.settings import Settings
 from dmcopy.transfer.verify import Verifier
@@ -309,3 +311,43 @@ def test_the_time_that_is_left_is_that_of_what_is_left() -> None:
     assert (later.rate, later.seconds_left) == (100.0, 7.0)
     assert events.Progress("copy", 100, 1000, (100,), 2.0, already=100).seconds_left is None
     assert events.Progress("copy", 1000, 1000, (1000,), 0.0).seconds_left == 0.0
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int) -> None:
+    """Have a function raise when it is called for the nth time, and each time after."""
+    original, left = getattr(owner, name), calls
+
+    def call(*args: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            raise ZeroDivisionError(name)
+        return original(*args, **options)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 7])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        *((Transfer, name) for name in ("_book", "_fill", "_begin", "_settled", "_finish")),
+        *((Destination, name) for name in ("wrote", "needs", "flushed")),
+        *((Durability, name) for name in ("_begin", "_one_done", "_submit")),
+        (RangeSet, "add"),
+    ],
+)
+def test_a_fault_in_a_callback_ends_the_copy_with_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int
+) -> None:
+    """Whatever raises, and however often: it does not wait for what will not come any more."""
+    raising(monkeypatch, owner, name, calls)
+    with Reactor(SimulatedBackend(1)) as reactor:
+        client = Client(64, reactor=reactor, depth=4)
+        source, *dests = (IoRegion(disk, 0, SECTORS) for disk in (bench.source, *bench.dests))
+        transfer = Transfer(client, Plan(source, tuple(dests), 64), outstanding=4, interval=0.001)
+        with contextlib.suppress(ZeroDivisionError):
+            transfer.run()
+            assert all(bench.is_copied(index) for index in range(3))  # not called so often
+        client.destroy()
+        assert transfer.finished

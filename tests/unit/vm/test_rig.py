@@ -16,6 +16,7 @@ from dmcopy.errors import DeadlineError, DeviceError, MissingError, UsageError
 from dmcopy.vm import accel, cache, disks, initramfs, machine, qemu
 from dmcopy.vm.disks import Disk, parse_disk
 from dmcopy.vm.leash import Leashed
+from dmcopy.vm.vagrant import vagrant_disks
 
 from .conftest import gone
 
@@ -44,8 +45,13 @@ def test_what_is_no_disk(text: str, reason: str) -> None:
 
 
 def test_two_disks_of_one_serial() -> None:
-    with pytest.raises(UsageError, match="two disks have the serial a"):
+    with pytest.raises(UsageError, match=r"two disks have the serial a: .*1G,serial=a,twin"):
         disks.check_disks([Disk("1M", "a"), Disk("2M", "a")])
+    twin = parse_disk("2M,serial=a,twin")
+    assert twin == Disk("2M", "a", twin=True)
+    disks.check_disks([Disk("1M", "a"), twin, twin])
+    with pytest.raises(UsageError, match="Vagrant provider gives each disk a serial of its own"):
+        vagrant_disks([Disk("1G", "a", twin=True)])
 
 
 def test_a_disk_keeps_its_file(tmp_path: Path) -> None:

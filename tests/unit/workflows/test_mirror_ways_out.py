@@ -173,3 +173,16 @@ def test_so_it_has_after_a_restart(
     boot = iter(range(1000))
     monkeypatch.setattr(records, "boot_id", lambda: f"boot {next(boot)}")
     walk(name, folder, [gone, lambda world: gone(world) or other("home")(world)])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_stranger_is_seen_before_the_first_step_too(name: str, folder: Path) -> None:
+    """A kill between the noting of a workflow and its first step leaves nothing that is begun."""
+    at, world = next(kills(name, folder))
+    assert at == 1
+    found = Copy(world, world.folder / "copy")
+    changed = other("home")(found.world)
+    if changed:
+        with pytest.raises(DmcopyError, match="home has another table than"):
+            found.session().finish("home")
+        assert found.world.devices["home"].active == theirs(found.world)
