@@ -9,8 +9,9 @@ empty disks /dev/vda to /dev/vdd), `rig` (here, and it boots guests); without on
 A word with a dot in it is the name of a file, which is written for the blocks that follow. All
 blocks of a page that run in one place run in order, in one folder.
 
-In output a line of `...` stands for any lines and `…` for anything within one; times and rates are
-taken to be equal, and so are runs of blanks. A command that fails must be followed by `echo $?`.
+In output a line of `...` stands for any lines and `…` for anything within one; times, rates and
+how full a store is (`0.8%  2 MiB`) are taken to be equal, and so are runs of blanks. A command that
+fails must be followed by `echo $?`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ SECONDS: Final = 280
 _SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MARK: Final = "--- the next command ---"
 _FENCE: Final = re.compile(r"^```(\w*) ?(.*)$")
-_VARIES: Final = re.compile(r"\d[\d.,]* ?(?:(?:[KMGT]i)?B/s|m?s\b|min\b)")
+_VARIES: Final = re.compile(
+    r"\d[\d.,]*%  +\d[\d.,]* [KMGT]?i?B\b"  # how full: a mounted file system writes when it likes
+    r"|\d[\d.,]* ?(?:(?:[KMGT]i)?B/s|m?s\b|min\b)"
+)
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def _loosely(line: str) -> str:
     for piece in line.split("…"):
         at, text = 0, ""
         for varies in _VARIES.finditer(piece):
-            text += re.escape(piece[at : varies.start()]) + _VARIES.pattern
+            text += re.escape(piece[at : varies.start()]) + f"(?:{_VARIES.pattern})"
             at = varies.end()
         pieces.append(text + re.escape(piece[at:]))
     return re.sub(r"(\\ ){2,}", " +", ".*".join(pieces))

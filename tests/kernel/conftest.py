@@ -1,11 +1,18 @@
-"""What holds for every test in the rig."""
+"""What holds for every test in the rig: it leaves nothing, and its failure stays its own."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from dmcopy.block.mounts import parse_mountinfo
+from dmcopy.ledger import Ledger
+from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.mapper.names import unmangle
+from dmcopy.mapper.tree import top_down, with_deps
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +22,34 @@ def no_cookie_is_left() -> Iterator[None]:
     before = table.read_text()
     yield
     assert table.read_text() == before, "the test left a cookie of udev's"
+
+
+@pytest.fixture(autouse=True)
+def no_device_is_left(tmp_path: Path) -> Iterator[None]:
+    """Check that the test leaves no mapped device, and remove what it left.
+
+    A test that fails half way leaves its devices. Without this each test behind it fails, too.
+    """
+    before = devices()
+    yield
+    left = devices() - before
+    if left:
+        _remove(left, KernelMapper(ledger=Ledger(tmp_path / "left.jsonl"), timeout=60))
+    assert not left, "the test left devices"
+
+
+def devices() -> set[str]:
+    """Return the names of all mapped devices, without a call of dmsetup."""
+    return {unmangle(path.read_text().strip()) for path in Path("/sys/block").glob("dm-*/dm/name")}
+
+
+def _remove(left: set[str], mapper: KernelMapper) -> None:
+    infos = [info for info in top_down(with_deps(mapper)) if info.name in left]
+    for info in infos:
+        mapper.thaw(info.name)
+    numbers = {info.number for info in infos}
+    for mount in parse_mountinfo(Path("/proc/self/mountinfo").read_text()):
+        if mount.devno in numbers:
+            subprocess.run(["umount", "-l", mount.point], check=False, timeout=60)
+    for info in infos:
+        mapper.remove(info.name)

@@ -12,8 +12,6 @@ from dmcopy.block import backing
 from dmcopy.block.loop import LoopDevice, attach, detach
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.names import unmangle
-from dmcopy.mapper.tree import top_down, with_deps
 
 SECTORS = 32768
 
@@ -65,24 +63,11 @@ def disks(raw_disks: Disks) -> Disks:
 
 
 @pytest.fixture
-def mapper(tmp_path: Path) -> Iterator[KernelMapper]:
-    """A mapper with a ledger of its own; afterwards no device of the test's may be left."""
+def mapper(tmp_path: Path, no_device_is_left: None) -> Iterator[KernelMapper]:  # noqa: ARG001
+    """A mapper with a ledger of its own, in which no entry may be left."""
     mapper = KernelMapper(ledger=Ledger(tmp_path / "ledger.jsonl"))
-    before = devices()
     yield mapper
-    left = devices() - before
-    if left:
-        for info in top_down(with_deps(mapper)):
-            if info.name in left:
-                mapper.thaw(info.name)
-                mapper.remove(info.name)
-    assert not left, "the test left devices"
     assert mapper.ledger.entries() == [], "the test left an entry in the ledger"
-
-
-def devices() -> set[str]:
-    """Return the names of all mapped devices, without a call of dmsetup."""
-    return {unmangle(path.read_text().strip()) for path in Path("/sys/block").glob("dm-*/dm/name")}
 
 
 def loops() -> dict[str, str]:
