@@ -28,7 +28,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _json_is_as_its_schema_says() -> Iterator[None]:
-    """Hold each command's JSON to its schema; tests/unit/cli/test_schema.py fails without it.
+    """Hold each command's JSON to its schema; tests/unit/schemas/test_schemas.py fails without it.
 
     Where there is no jsonschema, as in a bare guest, the rest of the tests runs without.
     """

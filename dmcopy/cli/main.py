@@ -27,13 +27,15 @@ NOUNS: Final = {
     "mirror": "mirror devices in use: make, watch, repair, split, move, compare",
     "cow": "read, check, extract, merge, compare and draw snapshots' COW devices",
     "mirror-log": "look at the disk log of a mirror: which regions are clean",
+    "completion": "what a shell completes dmcopy's words with",
     "guide": "the guides: copies, snapshots, mirrors, the library, the rig, figures",
     "schema": "the JSON Schemas of what the commands print with --json",
     "vm": "boot a kernel with real device-mapper and run a command in it",
 }
 
 
-def _build_parser(noun: str | None) -> Parser:
+def _build_parser(noun: str | None, *, whole: bool = False) -> Parser:
+    """Return the parser, with what is below `noun`, or with all of it."""
     parser = Parser(
         prog="dmcopy",
         description="The kernel's kcopyd in userspace, and dm-snapshot and dm-mirror on it.",
@@ -43,7 +45,7 @@ def _build_parser(noun: str | None) -> Parser:
     nouns = parser.add_subparsers(dest="noun", metavar="NOUN", required=True)
     for name, summary in NOUNS.items():
         sub = nouns.add_parser(name, help=summary, description=summary)
-        if name == noun:
+        if whole or name == noun:
             module = importlib.import_module(f"dmcopy.cli.{name.replace('-', '_')}")
             module.configure(sub)
             share_help(sub)

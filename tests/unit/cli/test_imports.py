@@ -41,7 +41,19 @@ def _imported(*words: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "noun", ["copy", "cow", "demo", "devices", "doctor", "guide", "mirror-log", "schema", "zero"]
+    "noun",
+    [
+        "completion",
+        "copy",
+        "cow",
+        "demo",
+        "devices",
+        "doctor",
+        "guide",
+        "mirror-log",
+        "schema",
+        "zero",
+    ],
 )
 def test_a_help_imports_nothing_of_the_engine(noun: str) -> None:
     imported = _imported(noun, "--help")

@@ -19,6 +19,7 @@ NONE = "dmcopy-no-such"
 ALONE = {
     "demo": ["--folder", NONE],
     "doctor": [],
+    "completion": ["bash"],
     "guide": [],
     "schema": [],
     "copy": ["big", "other", "small", "--on-error", "skip", "--verify"],
