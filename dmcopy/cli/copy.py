@@ -12,16 +12,16 @@ _EXAMPLES: Final = """\
 examples:
   dmcopy copy /dev/sdb /dev/sdc /dev/sdd backup.img     read once, write three times
   dmcopy copy --map sdb.map --on-error skip /dev/sdb rescued.img
-  dmcopy copy --map d.map --trust-map /dev/sdb img      go on where GNU ddrescue ended
+  dmcopy copy --map d.map --trust-map /dev/sdb img      resume where GNU ddrescue ended
   dmcopy copy --from 1M --to 0 --count 64M --verify disk.img /dev/sdc
 
 Sizes and positions are in sectors of 512 bytes, or take a suffix: 8K, 64M, 1G, 4096B. A device may
 be named by UUID=, LABEL=, PARTUUID=, PARTLABEL=, ID=, SERIAL= or DM=, too. A file that is not there
 yet is made.
 
-Ends with 0 when all is well, 1 when the source or every destination failed, 2 for what cannot be, 3
-when some destination or block failed and the rest is good, 4 when the verification found a
-difference, 6 when something is in use, 130 when interrupted.
+Ends with 0 when all is well, 1 when the source or every destination failed, 2 for a command line
+that is wrong, 3 when some destination or block failed and the rest is good, 4 when the verification
+found a difference, 6 when something is in use, 130 when interrupted.
 """
 
 

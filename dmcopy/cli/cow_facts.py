@@ -28,7 +28,11 @@ def configure(verbs: argparse._SubParsersAction[Any]) -> None:
     check = verbs.add_parser("check", help="look for what no kernel would have written")
     check.add_argument("--origin", metavar="O", help="look for chunks past the end of O, too")
     check.add_argument(
-        "--chunk-size", type=size, metavar="S", help="expect chunks of S sectors, as the table says"
+        "-c",
+        "--chunk-size",
+        type=size,
+        metavar="S",
+        help="expect chunks of S sectors, as the table says",
     )
     check.set_defaults(verb=_check)
     cow_operands.add(check, cow=_COW)

@@ -13,7 +13,7 @@ def add(verb: argparse.ArgumentParser, **helps: str) -> None:
         metavar = "COW" if name == "cow" else name[0].upper()
         verb.add_argument(f"--{name}", metavar=metavar, help=text)
     order = " ".join(name.upper() for name in helps)
-    verb.add_argument("operands", nargs="*", metavar=order, help="the same, without the options")
+    verb.add_argument("operands", nargs="*", metavar=order, help="what is not given as an option")
 
 
 def settle(args: argparse.Namespace, *names: str) -> None:

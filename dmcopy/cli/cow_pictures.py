@@ -34,7 +34,9 @@ def configure(verbs: argparse._SubParsersAction[Any]) -> None:
     )
     chart.add_argument("--svg", metavar="FILE", help="write an SVG picture")
     chart.add_argument("--png", metavar="FILE", help="write a PNG picture (needs dmcopy[plot])")
-    chart.add_argument("--width", type=int, metavar="N", help="blocks in a row (default: fitting)")
+    chart.add_argument(
+        "--width", type=int, metavar="N", help="blocks in a row (default: as many as fit)"
+    )
     chart.set_defaults(verb=_map)
     for verb in (diff, chart):
         add_json(verb)

@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     watching.set_defaults(verb=_watch)
 
-    asking = verbs.add_parser("who", help="name whoever uses a device or file")
+    asking = verbs.add_parser("who", help="say what uses a device or file")
     asking.add_argument(
         "device", metavar="DEV", help="node, serial, UUID, dm name, 8:16, or a file"
     )

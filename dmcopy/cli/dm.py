@@ -11,7 +11,7 @@ from typing import Final
 from dmcopy import plugins
 from dmcopy.cli import dm_changes, dm_facts, dm_run
 from dmcopy.cli.dm_verbs import VerbParser, changing
-from dmcopy.cli.dm_words import add_the_rest
+from dmcopy.cli.dm_words import NAME, add_the_rest
 from dmcopy.cli.output import add_json, emit_json, say
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.ledger import Ledger, NoLedger
@@ -113,8 +113,12 @@ def _configure_reap(verbs: argparse._SubParsersAction[VerbParser]) -> None:
 def _configure_stats(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     parser = changing(verbs, "stats", "count the I/O to ranges of a device", _stats)
     parser.epilog = "These are regions of dmcopy's own. For the reports of dmstats: dmsetup stats."
-    parser.add_argument("what", choices=["create", "list", "print", "clear", "delete"])
-    parser.add_argument("device", metavar="NAME")
+    parser.add_argument(
+        "what",
+        choices=["create", "list", "print", "clear", "delete"],
+        help="make a region, list or print or clear its counters, or delete it",
+    )
+    parser.add_argument("device", metavar="NAME", help=NAME)
     parser.add_argument("--regionid", type=int, metavar="N", help="default: all regions of dmcopy")
     parser.add_argument("--start", type=int, metavar="S", help="sector; default: the whole device")
     parser.add_argument("--length", type=int, metavar="S", help="sectors")

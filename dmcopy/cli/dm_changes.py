@@ -14,6 +14,7 @@ from dataclasses import replace
 from dmcopy.cli.dm_facts import read_file, table_text
 from dmcopy.cli.dm_verbs import VerbParser, changing
 from dmcopy.cli.dm_words import (
+    NAME,
     add_address,
     add_selection,
     addressed,
@@ -40,7 +41,7 @@ def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
 
 def _configure_making(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     create = changing(verbs, "create", "make a device", _create)
-    create.add_argument("device", nargs="?", metavar="NAME")
+    create.add_argument("device", nargs="?", metavar="NAME", help="what to call it")
     _add_table(create)
     create.add_argument("-u", "--uuid", default="", help="default: none, as with dmsetup")
     create.add_argument("-m", "--minor", type=int, help="the minor number to take")
@@ -49,13 +50,13 @@ def _configure_making(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     create.add_argument("--concise", action="store_true", help=text)
 
     load = changing(verbs, "load", "load a table beside the active one", _load, aliases=("reload",))
-    load.add_argument("device", nargs="?", metavar="NAME")
+    load.add_argument("device", nargs="?", metavar="NAME", help=NAME)
     _add_table(load)
     add_address(load)
 
     text = "make a device, run the command after --, remove the device"
     keeping = changing(verbs, "with", text, _with)
-    keeping.add_argument("device", metavar="NAME")
+    keeping.add_argument("device", metavar="NAME", help="what to call it")
     _add_table(keeping)
     keeping.takes_command = True
 
@@ -63,13 +64,13 @@ def _configure_making(verbs: argparse._SubParsersAction[VerbParser]) -> None:
 def _add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", metavar="FILE", help="a table (default: stdin)")
     parser.add_argument("--table", metavar="TABLE", help="the table itself")
-    parser.add_argument("-r", "--readonly", action="store_true")
+    parser.add_argument("-r", "--readonly", action="store_true", help="not to be written to")
 
 
 def _configure_states(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     for name, text, verb in (
         ("suspend", "hold new I/O and wait for what is in flight", _suspend),
-        ("resume", "let I/O go on, with the loaded table if there is one", _resume),
+        ("resume", "let I/O continue, with the loaded table if there is one", _resume),
         ("wipe_table", "replace the table with one that fails all I/O", _wipe),
     ):
         parser = changing(verbs, name, text, verb)
@@ -86,28 +87,32 @@ def _configure_states(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     remove.add_argument("--retry", action="store_true", help="accepted; it always does")
     rename = changing(verbs, "rename", "give a device another name, or a UUID", _rename)
     rename.add_argument("--setuuid", action="store_true", help="NEW is a UUID")
-    rename.add_argument("device", metavar="NAME")
-    rename.add_argument("new", nargs="?", metavar="NEW")
+    rename.add_argument("device", metavar="NAME", help=NAME)
+    rename.add_argument("new", nargs="?", metavar="NEW", help="its new name, or its UUID")
     add_address(rename)
 
 
 def _add_devices(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("devices", nargs="*", metavar="NAME")
+    parser.add_argument("devices", nargs="*", metavar="NAME", help=NAME)
     add_address(parser)
     add_selection(parser)
 
 
 def _configure_talking(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     message = changing(verbs, "message", "send words to a target", _message)
-    message.add_argument("device", metavar="NAME")
+    message.add_argument("device", metavar="NAME", help=NAME)
     message.add_argument("sector", metavar="SECTOR", help="of the target; 0 if there is only one")
     message.add_argument("words", nargs="*", metavar="WORD", help="split at white space")
     add_address(message)
     wait = verbs.add_parser("wait", help="wait for an event")
-    wait.add_argument("device", nargs="?", metavar="NAME")
-    wait.add_argument("event", nargs="?", help="the number to wait past (default: 0)")
+    wait.add_argument("device", nargs="?", metavar="NAME", help=NAME)
+    wait.add_argument(
+        "event", nargs="?", metavar="EVENT", help="the number to wait past (default: 0)"
+    )
     add_address(wait)
-    wait.add_argument("-v", "--verbose", action="store_true", help="print what is known, then")
+    wait.add_argument(
+        "-v", "--verbose", action="store_true", help="print what is known of the device after that"
+    )
     wait.add_argument(
         "--timeout", type=seconds, default=1e6, metavar="S", help="give up after S seconds"
     )

@@ -34,8 +34,18 @@ def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     text = "run operations on a table, in the kernel or in userspace"
     parser = verbs.add_parser("run", help=text, description=text)
     parser.epilog = f"operations:\n{help_text()}\n{_EXAMPLES}"
-    parser.add_argument("words", nargs="*", metavar="[FILE] OPERATION")
-    parser.add_argument("--engine", choices=["kernel", "user"], default="kernel")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="[FILE] OPERATION",
+        help="the file of the table (-: stdin) if no option has it, then the operations below",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=["kernel", "user"],
+        default="kernel",
+        help="dm in the kernel, or dmcopy's own in userspace (default: kernel)",
+    )
     parser.add_argument("--table", metavar="TABLE", help="the table, instead of its FILE")
     parser.add_argument("--concise", metavar="SPEC", help="several devices, as in dm create")
     parser.add_argument(

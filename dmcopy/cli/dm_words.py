@@ -31,6 +31,7 @@ REFUSED: Final = {
     "--mode": "is not taken: use chmod on the node, or a rule of udev's",
     "--manglename": "is not taken: a name is always what it is, with no codes in it",
 }
+NAME: Final = "the mapped device: its name or node"
 _SHORT: Final = {
     "--force": "-f",
     "--major": "-j",
@@ -108,7 +109,7 @@ def add_address(parser: argparse.ArgumentParser) -> None:
     """Declare the other ways to name one device."""
     parser.add_argument("-u", "--uuid", metavar="UUID", help="the device of this UUID")
     parser.add_argument("-j", "--major", type=int, metavar="N", help="with -m: by its number")
-    parser.add_argument("-m", "--minor", type=int, metavar="N")
+    parser.add_argument("-m", "--minor", type=int, metavar="N", help="with -j")
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:

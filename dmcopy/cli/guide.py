@@ -11,7 +11,9 @@ from dmcopy.suggest import did_you_mean
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("topic", nargs="?", metavar="TOPIC", help="without one, list them")
+    parser.add_argument(
+        "topic", nargs="?", metavar="TOPIC", help="the guide (default: list them all)"
+    )
     add_json(parser)
 
 

@@ -17,9 +17,9 @@ from dmcopy.cli.parser import Parser, share_help
 from dmcopy.errors import DmcopyError, ExitCode
 
 NOUNS: Final = {
-    "demo": "the whole story on sparse files, no root",
-    "doctor": "what works on this machine, and what to install for the rest",
-    "devices": "find block devices, watch them, and name who holds one",
+    "demo": "show copies, snapshots and mirrors on sparse files, without root",
+    "doctor": "say what works on this machine, and what to install for the rest",
+    "devices": "find block devices, watch them, and say what uses one",
     "dm": "create, load, watch and explain mapped devices: dmsetup with types",
     "snapshot": "take, watch, extend, merge and drop snapshots of live devices",
     "copy": "copy a device or file to one or more others",
@@ -27,9 +27,9 @@ NOUNS: Final = {
     "mirror": "mirror devices in use: make, watch, repair, split, move, compare",
     "cow": "read, check, extract, merge, compare and draw snapshots' COW devices",
     "mirror-log": "look at the disk log of a mirror: which regions are clean",
-    "completion": "what a shell completes dmcopy's words with",
-    "guide": "the guides: copies, snapshots, mirrors, the library, the rig, figures",
-    "schema": "the JSON Schemas of what the commands print with --json",
+    "completion": "print the completion of dmcopy's words for a shell",
+    "guide": "read the guides: copies, snapshots, mirrors, the library, the rig, figures",
+    "schema": "print the JSON Schema of what a command prints with --json",
     "vm": "boot a kernel with real device-mapper and run a command in it",
 }
 

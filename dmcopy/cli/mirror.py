@@ -43,18 +43,18 @@ examples:
   dmcopy mirror split home 1 home-copy                                 a consistent copy, as of now
   dmcopy mirror move home /dev/sdb /dev/sdf                            home leaves the disk sdb
   dmcopy mirror drop home                                              a plain device, as before
-  dmcopy mirror finish home                                            what was interrupted goes on,
-  dmcopy mirror undo home                                              or is taken back, says status
-  dmcopy mirror forget home                                            or is given up, as it is
+  dmcopy mirror finish home                                            end what was interrupted,
+  dmcopy mirror undo home                                              or take it back: see status
+  dmcopy mirror forget home                                            or leave all as it is
 
 Sizes are sectors of 512 bytes, or 512K, 1G …; times are seconds.
 
 After a restart, with the log that it had: dmcopy mirror make home --leg A --leg B --log L
 --reuse-log copies only what the log calls dirty.
 
-Ends with 0 when all is well, 1 for what failed, 2 for what cannot be, 3 when a leg has failed, 4
-when the record of an interrupted workflow is damaged, 5 when something is not installed, 6 when a
-device is in use, 130 when interrupted.
+Ends with 0 when all is well, 1 for what failed, 2 for a command line that is wrong, 3 when a leg
+has failed, 4 when the record of an interrupted workflow is damaged, 5 when something is not
+installed, 6 when a device is in use, 130 when interrupted.
 """
 
 
@@ -64,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _configure_make(verbs)
     wait = _verb(verbs, "wait", "wait until a mirror is in sync", _wait)
-    wait.add_argument("name", metavar="NAME")
+    wait.add_argument("name", metavar="NAME", help="the mirror")
     _add_wait(wait)
     wait.set_defaults(dry_run=False)
     status = _verb(verbs, "status", "legs, regions, and what was interrupted", run_status)
@@ -95,7 +95,12 @@ def _configure_make(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     make.add_argument("name", metavar="NAME", help="the mirror; with --from, that device's name")
     make.add_argument("--from", dest="source", metavar="DEV", help="the mapped device to mirror")
     make.add_argument(
-        "--leg", dest="legs", action="append", default=[], metavar="DEV", help="may be repeated"
+        "--leg",
+        dest="legs",
+        action="append",
+        default=[],
+        metavar="DEV",
+        help="a leg; may be repeated",
     )
     make.add_argument(
         "--log",
@@ -105,12 +110,17 @@ def _configure_make(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "(default: core)",
     )
     make.add_argument(
-        "--region-size",
+        *("-R", "--region-size"),
         type=size,
         metavar="S",
         help=f"sectors, or 512K … (default: {format_sectors(REGION_SIZE)})",
     )
-    make.add_argument("--size", type=size, metavar="S", help="use only so much of each leg")
+    make.add_argument(
+        "--size",
+        type=size,
+        metavar="S",
+        help="use S of each leg (default: the smallest one's size)",
+    )
     make.add_argument("--nosync", action="store_true", help="the legs are equal: copy nothing")
     make.add_argument(
         "--reuse-log", action="store_true", help="they were a mirror: copy what LOG calls dirty"
@@ -122,8 +132,8 @@ def _configure_make(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=_features,
         default=FEATURES,
         metavar="WORD,…",
-        help="handle_errors: a failed leg is told of, and writes wait until it is replaced (so by "
-        "default: without it the kernel says that they ended well); keep_log: they go on; none",
+        help="handle_errors (the default): a failed leg is reported, and writes wait until it is "
+        "replaced; without it the kernel reports success; with keep_log they do not wait; none",
     )
     _add_wait(make, leave=True)
 
@@ -133,9 +143,9 @@ def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser
     replace = _changing(verbs, "replace", "put another device in the place of a leg", _replace)
     split = _changing(verbs, "split", "take a leg off as a consistent copy", _split)
     for parser in (fail, replace, split):
-        parser.add_argument("name", metavar="NAME")
+        parser.add_argument("name", metavar="NAME", help="the mirror")
         parser.add_argument("leg", metavar="LEG", help="its number, from 0, or its device")
-    replace.add_argument("new", metavar="NEWDEV")
+    replace.add_argument("new", metavar="NEWDEV", help="the device that takes its place")
     replace.add_argument(
         "--dirty-only",
         action="store_true",
@@ -144,7 +154,9 @@ def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser
     _add_force(replace, "NEWDEV")
     _add_wait(replace, leave=True)
     split.add_argument("new", nargs="?", metavar="NEWNAME", help="the copy's name")
-    split.add_argument("--drop", action="store_true", help="no copy: go on without that leg")
+    split.add_argument(
+        "--drop", action="store_true", help="make no copy: the mirror only loses that leg"
+    )
     _add_wait(split)
     move = _changing(verbs, "move", "move a device's data to another disk, while in use", _move)
     move.add_argument("name", metavar="DEV", help="the mapped device")
@@ -152,7 +164,7 @@ def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser
     move.add_argument("dest", metavar="TO", help="the disk that it is to be on")
     move.add_argument("--at", type=size, default=0, metavar="S", help="where on TO (default: 0)")
     move.add_argument(
-        "--region-size",
+        *("-R", "--region-size"),
         type=size,
         default=REGION_SIZE,
         metavar="S",
@@ -161,15 +173,15 @@ def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser
     _add_force(move, "TO")
     _add_wait(move, leave=True)
     drop = _changing(verbs, "drop", "end a mirror: its device is as before, or goes", _drop)
-    drop.add_argument("name", metavar="NAME")
+    drop.add_argument("name", metavar="NAME", help="the mirror")
     drop.add_argument("--keep", default="", metavar="LEG", help="keep the device, on this leg")
     finish = _changing(verbs, "finish", "end what was interrupted", _finish)
-    finish.add_argument("name", metavar="NAME")
+    finish.add_argument("name", metavar="NAME", help="the mirror")
     _add_wait(finish)
     undo = _changing(verbs, "undo", "take back what was interrupted", _undo)
-    undo.add_argument("name", metavar="NAME")
+    undo.add_argument("name", metavar="NAME", help="the mirror")
     forget = _verb(verbs, "forget", FORGET, _forget)
-    forget.add_argument("name", metavar="NAME")
+    forget.add_argument("name", metavar="NAME", help="the mirror")
     forget.set_defaults(dry_run=False)
 
 
@@ -185,7 +197,7 @@ def _verb(
         type=seconds,
         default=30.0,
         metavar="S",
-        help="of each command of dmsetup (default: 30)",
+        help="limit of each command of dmsetup (default: 30)",
     )
     add_json(parser)
     parser.set_defaults(verb=verb)
@@ -200,13 +212,16 @@ def _changing(
 ) -> argparse.ArgumentParser:
     parser = _verb(verbs, name, text, verb)
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the dmsetup commands, and change nothing"
+        "-t",
+        "--dry-run",
+        action="store_true",
+        help="print the dmsetup commands, and change nothing",
     )
     return parser
 
 
 def _add_force(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--force", action="store_true", help=f"overwrite what is on {what}")
+    parser.add_argument("-f", "--force", action="store_true", help=f"overwrite what is on {what}")
 
 
 def _add_wait(parser: argparse.ArgumentParser, *, leave: bool = False) -> None:
@@ -214,11 +229,11 @@ def _add_wait(parser: argparse.ArgumentParser, *, leave: bool = False) -> None:
         "--timeout",
         type=seconds,
         metavar="S",
-        help="wait no longer; the resync goes on (default: wait until it is done)",
+        help="wait no longer; the resync continues (default: wait until it is done)",
     )
     add_progress(parser)
     if leave:
-        text = "end once the resync goes on by itself; 'dmcopy mirror wait' ends it"
+        text = "do not wait for the resync; 'dmcopy mirror wait' does, and completes the command"
         parser.add_argument("--no-wait", action="store_true", help=text)
 
 

@@ -42,13 +42,13 @@ def configure_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("legs", metavar="LEG", nargs="+", help="2 to 9 devices or files")
     parser.add_argument("--log", metavar="LOG", help="the mirror's log device, or a copy of it")
     parser.add_argument(
-        "--region-size",
+        *("-R", "--region-size"),
         type=size,
         metavar="S",
         help=f"of the mirror's table (default: {format_sectors(REGION_SIZE)})",
     )
     parser.add_argument(
-        "--count", type=size, metavar="N", help="compare so much (default: all of it)"
+        "--count", type=size, metavar="N", help="compare N of each leg (default: all of it)"
     )
     add_json(parser, verb=True)
     add_progress(parser)

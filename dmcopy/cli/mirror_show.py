@@ -44,7 +44,7 @@ def configure_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="default: every mirror")
     parser.add_argument("--watch", action="store_true", help="show the map of regions, live")
     parser.add_argument(
-        "--interval", type=seconds, default=1.0, metavar="S", help="of --watch (default: 1)"
+        "-i", "--interval", type=seconds, default=1.0, metavar="S", help="of --watch (default: 1)"
     )
     parser.add_argument(
         "--count", type=int, metavar="N", help="end --watch after N times (default: never)"

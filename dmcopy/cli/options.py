@@ -15,17 +15,21 @@ _PROGRESS: Final = ("auto", "bar", "plain", "json", "none")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options that every transfer has."""
-    parser.add_argument("--count", metavar="N", help="how much (default: all that there is)")
+    parser.add_argument(
+        "--count", metavar="N", help="how much to write (default: all of the source or device)"
+    )
     parser.add_argument("--verify", action="store_true", help="read back and compare")
     parser.add_argument(
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="stop: a read error ends the copy, a write error that destination; "
-        "skip: leave out exactly the bad blocks (default: stop)",
+        help="stop: end at the first error, of one destination there alone; skip: leave out "
+        "exactly the blocks that cannot be read or written (default: stop)",
     )
     parser.add_argument(
-        "--map", metavar="FILE", help="note what is done in FILE (ddrescue's format); go on from it"
+        "--map",
+        metavar="FILE",
+        help="keep a map of what is done in FILE, in ddrescue's format; the next run resumes there",
     )
     parser.add_argument(
         "--map-interval",
@@ -37,10 +41,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-map",
         action="store_true",
-        help="what the map calls done, every DST has: for a map of GNU ddrescue's, and where it "
-        "cannot be told whether a DST is the one that was written to",
+        help="believe that every DST has what the map calls done: for a map of GNU ddrescue's, "
+        "and where dmcopy cannot tell whether a DST is the one that was written to",
     )
-    parser.add_argument("--retry", action="store_true", help="try the map's bad blocks again")
+    parser.add_argument("--retry", action="store_true", help="with --map: try its bad blocks again")
     parser.add_argument("--dry-run", action="store_true", help="check and say what would be done")
     _add_tuning(parser)
     add_json(parser)
@@ -59,8 +63,13 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_tuning(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how")
-    group.add_argument("--pages", type=int, metavar="N", help="memory for data, in 4096-byte pages")
+    group = parser.add_argument_group("tuning")
+    group.add_argument(
+        "--pages",
+        type=int,
+        metavar="N",
+        help="memory for data, in pages of 4096 bytes (default: as depth and piece need)",
+    )
     group.add_argument("--depth", type=int, metavar="N", help="requests in flight (default: 8)")
     group.add_argument("--piece", metavar="SIZE", help="size of one request (default: 1M)")
     group.add_argument(
@@ -68,12 +77,20 @@ def _add_tuning(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=100,
         metavar="PERCENT",
-        help="keep the devices busy at most this share of the time",
+        help="keep the devices busy at most this share of the time (default: 100)",
     )
     group.add_argument(
-        "--limit", type=_rate, default=0, metavar="RATE", help="copy at most so many bytes a second"
+        "--limit",
+        type=_rate,
+        default=0,
+        metavar="RATE",
+        help="copy at most RATE bytes a second: 500K, 10M",
     )
-    group.add_argument("--io", choices=("uring", "threads"), help="back end (default: the quicker)")
+    group.add_argument(
+        "--io",
+        choices=("uring", "threads"),
+        help="how the kernel is asked (default: uring where it works)",
+    )
 
 
 def _rate(text: str) -> int:

@@ -39,12 +39,14 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", _Help)
         kwargs.setdefault("allow_abbrev", self.abbreviates)
         super().__init__(**kwargs)  # type: ignore[arg-type]
+        self._words: list[str] = []
         self.register("type", int, whole)
         self.register("type", float, seconds)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; what is unknown is said here, where the verb and its help are known."""
         words = list(sys.argv[1:] if args is None else args)
+        self._words = words
         verbs = _verbs(self)
         words = _verb_before_its_options(self, verbs, words) if verbs else _sorted(self, words)
         found, unknown = super().parse_known_args(words, namespace)
@@ -55,6 +57,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one sentence and where the help is; exit 2."""
+        if message.startswith("the following arguments are required"):
+            # The one that is missing may be the one that was mistyped.
+            unknown = next(filter(self._is_unknown, self._words), None)
+            message = f"unrecognized arguments: {unknown}" if unknown else message
         hint = self._suggestion(message)
         if hint:
             # The list of what could be is of no use to somebody who has mistyped one of it.
@@ -66,6 +72,14 @@ class Parser(argparse.ArgumentParser):
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """Exit when what was printed, such as the help, is out: later nobody would say why not."""
         super().exit(streams.finish(status), message)
+
+    def _is_unknown(self, word: str) -> bool:
+        name = word.partition("=")[0]
+        known = any(
+            option == name or (self.abbreviates and option.startswith(name))
+            for option in _options(self)
+        )
+        return len(name) > 2 and name.startswith("--") and not known
 
     def _suggestion(self, message: str) -> str:
         choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)

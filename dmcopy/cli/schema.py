@@ -25,7 +25,12 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.epilog = _EXAMPLES
-    parser.add_argument("command", nargs="*", metavar="NOUN VERB", help="without, list them")
+    parser.add_argument(
+        "command",
+        nargs="*",
+        metavar="NOUN VERB",
+        help="the command (default: list all that have one)",
+    )
     add_json(parser)
 
 

@@ -40,8 +40,8 @@ examples:
 
 Sizes are sectors of 512 bytes, or 64K, 1G …; times are seconds.
 
-Ends with 0 when all is well, 1 for what failed (watch: when the snapshot is lost), 2 for what
-cannot be, 4 when status finds a snapshot lost or a record damaged, 5 when something is not
+Ends with 0 when all is well, 1 for what failed (watch: when the snapshot is lost), 2 for a command
+line that is wrong, 4 when status finds a snapshot lost or a record damaged, 5 when something is not
 installed, 6 when a device is in use, 130 when interrupted.
 """
 
@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     take.add_argument("origin", metavar="ORIGIN", help="a mapped device's name, or a path")
     take.add_argument("cow", metavar="COW", help="device or file for what changes")
     take.add_argument(
-        "--chunk-size",
+        *("-c", "--chunk-size"),
         type=size,
         default=DEFAULT_CHUNK,
         metavar="S",
@@ -65,20 +65,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=str.upper,
         choices=("P", "PO", "N"),
         default="P",
-        help="P: on disk; PO: and say Overflow; N: in memory only (default: P)",
+        help="P: on disk; PO: the same, and reports Overflow; N: in memory (default: P)",
     )
     content = take.add_mutually_exclusive_group()
-    content.add_argument("--force", action="store_true", help="overwrite what is on COW")
+    content.add_argument("-f", "--force", action="store_true", help="overwrite what is on COW")
     content.add_argument(
         "--reuse-store",
         action="store_true",
-        help="it was taken before a restart, and nobody has written to ORIGIN since: go on with "
-        "the store that is on COW",
+        help="it was taken before a restart, and ORIGIN has not been written to since: use the "
+        "store that is on COW",
     )
     extend = _changing(verbs, "extend", "make the COW of a snapshot longer", _extend)
     extend.add_argument("size", metavar="SIZE", help="its new size, or with a + how much more")
-    extend.add_argument("--with", dest="more", default="", metavar="DEV", help="where the room is")
-    extend.add_argument("--force", action="store_true", help="overwrite what is on DEV")
+    extend.add_argument(
+        "--with",
+        dest="more",
+        default="",
+        metavar="DEV",
+        help="the device or file that has the room",
+    )
+    extend.add_argument("-f", "--force", action="store_true", help="overwrite what is on DEV")
     merge = _changing(verbs, "merge", "roll the origin back to the snapshot", _merge)
     add_progress(merge)
     _changing(verbs, "drop", "remove a snapshot; the origin stays as it is", _drop)
@@ -86,7 +92,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_progress(finish)
     _changing(verbs, "undo", "take back what was interrupted", _undo)
     forget = verbs.add_parser("forget", help=FORGET, description=FORGET)
-    forget.add_argument("name", metavar="NAME")
+    forget.add_argument("name", metavar="NAME", help="the snapshot")
     add_json(forget)
     forget.set_defaults(verb=_forget, dry_run=False, timeout=30.0)
     _configure_facts(verbs)
@@ -107,9 +113,14 @@ def _changing(
 ) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text)
     parser.add_argument("name", metavar="NAME", help="the snapshot")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, change nothing")
+    text = "print the commands of dmsetup, and change nothing"
+    parser.add_argument("-t", "--dry-run", action="store_true", help=text)
     parser.add_argument(
-        "--timeout", type=seconds, default=30.0, metavar="S", help="of each command (default: 30)"
+        "--timeout",
+        type=seconds,
+        default=30.0,
+        metavar="S",
+        help="limit of each command of dmsetup (default: 30)",
     )
     add_json(parser)
     parser.set_defaults(verb=verb)
@@ -118,19 +129,30 @@ def _changing(
 
 def _configure_facts(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     status = verbs.add_parser("status", help="how full, in which state, what was interrupted")
-    status.add_argument("name", nargs="?", default="", metavar="NAME")
+    status.add_argument("name", nargs="?", default="", metavar="NAME", help="default: all")
     add_json(status)
     status.set_defaults(verb=_status, dry_run=False, timeout=30.0)
     watch = verbs.add_parser("watch", help="print the fill level; act before it is too late")
-    watch.add_argument("name", metavar="NAME")
+    watch.add_argument("name", metavar="NAME", help="the snapshot")
     watch.add_argument("--at", type=_percent, metavar="PERCENT", help="when to act (default: 80)")
     watch.add_argument(
-        "--extend", type=size, default=0, metavar="SIZE", help="make the COW longer by so much"
+        "--extend", type=size, default=0, metavar="SIZE", help="make the COW longer by SIZE"
     )
-    watch.add_argument("--with", dest="more", default="", metavar="DEV", help="where the room is")
-    watch.add_argument("--force", action="store_true", help="overwrite what is on DEV")
     watch.add_argument(
-        "--interval", type=seconds, default=1.0, metavar="S", help="between looks (default: 1)"
+        "--with",
+        dest="more",
+        default="",
+        metavar="DEV",
+        help="the device or file that has the room",
+    )
+    watch.add_argument("-f", "--force", action="store_true", help="overwrite what is on DEV")
+    watch.add_argument(
+        "-i",
+        "--interval",
+        type=seconds,
+        default=1.0,
+        metavar="S",
+        help="between looks (default: 1)",
     )
     watch.add_argument(
         "--run",

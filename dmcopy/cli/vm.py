@@ -31,6 +31,8 @@ examples:
   dmcopy vm run --disk 1G,serial=a --disk 64M,serial=b -- lsblk
   dmcopy vm shell --kernel ~/linux/arch/x86/boot/bzImage
   dmcopy vm test --kernel 6.1,6.12 -- -k snapshot
+
+'run' ends with the exit code of the command.
 """
 
 
@@ -39,34 +41,45 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     listing = verbs.add_parser("kernels", help="list kernels, and fetch those that are named")
-    listing.add_argument("fetch", nargs="*", metavar="KERNEL", help="fetch this one: 6.1, 6.12")
-    listing.add_argument("--update", action="store_true", help="fetch newer packages if there are")
-    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.add_argument("fetch", nargs="*", metavar="K", help="fetch this kernel: 6.1, 6.12")
+    listing.add_argument(
+        "--update", action="store_true", help="fetch newer packages where there are some"
+    )
+    listing.add_argument("--json", action="store_true", help="print JSON on stdout")
     run = verbs.add_parser("run", help="boot, run a command as root, end with its status")
     _add_guest_options(run)
     run.add_argument("-n", "--no-stdin", action="store_true", help="give the command no input")
     run.add_argument("command", nargs="+", metavar="CMD", help="the command and its arguments")
     shell = verbs.add_parser("shell", help="boot, and open a shell")
     _add_guest_options(shell)
-    test = verbs.add_parser("test", help="run the tests marked `kernel` with pytest, in guests")
-    test.add_argument("--kernel", default=",".join(kernels.SUITES), help="default: %(default)s")
+    test = verbs.add_parser("test", help="run the tests marked 'kernel' with pytest, in guests")
+    test.add_argument(
+        "--kernel", default=",".join(kernels.SUITES), metavar="K,…", help="default: %(default)s"
+    )
     test.add_argument("arguments", nargs="*", metavar="ARG", help="arguments for pytest")
 
 
 def _add_guest_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--kernel", help=f"6.1, 6.12 or a path (default: {kernels.DEFAULT})")
+    add("--kernel", metavar="K", help=f"6.1, 6.12 or a path (default: {kernels.DEFAULT})")
     add("--provider", choices=("qemu", "vagrant"), default="qemu", help="default: %(default)s")
     add(
         "--disk",
         action="append",
         default=[],
-        help="SIZE,serial=NAME[,file=PATH]; repeatable",
+        metavar="SPEC",
+        help="a disk: SIZE,serial=NAME[,file=PATH]; may be repeated",
     )
-    add("--memory", default="1G", help="default: %(default)s")
+    add("--memory", default="1G", metavar="SIZE", help="default: %(default)s")
     add("--cpus", type=int, metavar="N", help="processors (default: 1 emulated, 2 under KVM)")
-    add("--timeout", type=float, metavar="S", help="seconds for all of it")
-    add("--share", action="append", default=[], metavar="DIR", help="writable, same path, nosuid")
+    add("--timeout", type=float, metavar="S", help="limit for the boot and the command, in seconds")
+    add(
+        "--share",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder that the guest may write to, at the same path; may be repeated",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -33,9 +33,39 @@ def test_a_verb_says_what_it_does_with_an_example(verb: Parser) -> None:
     assert verb.description
     assert f"  {verb.prog} " in text.partition("examples:")[2]
     assert "Ends with 0 " in text
-    assert [
-        action.dest for action in verb._actions if action.option_strings and not action.help
-    ] == []
+
+
+def every_parser(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for verb in subparsers(parser).values():
+        yield from every_parser(verb)
+
+
+def test_every_word_that_a_command_takes_is_explained() -> None:
+    silent = [
+        f"{parser.prog} {action.metavar or action.dest}"
+        for parser in every_parser(_build_parser(None, whole=True))
+        for action in parser._actions
+        if not action.help and not isinstance(action, argparse._SubParsersAction)
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("words", "short", "long"),
+    [
+        ("snapshot take a b c", "-c 16 -t -f", "--chunk-size 16 --dry-run --force"),
+        ("snapshot watch a", "-i 3 -f", "--interval 3 --force"),
+        ("mirror make a --leg b --leg c", "-R 512K -t -f", "--region-size 512K --dry-run --force"),
+        ("mirror status", "--watch -i 3", "--watch --interval 3"),
+        ("cow check c", "-c 16", "--chunk-size 16"),
+    ],
+)
+def test_short_options_are_those_of_lvm(words: str, short: str, long: str) -> None:
+    parser = _build_parser(words.split()[0])
+    assert parser.parse_args([*words.split(), *short.split()]) == parser.parse_args(
+        [*words.split(), *long.split()]
+    )
 
 
 def test_every_noun_has_a_help() -> None:
@@ -53,6 +83,13 @@ def test_every_noun_has_a_help() -> None:
         ("mirror status a --json b", "dmcopy mirror status: unrecognized arguments: b"),
         ("cow inof c", "dmcopy cow: argument VERB: invalid choice: 'inof' (did you mean 'info'?)"),
         ("copy a b --dpeth 3", "dmcopy copy: unrecognized arguments: --dpeth (did you mean"),
+        ("cow extract --origni o --cow c out", "--origni (did you mean '--origin'?)"),
+        ("snapshot take a --dry-rnu", "--dry-rnu (did you mean '--dry-run'?)"),
+        ("dm message a --uu b --dyr", "dm message: unrecognized arguments: --dyr"),
+        (
+            "mirror fail home --json",
+            "dmcopy mirror fail: the following arguments are required: LEG",
+        ),
         ("help snapshto", "invalid choice: 'snapshto' (did you mean 'snapshot'?)"),
         ("copyy a copy", "invalid choice: 'copyy' (did you mean 'copy'?)"),
     ],
