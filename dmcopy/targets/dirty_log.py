@@ -42,8 +42,9 @@ class CoreLog:
         """The mirror begins, or goes on: look for resync work from the first region again."""
         self._search = 0
 
-    async def flush(self) -> bool:
-        """Make what changed durable. Returns whether that worked."""
+    async def flush(self, *, last: bool = False) -> bool:
+        """Make what changed durable; `last`: before a suspend. Returns whether that worked."""
+        del last
         return True
 
     def mark(self, region: int) -> None:
@@ -148,9 +149,17 @@ class DiskLog(CoreLog):
         if not await self._write() or not await self._flush_device():
             self._fail()
 
-    async def flush(self) -> bool:
+    def clean_bits_are_due(self) -> bool:
+        """Whether bits that became clean are to be written by the flush that asks.
+
+        The kernel's log does not wait. One of your own may: until then a crash has more regions
+        copied than differ. Bits that became dirty are written in any case, and with them these.
+        """
+        return True
+
+    async def flush(self, *, last: bool = False) -> bool:
         """Write the log if it changed: the legs are flushed before a bit becomes clean on disk."""
-        if not (self._cleaned or self._dirtied):
+        if not (self._dirtied or (self._cleaned and (last or self.clean_bits_are_due()))):
             return True
         if self._cleaned and not await self._flush_legs():
             # What had been written since the last flush may be lost on one leg and not on another,

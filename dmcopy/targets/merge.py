@@ -200,8 +200,9 @@ class SnapshotMerge(Snapshot):
             else:
                 self.host.reactor.submit(bio)
 
-    def _make_store(self) -> ExceptionStore:
-        store = super()._make_store()
+    def make_store(self) -> ExceptionStore:
+        """Return a store that can be merged. Raises TargetError for one that cannot."""
+        store = super().make_store()
         if not store.can_merge:
             raise TargetError("Snapshot exception store does not support snapshot-merge.")
         return store

@@ -31,8 +31,8 @@ from dmcopy.targets.mirror_set import MirrorSet
 from dmcopy.targets.work import TIMEOUT_SECONDS, wait_for
 
 
-class _DirectRead(NamedTuple):
-    """A read that went straight to a leg: where it can be tried again from."""
+class DirectRead(NamedTuple):
+    """The `data` of a read that went straight to a leg: where it can be tried again from."""
 
     leg: Leg
     sector: int
@@ -43,6 +43,9 @@ class Mirror(Target):
     """`mirror <log> <#log words> <log words> <#legs> <device> <offset>... [<#features> ...]`.
 
     `legs`: their health, and which is the default one. `work`: what is under way, and held.
+
+    For mirrors of your own: `legs_class` says which leg is read, `core_log` and `disk_log` when a
+    log writes.
     """
 
     name: ClassVar[str] = "mirror"
@@ -51,6 +54,9 @@ class Mirror(Target):
     discard_bios = 1
     maps_ranges = True
     wants_end_io = True
+    legs_class: ClassVar[type[Legs]] = Legs
+    core_log: ClassVar[type[CoreLog]] = CoreLog
+    disk_log: ClassVar[type[DiskLog]] = DiskLog
 
     def __init__(self, line: TableLine, host: Host) -> None:
         super().__init__(line, host)
@@ -86,7 +92,7 @@ class Mirror(Target):
         leg = self.legs.choose()
         if leg is None:
             return KILL
-        bio.data = _DirectRead(leg, bio.sector)
+        bio.data = DirectRead(leg, bio.sector)
         bio.device = leg.device
         bio.sector += leg.offset - self.begin
         return REMAPPED
@@ -121,13 +127,13 @@ class Mirror(Target):
             raise
 
     def presuspend_undo(self) -> None:
-        """Go on."""
+        """Recover again, and hold what must wait."""
         self.work.resume()
 
     def postsuspend(self) -> None:
         """Write the log a last time."""
         self._wait_idle("the last work")
-        wait_for(self.host.reactor, self._log.flush(), f"the log of {self.host.name}")
+        wait_for(self.host.reactor, self._log.flush(last=True), f"the log of {self.host.name}")
 
     def resume(self) -> None:
         """Read the log, and recover what it calls dirty."""
@@ -152,7 +158,7 @@ class Mirror(Target):
                 if place.overlaps(other):  # the kernel takes it, and corrupts what is there
                     raise TargetError(f"two legs are the same place: {place} and {other}")
         features = self.value.features or ()
-        return Legs(
+        return self.legs_class(
             self.host.reactor,
             legs,
             self.host.event,
@@ -162,9 +168,9 @@ class Mirror(Target):
 
     def _open_log(self, words: CoreLogWords | DiskLogWords) -> CoreLog:
         if isinstance(words, CoreLogWords):
-            return CoreLog(self._regions, words.sync)
+            return self.core_log(self._regions, words.sync)
         device = self.host.open(words.device)
-        return DiskLog(
+        return self.disk_log(
             self.host.reactor,
             device,
             self.host.label,

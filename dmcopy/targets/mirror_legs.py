@@ -118,7 +118,8 @@ class Legs:
     def choose(self) -> Leg | None:
         """Return the leg to read an in-sync region from: the default one, or one before it.
 
-        There is no balancing: another is taken only when that one has failed.
+        There is no balancing: another is taken only when that one has failed. A class of your own
+        may return any leg that is `ok`; None says that the read must fail.
         """
         if self.default.ok:
             return self.default

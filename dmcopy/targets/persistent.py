@@ -8,7 +8,6 @@ Before a full area is written the next one is zeroed, so that a reader finds an 
 from __future__ import annotations
 
 import errno
-from array import array
 from collections.abc import Callable, Iterator
 
 from dmcopy.errors import DeviceError, DmcopyError
@@ -28,6 +27,7 @@ from dmcopy.ondisk.exception_store import (
     words,
 )
 from dmcopy.ondisk.exceptions import ExceptionTable
+from dmcopy.targets.allocation import LAST_SECTOR, Allocation
 from dmcopy.targets.base import TargetError
 from dmcopy.targets.store import Committed, Prepared, Usage, check_chunk_size, nobody_hears
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT, SECTOR_SIZE
@@ -37,20 +37,25 @@ DEFAULT_CHUNK_SIZE = 32
 PREFETCH_CHUNKS = 12
 """DM_PREFETCH_CHUNKS; of chunks larger than PIECE_BYTES, so many pieces."""
 PIECE_BYTES = 1 << 20
-LAST_SECTOR = (1 << 64) - 1
-"""Numbers of sectors and chunks wrap behind it, as the kernel's: a damaged store may name any."""
 
 
 class PersistentStore:
     """A store on a COW device. `chunk_size` 0 is the default; what is on disk overrides it.
 
-    `overflow`: PO, a snapshot that reports Overflow instead of becoming invalid.
+    `overflow`: PO, a snapshot that reports Overflow instead of becoming invalid. `allocation`:
+    where the chunks go.
     """
 
     can_merge = True
 
     def __init__(
-        self, reactor: Reactor, cow: Device, chunk_size: int, *, overflow: bool = False
+        self,
+        reactor: Reactor,
+        cow: Device,
+        chunk_size: int,
+        *,
+        overflow: bool = False,
+        allocation: Callable[[Device, Layout], Allocation] = Allocation,
     ) -> None:
         self.letters = "PO" if overflow else "P"
         block = cow.logical_block_size // SECTOR_SIZE
@@ -59,7 +64,7 @@ class PersistentStore:
         self._reactor = reactor
         self._cow = cow
         self._valid = True
-        self._next_free = Layout.first_data
+        self._make_allocation = allocation
         self._area = 0
         self._committed = 0
         self._pending = 0  # prepared and not yet committed
@@ -71,6 +76,7 @@ class PersistentStore:
 
     def _set_layout(self) -> None:
         self._layout = Layout(self.chunk_size)
+        self._allocation = self._make_allocation(self._cow, self._layout)
         # Requests on an area are whole pages, or whole chunks where these are smaller.
         self._unit = min(self._layout.chunk_bytes, max(PAGE_SIZE, self._cow.logical_block_size))
         self._memory = Memory(-(-self._layout.chunk_bytes // PAGE_SIZE))
@@ -81,8 +87,8 @@ class PersistentStore:
         return not self._busy and not self._writing
 
     def attach(self, cow: Device) -> None:
-        """Go on with another handle on the same COW device."""
-        self._cow = cow
+        """Continue with another handle on the same COW device."""
+        self._cow = self._allocation.cow = cow
 
     def load(self, exceptions: ExceptionTable) -> bool:
         """Read the store, or make a new one where the first sector begins with zeroes.
@@ -114,12 +120,10 @@ class PersistentStore:
         return header.valid
 
     def prepare(self) -> int | None:
-        """Reserve the next data chunk. A partial chunk at the end of the COW is never used."""
-        chunk = self._next_free
-        if self._cow.sectors < (chunk + 1) * self.chunk_size & LAST_SECTOR:
-            return None
-        self._next_free = self._layout.after(chunk)
-        self._pending += 1
+        """Reserve a data chunk; see `ExceptionStore.prepare`."""
+        chunk = self._allocation.take()
+        if chunk is not None:
+            self._pending += 1
         return chunk
 
     def commit(self, prepared: Prepared) -> None:
@@ -152,7 +156,7 @@ class PersistentStore:
     def usage(self) -> Usage:
         """Return how much of the COW is used (persistent_usage)."""
         size = self.chunk_size
-        allocated = self._next_free * size & LAST_SECTOR
+        allocated = self._allocation.allocated * size & LAST_SECTOR
         return Usage(allocated, self._cow.sectors, (self._area + 2) * size)
 
     def last_extent(self, notify: Callable[[int, int, int], object]) -> None:
@@ -180,8 +184,7 @@ class PersistentStore:
             self._writing = False
             if not error:
                 self._committed = first
-                # What the order of allocation would have made of it (persistent_commit_merge).
-                self._next_free = self._layout.area_location(self._area) + first + 1
+                self._allocation.merged(self._area, first)
             notify(not error)
 
         self._write_entries(first, self._committed, written)
@@ -218,7 +221,7 @@ class PersistentStore:
             for area, offset, data in reader.pieces():
                 pairs = parse_area(data)
                 exceptions.extend(pairs)
-                self._next_free = _behind(self._next_free, pairs[1::2])
+                self._allocation.found(pairs[1::2])
                 if area != self._area:
                     self._clear()  # it may end before its last piece is read
                 self._memory.view[offset : offset + len(data)] = data
@@ -228,8 +231,6 @@ class PersistentStore:
                     break
         finally:
             reader.close()
-        if self._next_free and self._layout.is_metadata(self._next_free):
-            self._next_free += 1
 
     def _begin_batch(self) -> None:
         """Write what is queued if it is a batch: all that was prepared, or what fills the area."""
@@ -335,15 +336,6 @@ class PersistentStore:
 
         region = IoRegion(self._cow, sector, self.chunk_size)
         self._reactor.submit(Io(Op.READ, region, self._memory, extents, done))
-
-
-def _behind(next_free: int, news: array[int]) -> int:
-    """Return the chunk behind all that the entries of an area name, in their order."""
-    highest = max(news, default=-1)
-    if highest == LAST_SECTOR:  # behind it the numbers begin anew
-        last = len(news) - 1 - news[::-1].index(highest)
-        return _behind(0, news[last + 1 :])
-    return max(next_free, highest + 1)
 
 
 class _AreaReader:

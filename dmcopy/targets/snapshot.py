@@ -19,6 +19,7 @@ from dmcopy.table import TableLine
 from dmcopy.table import Target as TableTarget
 from dmcopy.table.snapshot import Snapshot as SnapshotLine
 from dmcopy.targets import handover
+from dmcopy.targets.allocation import Allocation
 from dmcopy.targets.base import (
     DONE,
     KILL,
@@ -54,6 +55,9 @@ class Snapshot(Target):
         chunk_size: in sectors; 0 while another table still has the store.
         valid: false once it is lost. overflowed: full, but what it has can be read (PO).
         active: it was resumed, and hears of writes to the origin.
+
+    For snapshots of your own: `allocation` says where a persistent store puts its chunks,
+    `make_store` what the store is. A handover passes on the store with its allocation.
     """
 
     name: ClassVar[str] = "snapshot"
@@ -61,6 +65,7 @@ class Snapshot(Target):
     flush_bios = 1
     wants_end_io = True
     is_merge = False
+    allocation: ClassVar[type[Allocation]] = Allocation
 
     def __init__(self, line: TableLine, host: Host) -> None:
         super().__init__(line, host)
@@ -72,7 +77,8 @@ class Snapshot(Target):
             raise TargetError("COW device cannot be the same as origin device")
         host.use(self.origin, 0, self.length)
         host.use(self.cow, 0, self.cow.sectors)
-        self.discard_bios = len(features) if "discard_zeroes_cow" in features else 0
+        if "discard_zeroes_cow" in features:
+            self.discard_bios = 2 if passes_down else 1  # the second is for the origin
         self.module = host.module(SnapshotModule)
         self.valid = True
         self.overflowed = False
@@ -82,7 +88,7 @@ class Snapshot(Target):
         self._mask = 0
         self.exceptions = ExceptionTable()
         self.tracked = TrackedChunks()
-        self.store = self._make_store()
+        self.store = self.make_store()
         self.client = Client(
             COPY_PAGES, reactor=host.reactor, throttle=self._throttle(), depth=COPY_DEPTH
         )
@@ -99,13 +105,19 @@ class Snapshot(Target):
             self.store.close()
             raise
 
-    def _make_store(self) -> ExceptionStore:
+    def make_store(self) -> ExceptionStore:
+        """Return the store that the line of the table asks for. Raises TargetError."""
         check_chunk_size(self.value.chunk_size, self.cow, self.origin)
         letters = self.value.store.upper()
         if letters[0] == "N":
             return TransientStore(self.cow, self.value.chunk_size)
-        reactor, overflow = self.host.reactor, letters[1:2] == "O"
-        return PersistentStore(reactor, self.cow, self.value.chunk_size, overflow=overflow)
+        return PersistentStore(
+            self.host.reactor,
+            self.cow,
+            self.value.chunk_size,
+            overflow=letters[1:2] == "O",
+            allocation=self.allocation,
+        )
 
     def _throttle(self) -> Throttle | None:
         throttle = self.module.copy_throttle
