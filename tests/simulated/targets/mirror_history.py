@@ -151,7 +151,7 @@ class History:
 
     def _trusted(self) -> int | None:
         """Return the leg that a mirror should begin with now: the default one, if it is good."""
-        if (table := self.device.table) is None:
+        if (table := self.device.active) is None:
             return None
         target = table.targets[0]
         assert isinstance(target, Mirror)
