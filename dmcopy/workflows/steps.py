@@ -90,7 +90,8 @@ class Runner:
                 f"{record.name}: '{record}' cannot be taken back any more; "
                 f"'dmcopy {record.noun} finish {record.name}' ends it"
             )
-        self.check(record)
+        if record.begun:  # else no device is given anything back
+            self.check(record)
         record.undoing = True
         try:
             self.take_back(record)

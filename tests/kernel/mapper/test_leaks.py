@@ -18,7 +18,8 @@ from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.reap import Reaper
 from dmcopy.table import Linear, Table, Zero
 
-from .conftest import Disks, devices, loops
+from ..conftest import devices
+from .conftest import Disks, loops
 
 pytestmark = pytest.mark.kernel
 

@@ -14,7 +14,8 @@ import pytest
 from dmcopy.cli.main import main
 from dmcopy.mapper.udev import Udev, choose
 
-from .conftest import devices, loops
+from ..conftest import devices
+from .conftest import loops
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("files")]
 SECTORS = 8192
