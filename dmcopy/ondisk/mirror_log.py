@@ -31,9 +31,9 @@ _HEADER: Final = struct.Struct("<IIQ")
 class Header(NamedTuple):
     """The first 16 bytes."""
 
-    magic: int = MAGIC
-    version: int = VERSION
-    nr_regions: int = 0
+    magic: int
+    version: int
+    nr_regions: int
 
     @classmethod
     def unpack(cls, data: bytes | bytearray) -> Self:
@@ -90,7 +90,7 @@ class MirrorLog:
         data = bytearray(before[: log_bytes(self.nr_regions, block_size)])
         data.extend(bytes(log_bytes(self.nr_regions, block_size) - len(data)))
         version = VERSION if self.version == 1 else self.version
-        header = Header(version=version, nr_regions=self.nr_regions).pack()
+        header = Header(MAGIC, version, self.nr_regions).pack()
         data[: len(header)] = header
         data[OFFSET : OFFSET + len(self.clean.data)] = self.clean.data
         return bytes(data)

@@ -129,3 +129,9 @@ def test_words_come_back(monkeypatch: pytest.MonkeyPatch, swapped: bool) -> None
     monkeypatch.setattr("dmcopy.ondisk.exception_store._SWAPPED", swapped)  # another machine's
     assert (build_words(numbers) == native) is not swapped
     assert words(build_words(numbers)) == numbers == before
+
+
+@pytest.mark.parametrize("surplus", [0, 1, 8, 15])
+def test_an_entry_that_is_cut_off_is_none(surplus: int) -> None:
+    """The end of a device need not be the end of an entry."""
+    assert list(words(build_entry(3, 4) + build_entry(5, 6)[:surplus])) == [3, 4]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmcopy.ondisk.exceptions import RUN, ExceptionTable
+from dmcopy.ondisk.exceptions import _PLACES, RUN, ExceptionTable
 
 # Few blocks, so that runs, single ones and the edges of blocks meet; and the largest numbers.
 _OLD = st.integers(0, 700) | st.integers((1 << 64) - 300, (1 << 64) - 1)
@@ -75,6 +75,26 @@ def test_what_is_written_in_order_is_compressed() -> None:
     run = ExceptionTable()
     run.extend(_flat([(old, old + 2) for old in range(100, 100 + RUN)]))
     assert not run._scattered
+
+
+def test_an_area_without_order_keeps_its_numbers() -> None:
+    """As many as a run has, but no two of them follow each other, nor does a pair of runs."""
+    scattered = {old: old + 5 for old in range(0, 4 * RUN, 2)}
+    runs = {old: old + 5 for first in (1024, 3072) for old in range(first, first + RUN)}
+    table = ExceptionTable()
+    table.extend(_flat([*scattered.items(), *runs.items()]))
+    assert dict(table.items()) == scattered | runs
+    assert set(table._scattered) == set(scattered)
+
+
+def test_a_short_run_is_worth_a_block_only_where_there_is_one() -> None:
+    """A store of many short runs would take 2 KiB for each; one in order would stay scattered."""
+    table = ExceptionTable()
+    table.extend(_flat([(old, 1) for old in range(_PLACES - 1, _PLACES + RUN)]))
+    assert (set(table._scattered), set(table._blocks)) == ({_PLACES - 1}, {1})
+    table.extend(_flat([(old, 1) for old in range(2 * _PLACES - RUN, 2 * _PLACES + RUN - 1)]))
+    assert len(table._scattered) == RUN
+    assert set(table._blocks) == {1}
 
 
 @pytest.mark.parametrize("kind", ["consecutive", "random"])

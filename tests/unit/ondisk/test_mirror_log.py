@@ -145,6 +145,12 @@ def test_a_resume_with_fewer_regions_forgets_the_rest() -> None:
     assert log.build(MEASURED)[1024:1032] == b"\x07" + bytes(7)
 
 
+def test_a_log_of_version_1_counts_when_a_mirror_resumes() -> None:
+    """Else the mirror of an older kernel would be copied anew, and whole."""
+    log, grown, failed = mirror_log.resume(_damaged(4, b"\1"), 16, None)
+    assert (list(log.dirty()), grown, failed) == ([5], False, False)
+
+
 def test_the_last_region_may_be_short() -> None:
     assert [mirror_log.region_count(sectors, 16) for sectors in (16, 17, 31, 32, 33)] == [
         1, 2, 2, 2, 3,

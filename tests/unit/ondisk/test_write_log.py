@@ -90,6 +90,12 @@ def test_what_is_no_log(byte: int, value: int, words: str) -> None:
         list(parse_entries(image, "log"))
 
 
+def test_a_text_may_fill_its_block() -> None:
+    """The kernel leaves a zero byte behind a mark's; another writer need not."""
+    entry = Entry(0, 0, Flag.MARK, b"x" * 480)
+    assert [found for found, _ in parse_entries(log([(entry, b"")]))] == [entry]
+
+
 def test_a_header_that_is_cut() -> None:
     with pytest.raises(MetadataError, match="byte 20: the log ends"):
         Super.parse(Super(0, 512).build()[:20])
