@@ -223,6 +223,30 @@ def test_cancel_leaves_a_defined_state(client: Client) -> None:
         assert dest.content[start << 9 : end << 9] == before[start << 9 : end << 9]
 
 
+def test_destroy_gives_back_the_pages_and_its_own_reactor_only(reactor: Reactor) -> None:
+    """A program that makes many clients would run out of memory and of descriptors."""
+    for given in (reactor, None):
+        client = Client(8, reactor=given)
+        client.destroy()
+        with pytest.raises(ValueError, match="released"):
+            bytes(client.pool.memory.view[:1])
+        if given is None:
+            with pytest.raises(ClosedError):
+                client.reactor.call_soon_threadsafe(print)
+        else:
+            reactor.call_soon_threadsafe(lambda: None)
+
+
+def test_a_copy_without_checks_is_a_job(client: Client) -> None:
+    said: list[tuple[int, int, Any]] = []
+    source, dest = disk("source", seed=1), disk("dest")
+    places = IoRegion(source, 0, 8), [IoRegion(dest, 8, 8)]
+    job = client.copy_chunk(*places, lambda *words: said.append(words), "context")
+    assert job.wait(10).ok
+    assert said == [(0, 0, "context")]
+    assert dest.read(8, 8) == source.read(0, 8)
+
+
 def test_destroy_waits_for_jobs_and_callbacks(reactor: Reactor) -> None:
     source, dest = disk("source", seed=1), disk("dest")
     said: list[int] = []
