@@ -313,6 +313,22 @@ def test_an_exception_that_ends_a_client_cancels_what_has_not_begun() -> None:
     assert client.statistics().pages_free == 8
 
 
+def test_what_is_all_in_flight_is_cancelled_too_when_a_client_is_given_up() -> None:
+    """Nothing of it waits; without the rest that was never cut it must not look like a success."""
+    reactor, disks = Reactor(SimulatedBackend(1)), [SimulatedDisk(65536) for _ in range(2)]
+    client = Client(1024, reactor=reactor, sub_job_sectors=8)
+    moves = (Move(disks[0], sector, sector, 8) for sector in range(0, 32768, 8))
+    many = client.copy_list(moves, disks[1], unit=8)
+    big = client.copy(IoRegion(disks[0], 32768, 32768), [IoRegion(disks[1], 32768, 32768)])
+    reactor.step(0)
+    assert client.statistics().waiting == 0
+    assert client.statistics().in_flight == 16
+    with pytest.raises(KeyboardInterrupt), client:
+        raise KeyboardInterrupt
+    for job in (many, big):
+        assert (job.done, job.cancelled, job.ok) == (True, True, False)
+
+
 def test_a_client_of_another_thread_is_given_up() -> None:
     with background("threads") as reactor:
         client = Client(8, reactor=reactor)
