@@ -1,0 +1,93 @@
+"""asyncio drives a reactor as long as somebody awaits, and no longer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from dmcopy.io import Reactor
+from dmcopy.io.aio import wait_for
+
+Done = Callable[[Callable[[], object]], None]
+
+
+@pytest.fixture
+def reactor() -> Iterator[Reactor]:
+    with Reactor("threads") as reactor:
+        yield reactor
+
+
+def run(main: Any) -> None:
+    """Run it; whatever asyncio would only log is an error."""
+
+    async def watched() -> None:
+        wrong: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, about: wrong.append(about))
+        await asyncio.wait_for(main(), 60)
+        await asyncio.sleep(0)
+        assert not wrong
+
+    asyncio.run(watched())
+
+
+def later(reactor: Reactor, seconds: float) -> Done:
+    return lambda notify: reactor.call_later(seconds, notify) and None
+
+
+def test_the_descriptor_and_the_timers_both_drive_it(reactor: Reactor) -> None:
+    async def main() -> None:
+        await wait_for(reactor, lambda notify: reactor.call_soon_threadsafe(notify))
+        await wait_for(reactor, later(reactor, 0.01))
+        # Only its descriptor tells of what another thread does, after the first step was made.
+        rings: list[Callable[[], object]] = []
+        waiting = asyncio.ensure_future(wait_for(reactor, rings.append))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await asyncio.to_thread(reactor.call_soon_threadsafe, rings[0])
+        await waiting
+
+    run(main)
+
+
+def test_the_loop_lets_go_of_it_when_the_last_has_what_it_awaited(reactor: Reactor) -> None:
+    """Else a program that is done with it would step it for ever, or keep a closed descriptor."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        first = asyncio.ensure_future(wait_for(reactor, later(reactor, 0.01)))
+        second = asyncio.ensure_future(wait_for(reactor, later(reactor, 0.02)))
+        await first
+        assert not second.done()
+        await second
+        assert not loop.remove_reader(reactor.fileno())
+        await wait_for(reactor, later(reactor, 0.01))  # and takes it up again
+
+    run(main)
+
+
+def test_who_gave_up_waiting_is_not_told(reactor: Reactor) -> None:
+    """Its loop is closed by the time that what it waited for is done."""
+    ends: list[Callable[[], object]] = []
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(wait_for(reactor, ends.append), 0.01))
+    reactor.call_soon(ends[0])
+    reactor.step()
+
+
+def test_what_a_step_raises_is_raised_by_all_who_wait(reactor: Reactor) -> None:
+    def fail() -> None:
+        raise ValueError("mine")
+
+    async def main() -> None:
+        first, second = (asyncio.ensure_future(wait_for(reactor, lambda _: None)) for _ in "12")
+        await asyncio.sleep(0)
+        reactor.call_soon_threadsafe(fail)
+        for waiting in (first, second):
+            with pytest.raises(ValueError, match="mine"):
+                await waiting
+        await wait_for(reactor, later(reactor, 0.01))
+
+    run(main)

@@ -1,0 +1,76 @@
+"""What a reactor takes from the system, and how long it waits."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from dmcopy.io import Io, IoRegion, Op, Reactor, probe
+from dmcopy.io.backend import FlushFirst
+from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+
+
+def opened() -> set[str]:
+    """The descriptors there are; not the one by which that is read."""
+    links = {name: f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")}
+    return {name for name, link in links.items() if os.path.lexists(link)}
+
+
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize("backend", ["uring", "threads"])
+def test_no_descriptor_is_left_or_handed_down(backend: str, inline: bool) -> None:
+    """One in a child would keep a ring, and with it the devices that it was used for."""
+    if probe()[backend]:
+        pytest.skip(f"{backend}: {probe()[backend]}")
+    before = opened()
+    with Reactor(backend, inline=inline) as reactor:
+        reactor.step()
+        made = {int(name) for name in opened() - before}
+        assert made
+        assert not any(os.get_inheritable(fd) for fd in made)
+    assert opened() == before
+
+
+def test_a_step_waits_no_longer_than_it_may() -> None:
+    """Not even where a timer is due only later."""
+    reactor, due = Reactor(SimulatedBackend()), list[float]()
+    reactor.call_later(5, lambda: due.append(reactor.time()))
+    reactor.step(1)
+    assert reactor.time() == 1
+    reactor.step(60)
+    assert due == [5]
+    reactor.call_later(7, lambda: due.append(reactor.time()))
+    reactor.step(None)
+    assert due == [5, 12]
+
+
+def test_a_timer_that_was_cancelled_is_not_waited_for() -> None:
+    reactor = Reactor(SimulatedBackend())
+    reactor.call_later(5, lambda: None).cancel()
+    assert reactor.next_due() is None
+    reactor.call_later(7, lambda: None)
+    assert reactor.next_due() == 7
+    reactor.call_soon(lambda: None)
+    assert reactor.next_due() == 0
+
+
+def test_a_back_end_may_be_made_of_the_reactors_poller() -> None:
+    made: list[Any] = []
+
+    def make(poller: Any) -> SimulatedBackend:
+        made.append(poller)
+        return SimulatedBackend()
+
+    reactor = Reactor(make)
+    assert isinstance(reactor.backend, SimulatedBackend)
+    assert made == [reactor._poller]
+
+
+def test_a_flush_that_goes_before_a_write_is_of_no_sectors() -> None:
+    """It would be past the end of a device of which every sector is in use."""
+    submitted: list[Io] = []
+    disk = SimulatedDisk(8)
+    FlushFirst(Io(Op.WRITE, IoRegion(disk, 0, 8)), submitted.append).start()
+    assert [(io.op, io.region) for io in submitted] == [(Op.FLUSH, IoRegion(disk, 0, 0))]
