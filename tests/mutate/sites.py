@@ -68,7 +68,10 @@ class Site(NamedTuple):
 def find_sites(node: ast.AST) -> Iterator[Site]:
     """Yield the changes that can be made below `node`, in the order of the source.
 
-    What is only words is left out: docstrings, messages of exceptions, assertions, `__repr__`.
+    What is only words is left out: docstrings, messages of exceptions, assertions, `__repr__`. So
+    is what can seldom matter: None returned for what is as false, and an attribute that `__init__`
+    would not give its first value, where that is a constant; the constants are changed all the
+    same.
     """
     for field, value in ast.iter_fields(node):
         if field in _NOT_RUN:
@@ -78,6 +81,8 @@ def find_sites(node: ast.AST) -> Iterator[Site]:
             if not isinstance(child, ast.AST) or _is_words(child):
                 continue
             for new in _changes(child):
+                if isinstance(new, ast.Pass) and _is_first_value(node, child):
+                    continue
                 before, after = _words(child), _words(new)
                 line: int = child.lineno  # type: ignore[attr-defined]
                 yield Site(line, before, after, node, field, index, new)
@@ -129,7 +134,9 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
 def _without(node: ast.AST) -> Iterator[ast.AST]:
     """Yield what stays of a statement that is taken out, where something would still run."""
     match node:
-        case ast.Return(value=value) if value is not None and not _is_none(value):
+        case ast.Return(value=ast.Constant(value=value)) if not value:
+            return
+        case ast.Return(value=value) if value is not None:
             yield ast.Return(ast.Constant(None))
         case ast.Expr(ast.Call() | ast.Await()) | ast.Raise() | ast.Delete():
             yield ast.Pass()
@@ -139,6 +146,13 @@ def _without(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.Pass()
         case ast.Assign([target]) if not isinstance(target, ast.Name):
             yield ast.Pass()
+
+
+def _is_first_value(holder: ast.AST, node: ast.AST) -> bool:
+    match holder, node:
+        case ast.FunctionDef(name="__init__"), ast.Assign(value=ast.Constant()):
+            return True
+    return False
 
 
 def _is_none(node: ast.AST) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -53,6 +55,28 @@ def test_several_are_under_way_at_once() -> None:
 
     end = ALONE + 2 * THREADS
     assert list(ahead(meet, range(end))) == list(range(end))
+
+
+def test_what_has_not_begun_is_not_done_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in the first area must not cost the reading of the next ones, nor Ctrl-C."""
+    begun: list[int] = []
+    ending, end = threading.Event(), ThreadPoolExecutor.__exit__
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number > ALONE:
+            assert ending.wait(60)
+        return number
+
+    def ended(*words: Any) -> bool | None:
+        ending.set()
+        return end(*words)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "__exit__", ended)
+    results = ahead(work, range(100))
+    assert [next(results) for _ in range(ALONE + 1)] == list(range(ALONE + 1))
+    results.close()
+    assert len(begun) <= ALONE + 1 + THREADS
 
 
 @pytest.mark.parametrize("bad", [0, ALONE, ALONE + DEPTH + 1])

@@ -323,6 +323,30 @@ def test_diff_of_two_stores(cow: Run) -> None:
     assert cow("diff", "a", "a")[0] == 0
 
 
+def test_diff_of_chunks_that_were_allocated_in_another_order(cow: Run) -> None:
+    """Neighbours are read at once only where they are neighbours in both, and ascending."""
+    Path("a").write_bytes(a := build(8, [(1, 5), (2, 4), (3, 3), (4, 2), (5, 6)], 8))
+    b = build(8, [(1, 2), (2, 3), (3, 4), (4, 5), (5, 6)], 8, seed=2)
+    for at, to in ((5, 2), (4, 3), (3, 4), (2, 5), (6, 6)):
+        b[to * 4096 : (to + 1) * 4096] = a[at * 4096 : (at + 1) * 4096]
+    Path("b").write_bytes(b)
+    assert cow("diff", "a", "b")[0] == 0
+    assert cow("diff", "b", "a")[0] == 0
+
+
+def test_a_map_ends_with_the_origin(cow: Run) -> None:
+    """Also where the last cell has room for a chunk more."""
+    Path("cow").write_bytes(build(8, allocate([0, 32], 8), 10))
+    Path("origin").write_bytes(bytes(32 * 4096 + 512))
+    code, out, _ = cow("map", "cow", "--origin", "origin", "--width", "2", "--json")
+    facts = json.loads(out)
+    assert (code, facts["chunks"], sum(facts["cells"])) == (0, 33, 2)
+    Path("origin").write_bytes(bytes(32 * 4096))
+    code, _, err = cow("map", "cow", "--origin", "origin", "--width", "3")
+    assert code == ExitCode.MISMATCH
+    assert "chunk 32 is past the end of the origin, which has 32 chunks" in err
+
+
 def test_diff_reads_large_chunks_in_pieces(cow: Run) -> None:
     pairs = allocate([0, 2], 8192)
     Path("a").write_bytes(build(8192, pairs, 4))

@@ -33,6 +33,9 @@ def changes(source: str) -> list[str]:
         ("x.y = a", ["pass"]),
         ("x += a", ["pass"]),
         ("del x[a]", ["pass"]),
+        ("def f():\n    return False", ["def f():\n    return True"]),
+        ("def __init__(self):\n    self.x = 1", ["def __init__(self):\n    self.x = 2"]),
+        ("def __init__(self):\n    self.x = a", ["def __init__(self):\n    pass"]),
         ("raise ValueError(f'{a + 1}')", ["pass"]),
         ("def f():\n    return a", ["def f():\n    return None"]),
         ("if a:\n    f", ["if False:\n    f", "if True:\n    f"]),
@@ -54,6 +57,8 @@ def test_a_change_is_found(source: str, expected: list[str]) -> None:
         "if TYPE_CHECKING:\n    x = 1",
         "def f():\n    raise NotImplementedError",
         "def f():\n    return None",
+        "def f():\n    return ''",
+        "def __init__(self):\n    self.x = None",
         "def __repr__(self):\n    return 1",
     ],
 )

@@ -298,6 +298,34 @@ def test_a_limit_is_kept_in_the_whole_and_on_the_way(bench: Bench, rate: int) ->
         assert event.sectors << 9 <= begun * rate
 
 
+def test_how_far_it_is_is_told_ten_times_a_second_until_it_ends(bench: Bench) -> None:
+    """Who looks at a copy of an hour would take it to hang."""
+    transfer = bench.run(limit=(SECTORS << 9) // 2)
+    seconds = [event.seconds for event in bench.of(events.Progress)]
+    assert seconds == pytest.approx([0.1 * n for n in range(len(seconds) - 1)] + seconds[-1:])
+    assert seconds[-1] == transfer.seconds
+    assert len(seconds) > 15
+
+
+def test_only_what_was_written_to_is_flushed(bench: Bench) -> None:
+    """A flush of a disk in use by others takes long, and may fail for reasons of theirs."""
+    flushed: list[Any] = []
+
+    def prepare(transfer: Transfer, reactor: Reactor) -> None:
+        transfer.dests[1].resume(RangeSet([(0, SECTORS)]))
+        submit = reactor.submit
+
+        def watch(request: Any) -> None:
+            if request.op == Op.FLUSH:
+                flushed.append(request.device)
+            submit(request)
+
+        reactor.submit = watch
+
+    assert bench.run(prepare).dests[1].ok
+    assert flushed == [bench.dests[0], bench.dests[2]]
+
+
 def test_an_interrupt_does_not_wait_for_the_limit(bench: Bench) -> None:
     def prepare(transfer: Transfer, reactor: Reactor) -> None:
         reactor.call_later(1, transfer.interrupt)
