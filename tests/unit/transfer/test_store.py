@@ -415,3 +415,14 @@ def test_holes_are_whole_blocks() -> None:
     assert found[32] == RangeSet([(0, 32), (64, 320), (352, 2048)])
     assert found[64] == RangeSet([(64, 320), (384, 2048)])
     assert shifted == RangeSet([(64, 256), (320, 2000)])
+
+
+def test_data_that_begins_or_ends_within_a_sector_makes_it_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """File systems whose blocks are bytes say so; the rest of the sector is not a hole."""
+    monkeypatch.setattr("dmcopy.transfer.plan._data", lambda *_: [(1023, 1025), (5 * 512, 6 * 512)])
+    with open_all(Request("src", ("a",))) as opened:
+        assert opened.source is not None
+        assert find_holes(opened.source, 1) == RangeSet([(0, 1), (3, 5), (6, SECTORS)])
+        assert find_holes(opened.source, 2) == RangeSet([(6, SECTORS)])
