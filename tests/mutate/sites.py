@@ -138,6 +138,8 @@ def _without(node: ast.AST) -> Iterator[ast.AST]:
             return
         case ast.Return(value=value) if value is not None:
             yield ast.Return(ast.Constant(None))
+        case ast.Delete([ast.Name()]):
+            return  # it only says that a parameter is not used
         case ast.Expr(ast.Call() | ast.Await()) | ast.Raise() | ast.Delete():
             yield ast.Pass()
         case ast.Break() | ast.Continue():

@@ -58,6 +58,7 @@ def test_a_change_is_found(source: str, expected: list[str]) -> None:
         "def f():\n    raise NotImplementedError",
         "def f():\n    return None",
         "def f():\n    return ''",
+        "def f(a):\n    del a",
         "def __init__(self):\n    self.x = None",
         "def __repr__(self):\n    return 1",
     ],

@@ -8,6 +8,7 @@ import pytest
 
 from dmcopy.io import Io, IoRegion, Memory, Op
 from dmcopy.io.simulated import SimulatedDisk
+from dmcopy.targets import TARGETS
 from dmcopy.targets.base import Bio
 
 
@@ -26,3 +27,28 @@ def test_a_bio_is_as_its_request_until_a_target_changes_it(op: Op) -> None:
     bio.end(5)
     assert [(ended, ended.error) for ended in ends] == [(bio, 5)]
     memory.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "flushes", "discards"),
+    [
+        ("delay", (1, 4, 0), 1, 1),
+        ("dust", (1, 0, 0), 1, 1),
+        ("error", (1, 7, 0), 0, 1),
+        ("flakey", (1, 5, 0), 1, 1),
+        ("linear", (1, 4, 0), 1, 1),
+        ("log-writes", (1, 1, 0), 1, 1),
+        ("mirror", (1, 14, 0), 1, 1),
+        ("snapshot", (1, 16, 0), 1, 0),
+        ("snapshot-merge", (1, 5, 0), 2, 0),
+        ("snapshot-origin", (1, 9, 0), 1, 0),
+        ("striped", (1, 6, 0), 0, 0),  # as many as there are stripes
+        ("zero", (1, 2, 0), 1, 1),
+    ],
+)
+def test_what_a_target_says_of_itself(
+    name: str, version: tuple[int, int, int], flushes: int, discards: int
+) -> None:
+    """`dm targets` tells the version, and num_flush_bios and num_discard_bios are the kernel's."""
+    target = TARGETS[name]
+    assert (target.version, target.flush_bios, target.discard_bios) == (version, flushes, discards)

@@ -160,6 +160,9 @@ def test_a_device_that_could_not_be_suspended_delays_again(engine: Engine) -> No
     (target,) = engine.mapper.open("d").active.targets  # type: ignore[union-attr]
     target.presuspend()
     engine.wait(Op.READ)
+    late = engine.send(Op.FLUSH)
+    engine.wait(Op.FLUSH)
+    assert engine.ended[Op.FLUSH] - late < 0.1, "it would hold up the suspend"
     target.presuspend_undo()
     began = engine.send(Op.WRITE)
     engine.wait(Op.WRITE)

@@ -305,6 +305,23 @@ class TestDdrescue:
         assert copy("a", trust_map=True).resumed == SECTORS
 
 
+@pytest.mark.parametrize(("start", "count"), [(0, 16), (16, 32), (8, 24)])
+def test_a_map_is_of_one_range(start: int, count: int) -> None:
+    """Its offsets mean other sectors of the device where the copy begins or ends elsewhere."""
+    assert copy("a", start=0, count=32).exit_code == ExitCode.OK
+    before = content("m", "m.dests", "a")
+    with pytest.raises(UsageError, match=r"m is the map of sectors 0\+32 of src"):
+        copy("a", start=start, count=count)
+    assert content("m", "m.dests", "a") == before
+
+
+def test_a_destination_that_is_left_out_would_be_forgotten() -> None:
+    assert copy("a", "b").exit_code == ExitCode.OK
+    with pytest.raises(UsageError, match="m is the map of a copy that also goes to b: give the"):
+        copy("a")
+    assert copy("a", trust_map=True).resumed == SECTORS
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
     lambda inner: (
