@@ -12,6 +12,7 @@ from dmcopy.table import Table
 
 if TYPE_CHECKING:
     from dmcopy.mapper.base import DeviceInfo, Mapper
+    from dmcopy.mapper.mapped_io import MappedIo
 
 
 class Device:
@@ -51,6 +52,10 @@ class Device:
     def statuses(self) -> tuple[StatusLine, ...]:
         """The status of every line of the table."""
         return self.mapper.status(self.name)
+
+    def open(self) -> MappedIo:
+        """Open the device for I/O; see `Mapper.open`."""
+        return self.mapper.open(self.name)
 
     @contextlib.contextmanager
     def paused(self, *, flush: bool = True, lockfs: bool = True) -> Iterator[Device]:

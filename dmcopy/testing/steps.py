@@ -1,8 +1,8 @@
-"""What is done to the devices of a `Side`: the steps that a workload is made of, as plain values.
+"""The steps that a workload is made of, as plain values; they are done to a `Harness`.
 
-A step of your own is any object with `do(side)`; what it returns, or the name of the errno that it
-raises a DeviceError with, is then compared. In tables and steps a disk or device is called by its
-own name, `@name` in tables.
+A step of your own is any object with `do(harness)`. What it returns is compared, or the name of the
+errno of the DeviceError that it raises. In steps a disk or device is called by its own name, and in
+tables by `@name`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dmcopy.io.request import Op
 from dmcopy.units import SECTOR_SIZE
 
 if TYPE_CHECKING:
-    from dmcopy.testing.compare import Side
+    from dmcopy.testing.harness import Harness
 
 OPS: Final[Mapping[Op, int]] = MappingProxyType({Op.WRITE: 70, Op.READ: 15, Op.FLUSH: 5})
 """How often `bursts` does what."""
@@ -27,7 +27,7 @@ OPS: Final[Mapping[Op, int]] = MappingProxyType({Op.WRITE: 70, Op.READ: 15, Op.F
 class Step(Protocol):
     """One thing to do."""
 
-    def do(self, side: Side, /) -> object:
+    def do(self, harness: Harness, /) -> object:
         """Do it. Raises DeviceError."""
 
 
@@ -62,9 +62,9 @@ class Burst:
 
     accesses: tuple[Access, ...]
 
-    def do(self, side: Side) -> object:
+    def do(self, harness: Harness) -> object:
         """See `Step`."""
-        return side.perform(*self.accesses)
+        return harness.perform(*self.accesses)
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class Load:
     table: str
     readonly: bool = False
 
-    def do(self, side: Side) -> None:
+    def do(self, harness: Harness) -> None:
         """See `Step`."""
-        side.load(self.device, self.table, readonly=self.readonly)
+        harness.load(self.device, self.table, readonly=self.readonly)
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Suspend:
     device: str
     flush: bool = True
 
-    def do(self, side: Side) -> None:
+    def do(self, harness: Harness) -> None:
         """See `Step`."""
-        side.suspend(self.device, flush=self.flush)
+        harness.suspend(self.device, flush=self.flush)
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,36 @@ class Resume:
 
     device: str
 
-    def do(self, side: Side) -> None:
+    def do(self, harness: Harness) -> None:
         """See `Step`."""
-        side.resume(self.device)
+        harness.resume(self.device)
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """Suspend and resume a device."""
+
+    device: str
+    flush: bool = True
+
+    def do(self, harness: Harness) -> None:
+        """See `Step`."""
+        harness.suspend(self.device, flush=self.flush)
+        harness.resume(self.device)
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Put another table in place of the active one."""
+
+    device: str
+    table: str
+    readonly: bool = False
+    flush: bool = True
+
+    def do(self, harness: Harness) -> None:
+        """See `Step`."""
+        harness.swap(self.device, self.table, readonly=self.readonly, flush=self.flush)
 
 
 @dataclass(frozen=True)
@@ -114,9 +141,9 @@ class Message:
     words: tuple[str, ...]
     sector: int = 0
 
-    def do(self, side: Side) -> object:
+    def do(self, harness: Harness) -> object:
         """See `Step`."""
-        return side.message(self.device, *self.words, sector=self.sector)
+        return harness.message(self.device, *self.words, sector=self.sector)
 
 
 @dataclass(frozen=True)
@@ -125,9 +152,9 @@ class Wipe:
 
     disk: str
 
-    def do(self, side: Side) -> None:
+    def do(self, harness: Harness) -> None:
         """See `Step`."""
-        side.disks.poke(self.disk, 0, bytes(SECTOR_SIZE))
+        harness.disks.poke(self.disk, 0, bytes(SECTOR_SIZE))
 
 
 @dataclass(frozen=True)
@@ -136,14 +163,14 @@ class AwaitMerge:
 
     device: str
 
-    def do(self, side: Side) -> None:
+    def do(self, harness: Harness) -> None:
         """See `Step`."""
 
         def ended() -> bool:
-            numbers = side.words(self.device).replace("/", " ").split()
+            numbers = harness.words(self.device).replace("/", " ").split()
             return not numbers[0].isdecimal() or numbers[0] == numbers[2]
 
-        side.wait(ended, f"the merge of {self.device}")
+        harness.wait(ended, f"the merge of {self.device}")
 
 
 def bursts(

@@ -34,7 +34,7 @@ def either(request: pytest.FixtureRequest) -> Iterator[Mapper]:
 
 def test_size_and_mode_are_those_of_the_active_table(either: Mapper, disks: Disks) -> None:
     table = Table.parse(f"0 64 linear {disks.a} 0")
-    with either.device(NAME, table) as made, either.open(NAME) as device:
+    with either.device(NAME, table) as made, made.open() as device:
         assert (device.sectors, device.read_only) == (64, False)
         assert device.table.canonical() == made.table.canonical()
         device.write(0, b"x" * 512)

@@ -12,8 +12,8 @@ import pytest
 
 from dmcopy.io.request import Op
 from dmcopy.testing import compare
-from dmcopy.testing.compare import Side
-from dmcopy.testing.steps import Access, Burst, Load, Resume, Step, Suspend, bursts
+from dmcopy.testing.compare import Harness
+from dmcopy.testing.steps import Access, Burst, Load, Resume, Step, Suspend, Swap, bursts
 from tests.unit.targets.examples import load
 
 pytestmark = pytest.mark.kernel
@@ -28,22 +28,10 @@ class Again:
     device: str
     table: str
 
-    def do(self, side: Side) -> None:
+    def do(self, harness: Harness) -> None:
         """See `Step`."""
-        side.remove(self.device)
-        side.create(self.device, self.table)
-
-
-@dataclass(frozen=True)
-class Swap:
-    """Put another table in place of the active one."""
-
-    device: str
-    table: str
-
-    def do(self, side: Side) -> None:
-        """See `Step`."""
-        side.swap(self.device, self.table)
+        harness.remove(self.device)
+        harness.create(self.device, self.table)
 
 
 def snapshot_steps(seed: int, table: str, *, depth: int = 4) -> Iterator[Step]:

@@ -11,6 +11,7 @@ from dmcopy.block.loop import LoopDevice
 from dmcopy.errors import ClosedError, DeviceError, UsageError
 from dmcopy.io import Io, IoRegion, Memory, Op
 from dmcopy.io.reactor import Reactor
+from dmcopy.kcopyd import Client
 from dmcopy.ledger import NoLedger
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.kernel import KernelMapper
@@ -90,6 +91,16 @@ def test_many_in_flight(device: MappedIo) -> None:
     assert [one.error for one in done if one.error] == [errno.EIO]
     data = device.read(0, SECTORS)
     assert [data[place] for place in range(0, SECTORS << 9, 4096)] == list(range(1, 33))
+
+
+def test_kcopyd_copies_within_it(device: MappedIo) -> None:
+    device.write(0, b"source.." * 512)
+    with Client(16, reactor=device.reactor) as client:
+        copies = [IoRegion(device, sector, 8) for sector in (8, 100)]
+        job = client.copy(IoRegion(device, 0, 8), copies)
+        job.wait(timeout=60)
+    assert (job.read_err, job.write_err) == (0, 0)
+    assert device.read(0, 16) + device.read(100, 8) == b"source.." * 512 * 3
 
 
 def test_a_device_that_is_closed_or_missing(mapper: Mapper) -> None:

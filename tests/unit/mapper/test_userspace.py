@@ -529,3 +529,13 @@ def test_a_suspend_that_fails_stops_no_target(bench: Bench) -> None:
     )
     bench.mapper.resume("slow")
     bench.mapper.close()
+
+
+def test_what_never_had_a_table_is_left_as_it_is() -> None:
+    """It is suspended from the beginning, and cannot be resumed."""
+    with UserMapper() as mapper:
+        mapper.create("d")
+        mapper.load("d", Table.parse("0 8 zero"))
+        mapper.thaw("d")
+        info = mapper.info("d")
+        assert (info.live, info.inactive) == (False, False)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from dmcopy.io.request import Op
-from dmcopy.testing.compare import Comparison, DifferenceError, Side, first_difference, pair
+from dmcopy.testing.compare import Comparison, DifferenceError, first_difference, pair
 from dmcopy.testing.disks import Disks
+from dmcopy.testing.mirrors import DISKS, MirrorWorkload
 from dmcopy.testing.steps import (
     Access,
     Burst,
@@ -118,6 +119,16 @@ def test_histories_of_snapshots() -> None:
             assert first_difference([*steps, *Workload(seed).steps()], one, other) is None
 
 
+def test_mirrors_without_faults() -> None:
+    for seed in range(4):
+        workload = MirrorWorkload(seed, faults=False)
+        with pair(DISKS, engines=USER) as both:
+            for one in both:
+                workload.fill(one)
+            steps = [*workload.start(), *workload.steps(8)]
+            assert first_difference(steps, *both) is None, workload
+
+
 def test_a_read_only_device_is_asked() -> None:
     write = Access(Op.WRITE, "dev", 0, 8, 1)
     with pair({"a": 64}, engines=USER) as (one, _):
@@ -149,6 +160,5 @@ def test_sides_are_removed_with_what_was_left_suspended() -> None:
         one.create("low", "0 64 linear @a 0")
         one.create("dev", "0 64 linear @low 0")
         one.suspend("dev")
-        mapper: Side = one
-        assert mapper.devices == ["low", "dev"]
+        assert one.devices == ["low", "dev"]
     assert one.mapper.ls() == []
