@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from dmcopy.block import content, sysfs, udev
 from dmcopy.block.content import Content
+from dmcopy.block.devno import block_devno, parse_devno
 from dmcopy.block.info import DeviceInfo, Tables, describe, with_content
-from dmcopy.block.mounts import parse_devno
 from dmcopy.block.sysfs import LIVE, Roots
 from dmcopy.errors import DeviceError, DmcopyError, UsageError
 
@@ -117,9 +116,10 @@ def _direct_name(spec: str, roots: Roots) -> str:
         return ""
     except OSError as error:
         raise DeviceError(spec, "look at it", error.errno or 0) from error
-    if not stat.S_ISBLK(status.st_mode):
+    number = block_devno(status)
+    if number is None:
         raise UsageError(f"{spec} is not a block device")
-    return sysfs.name_of((os.major(status.st_rdev), os.minor(status.st_rdev)), roots)
+    return sysfs.name_of(number, roots)
 
 
 def _by_tag(spec: str, tagged: str, roots: Roots) -> DeviceInfo:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from dmcopy.block import backing, mounts, processes, sysfs
+from dmcopy.block.devno import DevNo, split_devno
 from dmcopy.block.processes import Identity
 from dmcopy.block.sysfs import LIVE, Roots
 from dmcopy.errors import DeviceError, UsageError
@@ -61,7 +62,7 @@ def who(path: str, *, roots: Roots = LIVE) -> list[Holder]:
         raise UsageError(f"{path} is neither a block device nor a regular file")
     if stat.S_ISREG(status.st_mode):
         return [*file_users(path, roots=roots), *_processes({path: ""}, roots)]
-    name = sysfs.name_of((os.major(status.st_rdev), os.minor(status.st_rdev)), roots)
+    name = sysfs.name_of(split_devno(status.st_rdev), roots)
     nodes = {
         sysfs.node(member, roots): _note(member, name, roots) for member in _family(name, roots)
     }
@@ -123,11 +124,11 @@ def _note(name: str, asked: str, roots: Roots) -> str:
     return f"{kind} {name}"
 
 
-def mount_points(roots: Roots = LIVE, pid: str = "self") -> dict[mounts.DevNo, list[str]]:
+def mount_points(roots: Roots = LIVE, pid: str = "self") -> dict[DevNo, list[str]]:
     """Return the mount points of each device, as the process `pid` sees them."""
-    points: dict[mounts.DevNo, list[str]] = {}
+    points: dict[DevNo, list[str]] = {}
     for mount in mounts.parse_mountinfo(sysfs.read(f"{roots.proc}/{pid}/mountinfo")):
-        number: mounts.DevNo | None = mount.devno
+        number: DevNo | None = mount.devno
         if mount.devno[0] == 0 and mount.source.startswith("/"):  # btrfs: the source tells
             number = _number_at(mount.source)
         if number:
@@ -151,16 +152,16 @@ def _mounts(name: str, note: str, roots: Roots) -> list[Holder]:
     return []
 
 
-def _points(numbers: list[mounts.DevNo], roots: Roots, pid: str) -> list[str]:
+def _points(numbers: list[DevNo], roots: Roots, pid: str) -> list[str]:
     table = mount_points(roots, pid)
     return [point for number in numbers for point in table.get(number, ())]
 
 
-def _number_at(path: str) -> mounts.DevNo | None:
+def _number_at(path: str) -> DevNo | None:
     identity = processes.identity_at(path)
     if identity is None or identity[0] != "block":
         return None
-    return os.major(identity[1]), os.minor(identity[1])
+    return split_devno(identity[1])
 
 
 def _swaps(path: str, name: str, note: str, roots: Roots) -> list[Holder]:
@@ -221,7 +222,7 @@ def _under_loop(name: str, roots: Roots) -> Iterator[Holder]:
     found = [one.loop for one in others if one.overlaps(start, length)]
     if made_of.identity[0] == "block":
         number = made_of.identity[1]
-        lower = sysfs.name_of((os.major(number), os.minor(number)), roots)
+        lower = sysfs.name_of(split_devno(number), roots)
         for member in _family(lower, roots):
             first, size = (0, start + 1) if member == lower else _place(member, roots)
             if first < start + length and start < first + size:
@@ -248,7 +249,7 @@ def _locks(path: str, roots: Roots) -> list[Holder]:
         return []
     _, device, inode = identity
     found = mounts.parse_locks(sysfs.read(f"{roots.proc}/locks"))
-    key = ((os.major(device), os.minor(device)), inode)
+    key = (split_devno(device), inode)
     pids = sorted({lock.pid for lock in found if (lock.devno, lock.inode) == key and lock.pid > 0})
     return [Holder("lock", processes.command(pid, roots), "", pid) for pid in pids]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from dmcopy.block import content, holders, sysfs
 from dmcopy.block.content import Content
-from dmcopy.block.mounts import DevNo
+from dmcopy.block.devno import DevNo
 from dmcopy.block.sysfs import LIVE, Roots
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-DevNo: TypeAlias = tuple[int, int]
-"""A device number: major, minor."""
+from dmcopy.block.devno import DevNo, parse_devno
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -37,12 +36,6 @@ class FileLock(NamedTuple):
 def unescape(text: str) -> str:
     r"""Return a /proc path as it is: the kernel writes space, tab, newline and \ in octal."""
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
-
-
-def parse_devno(text: str, base: int = 10) -> DevNo:
-    """Return the numbers of `major:minor`. Raises ValueError."""
-    major, minor = text.split(":")
-    return int(major, base), int(minor, base)
 
 
 def parse_mountinfo(text: str) -> list[Mount]:

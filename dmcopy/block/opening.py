@@ -22,6 +22,7 @@ import stat
 from typing import Final
 
 from dmcopy.block import holders, syscalls, sysfs
+from dmcopy.block.devno import block_devno
 from dmcopy.block.holders import Holder
 from dmcopy.errors import BusyError, DeviceError, UsageError
 
@@ -122,8 +123,8 @@ def _busy(path: str) -> BusyError:
 
 def _refuse_silent_users(path: str, fd: int) -> None:
     status = os.fstat(fd)
-    if stat.S_ISBLK(status.st_mode):
-        name = sysfs.name_of((os.major(status.st_rdev), os.minor(status.st_rdev)))
+    if number := block_devno(status):
+        name = sysfs.name_of(number)
         silent = holders.loop_users(name)
     else:
         silent = [user for user in holders.file_users(path) if user.kind != "lock"]

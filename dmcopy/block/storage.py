@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dmcopy.block import backing, sysfs
-from dmcopy.block.mounts import DevNo, parse_devno
+from dmcopy.block.devno import DevNo, parse_devno, split_devno
 from dmcopy.block.sysfs import LIVE, Roots
 from dmcopy.errors import DmcopyError
 from dmcopy.units import SECTOR_SHIFT
@@ -115,7 +115,7 @@ class _Search:
 
     def _name(self, identity: Hashable) -> str:
         if isinstance(identity, tuple) and identity[0] == "block":
-            return sysfs.name_of((os.major(identity[1]), os.minor(identity[1])), self._roots)
+            return sysfs.name_of(split_devno(identity[1]), self._roots)
         return ""
 
     def _identity(self, name: str) -> Hashable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final, NamedTuple, TypeAlias
 
-from dmcopy.block.mounts import DevNo, parse_devno
+from dmcopy.block.devno import DevNo, parse_devno
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 

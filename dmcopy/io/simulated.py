@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dmcopy.errors import DeadlineError
-from dmcopy.io.backend import Fan, FlushFirst
+from dmcopy.io.parts import Fan, FlushFirst
 from dmcopy.io.request import CopyIo, Io, Op, Request
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
 

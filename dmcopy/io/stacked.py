@@ -16,7 +16,8 @@ from errno import EIO
 from functools import partial
 from typing import Any
 
-from dmcopy.io.backend import Fan, FlushFirst, IoBackend
+from dmcopy.io.backend import IoBackend
+from dmcopy.io.parts import Fan, FlushFirst
 from dmcopy.io.request import CopyIo, Io, ListCopyIo, Request
 
 

@@ -18,7 +18,7 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 
-from dmcopy.io.backend import Fan, FlushFirst
+from dmcopy.io.parts import Fan, FlushFirst
 from dmcopy.io.poller import Poller
 from dmcopy.io.request import FLUSH, WRITE, CopyIo, Extent, Io, ListCopyIo, Memory, Request
 from dmcopy.io.ring import (

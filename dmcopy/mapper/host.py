@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from dmcopy.block import BlockDevice
+from dmcopy.block.devno import devno_text, openable
 from dmcopy.block.processes import identity_at
 from dmcopy.errors import DeviceError, DmcopyError
 from dmcopy.io.reactor import Reactor
@@ -284,7 +284,7 @@ def label(device: Device, word: str) -> str:
         return device.path
     match device.identity:
         case ("block", int(number)):
-            return f"{os.major(number)}:{os.minor(number)}"
+            return devno_text(number)
     return word
 
 
@@ -294,6 +294,4 @@ def _open_block(path: str, write: bool) -> Device:
 
 def _node(path: str) -> str:
     """Return the real path of a device of a table, which may be written as major:minor."""
-    if re.fullmatch(r"\d+:\d+", path):
-        path = f"/dev/block/{path}"
-    return os.path.realpath(path)
+    return os.path.realpath(openable(path))

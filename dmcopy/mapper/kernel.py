@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
 from dmcopy.block import holders, sysfs
+from dmcopy.block.devno import openable
 from dmcopy.block.sysfs import disk_mark
 from dmcopy.errors import (
     BusyError,
@@ -353,7 +354,7 @@ class KernelMapper(Mapper):
             hint = "a mapped device has this name or UUID already"
             return DeviceError(name, action, errno.EEXIST, hint)
         for device in _devices(table) or (self.path(name),):
-            found = _holders(_node(device))
+            found = _holders(openable(device))
             if found:
                 return BusyError(device, found)
         return error.about(name, action)
@@ -411,11 +412,6 @@ def _suspend_options(flush: bool, lockfs: bool) -> list[str]:
     return [*([] if flush else ["--noflush"]), *([] if lockfs else ["--nolockfs"])]
 
 
-def _node(device: str) -> str:
-    """Return a path for a device of a table, which may be a number."""
-    return f"/dev/block/{device}" if re.fullmatch(r"\d+:\d+", device) else device
-
-
 def _holders(path: str) -> list[str]:
     try:
         return [str(holder) for holder in holders.who(os.path.realpath(path))]
@@ -429,5 +425,5 @@ def _devices(table: Table | None) -> tuple[str, ...]:
 
 def _is_suspended(device: str) -> bool:
     """Return whether a device of a table is a mapped one, and suspended."""
-    name = os.path.basename(os.path.realpath(_node(device)))
+    name = os.path.basename(os.path.realpath(openable(device)))
     return sysfs.read(f"{sysfs.directory(name)}/dm/suspended") == "1"

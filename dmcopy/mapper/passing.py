@@ -8,6 +8,7 @@ import re
 import stat
 from typing import Final
 
+from dmcopy.block.devno import devno_text
 from dmcopy.errors import DeviceError, UsageError
 from dmcopy.table import Table
 
@@ -55,4 +56,4 @@ def _number_if_odd(device: str) -> str:
         raise DeviceError(device, "use it in a table", code or errno.ENOENT) from error
     if not stat.S_ISBLK(found.st_mode):
         raise DeviceError(device, "use it in a table", errno.ENOTBLK)
-    return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+    return devno_text(found.st_rdev)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from dmcopy.block.devno import devno_text
 from dmcopy.errors import (
     DeadlineError,
     DeviceError,
@@ -197,7 +198,7 @@ class Session:
         with contextlib.suppress(OSError):
             number = os.stat(path).st_rdev
             if number:
-                self._labels[f"{os.major(number)}:{os.minor(number)}"] = word
+                self._labels[devno_text(number)] = word
 
 
 class _RefusedError(DmcopyError):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from dmcopy.block import syscalls
+from dmcopy.block.devno import devno_text
 from dmcopy.block.loop import LoopDevice, attach, detach
 from dmcopy.ledger import Ledger
 from dmcopy.units import SECTOR_SHIFT
@@ -83,5 +84,4 @@ class Disks:
 
 
 def _number(path: str) -> str:
-    number = os.stat(path).st_rdev
-    return f"{os.major(number)}:{os.minor(number)}"
+    return devno_text(os.stat(path).st_rdev)

@@ -16,7 +16,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Self
 
-from dmcopy.io.backend import Fan, FlushFirst, IoBackend
+from dmcopy.io.backend import IoBackend
+from dmcopy.io.parts import Fan, FlushFirst
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.io.request import CopyIo, Io, Op, Request

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from dmcopy.block import backing, syscalls, sysfs
 from dmcopy.block.backing import Backing
-from dmcopy.block.mounts import DevNo
+from dmcopy.block.devno import DevNo, block_devno
 from dmcopy.block.processes import identity_of
 from dmcopy.block.sysfs import LIVE, Roots
 from dmcopy.io.region import Device
@@ -64,8 +63,8 @@ def identify(device: Device, roots: Roots = LIVE) -> Identity:
 
 
 def _of(path: str, fd: int, status: os.stat_result, roots: Roots) -> Identity:
-    if stat.S_ISBLK(status.st_mode):
-        return of_block((os.major(status.st_rdev), os.minor(status.st_rdev)), roots)
+    if number := block_devno(status):
+        return of_block(number, roots)
     born = syscalls.birth_time(fd)
     if born is None:
         return Identity(doubt="its file system does not say when a file was made")

@@ -23,6 +23,7 @@ from typing import IO, Final
 from dmcopy.block import tools
 from dmcopy.errors import MissingError
 from dmcopy.vm.cache import locked, require_space
+from dmcopy.vm.image import unpack_image
 
 COMPLETE: Final = "complete"
 _SPACE_NEEDED: Final = 700 << 20
@@ -168,8 +169,6 @@ def choose_archive(listing: str) -> str | None:
 
 def unpack(package: Path, target: Path, version: str) -> None:
     """Unpack a kernel package to `target`: vmlinux, config and the modules that a guest can use."""
-    from dmcopy.vm.kernels import unpack_image
-
     target.mkdir()
     with _data_of(package) as data, tarfile.open(fileobj=data, mode="r|") as tar:
         for member in tar:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import lzma
 import os
 import re
-import subprocess
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dmcopy.block import tools
 from dmcopy.errors import MissingError, UsageError
 from dmcopy.vm import debian
 from dmcopy.vm.cache import cache_dir
@@ -114,38 +109,6 @@ def dependencies(modules: Path, names: tuple[str, ...]) -> list[Path]:
     for name in names:
         add(name)
     return list(order.values())
-
-
-def unpack_image(vmlinuz: bytes) -> bytes | None:
-    """Return the ELF kernel inside a vmlinuz, or None where it is compressed in another way.
-
-    QEMU boots the ELF file directly (PVH). It saves the guest from unpacking itself, which takes
-    5 s where every instruction is emulated.
-    """
-    for magic, unpack in _PACKINGS.items():
-        start = vmlinuz.find(magic)
-        try:
-            image = unpack(vmlinuz[start:]) if start >= 0 else b""
-        except (lzma.LZMAError, zlib.error, subprocess.CalledProcessError):
-            continue
-        if image.startswith(b"\x7fELF"):
-            return image
-    return None
-
-
-def _unzstd(data: bytes) -> bytes:
-    tool = tools.which("zstd")
-    if tool is None:  # then the kernel unpacks itself
-        return b""
-    # It complains of what follows the packed kernel, after all of that is out.
-    return subprocess.run([tool, "-dcq"], input=data, capture_output=True, check=False).stdout
-
-
-_PACKINGS: Final[dict[bytes, Callable[[bytes], bytes]]] = {
-    b"\xfd7zXZ\0": lambda data: lzma.LZMADecompressor().decompress(data),
-    b"\x1f\x8b\x08": lambda data: zlib.decompressobj(31).decompress(data),
-    b"\x28\xb5\x2f\xfd": _unzstd,
-}
 
 
 def _folder() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "dmcopy"
@@ -72,3 +72,47 @@ def test_what_a_package_lists_is_there_and_documented() -> None:
         for name in getattr(module, "__all__", ()):
             value = getattr(module, name)
             assert not callable(value) or value.__doc__, f"{module.__name__}.{name} says nothing"
+
+
+def runs(path: Path, modules: Collection[str]) -> set[str]:
+    """The modules whose code this one needs when it runs, imported at its top or where needed.
+
+    Not those of which only the types are named: these may point back, as a job's to its client.
+    """
+
+    def found(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, ast.ImportFrom) and child.module:
+                named = [f"{child.module}.{alias.name}" for alias in child.names]
+                yield from (name if name in modules else str(child.module) for name in named)
+            elif isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            yield from found(child)
+
+    return set(found(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """What is left when all that leads nowhere and is led to from nowhere is taken away."""
+    left = {name: needs & graph.keys() - {name} for name, needs in graph.items()}
+    while ends := {
+        name for name in left if not left[name] or not any(name in needs for needs in left.values())
+    }:
+        left = {name: needs - ends for name, needs in left.items() if name not in ends}
+    return sorted(left)
+
+
+def test_no_module_needs_itself_to_run() -> None:
+    paths = {
+        ".".join(("dmcopy", *path.relative_to(PACKAGE).with_suffix("").parts)): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    assert circles({name: runs(path, paths) for name, path in paths.items()}) == []
+
+
+def test_a_circle_is_found() -> None:
+    graph = {"a": {"b", "d"}, "b": {"c"}, "c": {"b", "e"}, "d": set(), "e": {"x"}}
+    assert circles(graph) == ["b", "c"]

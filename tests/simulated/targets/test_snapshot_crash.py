@@ -11,7 +11,7 @@ import pytest
 
 from dmcopy.errors import DmcopyError
 from dmcopy.io import IoRegion, Reactor
-from dmcopy.io.backend import FlushFirst
+from dmcopy.io.parts import FlushFirst
 from dmcopy.io.request import Io, Op
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper

@@ -14,6 +14,7 @@ import pytest
 from dmcopy.block import tools
 from dmcopy.errors import MissingError, UsageError
 from dmcopy.vm import debian, kernels
+from dmcopy.vm.image import unpack_image
 
 VERSION = "6.1.0-50-amd64"
 MODULES = {
@@ -122,8 +123,8 @@ def test_cached_kernels_newest_last(cache: Path) -> None:
 def test_the_elf_kernel_comes_out_of_a_vmlinuz(pack: object) -> None:
     elf = b"\x7fELF" + bytes(1000)
     packed = pack(elf)  # type: ignore[operator]
-    assert kernels.unpack_image(b"head" * 99 + packed + b"tail") == elf
-    assert kernels.unpack_image(b"nothing of the kind") is None
+    assert unpack_image(b"head" * 99 + packed + b"tail") == elf
+    assert unpack_image(b"nothing of the kind") is None
 
 
 def test_the_archive_is_chosen_from_the_hosts_sources() -> None:
