@@ -37,6 +37,14 @@ def test_a_bit_set_is_a_set(chosen: set[int], size: int) -> None:
     assert len(bits.data) == bitset_bytes(size)
 
 
+@pytest.mark.parametrize("given", [0, 1, 7, 8, 9, 16, 100])
+def test_a_bit_set_has_whole_words_whatever_is_given(given: int) -> None:
+    """A log is written with them: one word more would be over what is behind it."""
+    bits = Bitset(70, bytes([255]) * given)
+    assert len(bits.data) == bitset_bytes(70) == 16
+    assert [bits[bit] for bit in range(70)] == [bit < 8 * given for bit in range(70)]
+
+
 @given(st.integers(1, 300), st.integers(0, 300), st.integers(0, 300), st.booleans(), st.booleans())
 def test_a_range_is_filled(size: int, start: int, end: int, value: bool, before: bool) -> None:
     bits = Bitset(size)
