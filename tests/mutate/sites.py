@@ -92,6 +92,8 @@ def find_sites(node: ast.AST) -> Iterator[Site]:
 
 def _is_words(node: ast.AST) -> bool:
     match node:
+        case ast.IfExp(_, ast.JoinedStr()) | ast.IfExp(_, _, ast.JoinedStr()):
+            return True
         case ast.JoinedStr() | ast.Assert() | ast.Expr(value=ast.Constant()):
             return True
         case ast.FunctionDef(name="__repr__") | ast.Import() | ast.ImportFrom():

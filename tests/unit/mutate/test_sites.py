@@ -51,6 +51,7 @@ def test_a_change_is_found(source: str, expected: list[str]) -> None:
     [
         '"""A text."""',
         "x = f'{1 + 1}'",
+        "x = f'{a}: {b}' if a else f'{b}'",
         "assert a < 1, a + 1",
         "def f(a: int = None) -> list[1]: ...",
         "X = int | None",

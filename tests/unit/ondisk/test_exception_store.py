@@ -14,6 +14,7 @@ from dmcopy.ondisk.exception_store import (
     MAX_CHUNK_SIZE,
     Header,
     Layout,
+    StoreError,
     build_entry,
     build_words,
     is_chunk_size,
@@ -56,8 +57,11 @@ def test_the_header_comes_back(valid: bool, chunk_size: int) -> None:
     ],
 )
 def test_a_header_that_is_wrong(fields: tuple[int, ...], what: str) -> None:
-    with pytest.raises(MetadataError, match=what):
+    with pytest.raises(StoreError, match=what) as raised:
         Header.parse(struct.pack("<4I", *fields))
+    error = raised.value
+    assert str(error) == f"byte {error.offset}: {error.text}"
+    assert str(StoreError(8, "odd", "/dev/a")) == "/dev/a: byte 8: odd"
 
 
 @pytest.mark.parametrize("length", [0, 1, 15])

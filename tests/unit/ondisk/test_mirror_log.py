@@ -30,6 +30,8 @@ def test_a_bit_set_is_a_set(chosen: set[int], size: int) -> None:
     zeroes = [bit for bit in range(size) if bit not in inside]
     assert bits.count() == len(inside)
     assert list(bits.zeroes()) == zeroes
+    edges = [edge for both in bits.zero_ranges() for edge in both]
+    assert edges == sorted(set(edges)), "a range that touches another is part of it"
     assert [bit for low, high in bits.zero_ranges() for bit in range(low, high)] == zeroes
     for start in range(size + 1):
         expected = next((bit for bit in zeroes if bit >= start), size)
