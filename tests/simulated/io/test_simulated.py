@@ -134,3 +134,33 @@ def test_time_passes_only_for_timers_and_io() -> None:
     reactor.call_later(3600, lambda: said.append(reactor.time()))
     reactor.run_until(lambda: said, 7200, "an hour")
     assert said == [3600]
+
+
+@pytest.mark.parametrize(
+    ("place", "hit"), [((7, 1), False), ((7, 2), True), ((11, 1), True), ((12, 1), False)]
+)
+def test_a_fault_is_where_it_is(place: tuple[int, int], hit: bool) -> None:
+    disk = SimulatedDisk(64)
+    fault = disk.fail(Op.READ, 8, 4, times=2)
+    request = Io(Op.READ, IoRegion(disk, *place))
+    assert [fault.hits(request) for _ in range(3)] == [hit, hit, False]
+    assert fault.times == (0 if hit else 2)
+    assert not fault.hits(Io(Op.WRITE, IoRegion(disk, *place)))
+
+
+def test_a_twin_goes_on_by_itself() -> None:
+    disk = SimulatedDisk(8, "disk", logical_block_size=4096)
+    disk.write(0, b"a" * 512)
+    disk.flush()
+    disk.write(1, b"b" * 512)
+    twin = disk.twin()
+    assert (twin.path, twin.sectors, twin.logical_block_size) == ("disk", 8, 4096)
+    assert (twin.content, twin.writes) == (disk.content, 2)
+    twin.write(2, b"c" * 512)
+    twin.flush()
+    assert (disk.read(2, 1), disk.writes) == (bytes(512), 2)
+    disk.crash(random.Random(0))
+    assert disk.read(0, 1) == twin.read(0, 1) == b"a" * 512
+    twin.crash(random.Random(0))
+    assert twin.read(1, 2) == b"b" * 512 + b"c" * 512, "what was flushed is there"
+    assert disk.writes == 2, "a crash forgets no number of a write"

@@ -1,0 +1,74 @@
+"""The ring itself: entries and completions in order, and waiting with a deadline."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from dmcopy.io import probe
+from dmcopy.io.ring import SQE, SQE_SIZE, Ring
+
+NOP, ENTRIES = 0, 4
+
+
+@pytest.fixture
+def ring() -> Iterator[Ring]:
+    if why := probe()["uring"]:
+        pytest.skip(f"no io_uring here: {why}")
+    ring = Ring(ENTRIES)
+    yield ring
+    ring.close()
+
+
+def put(ring: Ring, indices: list[int], first: int) -> list[int]:
+    """Queue entries that do nothing; return what `reap` will say of them."""
+    for number, index in enumerate(indices):
+        SQE.pack_into(ring.sqes, index * SQE_SIZE, NOP, 0, 0, -1, 0, 0, 0, 0, first + number)
+    ring.queue(indices)
+    return [word for number in range(len(indices)) for word in (first + number, 0)]
+
+
+def test_every_number_of_entries_at_every_place_of_the_ring(ring: Ring) -> None:
+    first = 1
+    for count in (1, 2, 3, 4, 3, 1, 4, 4, 2, 3, 3, 1) * 3:
+        expected = put(ring, [3, 1, 0, 2][:count], first)
+        assert ring.enter(count, count) == count
+        assert ring.reap() == expected
+        assert ring.reap() == []
+        first += count
+
+
+def test_completions_may_lie_until_there_are_twice_as_many_as_entries(ring: Ring) -> None:
+    expected: list[int] = []
+    for round_ in range(7):
+        expected += put(ring, [0, 1, 2, 3], 10 * round_)
+        assert ring.enter(4, 0) == 4
+        if round_ % 2:
+            ring.enter(0, 8)
+            assert ring.reap() == expected
+            expected = []
+
+
+def test_a_wait_ends_at_its_deadline(ring: Ring) -> None:
+    for seconds in (0.02, 1.02):
+        began = time.monotonic()
+        assert ring.enter(0, 1, seconds) == 0
+        assert time.monotonic() - began >= seconds
+    expected = put(ring, [0], 5)
+    assert ring.enter(1, 1, 60) == 1
+    assert ring.reap() == expected
+
+
+def test_a_completion_rings(ring: Ring) -> None:
+    bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    try:
+        ring.register_eventfd(bell)
+        put(ring, [0], 1)
+        ring.enter(1, 1)
+        assert select.select([bell], [], [], 60)[0] == [bell]
+    finally:
+        os.close(bell)
