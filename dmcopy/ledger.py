@@ -264,7 +264,8 @@ class _Content:
 def _checked(entry: Entry) -> Entry:
     """Return `entry`, or raise ValueError or TypeError when a value is none of its kind."""
     for text in (entry.id, entry.name, entry.uuid, entry.owner, entry.boot):
-        if b"\0" in os.fsencode(text):  # which takes text only, and no half characters
+        # That takes text only, and no half characters; the locale's encoding may lack some.
+        if b"\0" in text.encode(errors="surrogateescape"):
             raise ValueError(text)
     if entry.kind not in get_args(Kind) or not isinstance(entry.keep, bool):
         raise ValueError(entry.kind)

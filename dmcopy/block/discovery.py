@@ -18,6 +18,7 @@ from dmcopy.block.devno import block_devno, parse_devno
 from dmcopy.block.info import DeviceInfo, Tables, describe, with_content
 from dmcopy.block.sysfs import LIVE, Roots
 from dmcopy.errors import DeviceError, DmcopyError, UsageError
+from dmcopy.suggest import did_you_mean
 
 _DEVNO: Final = re.compile(r"\d{1,9}:\d{1,9}", re.ASCII)
 
@@ -139,13 +140,10 @@ def _by_tag(spec: str, tagged: str, roots: Roots) -> DeviceInfo:
 
 
 def _no_such(spec: str, roots: Roots) -> UsageError:
-    import difflib
-
     devices = list_devices(empty=True, probe=False, roots=roots)
     known = [name for device in devices for name in _names(device, path=spec.startswith("/"))]
-    near = difflib.get_close_matches(spec, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else "'dmcopy devices' lists them"
-    return UsageError(f"{spec}: no block device has this name; {hint}")
+    hint = did_you_mean(spec, known) or "; 'dmcopy devices' lists them"
+    return UsageError(f"{spec}: no block device has this name{hint}")
 
 
 def _names(device: DeviceInfo, *, path: bool) -> list[str]:

@@ -39,6 +39,8 @@ class Holder(NamedTuple):
                 phrase = f"a lock of process {self.pid}"
             case "process":
                 phrase = f"process {self.pid}"
+                if self.pid == os.getpid():
+                    phrase = "this process itself"
             case _:
                 phrase = f"{self.kind} device {self.name}"
         if self.pid is not None and self.kind != "mount":
@@ -258,6 +260,5 @@ def _processes(nodes: dict[str, str], roots: Roots) -> Iterator[Holder]:
     """Yield the processes with one of these paths open; the values are the holders' notes."""
     wanted = {identity: path for path in nodes if (identity := processes.identity_at(path))}
     for pid, path in processes.openers(wanted, roots):
-        mine = "this process" if pid == os.getpid() else ""
-        note = ", ".join(filter(None, [mine, nodes[path]]))
-        yield Holder("process", processes.command(pid, roots), os.path.basename(path), pid, note)
+        name = processes.command(pid, roots)
+        yield Holder("process", name, os.path.basename(path), pid, nodes[path])

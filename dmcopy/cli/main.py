@@ -77,6 +77,10 @@ def _run(words: list[str]) -> int:
             raise
         _tell(error, str(error))
         return error.exit_code
+    except UnicodeEncodeError as error:  # a name in some record, made under another locale
+        lacks = f"the locale's {error.encoding} lacks this: set LC_ALL=C.UTF-8"
+        _tell(error, f"{error.object}: {lacks}")
+        return ExitCode.FAILED
     except KeyboardInterrupt as error:
         streams.drop_output()
         _tell(error, "interrupted")

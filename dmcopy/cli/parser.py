@@ -56,10 +56,13 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Print one sentence and where the help is; exit 2."""
+        """Print one sentence and where the help is, or the verbs of a noun alone; exit 2."""
         if message.startswith("the following arguments are required"):
             # The one that is missing may be the one that was mistyped.
             unknown = next(filter(self._is_unknown, self._words), None)
+            if unknown is None and message.endswith(": VERB"):
+                self.print_help(sys.stderr)
+                sys.exit(ExitCode.USAGE)
             message = f"unrecognized arguments: {unknown}" if unknown else message
         hint = self._suggestion(message)
         if hint:

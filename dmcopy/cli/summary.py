@@ -27,7 +27,9 @@ def print_summary(outcome: Outcome) -> None:
     if transfer.plan.source is not None:
         _print_failed(transfer.plan.source, "not read", [*transfer.bad, *transfer.unread])
     moved = outcome.moved()
-    if moved:
+    if any(dest.error for dest in transfer.dests):
+        pass  # each has another part of it: there is no one sum to tell
+    elif moved:
         print(f"{speed(moved, transfer.seconds)} ({outcome.settings.backend})")
     elif outcome.exit_code == ExitCode.OK:
         print("nothing to do: an earlier run wrote it all")
@@ -46,10 +48,11 @@ def _print_failed(whole: IoRegion, what: str, failures: list[FailedRange]) -> No
 
 
 def _fate(outcome: Outcome, index: int, dest: Destination) -> str:
-    written = _size(dest.sectors)
     verified = outcome.verified
+    (part, whole), unit = _together(dest.sectors, dest.region.count)
     if dest.error:
-        return f"FAILED ({dest.cause}: {errno_name(dest.error)}), {written} written"
+        reason = f"{dest.cause}: {errno_name(dest.error)}"
+        return f"FAILED ({reason}), {part} of {whole} {unit} written"
     if verified and verified.mismatches[index]:
         return f"DIFFERS in {_size(verified.mismatches[index].total())}"
     if verified and verified.unreadable[index]:
@@ -58,10 +61,9 @@ def _fate(outcome: Outcome, index: int, dest: Destination) -> str:
         (written, failed), unit = _together(dest.sectors, dest.failures.total())
         return f"PARTIAL, {written} {unit} written, {failed} {unit} failed"
     if dest.sectors < dest.region.count:
-        (written, whole), unit = _together(dest.sectors, dest.region.count)
-        return f"INCOMPLETE, {written} of {whole} {unit} written"
+        return f"INCOMPLETE, {part} of {whole} {unit} written"
     good = "ok, verified" if verified and verified.is_good(index) else "ok"
-    return f"{good}, {written} written"
+    return f"{good}, {_size(dest.sectors)} written"
 
 
 def _size(sectors: int) -> str:
@@ -89,7 +91,11 @@ def _advise(outcome: Outcome) -> None:
             f"--on-error skip copies all but the bad blocks"
         )
     elif outcome.exit_code == ExitCode.FAILED:
-        say("dmcopy: nothing could be written to any destination")
+        what = "nothing was written to any destination"
+        if not outcome.nothing_written:
+            what = "no destination has all of it, see above how much each has"
+        again = f"; the same command with --map {outcome.map_path} goes on from there"
+        say(f"dmcopy: {what}{again if outcome.map_path else ''}")
     elif outcome.exit_code == ExitCode.PARTIAL:
         say("dmcopy: some destination or block failed; the rest is good")
     elif outcome.exit_code == ExitCode.MISMATCH:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -293,7 +294,7 @@ class Stack:
 
 def check_name(name: str) -> str:
     """Return `name`, or raise UsageError: 1 to 127 bytes, no `/` and no zero byte (dm-ioctl.h)."""
-    size = len(name.encode(errors="surrogateescape"))
+    size = len(os.fsencode(name))
     if not name or name in (".", ".."):
         raise UsageError(f"{name!r} is not a name for a device")
     if "/" in name or "\0" in name:

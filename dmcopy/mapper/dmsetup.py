@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shlex
 import subprocess
 import sys
@@ -217,11 +218,11 @@ def _reason(lines: Sequence[str]) -> str:
 
 
 def _bytes(stdin: str | None) -> bytes:
-    return (stdin or "").encode(errors="surrogateescape")
+    return os.fsencode(stdin or "")
 
 
 def _text(raw: bytes) -> str:
-    return raw.decode(errors="surrogateescape")
+    return os.fsdecode(raw)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -18,15 +18,15 @@ _CODED = re.compile(rb"\\x([0-9a-fA-F]{2})")
 
 def mangle(name: str) -> str:
     r"""Return the file name in /dev/mapper of the device `name`: `a b` is `a\x20b`."""
-    raw = name.encode(errors="surrogateescape")
+    raw = os.fsencode(name)
     return _ODD.sub(lambda match: b"\\x%02x" % match[0][0], raw).decode("ascii")
 
 
 def unmangle(text: str) -> str:
     """Return the name whose mangled form is `text`."""
-    raw = text.encode(errors="surrogateescape")
+    raw = os.fsencode(text)
     raw = _CODED.sub(lambda match: bytes([int(match[1], 16)]), raw)
-    return raw.decode(errors="surrogateescape")
+    return os.fsdecode(raw)
 
 
 def checked(name: str) -> str:
@@ -36,7 +36,7 @@ def checked(name: str) -> str:
     `dmsetup ls` fail for everybody ("mangled more than once", measured with 1.02.185).
     """
     size = len(mangle(check_name(name)))
-    if _CODED.search(name.encode(errors="surrogateescape")):
+    if _CODED.search(os.fsencode(name)):
         raise UsageError(rf"{name!r}: a device's name cannot have a code such as \x20 in it")
     if size > 127:
         raise UsageError(
@@ -55,7 +55,7 @@ def checked_uuid(uuid: str) -> str:
 
 def options(name: str) -> list[str]:
     r"""Return what dmsetup must be told to find an existing device whose name has a \xNN in it."""
-    return ["--manglename", "hex"] if _CODED.search(name.encode(errors="surrogateescape")) else []
+    return ["--manglename", "hex"] if _CODED.search(os.fsencode(name)) else []
 
 
 def device_name(text: str) -> str:

@@ -66,6 +66,7 @@ def run_tool(*words: str) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="surrogateescape",
             check=False,
             timeout=_SECONDS,
         )

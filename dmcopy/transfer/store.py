@@ -76,7 +76,7 @@ class Store:
         files = [(self.dests_path, dests), (self.path, source)]
         for path, text in files if self._saved else reversed(files):
             try:
-                replace_file(path, text.encode(errors="surrogateescape"))
+                replace_file(path, os.fsencode(text))
             except OSError as error:
                 raise DeviceError(path, "save the map", error.errno or 0) from error
         self._saved = True
@@ -163,4 +163,4 @@ def _read(path: str) -> str:
             content = file.read()
     except OSError as error:
         raise DeviceError(path, "read it", error.errno or 0) from error
-    return content.decode(errors="surrogateescape")
+    return os.fsdecode(content)

@@ -109,9 +109,9 @@ def test_names(disks: Any, spec: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("sdq", "did you mean sda"),
+        ("sdq", "did you mean 'sda'"),
         ("zzzzzz", "'dmcopy devices' lists them"),
-        ("{dev}/sdb", "did you mean .*/sda"),
+        ("{dev}/sdb", "did you mean '.*/sda'"),
         ("{dev}/vda", "is not a block device"),  # in this made-up /dev it is a file
         ("9" * 5000 + ":0", "no block device has this name"),
         ("9:9", "no block device has this name"),

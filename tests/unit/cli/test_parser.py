@@ -176,3 +176,16 @@ def test_an_option_before_a_verb_goes_to_the_verb() -> None:
 def test_a_suggestion_is_near_or_there_is_none(word: str, meant: str) -> None:
     hint = did_you_mean(word, TARGETS)
     assert hint == (f" (did you mean '{meant}'?)" if meant else "")
+
+
+@pytest.mark.parametrize("noun", ["dm", "snapshot", "mirror", "cow", "vm"])
+def test_a_noun_alone_is_answered_with_its_verbs(
+    noun: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stderr and as a mistake, as dmsetup does it."""
+    with pytest.raises(SystemExit) as stop:
+        parsed(noun)
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    assert err.startswith(f"usage: dmcopy {noun} ")
+    assert "examples:\n" in err
