@@ -93,7 +93,7 @@ def _is_block(path: str) -> bool:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        raise UsageError(f"{path}: there is no such device or file") from None
+        raise no_such(path) from None
     except OSError as error:
         raise DeviceError(path, "open it", error.errno or 0) from error
     if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
@@ -153,3 +153,10 @@ def _locked(path: str) -> BusyError:
 def _error(path: str, found: list[Holder]) -> BusyError:
     hints = [_HINTS[holder.kind] for holder in found if holder.kind in _HINTS]
     return BusyError(path, [str(holder) for holder in found], hints[0] if hints else "")
+
+
+def no_such(path: str, more: str = "") -> UsageError:
+    """Return the refusal of a name that nothing has; `more` says what can be done."""
+    if not path:
+        return UsageError("an empty name is no device or file: is a variable of the shell not set?")
+    return UsageError(f"{path}: there is no such device or file{more}")

@@ -195,7 +195,10 @@ def _never(args: argparse.Namespace) -> None:
 
 
 def _help(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Print our help, or with -c dmsetup's list of the columns that it knows."""
+    """Print our help, or that of a verb, or with -c dmsetup's list of the columns it knows."""
+    named = [word for word in args.words if not word.startswith("-")]
+    if named:
+        parser.parse_args([*named, "--help"])
     if args.words:
         call = args.mapper.dmsetup.finish("info", "-c", "-o", "help")
         print(call.stdout + call.stderr, end="")

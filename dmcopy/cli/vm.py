@@ -148,7 +148,7 @@ def _guest(args: argparse.Namespace) -> Guest:
         disks=disks,
         memory=args.memory,
         timeout=min(args.timeout or BOOT_TIMEOUT, BOOT_TIMEOUT),
-        share=[Path(folder) for folder in args.share],
+        share=[_folder(word) for word in args.share],
         cpus=args.cpus,
     )
 
@@ -194,3 +194,9 @@ def _test(args: argparse.Namespace) -> int:
     argv = [sys.executable, "-m", "pytest", "--vm", args.kernel, "-m", "kernel", *args.arguments]
     sys.stdout.flush()
     os.execv(argv[0], argv)
+
+
+def _folder(word: str) -> Path:
+    if not word:  # which would be the folder where we are
+        raise UsageError("--share needs the name of a folder, and not an empty one")
+    return Path(word)

@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 
 from dmcopy.atomic import sync_folder
 from dmcopy.block import BlockDevice
+from dmcopy.block.opening import no_such
 from dmcopy.block.processes import identity_at
 from dmcopy.errors import BusyError, DeviceError, UsageError
 from dmcopy.io.region import IoRegion
@@ -87,6 +88,8 @@ def open_all(request: Request, *, create: bool = True) -> Opened:
 
 def _check_names(request: Request) -> None:
     check_number(len(request.dests))
+    if request.count is not None and request.count <= 0:
+        raise UsageError(f"{request.count} sectors: there is nothing to write")
     seen: dict[object, str] = {}
     for path in request.dests:
         key = _key(path)
@@ -125,7 +128,7 @@ def _open_dest(opened: Opened, request: Request, path: str, create: bool) -> Non
         raise UsageError(f"{path}: sector {start}+{count} is beyond the end of any file or device")
     if not os.path.lexists(path):
         if count is None:
-            raise UsageError(f"{path}: there is no such device or file; to make one, give --count")
+            raise no_such(path, "; to make one, give --count")
         if not create:
             _check_creatable(path)
             opened.missing.append((path, start + count))
@@ -167,6 +170,10 @@ def _reachable(
 
 def _check_creatable(path: str) -> str:
     """Return the folder for a new file. Raises UsageError where none should be or can be made."""
+    if not path:
+        raise no_such(path)
+    if path.endswith("/"):
+        raise UsageError(f"{path} is the name of a folder, which is not there: name a file")
     if path == "-":
         raise UsageError("-: a copy is to devices and files, not to standard output")
     if "=" in path:
