@@ -120,12 +120,12 @@ class Layout:
         return chunk + 1 if chunk % self.stride == 1 else chunk
 
     def areas_on(self, cow_chunks: int) -> int:
-        """Return how many areas lie on a COW of so many whole chunks."""
+        """Return how many areas lie on a COW of `cow_chunks` whole chunks."""
         return (cow_chunks - 2) // self.stride + 1 if cow_chunks > 1 else 0
 
 
 def is_chunk_size(sectors: int) -> bool:
-    """Return whether a store can have chunks of so many sectors: a power of two, up to 1 GiB."""
+    """Return whether a store can have chunks of this size: a power of two, up to 1 GiB."""
     return 0 < sectors <= MAX_CHUNK_SIZE and sectors & (sectors - 1) == 0
 
 
@@ -133,7 +133,7 @@ def parse_area(data: bytes | bytearray | memoryview) -> array[int]:
     """Return an area's exceptions as old, new, old, new, … up to its end.
 
     The end is the first entry whose new chunk is 0; whatever is behind it does not count. An area
-    without one is full, and the next area goes on. Nothing is checked, as in the kernel.
+    without one is full, and the next area follows. Nothing is checked, as in the kernel.
     """
     pairs = words(data)
     try:

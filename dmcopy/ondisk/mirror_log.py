@@ -29,7 +29,7 @@ _HEADER: Final = struct.Struct("<IIQ")
 
 
 class Header(NamedTuple):
-    """The first 16 bytes."""
+    """The first 16 bytes of a log: what it is, and how many regions it has."""
 
     magic: int
     version: int
@@ -74,7 +74,7 @@ class MirrorLog:
     def parse(cls, data: bytes | bytearray | memoryview, path: str = "the log") -> Self:
         """Return the log that `data` begins with. `path` names it in errors.
 
-        Raises MetadataError, which names the byte, for what no kernel would go on with.
+        Raises MetadataError, which names the byte, for a log that no kernel would continue.
         """
         header = parse_header(data, path)
         needs = OFFSET + -(-header.nr_regions // 8)

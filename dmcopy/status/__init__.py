@@ -3,7 +3,7 @@
     StatusLine.parse("0 32768 snapshot 48/8192 16").status.used     # Ratio(used=48, total=8192)
 
 A status has `trouble`: what is wrong in words, or nothing. To dmsetup, a snapshot that is `Invalid`
-is a success, so whoever reads a status must look.
+is a success, so a program that reads a status must look.
 """
 
 from typing import TYPE_CHECKING

@@ -103,7 +103,7 @@ class MirrorStatus(Status):
 
     @property
     def in_sync(self) -> bool:
-        """Whether every region is."""
+        """Whether every region is in sync."""
         return self.sync.used == self.sync.total
 
     @property

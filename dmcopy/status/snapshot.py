@@ -15,7 +15,7 @@ OVERFLOW = "Overflow"
 UNKNOWN = "Unknown"
 _STATES = {
     INVALID: "the snapshot is lost: its store filled up or could not be read or written",
-    MERGE_FAILED: "merging stopped at an error; remove and create the device to go on",
+    MERGE_FAILED: "merging stopped at an error; to continue, remove and create the device",
     OVERFLOW: "the store is full: writes to the snapshot fail, what it has can still be read",
     UNKNOWN: "",
 }

@@ -130,7 +130,7 @@ class Delay(Target):
     """`delay <device> <offset> <ms> [<device> <offset> <ms> [<device> <offset> <ms>]]`.
 
     Exactly 3, 6 or 9 words: for all I/O; for reads, and for writes with flushes; for reads, writes
-    and flushes. A suspend lets everything that waits go at once.
+    and flushes. A suspend sends down everything that waits.
     """
 
     name: ClassVar[str] = "delay"

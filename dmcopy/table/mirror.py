@@ -19,7 +19,7 @@ MAX_LEGS = 9  # DM_KCOPYD_MAX_REGIONS + 1: the default leg and eight destination
 FEATURES = {"handle_errors": 0, "keep_log": 0}
 SYNC = ("sync", "nosync")
 REGION_SIZE: Final = 4096
-"""What to take when nobody says: 2 MiB, as lvm2 does (raid_region_size in lvm.conf of 2.03)."""
+"""The default of those who make mirrors: 2 MiB, as lvm2's (raid_region_size, lvm.conf of 2.03)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class Mirror(Target):
     """`mirror <log> <#log words> <log words> <#legs> <device> <offset>... [<#features> ...]`.
 
     Two to nine legs; the first is the default one. `features`: handle_errors (a failed leg is
-    reported, and writes wait for a table that does without it) and keep_log (writes go on), which
-    needs handle_errors. Unlike other targets' features these are case-sensitive.
+    reported, and writes wait for a table that does without it) and keep_log (they do not wait),
+    which needs handle_errors. Unlike other targets' features these are case-sensitive.
     """
 
     name: ClassVar[str] = "mirror"

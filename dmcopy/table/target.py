@@ -39,8 +39,8 @@ class Target(Record):
     def check(self, length: int) -> None:
         """Raise TableError for what the kernel would refuse of a line of `length` sectors.
 
-        What only the devices can tell (their size, their block size, who has them open) is left to
-        the kernel.
+        What only the devices can tell (their size, their block size, their holders) is left to the
+        kernel.
         """
         self.check_words()
         self._check(length)
@@ -91,7 +91,7 @@ class Raw(Target):
 
     @property
     def unknown(self) -> str:
-        """The target."""
+        """The target's name, and the one that it may have been meant to be."""
         return f"target '{self.target}'{did_you_mean(self.target, TARGETS)}"
 
     def describe(self) -> str:

@@ -55,7 +55,7 @@ class Map(enum.Enum):
     KILL = 4
     """It ends with EIO."""
     DONE = 5
-    """It ends well, at once. (In the kernel the target ends the bio itself.)"""
+    """It ends well. (In the kernel the target ends the bio itself.)"""
 
 
 SUBMITTED, REMAPPED, KILL, DONE = Map.SUBMITTED, Map.REMAPPED, Map.KILL, Map.DONE
@@ -120,7 +120,7 @@ class Host(Protocol):
 
     @property
     def name(self) -> str:
-        """The device's name."""
+        """What the device is called now."""
 
     @property
     def sectors(self) -> int:
@@ -128,7 +128,7 @@ class Host(Protocol):
 
     @property
     def reactor(self) -> Reactor:
-        """Where everything happens."""
+        """The thread of all callbacks, and the way of all I/O."""
 
     @property
     def suspended(self) -> bool:
@@ -142,9 +142,9 @@ class Host(Protocol):
         """Open a device of the table until the table goes. Raises what opening raises.
 
         `write`: the target writes there, be it only what comes from above. That the table is
-        read-only changes nothing: it refuses those who open the device, not its targets, whose
-        copies, metadata and logs go on (drivers/md/dm-table.c opens read-only then, which no bio
-        is held to; measured on 6.1 and 6.12).
+        read-only changes nothing: it refuses writes to the device, not those of its targets, which
+        still copy and write metadata and logs (drivers/md/dm-table.c opens read-only then, which
+        no bio is held to; measured on 6.1 and 6.12).
         """
 
     def label(self, device: Device) -> str:
@@ -157,13 +157,13 @@ class Host(Protocol):
         """Return the engine's only object of this class: a kernel module's globals."""
 
     def event(self) -> None:
-        """Raise an event: the device's event number goes up, and who waits for it wakes."""
+        """Raise an event: the device's event number goes up, and waits for it end."""
 
     def hold(self) -> None:
         """Keep new bios back and wait for those in flight (dm_internal_suspend_fast in dm.c)."""
 
     def release(self) -> None:
-        """Undo `hold`."""
+        """Let the bios continue that a `hold` kept back, if it was the last one."""
 
 
 class Target:

@@ -1,4 +1,4 @@
-"""delay: bios wait before they go on (drivers/md/dm-delay.c, 6.12)."""
+"""delay: bios wait before they are sent down (drivers/md/dm-delay.c, 6.12)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Delay(Target):
     """`delay <device> <offset> <ms> [<device> <offset> <ms> [<device> <offset> <ms>]]`.
 
     For reads; for writes and discards; for flushes. Classes that are not given are as the one
-    before. While the device is suspended nothing waits, and what waited goes at once.
+    before. A suspend sends down what waits; until the resume nothing is delayed.
     """
 
     name: ClassVar[str] = "delay"
@@ -40,7 +40,7 @@ class Delay(Target):
         return " ".join(str(len(one.waiting)) for one in self._classes)
 
     def presuspend(self) -> None:
-        """Let everything go that waits."""
+        """Send down everything that waits, and delay nothing."""
         for one in self._classes:
             one.hurry()
 
@@ -49,7 +49,7 @@ class Delay(Target):
         self.resume()
 
     def resume(self) -> None:
-        """Delay from now on."""
+        """Delay what comes from now on."""
         for one in self._classes:
             one.is_slow = True
 

@@ -39,7 +39,7 @@ class CoreLog:
         self._search = 0
 
     async def resume(self) -> None:
-        """The mirror begins, or goes on: look for resync work from the first region again."""
+        """Look for regions to recover from the first one on again: the mirror is resumed."""
         self._search = 0
 
     async def flush(self, *, last: bool = False) -> bool:

@@ -36,7 +36,7 @@ class LogWrites(Target):
     """`log-writes <device> <log_device>`; the message `mark <text>` adds a mark.
 
     Sectors are those of the mapped device, also below, whatever line of the table it is. A log
-    that is full or fails is given up without a word, but in the status; the writes go on.
+    that is full or fails is given up, which only the status tells; the data is still written.
 
     Two rules differ from the kernel's: entries are written one after the other, where the kernel
     waits only for the header, and a table that never ran leaves the log alone, where the kernel
@@ -96,7 +96,7 @@ class LogWrites(Target):
         return text if self._enabled else f"{text} logging_disabled"
 
     def message(self, words: tuple[str, ...]) -> str:
-        """Log a mark."""
+        """Take `mark <text>`, the only message: an entry with that text."""
         if len(words) != 2:
             raise TargetError(
                 f"Invalid log-writes message arguments, expect 2 arguments, got {len(words)}"
@@ -108,11 +108,11 @@ class LogWrites(Target):
         return ""
 
     def resume(self) -> None:
-        """From now on the log is ours."""
+        """Own the log from now on: `destroy` writes its end."""
         self._in_use = True
 
     def destroy(self) -> None:
-        """Log what no flush came for, and the end."""
+        """Log the writes that no flush followed, and the mark of the end."""
         if self._in_use:
             self._queue.extend(self._unflushed)
             self._mark(END)

@@ -72,20 +72,20 @@ class SnapshotMerge(Snapshot):
         return "Merge failed" if self.valid and self._failed else super().status()
 
     def presuspend(self) -> None:
-        """Stop after the present run."""
+        """Stop the merge after the present run; wait for that."""
         self.stop_merge()
 
     def presuspend_undo(self) -> None:
-        """Go on after all."""
+        """Merge again: the device was not suspended."""
         self.start_merge()
 
     def postsuspend(self) -> None:
-        """Take part in the origin's writes no more."""
+        """Leave the origin: its snapshots hear no more of writes through this device."""
         origin = self.module.origin(self.origin)
         origin.hosts.remove(self.host)
 
     def resume(self) -> None:
-        """Take the exceptions over, and begin, or go on, to merge."""
+        """Take the exceptions over, and merge what is left of them."""
         super().resume()
         origin = self.module.origin(self.origin)
         origin.hosts.append(self.host)
@@ -136,7 +136,7 @@ class SnapshotMerge(Snapshot):
     def _copy_out(self, dest: IoRegion, length: int, notify: Callable[[], object]) -> None:
         """Have the range copied out to every other snapshot, then call `notify`.
 
-        Again and again until nothing is pending, since somebody may write meanwhile.
+        Repeated until nothing is pending, since there may be writes meanwhile.
         """
         origin = self.module.origin(self.origin)
         waits = False

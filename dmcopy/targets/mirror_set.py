@@ -137,7 +137,7 @@ class MirrorSet:
         self.hash.stop_recovery()
 
     def resume(self) -> None:
-        """Go on."""
+        """Hold what must wait, and recover, again."""
         self._suspending = False
         self.hash.start_recovery()
 
@@ -231,7 +231,7 @@ class MirrorSet:
             if bio.op == Op.WRITE:
                 self.hash.begin_write(bio.data)
         if not await self._log.flush():
-            self._log_failure = True  # for good: somebody must give the mirror another table
+            self._log_failure = True  # until the mirror gets another table
         if self._log_failure and self._handle_errors:
             self._queue_failures(to_all)
         else:

@@ -102,7 +102,7 @@ class SnapshotModule:
         self._waiters.append(notify)
 
     def pending_done(self) -> None:
-        """Tell who waits that a pending exception is done."""
+        """Call what waits for a pending exception that is done."""
         if self._waiters:
             waiters, self._waiters = self._waiters, []
             for notify in waiters:
@@ -147,7 +147,7 @@ class SnapshotOrigin(Target):
         self.max_write_len = self._origin.minimum_chunk_size() or LONGEST_WRITE
 
     def postsuspend(self) -> None:
-        """Take part no more."""
+        """Leave the origin: snapshots hear no more of writes through this device."""
         self._origin.hosts.remove(self.host)
         self._module.forget_if_unused(self.device)
         self._origin = Origin()

@@ -1,7 +1,7 @@
 """Pending exceptions: chunks on their way to the COW (drivers/md/dm-snap.c).
 
 A chunk is copied out once, before its first change. Until the copy, and the metadata that names it,
-are durable, the exception is *pending*, and whoever wants to write the chunk waits for it.
+are durable, the exception is *pending*, and writes to the chunk wait for it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Pending:
         self.snapshot_bios: list[Bio] = []
 
     def start_copy(self) -> None:
-        """Copy the chunk out."""
+        """Copy the chunk to the COW."""
         self.started = True
         self.owner.copy(self)
 
@@ -105,7 +105,7 @@ class PendingExceptions:
         return len(self._by_chunk)
 
     def use(self, store: ExceptionStore, cow: Device) -> None:
-        """Go on with another store and handle on the COW, at the beginning or after a handover."""
+        """Take a store and a handle on the COW: the first ones, or others after a handover."""
         self.store = store
         store.on_committed = self._committed
         self._cow = cow
@@ -125,7 +125,7 @@ class PendingExceptions:
 
     @property
     def is_congested(self) -> bool:
-        """Whether so many copies are under way that new writers must wait."""
+        """Whether new writers must wait: more copies are under way than the module allows."""
         return self.copies > self._module.cow_threshold
 
     def when_room(self, notify: Callable[[], object]) -> None:

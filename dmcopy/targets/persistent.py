@@ -29,13 +29,13 @@ from dmcopy.ondisk.exception_store import (
 from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.targets.allocation import LAST_SECTOR, Allocation
 from dmcopy.targets.base import TargetError
-from dmcopy.targets.store import Committed, Prepared, Usage, check_chunk_size, nobody_hears
+from dmcopy.targets.store import Committed, Prepared, Usage, check_chunk_size, ignore
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT, SECTOR_SIZE
 
 DEFAULT_CHUNK_SIZE = 32
 """DM_CHUNK_SIZE_DEFAULT_SECTORS."""
 PREFETCH_CHUNKS = 12
-"""DM_PREFETCH_CHUNKS; of chunks larger than PIECE_BYTES, so many pieces."""
+"""DM_PREFETCH_CHUNKS; pieces of PIECE_BYTES where chunks are larger."""
 PIECE_BYTES = 1 << 20
 
 
@@ -60,7 +60,7 @@ class PersistentStore:
         self.letters = "PO" if overflow else "P"
         block = cow.logical_block_size // SECTOR_SIZE
         self.chunk_size = chunk_size or max(DEFAULT_CHUNK_SIZE, block)
-        self.on_committed: Committed = nobody_hears
+        self.on_committed: Committed = ignore
         self._reactor = reactor
         self._cow = cow
         self._valid = True
@@ -150,7 +150,7 @@ class PersistentStore:
         self._reactor.submit(Io(Op.WRITE, region, memory, [(0, size)], written))
 
     def close(self) -> None:
-        """Release the area."""
+        """Release the memory of the present area."""
         self._memory.close()
 
     def usage(self) -> Usage:
@@ -350,7 +350,7 @@ class _AreaReader:
         self._memory = Memory(-(-self._piece * PREFETCH_CHUNKS // PAGE_SIZE))
 
     def close(self) -> None:
-        """Release the memory."""
+        """Release the memory of the pieces."""
         self._memory.close()
 
     def pieces(self) -> Iterator[tuple[int, int, bytes]]:
@@ -376,7 +376,7 @@ class _AreaReader:
         left = []
         for request in requests:
             if request.sector + request.count > self._cow.sectors:
-                request.error = errno.EIO  # the areas go on where the device does not
+                request.error = errno.EIO  # the store claims areas behind the end of the device
             else:
                 left.append(request)
         count, done = len(left), list[Io]()

@@ -6,11 +6,11 @@
                         writes to it are delayed until it is over
 
 Rules: drivers/md/dm-region-hash.c in 6.1 and 6.12. A region that is not here is in the state that
-the log gives it. Whoever changes a state wakes the mirror's worker, which alone talks to the log.
+the log gives it. Each change of a state wakes the mirror's worker, which alone talks to the log.
 
 Regions are recovered upwards, `max_recovery` at a time (MAX_RECOVERY in dm-raid1.c is 1). One that
 waits for writes under way holds up those behind it, as it does in the kernel: a write that is held
-until the device is suspended leaves the same regions out of sync, however many go on at a time.
+until the device is suspended leaves the same regions out of sync, whatever `max_recovery` is.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class RegionHash:
         if region.pending:
             return
         if self.flush_failure:
-            # A flush failed some time ago: nobody knows whether this write is on every leg.
+            # A flush failed some time ago: this write may not be on every leg.
             was_recovering = region.state is State.RECOVERING
             region.state = State.NOSYNC
             if was_recovering:  # the kernel would wait for it for ever
@@ -148,7 +148,7 @@ class RegionHash:
             self._log.clear(number)
 
     def start_recovery(self) -> None:
-        """Allow recovery."""
+        """Let recoveries begin, `max_recovery` at a time."""
         self._tokens += self._max_recovery
         self._wake()
 

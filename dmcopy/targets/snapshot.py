@@ -96,8 +96,8 @@ class Snapshot(Target):
             self.origin, self.cow, self.client, self.module, self._committed
         )
         self.pending.use(self.store, self.cow)
-        self._loss: Pending | None = None  # whoever goes on once the store says that it is invalid
-        self._lost: list[Pending] = []  # and the exceptions that end then
+        self._loss: Pending | None = None  # its bios wait for the store to say so
+        self._lost: list[Pending] = []  # what ends then
         try:
             self._register()
         except BaseException:
@@ -257,7 +257,7 @@ class Snapshot(Target):
                     self._finish(pending, 0)
 
     def _finish(self, pending: Pending, error: int) -> None:
-        """Let everybody go on who waited for an exception."""
+        """End an exception, and release the bios that waited for it."""
         self.pending.remove(pending)
         self._release(pending, error)
 
@@ -274,7 +274,7 @@ class Snapshot(Target):
                 submit(bio)
         if pending.origin_bios:
             origin = self.module.origin(self.origin)
-            alone = origin.snapshots == [self]  # then there is nobody else to wait for
+            alone = origin.snapshots == [self]  # then there is no other to wait for
             for bio in pending.origin_bios:
                 if alone or origin.write(bio.sector, bio) is REMAPPED:
                     submit(bio)
@@ -282,8 +282,8 @@ class Snapshot(Target):
     def invalidate(self) -> None:
         """Give the snapshot up, for ever (__invalidate_snapshot).
 
-        Whoever changes the origin without a copy goes on only after the store says so: else a
-        crash in between would leave a store that seems to be good.
+        A write to the origin without a copy is sent down only after the store says so: a crash in
+        between would leave a store that seems to be good.
         """
         if self.valid:
             self.valid = False
@@ -363,10 +363,10 @@ class Snapshot(Target):
         )
 
     def start_merge(self) -> None:
-        """Let a merge go on: for snapshots that merge."""
+        """Merge: for snapshots that do."""
 
     def stop_merge(self) -> None:
-        """Stop a merge, and wait for it: for snapshots that merge."""
+        """Stop merging, and wait until it has: for snapshots that do."""
 
     def _swap(self, source: Snapshot) -> None:
         """Exchange exceptions and store with `source` (__handover_exceptions)."""

@@ -38,14 +38,14 @@ Committed = Callable[[Sequence[Any], bool], object]
 """Hears of exceptions, in the order of their `commit`, that are durable, or that are lost."""
 
 
-def nobody_hears(batch: Sequence[Any], good: bool) -> None:
-    """Stand in until somebody uses the store."""
+def ignore(batch: Sequence[Any], good: bool) -> None:
+    """Be the `on_committed` of a store that no snapshot uses yet."""
 
 
 class ExceptionStore(Protocol):
     """Where a snapshot's changed chunks are. `chunk_size` is in sectors.
 
-    `on_committed(batch, good)` is called for what came to `commit`, as many at once as it can be.
+    `on_committed(batch, good)` is called for what came to `commit`, in as few batches as can be.
     """
 
     letters: str
@@ -57,7 +57,7 @@ class ExceptionStore(Protocol):
         """Read what is there; False: the store says that it is invalid. Waits for I/O."""
 
     def attach(self, cow: Device) -> None:
-        """Go on with another handle on the same COW device."""
+        """Use another handle on the same COW device."""
 
     def prepare(self) -> int | None:
         """Reserve a chunk of the COW; None when it is full. Every one must come to `commit`."""
@@ -72,7 +72,7 @@ class ExceptionStore(Protocol):
         """Return how much of the COW is used."""
 
     def close(self) -> None:
-        """Release the store's memory."""
+        """Release memory; nothing is being written."""
 
     @property
     def is_idle(self) -> bool:
@@ -88,7 +88,7 @@ class TransientStore:
 
     def __init__(self, cow: Device, chunk_size: int) -> None:
         self.chunk_size = chunk_size
-        self.on_committed: Committed = nobody_hears
+        self.on_committed: Committed = ignore
         self._cow = cow
         self._next = 0  # in sectors, as the kernel counts here
 
@@ -98,11 +98,11 @@ class TransientStore:
         return True
 
     def attach(self, cow: Device) -> None:
-        """Go on with another handle."""
+        """Use another handle."""
         self._cow = cow
 
     def prepare(self) -> int | None:
-        """Reserve the next chunk."""
+        """Reserve the next chunk; None when the COW is full."""
         if self._cow.sectors < self._next + self.chunk_size:
             return None
         self._next += self.chunk_size
@@ -113,7 +113,7 @@ class TransientStore:
         self.on_committed((prepared,), not prepared.failed)
 
     def invalidate(self, notify: Callable[[], object]) -> None:
-        """There is nobody to tell."""
+        """Call `notify`: nothing is on the device."""
         notify()
 
     def close(self) -> None:

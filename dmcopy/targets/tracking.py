@@ -27,7 +27,7 @@ class TrackedChunks:
         self._count[chunk] = self._count.get(chunk, 0) + 1
 
     def ended(self, chunk: int) -> None:
-        """Forget a bio of `chunk`; with the last one go on whoever waits."""
+        """Forget a bio of `chunk`; with the last one, call what waits for it to be quiet."""
         count = self._count[chunk] - 1
         if count:
             self._count[chunk] = count
@@ -37,7 +37,7 @@ class TrackedChunks:
             notify()
 
     def when_quiet(self, chunk: int, notify: Callable[[], object]) -> None:
-        """Call `notify` when no bio of a chunk is under way: at once, if none is."""
+        """Call `notify` when no bio of a chunk is under way: now, if none is."""
         if chunk in self._count:
             self._waiters.setdefault(chunk, []).append(notify)
         else:

@@ -6,8 +6,8 @@
     worker = Worker(reactor, work)
     worker.wake()
 
-There is no asyncio in it: what a coroutine awaits is only ever the end of requests, and the reactor
-goes on with it from there.
+There is no asyncio in it: what a coroutine awaits is only ever the end of requests, after which the
+reactor continues it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Worker:
     def _begin(self) -> None:
         self._woken = False
         self._running = True
-        _go_on(self._work(), self._ended, self._failed)
+        _continue(self._work(), self._ended, self._failed)
 
     def _ended(self, _result: object = None) -> None:
         self._running = False
@@ -96,14 +96,14 @@ def wait_for(reactor: Reactor, work: Work[_T], waiting_for: str) -> _T:
     """
     results: list[_T] = []
     errors: list[Exception] = []
-    _go_on(work, results.append, errors.append)
+    _continue(work, results.append, errors.append)
     reactor.run_until(lambda: results or errors, TIMEOUT_SECONDS, waiting_for)
     if errors:
         raise errors[0]
     return results[0]
 
 
-def _go_on(
+def _continue(
     work: Work[_T], ended: Callable[[_T], Any], failed: Callable[[Exception], object]
 ) -> None:
     try:
@@ -113,4 +113,4 @@ def _go_on(
     except Exception as error:
         failed(error)
     else:
-        waiting_for.call_at_end(lambda: _go_on(work, ended, failed))
+        waiting_for.call_at_end(lambda: _continue(work, ended, failed))

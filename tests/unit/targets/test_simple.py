@@ -4,42 +4,19 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dmcopy.block import BlockDevice
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, UsageError
-from dmcopy.io import IoRegion, Reactor
+from dmcopy.io import IoRegion
 from dmcopy.io.request import Io, Memory, Op
-from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
 
-
-class Engine:
-    """A userspace engine over simulated disks a, b, c."""
-
-    def __init__(self) -> None:
-        self.disks = {name: SimulatedDisk(256, name) for name in "abc"}
-        reactor = Reactor(SimulatedBackend(7), stacked=True)
-        self.mapper = UserMapper(reactor, open_device=self.open)
-
-    def open(self, path: str, write: bool) -> SimulatedDisk:
-        del write
-        return self.disks[path]
-
-    def make(self, name: str, text: str) -> None:
-        self.mapper.create(name, Table.parse(text))
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    made = Engine()
-    with made.mapper.reactor, made.mapper:
-        yield made
+from .conftest import Engine
 
 
 def sectors(rng: random.Random, count: int) -> bytes:
