@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Final
 
 from dmcopy.cli.dm_facts import read_file, table_text
@@ -72,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
     from dmcopy.mapper.engines import engine
 
     outcomes = []
-    with engine(args.engine, timeout=args.timeout, say=say) as started:
+    with _faults_told(args), engine(args.engine, timeout=args.timeout, say=say) as started:
         session = Session(started, devices)
         for operation in operations:
             session.check(operation)
@@ -81,6 +83,32 @@ def _run(args: argparse.Namespace) -> int:
                 outcomes.append(session.run(operation))
                 _emit(outcomes[-1], as_json=args.json)
     return exit_code(outcomes)
+
+
+@contextlib.contextmanager
+def _faults_told(args: argparse.Namespace) -> Iterator[None]:
+    """Tell what a target raises in one sentence, once, and not with a traceback for each bio."""
+    import logging
+
+    told: set[str] = set()
+
+    def tell(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if args.traceback or error is None:
+            return True
+        notes = "; ".join(getattr(error, "__notes__", ()))
+        text = f"{type(error).__name__}: {error}; {notes}".removesuffix("; ")
+        if text not in told:
+            say(f"dmcopy: {text}")
+        told.add(text)
+        return False
+
+    logger = logging.getLogger("dmcopy")
+    logger.addFilter(tell)
+    try:
+        yield
+    finally:
+        logger.removeFilter(tell)
 
 
 def _devices(args: argparse.Namespace, words: list[str]) -> list[ConciseDevice]:

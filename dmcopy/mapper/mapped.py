@@ -20,7 +20,7 @@ from dmcopy.io.request import DISCARD, FLUSH, READ, WRITE, Io, Memory
 from dmcopy.io.stacked import StackedDevice
 from dmcopy.kcopyd.subjob import cut
 from dmcopy.mapper.mapped_io import MappedIo
-from dmcopy.targets.base import DONE, KILL, REMAPPED, REQUEUE, Bio, Target
+from dmcopy.targets.base import DONE, KILL, REMAPPED, REQUEUE, SUBMITTED, Bio, Target
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
 
 if TYPE_CHECKING:
@@ -164,15 +164,21 @@ class MappedDevice(MappedIo):
         try:
             result = bio.target.map(bio)
         except Exception as error:  # it is the target's fault, and must not be the bio's fate
-            self.reactor.report(error)
+            self._report(bio.target, error)
             result = KILL
         if result is REMAPPED:
             self.reactor.submit(bio)
         elif result is DONE:
             self.reactor.call_soon(partial(self._end, bio))
-        elif result is KILL:
+        elif result is not SUBMITTED:
+            if result is not KILL:
+                self._report(bio.target, TypeError(f"map() returned {result!r} and no Map"))
             bio.error = errno.EIO
             self.reactor.call_soon(partial(self._end, bio))
+
+    def _report(self, target: Target, error: Exception) -> None:
+        error.add_note(f"target '{target.name}' of {self.name} raised it; the I/O ends with EIO")
+        self.reactor.report(error)
 
     def _end(self, bio: Bio) -> None:
         target = bio.target
@@ -180,7 +186,7 @@ class MappedDevice(MappedIo):
             if target.wants_end_io and not target.end_io(bio):
                 return
         except Exception as error:
-            self.reactor.report(error)
+            self._report(target, error)
             bio.error = bio.error or errno.EIO
         parent = bio.parent
         if isinstance(parent, _Group):

@@ -218,6 +218,33 @@ def test_what_is_wrong_with_it_is_one_sentence(
 
 
 @pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        ("raise ValueError('odd')", "ValueError: odd"),
+        ("return None", "TypeError: map() returned None and no Map"),
+    ],
+)
+def test_what_a_map_does_wrong_is_told_once(
+    new: str,
+    said: str,
+    make: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = make("        self.bios += 1", f"        {new}")
+    assert run("--plugin", module, "write 0 32 seq", "read 0 8", "status") == 1
+    out, error = capsys.readouterr()
+    assert out.splitlines()[-1] == "dev: status: 0 64 rotate 0 bios"
+    ours = [line for line in error.splitlines() if said in line]
+    (line,) = ours
+    assert line.startswith(f"dmcopy: {said}; target 'rotate' of ")
+    assert line.endswith(" raised it; the I/O ends with EIO")
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
     ("module", "said"),
     [
         ("./plug.py", "this is a path"),
