@@ -15,10 +15,10 @@ from dmcopy.errors import DeviceError, UsageError
 from dmcopy.io import Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
-from dmcopy.status import STATUSES, StatusLine
-from dmcopy.table import TARGETS as TABLE_TARGETS
+from dmcopy.status import StatusLine
 from dmcopy.table import Raw, Table, TableError
 from dmcopy.targets import TARGETS
+from tests.unit.targets.examples import forgotten
 
 ROTATE = '''
 from typing import ClassVar
@@ -85,13 +85,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         plugins.offered.cache_clear()
         return name
 
-    yield write
-    for registry in (TABLE_TARGETS, STATUSES, TARGETS):
-        for target in [name for name, place in registry._modules.items() if place in NAMES]:
-            del registry._modules[target]
-            registry._types.pop(target, None)
-    for name in NAMES:
-        sys.modules.pop(name, None)
+    with forgotten(*NAMES):
+        yield write
     plugins.offered.cache_clear()
 
 

@@ -14,11 +14,17 @@ from dmcopy.io.request import Op
 from dmcopy.testing import compare
 from dmcopy.testing.compare import Harness
 from dmcopy.testing.steps import Access, Burst, Load, Resume, Step, Suspend, Swap, bursts
-from tests.unit.targets.examples import load
+from tests.unit.targets.examples import forgotten, load
 
 pytestmark = pytest.mark.kernel
 
 SECTORS = 1024
+
+
+@pytest.fixture(scope="module", autouse=True)
+def examples() -> Iterator[None]:
+    with forgotten("from_end", "balanced", "lazy_log"):
+        yield
 
 
 @dataclass(frozen=True)
@@ -34,21 +40,21 @@ class Again:
         harness.create(self.device, self.table)
 
 
-def snapshot_steps(seed: int, table: str, *, depth: int = 4) -> Iterator[Step]:
-    yield from bursts(seed, "base", SECTORS, length=20, depth=8)
+def snapshot_steps(seed: int, table: str, *, depth: int = 12) -> Iterator[Step]:
+    yield from bursts(seed, "base", SECTORS, length=2, depth=16)
     for device, text in (("snap", table), ("origin", f"0 {SECTORS} snapshot-origin @data")):
         yield from (Load(device, text), Resume(device))
-    for device in ("origin", "snap", "origin", "snap"):
-        yield from bursts(seed, device, SECTORS, length=15, depth=depth)
+    for phase, device in enumerate(("origin", "snap", "origin", "snap")):
+        yield from bursts(10 * seed + phase, device, SECTORS, length=4, depth=depth)
         yield Again("snap", table)
     yield from (Suspend("snap"), Load("snap", table), Resume("snap"))  # a handover
-    yield from bursts(~seed, "snap", SECTORS, length=15, depth=depth)
+    yield from bursts(~seed, "snap", SECTORS, length=3, depth=depth)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_snapshot_that_allocates_from_the_end(seed: int) -> None:
     load("from_end")
-    store, chunk = ("P", "PO")[seed % 2], (1, 4, 8, 16)[seed]
+    store, chunk = ("P", "PO")[seed], (1, 8)[seed]
     table = f"0 {SECTORS} snapshot @data @cow {store} {chunk}"
     steps = [Load("base", f"0 {SECTORS} linear @data 0"), Resume("base")]
     steps += snapshot_steps(seed, table)
@@ -66,8 +72,8 @@ def test_one_whose_cow_fills_up(store: str) -> None:
     steps += snapshot_steps(7, table, depth=1)
     disks = {"data": SECTORS, "cow": 300}
     with compare.pair(disks, instead={"snapshot": "snapshot-end"}) as (kernel, user):
-        difference = compare.first_difference(steps, kernel, user, disks=["data"])
-        assert difference is None, difference
+        compare.Comparison(kernel, user, disks=["data"]).play(steps)
+        assert user.words("snap") == "Invalid"  # by the origin at last, with PO too
 
 
 @pytest.mark.parametrize("sync", ["", "nosync"])
@@ -76,7 +82,7 @@ def test_a_mirror_that_balances_its_reads(sync: str) -> None:
     words = f"core {2 if sync else 1} 64 {sync}"
     table = f"0 {SECTORS} mirror {words} 2 @one 0 @two 0 1 handle_errors"
     steps: list[Step] = [Load("m", table), Resume("m")]
-    steps += bursts(11, "m", SECTORS, length=60, depth=12, ops={Op.READ: 60, Op.WRITE: 40})
+    steps += bursts(11, "m", SECTORS, length=8, depth=16, ops={Op.READ: 60, Op.WRITE: 40})
     with compare.pair({"one": SECTORS, "two": SECTORS}, instead={"mirror": "mirror-balanced"}) as (
         kernel,
         user,
@@ -91,9 +97,9 @@ def test_one_whose_first_leg_fails_reads() -> None:
     steps: list[Step] = [Load("leg", leg), Resume("leg")]
     table = f"0 {SECTORS} mirror core 2 64 nosync 2 @leg 0 @two 0 1 handle_errors"
     steps += [Load("m", table), Resume("m")]
-    steps += bursts(12, "m", SECTORS, length=30)
+    steps += bursts(12, "m", SECTORS, length=4, depth=8)
     steps.append(Swap("leg", f"0 {SECTORS} error"))
-    steps += [Burst((Access(Op.READ, "m", sector, 16),)) for sector in range(0, SECTORS, 48)]
+    steps += [Burst((Access(Op.READ, "m", sector, 16),)) for sector in range(0, SECTORS, 128)]
     with compare.pair({"one": SECTORS, "two": SECTORS}, instead={"mirror": "mirror-balanced"}) as (
         kernel,
         user,
@@ -112,7 +118,7 @@ def test_a_mirror_whose_log_is_lazy() -> None:
     load("lazy_log")
     table = f"0 {SECTORS} mirror disk 3 @log 8 nosync 2 @one 0 @two 0"
     steps: list[Step] = [Load("m", table), Resume("m")]
-    steps += bursts(13, "m", SECTORS, length=60, depth=8)
+    steps += bursts(13, "m", SECTORS, length=8, depth=16)
     steps.append(Suspend("m"))  # before which the log is written
     with compare.pair(
         {"one": SECTORS, "two": SECTORS, "log": 64}, instead={"mirror": "mirror-lazy"}

@@ -17,10 +17,16 @@ from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.ondisk.exception_store import Layout
 from dmcopy.table import Table
-from tests.unit.targets.examples import load
+from tests.unit.targets.examples import forgotten, load
 
 SECTORS = 2048
 CHUNK = 1  # of one sector: an area has 32 entries
+
+
+@pytest.fixture(scope="module", autouse=True)
+def examples() -> Iterator[None]:
+    with forgotten("from_end", "balanced", "lazy_log"):
+        yield
 
 
 class Bench:
