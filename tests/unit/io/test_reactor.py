@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dmcopy.io import Io, IoRegion, Op, Reactor, probe
-from dmcopy.io.backend import FlushFirst
+from dmcopy.io.parts import FlushFirst
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 
 

@@ -477,6 +477,11 @@ def test_the_wait_of_another_thread_has_a_deadline(client: Client) -> None:
     )
 
 
+def test_flags_are_the_kernels_bits() -> None:
+    """DM_KCOPYD_IGNORE_ERROR and DM_KCOPYD_WRITE_SEQ are bits 1 and 2; ours is far from them."""
+    assert [int(flag) for flag in Flag] == [2, 4, 1 << 16]
+
+
 def test_a_zeroing_is_called_one(client: Client) -> None:
     dest = disk("dest")
     assert str(client.zero([whole(dest)])) == "zeroing of dest sectors 0+8192"

@@ -1,0 +1,33 @@
+"""Exceptions joined to extents."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmcopy.cow.extents import Extent, join, mean_count
+
+PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(2, 7)), max_size=12)
+
+
+@given(PAIRS)
+def test_extents_are_the_pairs_and_as_long_as_can_be(pairs: list[tuple[int, int]]) -> None:
+    extents = list(join(pairs))
+    assert [(old + k, new + k) for old, new, count in extents for k in range(count)] == pairs
+    for one, other in itertools.pairwise(extents):
+        goes_on = one.old + one.count == other.old and one.new + one.count == other.new
+        assert not goes_on
+
+
+def test_how_long_an_extent_is_on_average() -> None:
+    """By that it is chosen how the chunks are read; a store of millions is judged by its first."""
+    run = [(old, old + 5) for old in range(100)]
+    assert mean_count(run) == 100
+    assert mean_count([*run, (200, 2)]) == 50
+    assert mean_count(pair for start in (0, 40, 80) for pair in run[start : start + 7]) == 7
+    assert mean_count([]) == 0
+    many = [(2 * old, old) for old in range(1000)] + [(5000 + old, 5000 + old) for old in range(9)]
+    assert mean_count(iter(many)) == 1
+    assert list(join([(3, 4)])) == [Extent(3, 4, 1)]
