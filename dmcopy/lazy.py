@@ -37,24 +37,26 @@ class Registry(Mapping[str, type[_T]]):
         self._types: dict[str, type[_T]] = {}
 
     def register(self, cls: _Class) -> _Class:
-        """Make `cls` the type of the target that it is named after.
+        """Make `cls` the type of the target that it is named after. Raises as `check` does."""
+        self.check(cls)
+        self._modules[cls.name] = cls.__module__
+        self._types[cls.name] = cls  # type: ignore[assignment]
+        return cls
 
-        Raises UsageError for a name that cannot be, or that another module's type has.
-        """
+    def check(self, cls: type[_Named]) -> None:
+        """Raise UsageError for a type whose name cannot be, or is another type's."""
         name = getattr(cls, "name", None)
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise UsageError(
                 f"{cls.__qualname__}.name is {name!r}: it must be 1 to 15 visible characters"
             )
         before = self._types.get(name, cls)
-        place = self._modules.setdefault(name, cls.__module__)
+        place = self._modules.get(name, cls.__module__)
         if (place, before.__qualname__) != (cls.__module__, cls.__qualname__):
             raise UsageError(
                 f"{cls.__qualname__} cannot be target '{name}', which {place} has: "
                 f"give it another name"
             )
-        self._types[name] = cls  # type: ignore[assignment]
-        return cls
 
     def find(self, name: str) -> type[_T] | None:
         """Return the type of a target, be it one that another package offers; None if none does.

@@ -154,7 +154,9 @@ class MappedDevice(MappedIo):
             if target is None:
                 return
         start = sector - target.begin
-        longest = target.max_io_len or (request.op and target.max_write_len)
+        longest = target.max_io_len
+        if not longest and request.op == WRITE:
+            longest = target.max_write_len
         if start + count > target.length or (longest and start % longest + count > longest):
             self._split(request)
         else:
@@ -231,7 +233,9 @@ class MappedDevice(MappedIo):
                 self._end_soon(request, errno.EIO)
                 return
             count = min(left, target.begin + target.length - sector)
-            limit = target.max_io_len or (request.op and target.max_write_len)
+            limit = target.max_io_len
+            if not limit and request.op == WRITE:
+                limit = target.max_write_len
             if limit:
                 count = min(count, limit - (sector - target.begin) % limit)
             extents = cut(request.extents, sector - request.sector << SECTOR_SHIFT,

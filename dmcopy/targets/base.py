@@ -262,15 +262,20 @@ def register(cls: _Class) -> _Class:
     In the same way a class `Status` in it is the type of its status line. Raises UsageError for a
     name that is taken.
     """
-    TARGETS.register(cls)
+    TARGETS.check(cls)
     own = vars(cls)
+    parts: list[tuple[Registry[Any], Any]] = [(TARGETS, cls)]
     if "Words" in own or cls.name not in TABLE_TARGETS:
         words = own.get("Words") or _inherited(cls, TABLE_TARGETS, Line)
-        TABLE_TARGETS.register(_named(cls, words))
+        parts.append((TABLE_TARGETS, _named(cls, words)))
     if "Status" in own or cls.name not in STATUSES:
         status = own.get("Status") or _inherited(cls, STATUSES)
         if status is not None:
-            STATUSES.register(_named(cls, status))
+            parts.append((STATUSES, _named(cls, status)))
+    for registry, part in parts:
+        registry.check(part)
+    for registry, part in parts:
+        registry.register(part)
     return cls
 
 

@@ -212,6 +212,12 @@ def test_what_is_wrong_with_it_is_one_sentence(
     assert re.search(said, error), error
 
 
+def test_one_that_is_refused_leaves_nothing(make: Make) -> None:
+    with pytest.raises(UsageError, match=r"plug: Rotate\.Words cannot be target 'crypt'"):
+        plugins.load(make('"rotate"', '"crypt"'))
+    assert "crypt" not in TARGETS
+
+
 @pytest.mark.parametrize(
     ("new", "said"),
     [
