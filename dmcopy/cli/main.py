@@ -58,11 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Without `argv` it is the process's own, whose standard streams are then ours, too.
     """
+    if argv is None:
+        streams.open_streams()  # before a signal may have to be told of
     with signals.handled():
-        if argv is None:
-            streams.open_streams()
-        code = _run(list(sys.argv[1:] if argv is None else argv))
-        return streams.finish(code)
+        try:
+            return streams.finish(_run(list(sys.argv[1:] if argv is None else argv)))
+        except KeyboardInterrupt as error:
+            streams.drop_output()
+            _tell(error, "interrupted")
+            return streams.finish(ExitCode.INTERRUPTED)
 
 
 def _run(words: list[str]) -> int:
@@ -81,10 +85,6 @@ def _run(words: list[str]) -> int:
         lacks = f"the locale's {error.encoding} lacks this: set LC_ALL=C.UTF-8"
         _tell(error, f"{error.object}: {lacks}")
         return ExitCode.FAILED
-    except KeyboardInterrupt as error:
-        streams.drop_output()
-        _tell(error, "interrupted")
-        return ExitCode.INTERRUPTED
     return code
 
 

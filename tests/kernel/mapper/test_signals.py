@@ -23,7 +23,7 @@ from .conftest import Disks
 
 pytestmark = pytest.mark.kernel
 
-DEADLINE = 120.0
+DEADLINE = 60.0
 
 
 def full() -> int:
@@ -86,10 +86,10 @@ class Command:
 
     def waits(self) -> bool:
         """Whether it, with its children, has done nothing for a while: it is at what it is for."""
-        return self.handles_signals() and len({self._used() for _ in range(10)}) == 1
+        return self.handles_signals() and len({self._used() for _ in range(5)}) == 1
 
     def _used(self) -> tuple[str, ...]:
-        time.sleep(0.1)
+        time.sleep(0.05)
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (fields[0], *fields[11:15])
 

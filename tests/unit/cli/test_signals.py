@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dmcopy.cli import signals
+from dmcopy.cli import signals, streams
 from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode
 from tests.unit.cli.test_streams import unread
@@ -191,6 +191,42 @@ def test_without_work_it_is_an_exception_and_what_was_before_comes_back() -> Non
     with pytest.raises(KeyboardInterrupt), signals.handled():
         os.kill(os.getpid(), signal.SIGHUP)
     assert [signal.getsignal(number) for number in signals.ENDING] == before
+
+
+@pytest.mark.parametrize("number", signals.ENDING)
+def test_the_last_moment_is_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    """When the work is done, and what it printed is still to get out."""
+    finish, calls = streams.finish, list[int]()
+
+    def finished(code: int) -> int:
+        calls.append(code)
+        if len(calls) == 1:
+            os.kill(os.getpid(), number)
+        return finish(code)
+
+    monkeypatch.setattr(streams, "finish", finished)
+    assert main(["devices", "list"]) == ExitCode.INTERRUPTED
+    assert calls == [0, ExitCode.INTERRUPTED]
+    assert capsys.readouterr().err == "dmcopy: interrupted\n"
+
+
+def test_nothing_is_caught_before_there_is_a_stream_to_tell_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A signal that comes while the streams are opened does what it does to any program."""
+    before = [signal.getsignal(number) for number in signals.ENDING]
+    seen = list[object]()
+
+    def opened() -> None:
+        seen.extend(signal.getsignal(number) for number in signals.ENDING)
+
+    monkeypatch.setattr(streams, "open_streams", opened)
+    monkeypatch.setattr(sys, "argv", ["dmcopy", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert seen == before
 
 
 def test_an_interrupted_check_is_not_a_good_one(
