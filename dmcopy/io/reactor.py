@@ -25,7 +25,7 @@ from weakref import WeakSet
 from dmcopy.errors import ClosedError, DeadlineError, UsageError
 from dmcopy.io.backend import IoBackend, make_backend
 from dmcopy.io.poller import Poller
-from dmcopy.io.request import Request
+from dmcopy.io.request import Memory, Request
 from dmcopy.io.signals import Shield
 from dmcopy.io.stacked import StackBackend
 
@@ -77,6 +77,8 @@ class Reactor:
             backend = make_backend(backend, self._poller, inline=inline)
         elif callable(backend):
             backend = backend(self._poller)
+        self._pin = getattr(backend, "pin", None)
+        self._unpin = getattr(backend, "unpin", None)
         if stacked:
             backend = StackBackend(backend, self.call_soon, self.report)
         self.stacked = stacked
@@ -130,6 +132,19 @@ class Reactor:
         timer = Timer(self.time() + delay, next(self._order), notify)
         heapq.heappush(self._timers, timer)
         return timer
+
+    def pin(self, memory: Memory) -> None:
+        """Expect many copies through a memory. Nothing fails where pages cannot be pinned.
+
+        A back end need not know of it.
+        """
+        if self._pin is not None:
+            self._pin(memory)
+
+    def unpin(self, memory: Memory) -> None:
+        """Expect no more of them; none may be in flight."""
+        if self._unpin is not None:
+            self._unpin(memory)
 
     def watch(self, fd: int, notify: Callable[[int], object]) -> None:
         """Call `notify(events)` whenever `fd` is readable."""

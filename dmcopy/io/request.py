@@ -53,12 +53,13 @@ class Memory:
     private page that both have is copied when one of them writes, while the kernel may still be
     reading into it.
 
-    Raises MissingError where there are not so many.
+    `is_huge`: they were asked for. Raises MissingError where there are not so many pages.
     """
 
     def __init__(self, pages: int) -> None:
         self.size_bytes = pages * PAGE_SIZE
         huge = self.size_bytes // _HUGE_BYTES * _HUGE_BYTES
+        self.is_huge = huge > 0
         # Kernels before 6.7 do not align a map for huge pages by themselves.
         spare = _HUGE_BYTES - PAGE_SIZE if huge else 0
         try:

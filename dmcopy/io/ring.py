@@ -19,6 +19,8 @@ OP_NOP: Final = 0
 OP_READV: Final = 1
 OP_WRITEV: Final = 2
 OP_FSYNC: Final = 3
+OP_READ_FIXED: Final = 4
+OP_WRITE_FIXED: Final = 5
 OP_POLL_ADD: Final = 6
 OP_READ: Final = 22
 OP_WRITE: Final = 23
@@ -36,7 +38,7 @@ SQE_SIZE: Final = 64
 PAIR: Final = struct.Struct("<QQQQQ24xQQQQQ24x")
 
 _SETUP, _ENTER, _REGISTER = 425, 426, 427
-_REGISTER_EVENTFD = 4
+_REGISTER_BUFFERS, _UNREGISTER_BUFFERS, _REGISTER_EVENTFD = 0, 1, 4
 _ENTER_GETEVENTS, _ENTER_EXT_ARG = 1, 8
 _FEAT_SINGLE_MMAP, _FEAT_EXT_ARG = 1, 1 << 8
 _SINGLE_ISSUER_DEFER_TASKRUN = 1 << 12 | 1 << 13
@@ -46,6 +48,7 @@ _ERRORS_OF_A_WAIT: Final = frozenset({errno.EINTR, errno.ETIME, errno.EAGAIN, er
 _PARAMS: Final = struct.Struct("<5I2I3I 8I2I 8I2I")
 _GETEVENTS_ARG: Final = struct.Struct("<QIIQ")
 _TIMESPEC: Final = struct.Struct("<qq")
+_VECTOR: Final = struct.Struct("<QQ")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # No argtypes: with them, ctypes needs three times as long for each call.
@@ -162,6 +165,19 @@ class Ring:
         """Have every completion ring an eventfd: poll(2) on a deferred ring itself sees nothing."""
         if _syscall(_REGISTER, self.fd, _REGISTER_EVENTFD, ctypes.byref(ctypes.c_int(fd)), 1) < 0:
             raise OSError(ctypes.get_errno(), "io_uring_register")
+
+    def register_buffer(self, address: int, length: int) -> bool:
+        """Pin memory for OP_READ_FIXED and OP_WRITE_FIXED: the ring's only buffer, of index 0.
+
+        The kernel then need not look its pages up for each request. Returns whether that worked:
+        without CAP_IPC_LOCK, what is pinned counts against RLIMIT_MEMLOCK.
+        """
+        vector = _VECTOR.pack(address, length)
+        return bool(_syscall(_REGISTER, self.fd, _REGISTER_BUFFERS, vector, 1) == 0)
+
+    def unregister_buffer(self) -> None:
+        """Let go of what was registered; no request may still use it."""
+        _syscall(_REGISTER, self.fd, _UNREGISTER_BUFFERS, None, 0)
 
     def close(self) -> None:
         """Close the ring; the kernel cancels what is still in it.

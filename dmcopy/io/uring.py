@@ -27,8 +27,10 @@ from dmcopy.io.ring import (
     OP_FSYNC,
     OP_POLL_ADD,
     OP_READ,
+    OP_READ_FIXED,
     OP_READV,
     OP_WRITE,
+    OP_WRITE_FIXED,
     OP_WRITEV,
     PAIR,
     RWF_DSYNC,
@@ -42,8 +44,11 @@ from dmcopy.io.threads import WorkerPool, perform
 
 _LINKED_READ = OP_READ | (LINK | SKIP_SUCCESS) << 8
 _LINKED_READV = OP_READV | (LINK | SKIP_SUCCESS) << 8
+_LINKED_READ_FIXED = OP_READ_FIXED | (LINK | SKIP_SUCCESS) << 8
 _DO_OVER = frozenset({errno.EINTR, errno.EAGAIN, errno.ECANCELED})
 _POLL_SLOT = 0
+BURST = 16
+"""From so many entries on they are handed over: the kernel begins while others are still made."""
 
 
 class UringBackend:
@@ -63,6 +68,7 @@ class UringBackend:
         self._poll.bytes = -1
         self._armed = False
         self._bell: int | None = None
+        self._pinned: Memory | None = None
         self._requests: list[Request] = [self._poll] * slots
         self._vectors: dict[int, array[int]] = {}
         self._free = list(range(slots - 1, _POLL_SLOT, -1))
@@ -92,10 +98,28 @@ class UringBackend:
                 self._alone = request
                 return
             self._start_alone()
-        if self._free:
-            self._start(request)
-        else:
+        if not self._free:
             self._backlog.append(request)
+            return
+        self._start(request)
+        if len(self._queued) >= BURST:
+            try:
+                self._hand_over()
+            except OSError:  # `poll` says so: this request has nothing to do with it
+                pass
+
+    def pin(self, memory: Memory) -> None:
+        """See `Reactor.pin`. One memory is pinned at a time; huge pages would gain nothing."""
+        if self._pinned is not None or memory.is_huge:
+            return
+        if self._ring.register_buffer(memory.address, memory.size_bytes):
+            self._pinned = memory
+
+    def unpin(self, memory: Memory) -> None:
+        """See `Reactor.unpin`."""
+        if self._pinned is memory:
+            self._pinned = None
+            self._ring.unregister_buffer()
 
     def poll(self, timeout: float | None) -> list[Request]:
         """See `IoBackend.poll`."""
@@ -109,11 +133,7 @@ class UringBackend:
             self._drain(self._bell)
         if self._finished:
             timeout = 0
-        if self._queued:
-            self._ring.queue(self._queued)
-            self._unsubmitted += len(self._queued)
-            self._queued = []
-        self._unsubmitted -= self._ring.enter(self._unsubmitted, timeout != 0, timeout)
+        self._hand_over(timeout != 0, timeout)
         found = self._ring.reap()
         if found:
             self._complete(found)
@@ -135,6 +155,14 @@ class UringBackend:
             os.eventfd_read(bell)
         except BlockingIOError:
             pass
+
+    def _hand_over(self, wait: bool = False, timeout: float | None = None) -> None:
+        """Give the kernel the entries that are made; see `Ring.enter`."""
+        if self._queued:
+            self._ring.queue(self._queued)
+            self._unsubmitted += len(self._queued)
+            self._queued = []
+        self._unsubmitted -= self._ring.enter(self._unsubmitted, wait, timeout)
 
     def _is_idle(self) -> bool:
         return (
@@ -215,7 +243,10 @@ class UringBackend:
         entry = 2 * slot
         self._requests[slot] = request
         if len(request.extents) == 1:
-            read, write = _LINKED_READ, OP_WRITE
+            if request.memory is self._pinned:
+                read, write = _LINKED_READ_FIXED, OP_WRITE_FIXED
+            else:
+                read, write = _LINKED_READ, OP_WRITE
             address, length = request.memory.address + request.extents[0][0], request.bytes
         else:
             read, write = _LINKED_READV, OP_WRITEV

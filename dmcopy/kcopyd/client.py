@@ -96,6 +96,7 @@ class Client:
         self.sub_job_sectors = _sub_job_sectors(sub_job_sectors, num_pages)
         self._owns_reactor = reactor is None
         self.reactor = reactor or Reactor()
+        self.reactor.pin(self.pool.memory)
         self._work = Dispatcher(self.reactor, self.pool, throttle, self.sub_job_sectors, depth)
         self._begin = self._work.begin
         self._destroyed = False
@@ -250,6 +251,7 @@ class Client:
     def _free(self) -> None:
         if not self._freed:
             self._freed = True
+            self.reactor.unpin(self.pool.memory)
             self.pool.close()
             if self._owns_reactor:
                 self.reactor.close()

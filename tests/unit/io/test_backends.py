@@ -20,16 +20,21 @@ from dmcopy.errors import MissingError, UsageError
 from dmcopy.io import CopyIo, Io, IoRegion, Memory, Op, Reactor, Timer, probe
 from dmcopy.io import threads as threads_module
 from dmcopy.io.reactor import background
+from dmcopy.io.ring import Ring
+from dmcopy.io.uring import BURST
 
 SECTORS = 2048
+needs_ring = pytest.mark.skipif(bool(probe()["uring"]), reason=probe()["uring"])
 
 
-@pytest.fixture(params=["uring", "threads", "uring-inline", "threads-inline"])
-def reactor(request: pytest.FixtureRequest) -> Iterator[Reactor]:
-    name, _, inline = request.param.partition("-")
+@pytest.fixture(params=["uring", "uring-refused", "threads", "uring-inline", "threads-inline"])
+def reactor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reactor]:
+    name, _, kind = request.param.partition("-")
     if probe()[name]:
         pytest.skip(f"{name}: {probe()[name]}")
-    with Reactor(name, inline=bool(inline)) as reactor:
+    if kind == "refused":  # the system pins no memory for us
+        monkeypatch.setattr(Ring, "register_buffer", lambda *_: False)
+    with Reactor(name, inline=kind == "inline") as reactor:
         yield reactor
 
 
@@ -42,9 +47,11 @@ def device(tmp_path: Path) -> Iterator[BlockDevice]:
 
 
 @pytest.fixture
-def memory() -> Iterator[Memory]:
+def memory(reactor: Reactor) -> Iterator[Memory]:
     memory = Memory(64)
+    reactor.pin(memory)
     yield memory
+    reactor.unpin(memory)
     memory.close()
 
 
@@ -447,3 +454,47 @@ def test_a_reactor_can_be_closed_by_another_thread(device: BlockDevice) -> None:
     assert not thread.is_alive()
     assert errors == []
     assert mapped() == before
+
+
+@needs_ring
+def test_one_memory_is_pinned_at_a_time(device: BlockDevice) -> None:
+    before = content(device)
+    with Reactor("uring") as reactor:
+        for _ in range(2):  # the second time round the place is free again
+            memories = [Memory(1), Memory(1), Memory(512)]  # the last has a huge page
+            for memory in memories:
+                reactor.pin(memory)
+            for place, memory in enumerate(memories):
+                source, dest = IoRegion(device, 8, 8), IoRegion(device, 160 + 8 * place, 8)
+                do(reactor, CopyIo(source, [dest], memory, ((0, 4096),), lambda _: None))
+                reactor.unpin(memory)
+                memory.close()
+    assert content(device)[81920:94208] == before[4096:8192] * 3
+
+
+@needs_ring
+def test_a_burst_is_begun_while_more_is_still_being_made(
+    device: BlockDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    enter = Ring.enter
+
+    def counting(ring: Ring, submit: int, wait: int, timeout: float | None = None) -> int:
+        taken.append(submit)
+        if len(taken) == 1:
+            raise OSError(errno.EBADF, "a mistake of ours, which is for the next poll to tell")
+        return enter(ring, submit, wait, timeout)
+
+    memory = Memory(64)
+    with Reactor("uring") as reactor:
+        monkeypatch.setattr(Ring, "enter", counting)
+        done: list[Io] = []
+        regions = [IoRegion(device, 8 * place, 8) for place in range(3 * BURST)]
+        for place, region in enumerate(regions):
+            extents = ((place * 4096, 4096),)
+            reactor.submit(Io(Op.READ, region, memory, extents, done.append))
+        assert taken == [BURST, 2 * BURST, BURST]
+        reactor.run_until(lambda: len(done) == 3 * BURST, 20, "reads")
+    assert not any(request.error for request in done)
+    assert memory.read([(0, 3 * BURST * 4096)]) == content(device)[: 3 * BURST * 4096]
+    memory.close()
