@@ -1,24 +1,33 @@
 """snapshot-merge: a snapshot's chunks go back into its origin (drivers/md/dm-snap.c).
 
-From the last exception backwards, run by run: what other snapshots need of the origin is copied
-out for them, the run is copied from the COW to the origin, the origin is flushed, and the
-exceptions are cleared on the COW. After a crash anywhere, what was not cleared is merged once more,
-with the same data.
+From the last exceptions backwards: what other snapshots need of the origin is copied out for them,
+the chunks are copied from the COW to the origin, the origin is flushed, and the exceptions are
+cleared on the COW. After a crash anywhere, what was not cleared is merged once more, with the same
+data.
+
+The kernel does that for each run of consecutive chunks, here it is done for `BATCH_BYTES` of them:
+scattered chunks have a flush and a commit each there, and share one here. Where a run cannot be
+merged, those that the kernel had merged before are, and no others.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import ClassVar, Final
 
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import Io, Op
 from dmcopy.table import TableLine
 from dmcopy.targets.base import DONE, REMAPPED, SUBMITTED, Bio, Host, Map, TargetError, register
-from dmcopy.targets.persistent import PersistentStore
+from dmcopy.targets.persistent import PersistentStore, Run
 from dmcopy.targets.snapshot import WAIT_SECONDS, Snapshot
 from dmcopy.targets.store import ExceptionStore
+from dmcopy.units import SECTOR_SHIFT
+
+BATCH_BYTES: Final = 1 << 20
+"""So much is merged before a flush, and writes to it wait: some milliseconds on most disks."""
 
 
 @register
@@ -38,7 +47,10 @@ class SnapshotMerge(Snapshot):
         self._running = False
         self._stopping = False
         self._failed = False
-        self._first = 0  # the run that is being merged: writes to it wait
+        self._merging: set[int] = set()  # the chunks that are being merged: writes to them wait
+        self._runs: Sequence[Run] = ()
+        self._bad: set[Run] = set()  # of them those that could not be copied
+        self._good: Sequence[Run] = ()  # and those before the first bad one
         self._count = 0
         self._queued: list[Bio] = []
         super().__init__(line, host)
@@ -58,7 +70,7 @@ class SnapshotMerge(Snapshot):
             if op == Op.WRITE:
                 return self.module.origin(self.origin).write(bio.sector, bio)
             return REMAPPED
-        if op == Op.WRITE and self._first <= chunk < self._first + self._count:
+        if op == Op.WRITE and chunk in self._merging:
             bio.device = self.origin
             self._queued.append(bio)
             return SUBMITTED
@@ -72,7 +84,7 @@ class SnapshotMerge(Snapshot):
         return "Merge failed" if self.valid and self._failed else super().status()
 
     def presuspend(self) -> None:
-        """Stop the merge after the present run; wait for that."""
+        """Stop the merge after the present batch; wait for that."""
         self.stop_merge()
 
     def presuspend_undo(self) -> None:
@@ -97,10 +109,10 @@ class SnapshotMerge(Snapshot):
         """Merge from where it was left."""
         if not self._running:
             self._running = True
-            self.host.reactor.call_soon(self._next_run)
+            self.host.reactor.call_soon(self._next_runs)
 
     def stop_merge(self) -> None:
-        """Stop after the present run, and wait for that."""
+        """Stop after the present batch, and wait for that."""
         self._stopping = True
         try:
             self.host.reactor.run_until(
@@ -113,92 +125,124 @@ class SnapshotMerge(Snapshot):
         assert isinstance(self.store, PersistentStore), "other stores are refused when loaded"
         return self.store
 
-    def _next_run(self) -> None:
+    def _next_runs(self) -> None:
         if self._stopping or not self.valid:
             self._running = False
-        else:
-            self._store().last_extent(self._found)
+            return
+        kernels = self.module.merge == "kernel"
+        most = 1 if kernels else max(1, (BATCH_BYTES >> SECTOR_SHIFT) // self.chunk_size)
+        self._store().last_runs(most, self._found)
 
-    def _found(self, old: int, new: int, count: int) -> None:
-        """Merge `count` chunks from `old` on; none is the end, less than none an error."""
-        if count <= 0:
-            self._failed = self._failed or count < 0
+    def _found(self, runs: Sequence[Run], error: int) -> None:
+        """Merge some runs; none is the end, or an error."""
+        if not runs:
+            self._failed = self._failed or error != 0
             self._running = False
             return
-        start = old << self._shift
-        length = count << self._shift
-        if 0 <= self.origin.sectors - start < length:
-            length = self.origin.sectors - start
-        source = IoRegion(self.cow, new << self._shift, length)
-        dest = IoRegion(self.origin, start, length)
-        self._copy_out(dest, count << self._shift, lambda: self._merge(old, count, source, dest))
+        self._runs = runs
+        self._copy_out()
 
-    def _copy_out(self, dest: IoRegion, length: int, notify: Callable[[], object]) -> None:
-        """Have the range copied out to every other snapshot, then call `notify`.
+    def _copy_out(self) -> None:
+        """Have the runs copied out to every other snapshot, then merge them.
 
         Repeated until nothing is pending, since there may be writes meanwhile.
         """
         origin = self.module.origin(self.origin)
         waits = False
-        for sector in range(dest.sector, dest.sector + length, self.max_io_len):
-            waits |= origin.write(sector, None) is SUBMITTED
+        for run in self._runs:
+            start = run.old << self._shift
+            for sector in range(start, start + (run.count << self._shift), self.max_io_len):
+                waits |= origin.write(sector, None) is SUBMITTED
         if waits:
-            self.module.when_pending_done(lambda: self._copy_out(dest, length, notify))
+            self.module.when_pending_done(self._copy_out)
         else:
-            notify()
+            self._merge()
 
-    def _merge(self, old: int, count: int, source: IoRegion, dest: IoRegion) -> None:
-        """Publish the run, wait for writes to it that are under way, and copy it."""
-        self._first, self._count = old, count
-        left = count
+    def _merge(self) -> None:
+        """Publish the runs, wait for writes to them that are under way, and copy them."""
+        self._merging = {
+            chunk for run in self._runs for chunk in range(run.old, run.old + run.count)
+        }
+        left = len(self._merging)
 
         def quiet() -> None:
             nonlocal left
             left -= 1
             if not left:
-                self.client.copy_chunk(source, [dest], self._merged)
+                self._copy()
 
-        for chunk in range(old, old + count):
+        for chunk in list(self._merging):
             self.tracked.when_quiet(chunk, quiet)
 
-    def _merged(self, read_err: int, write_err: int, _context: object) -> None:
-        if read_err or write_err:
-            self._fail()
-            return
+    def _copy(self) -> None:
+        """Copy all runs, in the order of the origin, so that neighbours go out together."""
+        left = len(self._runs)
+
+        def copied(read_err: int, write_err: int, run: Run) -> None:
+            nonlocal left
+            left -= 1
+            if read_err or write_err:
+                self._bad.add(run)
+            if not left:
+                self._copied()
+
+        for run in sorted(self._runs):
+            start, length = run.old << self._shift, run.count << self._shift
+            if 0 <= self.origin.sectors - start < length:
+                length = self.origin.sectors - start
+            source = IoRegion(self.cow, run.new << self._shift, length)
+            self.client.copy_chunk(source, [IoRegion(self.origin, start, length)], copied, run)
+
+    def _copied(self) -> None:
+        """Go on with the runs before the first bad one."""
+        self._good = list(takewhile(lambda run: run not in self._bad, self._runs))
+        self._count = sum(run.count for run in self._good)
+        if self._good:
+            self._merged()
+        else:
+            self._fail(self._runs[0])
+
+    def _merged(self) -> None:
         # The merged data must be durable before its exceptions are gone from the COW.
         flush = Io(Op.FLUSH, IoRegion(self.origin, 0, 0), notify=self._flushed)
         self.host.reactor.submit(flush)
 
     def _flushed(self, flush: Io) -> None:
         if flush.error:
-            self._fail()
+            self._fail(self._runs[0])
         else:
             self._store().commit_merge(self._count, self._cleared)
 
     def _cleared(self, good: bool) -> None:
         if not good:
-            self._fail()
+            self._fail(self._runs[0])
             return
-        for chunk in range(self._first + self._count - 1, self._first - 1, -1):
-            if chunk in self.exceptions:  # a damaged store may name a chunk twice
-                self.exceptions.remove(chunk)
-        self._release_queued(0)
-        self._next_run()
+        for run in self._good:
+            for chunk in range(run.old + run.count - 1, run.old - 1, -1):
+                if chunk in self.exceptions:  # a damaged store may name a chunk twice
+                    self.exceptions.remove(chunk)
+        if self._bad:
+            self._fail(self._runs[len(self._good)])
+            return
+        for bio in self._take_queued():
+            self.host.reactor.submit(bio)
+        self._next_runs()
 
-    def _fail(self) -> None:
-        """Stop for good; what is not merged stays readable (merge_callback, shut)."""
+    def _fail(self, run: Run) -> None:
+        """Stop for good at a run; what is not merged stays readable (merge_callback, shut)."""
         self._failed = True
-        self._release_queued(errno.EIO)
         self._running = False
-
-    def _release_queued(self, error: int) -> None:
-        self._first = self._count = 0
-        queued, self._queued = self._queued, []
-        for bio in queued:
-            if error:
-                bio.end(error)
+        for bio in self._take_queued():
+            if run.old <= bio.sector >> self._shift < run.old + run.count:
+                bio.end(errno.EIO)
             else:
-                self.host.reactor.submit(bio)
+                self._map_again(bio)
+
+    def _take_queued(self) -> list[Bio]:
+        """Return the writes that waited, and let none wait any more."""
+        self._merging, self._bad = set(), set()
+        queued, self._queued = self._queued, []
+        return queued
 
     def make_store(self) -> ExceptionStore:
         """Return a store that can be merged. Raises TargetError for one that cannot."""

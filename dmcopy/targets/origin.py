@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dmcopy.io.region import Device
 from dmcopy.io.request import WRITE
@@ -75,12 +75,14 @@ class SnapshotModule:
     """The globals of dm-snapshot.ko, one of each in an engine.
 
     `copy_throttle` and `cow_threshold` are its parameters snapshot_copy_throttle (a percentage) and
-    snapshot_cow_threshold (the copies in flight beyond which new writes wait).
+    snapshot_cow_threshold (the copies in flight beyond which new writes wait). `merge`: "kernel"
+    has snapshot-merge go run by run, as the kernel does; otherwise it goes by the megabyte.
     """
 
     def __init__(self) -> None:
         self.copy_throttle = Throttle()
         self.cow_threshold = 2048
+        self.merge: Literal["batches", "kernel"] = "batches"
         self.origins: dict[Hashable, Origin] = {}
         self._waiters: list[Callable[[], object]] = []
 

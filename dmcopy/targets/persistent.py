@@ -8,7 +8,8 @@ Before a full area is written the next one is zeroed, so that a reader finds an 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from dmcopy.errors import DeviceError, DmcopyError
 from dmcopy.io import whole
@@ -37,6 +38,14 @@ DEFAULT_CHUNK_SIZE = 32
 PREFETCH_CHUNKS = 12
 """DM_PREFETCH_CHUNKS; pieces of PIECE_BYTES where chunks are larger."""
 PIECE_BYTES = 1 << 20
+
+
+class Run(NamedTuple):
+    """`count` exceptions of consecutive chunks, from `old` and, on the COW, from `new` on."""
+
+    old: int
+    new: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
 
 
 class PersistentStore:
@@ -159,19 +168,20 @@ class PersistentStore:
         allocated = self._allocation.allocated * size & LAST_SECTOR
         return Usage(allocated, self._cow.sectors, (self._area + 2) * size)
 
-    def last_extent(self, notify: Callable[[int, int, int], object]) -> None:
-        """Find what to merge next: `notify(old, new, count)` of the last run of exceptions.
+    def last_runs(self, most: int, notify: Callable[[Sequence[Run], int], object]) -> None:
+        """Find what to merge next: `notify(runs, error)`, the last one first.
 
-        `count` chunks from `old` and `new` on, consecutive in both and in one area; 0 when nothing
-        is left, and -errno when the metadata cannot be read (persistent_prepare_merge).
+        As many runs from the end of an area as have `most` chunks together, but always one, and no
+        chunk of the origin twice. None when nothing is left, and none and an errno when the
+        metadata cannot be read. (persistent_prepare_merge takes one run.)
         """
         if self._committed:
-            notify(*self._last_run())
+            notify(self._last_runs(most), 0)
         elif not self._area:
-            notify(0, 0, 0)
+            notify((), 0)
         else:
             self._area -= 1
-            self._read_back(notify)
+            self._read_back(most, notify)
 
     def commit_merge(self, count: int, notify: Callable[[bool], object]) -> None:
         """Clear the last `count` exceptions, durably, then `notify(whether that worked)`."""
@@ -228,6 +238,9 @@ class PersistentStore:
                 self._area = area
                 self._committed = offset // ENTRY_BYTES + len(pairs) // 2
                 if len(pairs) < len(data) // 8:
+                    # What a torn write left behind the end must not count when that has moved on.
+                    end, behind = self._committed * ENTRY_BYTES, offset + len(data)
+                    self._memory.view[end:behind] = bytes(behind - end)
                     break
         finally:
             reader.close()
@@ -266,7 +279,8 @@ class PersistentStore:
             self._valid = False
         if self._valid:
             first = self._committed - len(self._batch)
-            self._write_entries(first, self._committed, self._batch_written)
+            end = min(self._committed + 1, self._layout.per_area)  # with the zeroes that end it
+            self._write_entries(first, end, self._batch_written)
         else:
             self._batch_written(0)
 
@@ -293,7 +307,8 @@ class PersistentStore:
     def _write_entries(self, first: int, end: int, notify: Callable[[int], object]) -> None:
         """Flush the COW, then write the part of the area that holds the entries, with FUA.
 
-        The kernel writes the whole area; what is left out here is on disk already.
+        The kernel writes the whole area; what is left out here is on disk already, or does not
+        count, being behind the end.
         """
         unit = self._unit
         start = first * ENTRY_BYTES // unit * unit
@@ -308,20 +323,23 @@ class PersistentStore:
             )
         )  # fmt: skip
 
-    def _last_run(self) -> tuple[int, int, int]:
-        """Return old, new and count of the run of exceptions that ends the area."""
+    def _last_runs(self, most: int) -> list[Run]:
+        """Return the runs of exceptions that end the area."""
         end = self._committed
         entries = words(self._memory.view[: end * ENTRY_BYTES])
-        old, new = entries[-2], entries[-1]
-        count = 1
-        while count < end:
-            place = 2 * (end - 1 - count)
-            if entries[place] != old - 1 or entries[place + 1] != new - 1:
+        runs: list[Run] = []
+        chunks: set[int] = set()
+        while end:
+            run = _last_run(entries, end)
+            here = range(run.old, run.old + run.count)
+            if runs and (len(chunks) + run.count > most or not chunks.isdisjoint(here)):
                 break
-            old, new, count = old - 1, new - 1, count + 1
-        return old, new, count
+            runs.append(run)
+            chunks.update(here)
+            end -= run.count
+        return runs
 
-    def _read_back(self, notify: Callable[[int, int, int], object]) -> None:
+    def _read_back(self, most: int, notify: Callable[[Sequence[Run], int], object]) -> None:
         """Read the area before the present one, all of whose entries count."""
         sector = self._layout.area_location(self._area) * self.chunk_size
         extents = [(0, self._layout.chunk_bytes)]
@@ -329,13 +347,25 @@ class PersistentStore:
         def done(io: Io) -> None:
             if io.error:
                 self._area += 1
-                notify(0, 0, -io.error)
+                notify((), io.error)
                 return
             self._committed = self._layout.per_area
-            notify(*self._last_run())
+            notify(self._last_runs(most), 0)
 
         region = IoRegion(self._cow, sector, self.chunk_size)
         self._reactor.submit(Io(Op.READ, region, self._memory, extents, done))
+
+
+def _last_run(entries: Sequence[int], end: int) -> Run:
+    """Return the run of exceptions that is last of the first `end` ones of an area."""
+    old, new = entries[2 * end - 2], entries[2 * end - 1]
+    count = 1
+    while count < end:
+        place = 2 * (end - 1 - count)
+        if entries[place] != old - 1 or entries[place + 1] != new - 1:
+            break
+        old, new, count = old - 1, new - 1, count + 1
+    return Run(old, new, count)
 
 
 class _AreaReader:

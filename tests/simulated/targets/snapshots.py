@@ -19,7 +19,7 @@ from dmcopy.mapper.mapped import MappedDevice
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.status import SnapshotMergeStatus
 from dmcopy.table import Table
-from dmcopy.targets.origin import SnapshotOrigin
+from dmcopy.targets.origin import SnapshotModule, SnapshotOrigin
 from dmcopy.targets.snapshot import Snapshot
 from tests.simulated.targets.promise import Promise, fill, numbers
 
@@ -66,6 +66,7 @@ class History:
     """
 
     def __init__(self, seed: int, *, tight: bool = False) -> None:
+        self.seed = seed
         self.tight = tight
         self.rng = random.Random(seed)
         self.cuts = 0
@@ -252,9 +253,10 @@ class History:
             broken = promise.broken_by(read(mapper.open(name)))
             assert not broken, f"after power cut {self.cuts}, {name}: {broken}"
 
-    @staticmethod
-    def _engine(reactor: Reactor, disks: dict[str, SimulatedDisk]) -> UserMapper:
-        return UserMapper(reactor, open_device=lambda path, _write: disks[path])
+    def _engine(self, reactor: Reactor, disks: dict[str, SimulatedDisk]) -> UserMapper:
+        mapper = UserMapper(reactor, open_device=lambda path, _write: disks[path])
+        mapper.module(SnapshotModule).merge = "kernel" if self.seed % 2 else "batches"
+        return mapper
 
 
 def build(mapper: UserMapper, snaps: list[Snap], merging: Snap | None) -> None:

@@ -114,11 +114,11 @@ def test_areas_are_filled_one_after_the_other(bench: Bench) -> None:
         ([(7, 2), (6, 3)], (6, 3, 1)),
         ([(5, 4), (6, 3)], (6, 3, 1)),
         ([(5, 2), (6, 4)], (6, 4, 1)),
-        ([], (0, 0, 0)),
+        ([], None),
     ],
 )
 def test_a_run_is_consecutive_on_both_sides(
-    bench: Bench, exceptions: Sequence[tuple[int, int]], run: tuple[int, int, int]
+    bench: Bench, exceptions: Sequence[tuple[int, int]], run: tuple[int, int, int] | None
 ) -> None:
     content = bytearray(Header(True, 1, 1).build().ljust(SECTORS << 9, b"\0"))
     for index, exception in enumerate(exceptions):
@@ -126,7 +126,61 @@ def test_a_run_is_consecutive_on_both_sides(
     bench.disks["c"].load(content)
     store = PersistentStore(bench.reactor, bench.disks["c"], 1)
     assert store.load(ExceptionTable())
-    found: list[tuple[int, int, int]] = []
-    store.last_extent(lambda *run: found.append(run))
-    assert found == [run]
+    assert last_runs(store, 1) == ([run] if run else [])
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("most", "runs"),
+    [
+        (1, [(9, 6, 2)]),
+        (2, [(9, 6, 2)]),
+        (3, [(9, 6, 2), (20, 5, 1)]),
+        (6, [(9, 6, 2), (20, 5, 1), (4, 3, 2)]),
+        (100, [(9, 6, 2), (20, 5, 1), (4, 3, 2)]),  # 10 is in the first one already
+    ],
+)
+def test_runs_from_the_end_as_many_as_fit_and_no_chunk_twice(
+    bench: Bench, most: int, runs: list[tuple[int, int, int]]
+) -> None:
+    content = bytearray(Header(True, 1, 1).build().ljust(SECTORS << 9, b"\0"))
+    exceptions = [(10, 2), (4, 3), (5, 4), (20, 5), (9, 6), (10, 7)]
+    for index, exception in enumerate(exceptions):
+        ENTRY.pack_into(content, 512 + index * ENTRY.size, *exception)
+    bench.disks["c"].load(content)
+    store = PersistentStore(bench.reactor, bench.disks["c"], 1)
+    assert store.load(ExceptionTable())
+    assert last_runs(store, most) == runs
+    store.close()
+
+
+@pytest.mark.parametrize(("chunk_size", "good"), [(1, 2), (16, 255)])
+def test_what_lies_behind_the_end_does_not_count_when_the_end_moves_on(
+    bench: Bench, chunk_size: int, good: int
+) -> None:
+    """A torn write of several sectors may leave later ones and lose the first."""
+    sectors = 8192
+    bench.disks |= {name: SimulatedDisk(sectors, name) for name in "oc"}
+    size = chunk_size << 9
+    content = bytearray(Header(True, 1, chunk_size).build().ljust(sectors << 9, b"\0"))
+    for index in (*range(good), good + 1):
+        ENTRY.pack_into(content, size + index * ENTRY.size, index, 2 + index)
+    bench.disks["c"].load(content)
+    for _ in range(2):
+        bench.mapper.create("s", Table.parse(f"0 {sectors} snapshot o c P {chunk_size}"))
+        bench.mapper.open("s").write(300 * chunk_size, bytes([7]) * size)
+        bench.mapper.remove("s")
+    area = bytes(bench.disks["c"].content)[size : 2 * size]
+    stored = [ENTRY.unpack_from(area, 16 * index) for index in range(good + 2)]
+    assert stored == [*((index, 2 + index) for index in range(good)), (300, good + 2), (0, 0)]
+
+
+def last_runs(store: PersistentStore, most: int) -> list[tuple[int, int, int]]:
+    found: list[tuple[int, int, int]] = []
+
+    def notify(runs: Sequence[tuple[int, int, int]], error: int) -> None:
+        assert not error
+        found.extend(runs)
+
+    store.last_runs(most, notify)
+    return found

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 
 from dmcopy.errors import DeadlineError, DeviceError
 from dmcopy.io import IoRegion, Reactor
-from dmcopy.io.request import Io, Memory, Op, Request
+from dmcopy.io.request import CopyIo, Io, Memory, Op, Request
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
+from dmcopy.ondisk.exception_store import parse_area
 from dmcopy.table import Table
 from dmcopy.targets.origin import SnapshotModule
 
@@ -20,21 +22,25 @@ CHUNK = 8
 
 
 class HoldingBackend(SimulatedBackend):
-    """Keeps back the requests with one memory, until they are let go."""
+    """Keeps back the requests with one memory, or all copies, until they are let go."""
 
     def __init__(self) -> None:
         super().__init__(3)
         self.memories: list[Memory] = []
+        self.copies = False
         self.held: list[Request] = []
 
     def submit(self, request: Request) -> None:
-        if any(request.memory is memory for memory in self.memories):
+        if (self.copies and isinstance(request, CopyIo)) or any(
+            request.memory is memory for memory in self.memories
+        ):
             self.held.append(request)
         else:
             super().submit(request)
 
     def let_go(self) -> None:
         self.memories.clear()
+        self.copies = False
         held, self.held = self.held, []
         for request in held:
             self.submit(request)
@@ -260,3 +266,72 @@ def test_a_read_copies_nothing_out(bench: Bench) -> None:
     bench.mapper.open("m").read(0, 64)
     bench.settle()
     assert bench.status("t") == "16/512 16"
+
+
+def scattered(bench: Bench) -> None:
+    """Change the chunks 0, 8, 16 and 24 of the snapshot, and leave nothing but its store."""
+    bench.snapshots("P 8")
+    for chunk, letter in zip((0, 8, 16, 24), "1234", strict=True):
+        bench.mapper.open("s").write(chunk * CHUNK, letter.encode() * (CHUNK << 9))
+    bench.mapper.remove("o")
+    bench.mapper.remove("s")
+
+
+@pytest.mark.parametrize(("merge", "flushes"), [("batches", 1), ("kernel", 4)])
+def test_a_merge_of_scattered_chunks(
+    bench: Bench, merge: Literal["batches", "kernel"], flushes: int
+) -> None:
+    scattered(bench)
+    bench.mapper.module(SnapshotModule).merge = merge
+    flushed = []
+    submit = bench.backend.submit
+
+    def counting(request: Request) -> None:
+        if isinstance(request, Io) and request.op is Op.FLUSH and request.device.path == "a":
+            flushed.append(request)
+        submit(request)
+
+    bench.backend.submit = counting  # type: ignore[method-assign]
+    bench.reactor.backend._submit_below = counting  # type: ignore[attr-defined]
+    bench.make("m", "snapshot-merge a b P 8")
+    bench.settle()
+    assert len(flushed) == flushes
+    assert bench.status("m") == "16/512 16"
+    for chunk, letter in zip((0, 8, 16, 24), "1234", strict=True):
+        assert bench.disks["a"].read(chunk * CHUNK, CHUNK) == letter.encode() * (CHUNK << 9)
+
+
+@pytest.mark.parametrize("merge", ["batches", "kernel"])
+def test_a_chunk_that_cannot_be_merged_stops_a_merge_where_the_kernel_stops(
+    bench: Bench, merge: Literal["batches", "kernel"]
+) -> None:
+    """The last ones, before it, are merged; it and those that would follow are still readable."""
+    scattered(bench)
+    bench.mapper.module(SnapshotModule).merge = merge
+    bench.disks["a"].fail(Op.WRITE, 8 * CHUNK, CHUNK)
+    bench.make("m", "snapshot-merge a b P 8")
+    bench.settle()
+    assert bench.status("m") == "Merge failed"
+    for chunk, letter in zip((0, 8, 16, 24), "1234", strict=True):
+        assert bench.mapper.open("m").read(chunk * CHUNK, CHUNK) == letter.encode() * (CHUNK << 9)
+    entries = parse_area(bench.disks["b"].read(CHUNK, CHUNK))
+    assert entries.tolist() == [0, 2, 8, 3]
+
+
+def test_writes_that_waited_for_a_merge_that_failed(bench: Bench) -> None:
+    """Only what would have gone to the chunk that could not be merged fails (merge_callback)."""
+    scattered(bench)
+    bench.disks["a"].fail(Op.WRITE, 8 * CHUNK, CHUNK)
+    bench.backend.copies = True
+    bench.make("m", "snapshot-merge a b P 8")
+    bench.settle()
+    writes = [bench.start(Op.WRITE, "m", chunk * CHUNK, "n") for chunk in (0, 8, 16, 24)]
+    bench.settle()
+    assert not any(write.context for write in writes)
+    bench.backend.let_go()
+    bench.settle()
+    assert [write.error for write in writes] == [0, errno.EIO, 0, 0]
+    read = bench.mapper.open("m").read
+    assert [read(chunk * CHUNK, 1)[:1] for chunk in (0, 8, 16, 24)] == [b"n", b"2", b"n", b"n"]
+    assert bench.disks["a"].read(24 * CHUNK, 1)[:1] == b"n"
+    assert bench.disks["b"].read(2 * CHUNK, 1)[:1] == b"n"
