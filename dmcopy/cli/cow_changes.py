@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dmcopy.cli import cow_operands
-from dmcopy.cli.options import add_progress, resolve
+from dmcopy.cli.options import add_limit, add_progress, resolve
 from dmcopy.cli.output import add_json, emit_json, printable, say
 from dmcopy.cli.signals import interrupting
 from dmcopy.errors import DmcopyError, ExitCode
@@ -46,6 +46,7 @@ def configure(verbs: argparse._SubParsersAction[Any]) -> None:
         verb.add_argument(
             "--dry-run", action="store_true", help="check, and say what would be done"
         )
+        add_limit(verb)
         add_progress(verb)
         add_json(verb)
 
@@ -162,7 +163,9 @@ def _moving(
 
     with (
         contextlib.closing(renderer),
-        make_mover(dest, chunk_size=chunk_size, mean=work.mean, observer=show) as mover,
+        make_mover(
+            dest, chunk_size=chunk_size, mean=work.mean, limit=args.limit, observer=show
+        ) as mover,
         interrupting(mover),
     ):
         yield mover

@@ -79,17 +79,22 @@ def _add_tuning(parser: argparse.ArgumentParser) -> None:
         metavar="PERCENT",
         help="keep the devices busy at most this share of the time (default: 100)",
     )
+    add_limit(group)
     group.add_argument(
+        "--io",
+        choices=("uring", "threads"),
+        help="how the kernel is asked (default: the quicker one that works)",
+    )
+
+
+def add_limit(parser: argparse._ActionsContainer) -> None:
+    """Declare the option that keeps devices free for others."""
+    parser.add_argument(
         "--limit",
         type=_rate,
         default=0,
         metavar="RATE",
         help="copy at most RATE bytes a second: 500K, 10M",
-    )
-    group.add_argument(
-        "--io",
-        choices=("uring", "threads"),
-        help="how the kernel is asked (default: uring where it works)",
     )
 
 

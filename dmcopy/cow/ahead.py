@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from itertools import islice
+from time import perf_counter
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ THREADS: Final = 4
 DEPTH: Final = 2 * THREADS
 ALONE: Final = 2
 """So many are done one by one: most stores are short, and nothing is behind their end."""
+QUICK_SECONDS: Final = 0.0002
+"""As long as one takes no longer, all are: to hand it to a thread and back costs as much."""
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -29,7 +31,16 @@ def ahead(work: Callable[[_In], _Out], things: Iterable[_In]) -> Generator[_Out]
     What `work` raises is raised in its turn. The threads end with the iterator: close it.
     """
     left = iter(things)
-    yield from map(work, islice(left, ALONE))
+    seconds = 0.0
+    for count, thing in enumerate(left, 1):
+        began = perf_counter()
+        done = work(thing)
+        seconds += perf_counter() - began
+        yield done
+        if count >= ALONE and seconds > count * QUICK_SECONDS:
+            break
+    else:
+        return
 
     from concurrent.futures import ThreadPoolExecutor  # costs milliseconds, and a short store none
 

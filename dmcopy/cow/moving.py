@@ -21,11 +21,14 @@ from dmcopy.io.request import Io, Memory, Op
 from dmcopy.kcopyd.client import MAX_SUB_JOB_SECTORS, Client
 from dmcopy.kcopyd.listjob import ListJob
 from dmcopy.kcopyd.moves import Move
+from dmcopy.kcopyd.throttle import SLEEP_SECONDS, Throttle
 from dmcopy.observing import shielded
 from dmcopy.units import PAGE_SECTORS, PAGE_SIZE, SECTOR_SHIFT
 
 WINDOWS: Final = 8
 WINDOW_SECTORS: Final = MAX_SUB_JOB_SECTORS
+WINDOWS_A_SECOND: Final = 8
+"""At least so many begin each second where there is a limit: no long pauses, no bursts."""
 BULK_SECTORS: Final = 64
 """From this mean length of the moves on, a worker that does a window as a whole is quickest."""
 WRITE_DEPTH: Final = 64
@@ -44,15 +47,40 @@ class Write(NamedTuple):
     data: bytes
 
 
+class RateLimit(Throttle):
+    """Lets windows of `sectors` begin no faster than `limit` bytes a second."""
+
+    def __init__(self, limit: int, sectors: int) -> None:
+        super().__init__()
+        self._seconds = (sectors << SECTOR_SHIFT) / limit
+        self._due = 0.0
+
+    def must_wait(self, now: float, slept: int) -> bool:
+        """Whether the next window must wait; if not, it is taken to begin now."""
+        del slept
+        if now < self._due:
+            return True
+        # So much that was not used may be made up for: it is asked no more often.
+        self._due = max(self._due, now - SLEEP_SECONDS) + self._seconds
+        return False
+
+
 class Mover:
     """Does moves to `dest`, and single writes and flushes in between.
 
-    `chunk_size`: of what could not be read, it is told which chunk of so many sectors. `sectors`
-    counts what was moved; `interrupted` says whether `interrupt` ended it.
+    `chunk_size`: of what could not be read, it is told which chunk of so many sectors. `limit`: the
+    most bytes a second, 0: as many as there are. `sectors` counts what was moved; `interrupted`
+    says whether `interrupt` ended it.
     """
 
     def __init__(
-        self, reactor: Reactor, dest: Device, *, chunk_size: int, observer: Observer | None = None
+        self,
+        reactor: Reactor,
+        dest: Device,
+        *,
+        chunk_size: int,
+        limit: int = 0,
+        observer: Observer | None = None,
     ) -> None:
         self.interrupted = False
         self._reactor = reactor
@@ -61,7 +89,14 @@ class Mover:
         self._observe = shielded(observer) if observer else None
         self._began = reactor.time()
         pages = WINDOWS * 2 * WINDOW_SECTORS // PAGE_SECTORS
-        self._client = Client(pages, reactor=reactor, sub_job_sectors=WINDOW_SECTORS, depth=WINDOWS)
+        window = _window(limit, dest)
+        self._client = Client(
+            pages,
+            reactor=reactor,
+            sub_job_sectors=window,
+            depth=WINDOWS,
+            throttle=RateLimit(limit, window) if limit else None,
+        )
         self._moved = 0
         self._job: ListJob | None = None
         self._timer = reactor.call_later(0, self._tick)
@@ -155,15 +190,26 @@ class Mover:
 
 @contextmanager
 def make_mover(
-    dest: Device, *, chunk_size: int, mean: int, observer: Observer | None = None
+    dest: Device, *, chunk_size: int, mean: int, limit: int = 0, observer: Observer | None = None
 ) -> Iterator[Mover]:
     """Yield a mover for moves of about `mean` sectors, on a reactor of its own."""
     bulk = mean >= BULK_SECTORS and "DMCOPY_IO" not in os.environ
     with (
         Reactor("threads" if bulk else None) as reactor,
-        closing(Mover(reactor, dest, chunk_size=chunk_size, observer=observer)) as mover,
+        closing(
+            Mover(reactor, dest, chunk_size=chunk_size, limit=limit, observer=observer)
+        ) as mover,
     ):
         yield mover
+
+
+def _window(limit: int, dest: Device) -> int:
+    """Return the longest window: with a limit, one of which some begin each second."""
+    if not limit:
+        return WINDOW_SECTORS
+    smallest = max(PAGE_SECTORS, dest.logical_block_size >> SECTOR_SHIFT)
+    often = (limit // WINDOWS_A_SECOND >> SECTOR_SHIFT) // smallest * smallest
+    return min(WINDOW_SECTORS, max(often, smallest))
 
 
 def _failed(action: str, region: IoRegion, errno: int, hint: str = "") -> DeviceError:

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
+from dmcopy.cow import ahead as ahead_module
 from dmcopy.cow.ahead import ALONE, DEPTH, THREADS, ahead
+
+
+@pytest.fixture(autouse=True)
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take everything for slow, as what a disk does is."""
+    monkeypatch.setattr(ahead_module, "QUICK_SECONDS", -1.0)
 
 
 def count(taken: list[int], end: int) -> Iterator[int]:
@@ -94,3 +101,14 @@ def test_an_error_is_raised_in_its_turn_and_ends_the_threads(bad: int) -> None:
     assert [next(results) for _ in range(bad)] == list(range(bad))
     results.close()
     assert threading.active_count() == before
+
+
+def test_what_is_quick_is_done_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead_module, "QUICK_SECONDS", 60.0)
+    monkeypatch.setattr(threading.Thread, "start", lambda _: pytest.fail("a thread was started"))
+    taken: list[int] = []
+    results = ahead(str, count(taken, 100))
+    for wanted in range(100):
+        assert next(results) == str(wanted)
+        assert len(taken) == wanted + 1
+    assert list(results) == []

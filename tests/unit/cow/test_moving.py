@@ -18,7 +18,7 @@ from dmcopy.cow.store import read_store
 from dmcopy.errors import DeviceError, UsageError
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion
-from dmcopy.io.request import Io, Op, Request
+from dmcopy.io.request import CopyIo, Io, Op, Request
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd.moves import Move
 from tests.unit.cow.memory import MemoryDisk
@@ -220,6 +220,29 @@ def test_a_long_move_is_cut_at_whole_chunks(world: World) -> None:
     assert out.content[: 1 << 9] == source.content[: 1 << 9]
     assert out.content[32 << 9 :] == source.content[32 << 9 : 9000 << 9]
     assert out.writes == 6  # the first window has one sector, and 63 chunks
+
+
+@pytest.mark.parametrize("seconds", [4, 40])
+def test_a_limit_is_kept(world: World, seconds: int) -> None:
+    """In bytes a second: with it the windows are so small that some begin each second."""
+    plan = plan_merge(IoRegion(world.origin, 0, ORIGIN_SECTORS), world.cow)
+    size = len(world.pairs) * CHUNK << 9
+    before = world.reactor.time()
+    longest = 0
+    submit = world.reactor.backend.submit
+
+    def noting(request: Request) -> None:
+        nonlocal longest
+        if isinstance(request, CopyIo):
+            longest = max(longest, request.bytes)
+        submit(request)
+
+    world.reactor.backend.submit = world.reactor.submit = noting  # type: ignore[method-assign]
+    mover = Mover(world.reactor, world.origin, chunk_size=CHUNK, limit=size // seconds)
+    plan.run(mover)
+    assert seconds - 1 < world.reactor.time() - before < seconds * 1.5
+    assert longest <= 2 * size // seconds // 8
+    assert world.origin.content == world.content
 
 
 def test_nothing_is_written_past_the_end(world: World) -> None:
