@@ -139,8 +139,13 @@ class SnapshotMerge(Snapshot):
             self._failed = self._failed or error != 0
             self._running = False
             return
-        self._runs = runs
+        # What a disk does not have is sure to fail: nothing that would follow it is written.
+        self._runs = list(takewhile(self._is_there, runs)) or runs[:1]
         self._copy_out()
+
+    def _is_there(self, run: Run) -> bool:
+        cow_end = run.new + run.count << self._shift
+        return run.old << self._shift < self.origin.sectors and cow_end <= self.cow.sectors
 
     def _copy_out(self) -> None:
         """Have the runs copied out to every other snapshot, then merge them.
