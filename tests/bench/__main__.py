@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from dmcopy.units import parse_bytes
-from tests.bench import bulk, fan, machine, memory, mirror, plot, report, small, snapshot
+from tests.bench import bulk, fan, machine, memory, merge, mirror, plot, report, small, snapshot
 from tests.bench.figures import Table, missed
 from tests.bench.limits import compile_ring
 from tests.bench.process import ROOT, BenchError
@@ -19,7 +19,7 @@ from tests.bench.settings import PLACES, Settings
 
 TABLES = {
     "copy": ("bulk", "random", "fan", "memory"),
-    "snapshot": ("first", "offline", "snapshot-guest"),
+    "snapshot": ("first", "offline", "bystander", "snapshot-guest", "merge-guest"),
     "mirror": ("resync", "crash", "open", "mirror-guest"),
 }
 QUICK = {
@@ -118,6 +118,7 @@ def _measure(
         "memory": lambda: [memory.table(settings)],
         "open": lambda: mirror.opening(settings),
         "snapshot-guest": lambda: [snapshot.guest(settings)],
+        "merge-guest": lambda: merge.guest(settings),
         "mirror-guest": lambda: [mirror.guest(settings)],
     }
     by_place: dict[str, Callable[[str], list[Table]]] = {
@@ -128,6 +129,7 @@ def _measure(
         "resync": lambda place: [mirror.resync(settings, place)],
         "crash": lambda place: mirror.after_crash(settings, place),
         "offline": lambda place: snapshot.offline(settings, place),
+        "bystander": lambda place: merge.bystander(settings, place),
     }
     for name in only:
         if name in anywhere:

@@ -88,10 +88,10 @@ def _limits(settings: Settings, made: Table, disks: Disks) -> list[Contender]:
 def _targets(names: list[str]) -> tuple[Target, ...]:
     others = tuple(peer.name for peer in peers.PEERS if peer.name in names)
     return (
-        Target("of the best peer's speed", "dmcopy", 1.0, others),
+        Target("of the best peer's speed", "dmcopy", 1.1, others),
         Target("of fio's speed for the same mix", "dmcopy", 0.95, ("fio",)),
-        Target("of dd's speed", "dmcopy", 1.0, ("dd",)),
-        Target("of qemu-img's CPU per GiB", "dmcopy", 1.0, ("qemu-img",), Metric.CPU, at_most=True),
+        Target("of dd's speed", "dmcopy", 1.5, ("dd",)),
+        Target("of qemu-img's CPU per GiB", "dmcopy", 0.9, ("qemu-img",), Metric.CPU, at_most=True),
     )
 
 

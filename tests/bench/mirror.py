@@ -27,7 +27,7 @@ from tests.bench.settings import Settings
 UNIT = Unit("MB/s", "CPU s/GiB")
 SECONDS = Unit("seconds", "CPU s", digits=2)
 REGION_SIZES = (1024, 4096, 16384, 131072)
-BEST = REGION_SIZES[-1]
+COPY = ("dmcopy copy",)
 CRASH_REGION = 1024
 SHARES = (0.0, 0.05, 0.25, 1.0)
 TIB_SECTORS = 1 << 31
@@ -40,7 +40,12 @@ def resync(settings: Settings, place: str) -> Table:
     size = settings.size // 2
     with settings.disks(place, size, 1) as disks:
         made = Table(f"resync-{place}", f"whole resync, {disks.place}", UNIT)
-        made.targets = (Target("of dmcopy copy", _name(BEST), 0.95, ("dmcopy copy",)),)
+        made.targets = tuple(
+            Target(
+                f"of dmcopy copy, regions of {region_size} sectors", _name(region_size), 1.0, COPY
+            )
+            for region_size in REGION_SIZES
+        )
         check = whole_copy_verified(disks)
         contenders = [
             Contender(

@@ -52,9 +52,9 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("random", "random, 32 in flight", 32, 32, 32, 0.0, 0.85),
-    Variant("neighbours", "half of them neighbours, 32 in flight", 32, 128, 256, 0.5, 1.2),
-    Variant("single", "random, one at a time", 1, 1, 1, 0.0, 0.9, share=0.04, repeat=5),
+    Variant("random", "random, 32 in flight", 32, 32, 32, 0.0, 0.95),
+    Variant("neighbours", "half of them neighbours, 32 in flight", 32, 128, 256, 0.5, 1.0),
+    Variant("single", "random, one at a time", 1, 1, 1, 0.0, 0.85, share=0.04, repeat=5),
 )
 
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 import functools
 import random
 import shutil
-import struct
 import sys
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dmcopy.ondisk.exception_store import VERSION, Header, Layout
 from tests.bench import peers
-from tests.bench.disks import Disks, settle
+from tests.bench.disks import Disks
 from tests.bench.figures import Run, Table, Target, Unit
 from tests.bench.limits import compile_ring
+from tests.bench.merge import fill_store
 from tests.bench.process import ROOT, BenchError, run
 from tests.bench.rounds import Contender, measure
 from tests.bench.settings import Settings
@@ -28,7 +27,6 @@ from tests.bench.small import timed_inside
 UNIT = Unit("writes/s", "CPU us/write")
 BULK = Unit("MB/s", "CPU s/GiB")
 PAGE = 4096
-RUN_CHUNKS = 64
 C_RING = "C ring"
 GUEST_WRITES = 1500
 
@@ -46,7 +44,7 @@ def first_touch(settings: Settings, place: str) -> list[Table]:
         # The COW is as large as the origin, and only a part of the origin is written.
         tables = [
             _first(settings, disks, ring, path, count, depth, goal)
-            for depth, goal in ((16, 0.5), (1, 0.7))
+            for depth, goal in ((16, 0.7), (1, 0.8))
         ]
         tables.append(_again(settings, disks, path, count))
     return tables
@@ -101,7 +99,7 @@ def offline(settings: Settings, place: str) -> list[Table]:
     size = settings.size // 4
     with settings.disks(place, size, 3) as disks:
         origin, (cow, out, spare) = disks.source, disks.dests
-        changed = _fill_store(cow, size)
+        changed = fill_store(cow, size)
         extract = Table(f"extract-{disks.place}", f"cow extract, {disks.place}", BULK)
         extract.targets = (Target("of dmcopy copy", "cow extract", 0.9, ("dmcopy copy",)),)
         words = [*_dmcopy("cow", "extract"), "--origin", str(origin), "--cow", str(cow), str(out)]
@@ -117,7 +115,7 @@ def offline(settings: Settings, place: str) -> list[Table]:
         copy = [*_dmcopy("copy"), str(cow), str(spare), "--count", str(changed // 512)]
 
         def merged() -> Run:
-            _fill_store(cow, size)
+            fill_store(cow, size)
             return _moved(words, changed)
 
         contenders = [
@@ -136,26 +134,6 @@ def _moved(argv: Sequence[str], size: int) -> Run:
     gib = size / peers.GIB
     rate = size / 1e6 / finished.seconds
     return Run(rate, finished.cpu / gib, finished.machine / gib, finished.seconds)
-
-
-def _fill_store(cow: Path, origin_bytes: int) -> int:
-    """Write a store of half the origin's 4 KiB chunks, in runs; return their size in bytes."""
-    layout = Layout(8)
-    runs = list(range(0, origin_bytes // PAGE, RUN_CHUNKS))
-    random.Random(9).shuffle(runs)
-    olds = [run + place for run in runs[: len(runs) // 2] for place in range(RUN_CHUNKS)]
-    new, pairs = layout.first_data, []
-    for old in olds:
-        pairs.append((old, new))
-        new = layout.after(new)
-    with cow.open("r+b") as file:
-        file.write(Header(True, VERSION, 8).build().ljust(PAGE, b"\0"))
-        for area in range(len(pairs) // layout.per_area + 1):
-            entries = pairs[area * layout.per_area : (area + 1) * layout.per_area]
-            file.seek(layout.area_location(area) * PAGE)
-            file.write(b"".join(struct.pack("<2Q", *pair) for pair in entries).ljust(PAGE, b"\0"))
-    settle([cow])  # else it is the merge that writes out these pages, and not a copy
-    return len(olds) * PAGE
 
 
 def guest(settings: Settings) -> Table:
