@@ -55,26 +55,23 @@ class StackBackend:
     def submit(self, request: Request) -> None:
         """Route a request by its device; a copy that touches a stacked one goes in parts."""
         try:
-            self._route(request)
+            if isinstance(request, Io):
+                device: Any = request.device
+                if request.sector + request.count > device.sectors:
+                    self._refuse(request)
+                elif not isinstance(device, StackedDevice):
+                    self._submit_below(request)
+                elif request.preflush:
+                    FlushFirst(request, self.submit).start()
+                else:
+                    device.submit(request)
+            elif _is_plain(request):
+                self._submit_below(request)
+            else:
+                Fan(request, self.submit).start()
         except BaseException as error:
             self._refuse(request)
             self._report(error)
-
-    def _route(self, request: Request) -> None:
-        if isinstance(request, Io):
-            device: Any = request.device
-            if request.sector + request.count > device.sectors:
-                self._refuse(request)
-            elif not isinstance(device, StackedDevice):
-                self._submit_below(request)
-            elif request.preflush:
-                FlushFirst(request, self.submit).start()
-            else:
-                device.submit(request)
-        elif _is_plain(request):
-            self._submit_below(request)
-        else:
-            Fan(request, self.submit).start()
 
     def _refuse(self, request: Request) -> None:
         request.error = EIO

@@ -51,6 +51,14 @@ class PagePool:
 
     def give(self, extents: Extents) -> None:
         """Put back what `take` returned."""
+        if len(extents) == 1:  # nearly always
+            size = extents[0][1]
+            self._free += size
+            if size in self._runs:
+                self._runs[size].append(extents)
+            else:
+                self._runs[size] = [extents]
+            return
         for extent in extents:
             size = extent[1]
             self._free += size

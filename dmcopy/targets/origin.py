@@ -137,7 +137,7 @@ class SnapshotOrigin(Target):
             return REMAPPED
         origin = self._origin
         for snapshot in origin.snapshots:
-            if snapshot.pending.is_congested:
+            if snapshot.pending.copies > self._module.cow_threshold:
                 snapshot.pending.when_room(partial(self._go_on, bio))
                 return SUBMITTED
         return origin.write(bio.sector, bio)

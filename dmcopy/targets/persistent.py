@@ -139,7 +139,8 @@ class PersistentStore:
         """Record an exception; `on_committed` hears of its batch once that is durable."""
         self._queue.append(prepared)
         self._pending -= 1
-        self._begin_batch()
+        if not self._pending or len(self._queue) >= self._layout.per_area - self._committed:
+            self._begin_batch()
 
     def invalidate(self, notify: Callable[[], object]) -> None:
         """Write the header with valid 0; a device that fails this keeps its old header."""

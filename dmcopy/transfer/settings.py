@@ -1,15 +1,18 @@
 """How a copy is done when nobody says: back end, depth, piece and pages.
 
 Measured on RAM-backed loop devices and on files of a virtio disk, two cores, kernel 6.18, medians
-of five rounds in MB/s (`scripts/bench copy` measures it again):
+of five rounds, before large pools had huge pages (`scripts/bench copy` measures it again):
 
-    loops   1→1 of 1 MiB    threads 2890   uring 2120        1→1 of 512 KiB   2930   2770
-            1→3 of 1 MiB            1660        1330         1→1 of 256 KiB   2220   2580
+    loops   1→1 of 512 KiB  threads 2930   uring 2770 MB/s   1→1 of 256 KiB   2220   2580
             1→3 of 256 KiB          1200        1260         1→1 of  64 KiB    950   1410
     files   1→1 of 1 MiB             780         740         1→3 of 1 MiB      520    460
 
-So for large pieces it is workers that each do a whole copy, the read and then the writes, and for
-small ones the ring, which needs fewer system calls. A depth beyond 8 gains nothing.
+With them, 1→1 of 1 MiB and 4 GiB of loops, as whole commands: threads 939 ms, ring 877 ms with 8 in
+flight and 902 ms with 4, and 38 to 53 us of processor time a piece instead of 63.
+
+So devices get the ring; for large pieces of files it is workers that each do a whole copy, the read
+and then the writes: a write to a file may have to wait inside the kernel, which an io_uring hands
+to a thread of its own. A depth beyond 8 gains nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +32,6 @@ from dmcopy.units import PAGE_SECTORS, PAGE_SIZE, SECTOR_SHIFT, format_bytes
 DEPTH: Final = 8
 BULK_SECTORS: Final = 1024
 """From this size on a piece is bulk: moving it costs more than handing it over."""
-
 
 PIECES_A_SECOND: Final = 8
 """At least so many begin each second where there is a limit: no long pauses, no bursts."""
@@ -81,7 +83,7 @@ def choose(
             often = (limit // PIECES_A_SECOND >> SECTOR_SHIFT) // block * block
             piece = min(piece, max(often, block, PAGE_SECTORS))
     return Settings(
-        backend=backend or os.environ.get("DMCOPY_IO") or _best(source, piece),
+        backend=backend or os.environ.get("DMCOPY_IO") or _best(source, dests, piece),
         depth=depth,
         piece=piece,
         pages=pages or depth * -(-piece // PAGE_SECTORS),
@@ -124,7 +126,14 @@ def _fitting(block: int, pages: int | None) -> int:
     return min(MAX_SUB_JOB_SECTORS, max(quarter // block * block, block))
 
 
-def _best(source: IoRegion | None, piece: int) -> str:
-    if source is None or piece >= BULK_SECTORS:
+def _best(source: IoRegion | None, dests: Sequence[IoRegion], piece: int) -> str:
+    if source is None:
+        return "threads"
+    has_file = not all(_is_block(region) for region in (source, *dests))
+    if has_file and piece >= BULK_SECTORS:
         return "threads"
     return "threads" if probe()["uring"] else "uring"
+
+
+def _is_block(region: IoRegion) -> bool:
+    return bool(getattr(region.device, "is_block", False))

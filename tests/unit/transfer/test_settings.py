@@ -108,3 +108,27 @@ def test_one_at_a_time_is_done_by_plain_calls(
     monkeypatch.setattr(settings, "Reactor", lambda *words, **more: said.append((words, more)))
     assert not isinstance(Settings("threads", depth, 8, 8).reactor(), Reactor)
     assert said == [(("threads",), {"inline": inline})]
+
+
+@pytest.mark.parametrize(
+    ("source_is", "dests_are", "piece", "backend"),
+    [
+        ("device", ["device"], None, "uring"),
+        ("device", ["device"] * 3, None, "uring"),
+        ("file", ["device"], None, "threads"),
+        ("device", ["device", "file"], None, "threads"),
+        ("file", ["file"], 128, "uring"),  # small pieces are quicker by the ring wherever
+    ],
+)
+def test_devices_get_the_ring_and_large_pieces_of_files_threads(
+    works: dict[str, str], source_is: str, dests_are: list[str], piece: int | None, backend: str
+) -> None:
+    def region(kind: str) -> IoRegion:
+        disk = SimulatedDisk(8192, kind)
+        disk.is_block = kind == "device"  # type: ignore[attr-defined]
+        return IoRegion(disk, 0, 8192)
+
+    source, dests = region(source_is), [region(kind) for kind in dests_are]
+    assert choose(source, dests, piece=piece).backend == backend
+    works["uring"] = "forbidden"
+    assert choose(source, dests, piece=piece).backend == "threads"
