@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Final
 
 from dmcopy.cli.mirror_check import configure_check, run_check
-from dmcopy.cli.mirror_show import ScriptWaiter, configure_status, make_observer, run_status, tell
-from dmcopy.cli.options import add_progress
+from dmcopy.cli.mirror_show import configure_status, make_observer, run_status, tell
 from dmcopy.cli.output import add_json, emit_json, printable, say
-from dmcopy.cli.parser import seconds, size
-from dmcopy.cli.workflows import FORGET, emit_done, open_journal
-from dmcopy.errors import ExitCode, UsageError
-from dmcopy.mapper.dmsetup import ScriptDmsetup
-from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import NoLedger
+from dmcopy.cli.parser import size
+from dmcopy.cli.workflows import (
+    add_change,
+    add_forget,
+    add_timeout,
+    add_verb,
+    emit_done,
+    open_session,
+    run,
+)
+from dmcopy.errors import UsageError
 from dmcopy.table.mirror import REGION_SIZE
 from dmcopy.units import format_sectors
 from dmcopy.workflows.mirror import Mirror
 from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, plan_split
-from dmcopy.workflows.mirror_devices import Devices
 from dmcopy.workflows.mirror_end import complete_legs, plan_end
 from dmcopy.workflows.mirror_make import (
     FEATURES,
@@ -29,8 +31,12 @@ from dmcopy.workflows.mirror_make import (
     plan_from_legs,
 )
 from dmcopy.workflows.mirror_move import plan_move
-from dmcopy.workflows.mirror_resync import Observer, Waiter, ignore
-from dmcopy.workflows.mirror_session import Plan, Session
+from dmcopy.workflows.mirror_resync import Waiter
+from dmcopy.workflows.record import Plan
+from dmcopy.workflows.session import Ended
+from dmcopy.workflows.site import Site
+
+__all__ = ["configure", "run"]
 
 _EXAMPLES: Final = """\
 examples:
@@ -63,13 +69,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _configure_make(verbs)
-    wait = _verb(verbs, "wait", "wait until a mirror is in sync", _wait)
+    wait = add_verb(verbs, "wait", "wait until a mirror is in sync", _wait)
     wait.add_argument("name", metavar="NAME", help="the mirror")
+    add_json(wait)
     _add_wait(wait)
-    wait.set_defaults(dry_run=False)
-    status = _verb(verbs, "status", "legs, regions, and what was interrupted", run_status)
+    status = add_verb(verbs, "status", "legs, regions, and what was interrupted", run_status)
+    add_json(status)
     configure_status(status)
-    status.set_defaults(dry_run=False)
     _configure_changes(verbs)
     text = "compare the legs of a mirror, and say what the log knew"
     check = verbs.add_parser("check", help=text, description=text)
@@ -77,21 +83,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.set_defaults(verb=run_check, dry_run=False, call_timeout=30.0)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the verb."""
-    verb: Callable[[argparse.Namespace], int | None] = args.verb
-    args.mapper = _mapper(args)
-    return verb(args) or ExitCode.OK
-
-
-def _mapper(args: argparse.Namespace) -> KernelMapper:
-    if args.dry_run:
-        return KernelMapper(ScriptDmsetup(), ledger=NoLedger(), timeout=args.call_timeout)
-    return KernelMapper(timeout=args.call_timeout)
-
-
 def _configure_make(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    make = _changing(verbs, "make", "make a mirror, of a device in use or of legs", _make)
+    make = add_change(verbs, "make", "make a mirror, of a device in use or of legs", _make)
     make.add_argument("name", metavar="NAME", help="the mirror; with --from, that device's name")
     make.add_argument("--from", dest="source", metavar="DEV", help="the mapped device to mirror")
     make.add_argument(
@@ -139,9 +132,9 @@ def _configure_make(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    fail = _changing(verbs, "fail", "make a leg fail, as a test", _fail)
-    replace = _changing(verbs, "replace", "put another device in the place of a leg", _replace)
-    split = _changing(verbs, "split", "take a leg off as a consistent copy", _split)
+    fail = add_change(verbs, "fail", "make a leg fail, as a test", _fail)
+    replace = add_change(verbs, "replace", "put another device in the place of a leg", _replace)
+    split = add_change(verbs, "split", "take a leg off as a consistent copy", _split)
     for parser in (fail, replace, split):
         parser.add_argument("name", metavar="NAME", help="the mirror")
         parser.add_argument("leg", metavar="LEG", help="its number, from 0, or its device")
@@ -158,7 +151,7 @@ def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser
         "--drop", action="store_true", help="make no copy: the mirror only loses that leg"
     )
     _add_wait(split)
-    move = _changing(verbs, "move", "move a device's data to another disk, while in use", _move)
+    move = add_change(verbs, "move", "move a device's data to another disk, while in use", _move)
     move.add_argument("name", metavar="DEV", help="the mapped device")
     move.add_argument("source", metavar="FROM", help="the disk that it is to leave")
     move.add_argument("dest", metavar="TO", help="the disk that it is to be on")
@@ -172,52 +165,15 @@ def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser
     )
     _add_force(move, "TO")
     _add_wait(move, leave=True)
-    drop = _changing(verbs, "drop", "end a mirror: its device is as before, or goes", _drop)
+    drop = add_change(verbs, "drop", "end a mirror: its device is as before, or goes", _drop)
     drop.add_argument("name", metavar="NAME", help="the mirror")
     drop.add_argument("--keep", default="", metavar="LEG", help="keep the device, on this leg")
-    finish = _changing(verbs, "finish", "end what was interrupted", _finish)
+    finish = add_change(verbs, "finish", "end what was interrupted", _finish)
     finish.add_argument("name", metavar="NAME", help="the mirror")
     _add_wait(finish)
-    undo = _changing(verbs, "undo", "take back what was interrupted", _undo)
+    undo = add_change(verbs, "undo", "take back what was interrupted", _undo)
     undo.add_argument("name", metavar="NAME", help="the mirror")
-    forget = _verb(verbs, "forget", FORGET, _forget)
-    forget.add_argument("name", metavar="NAME", help="the mirror")
-    forget.set_defaults(dry_run=False)
-
-
-def _verb(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    text: str,
-    verb: Callable[[argparse.Namespace], int | None],
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=text, description=text)
-    parser.add_argument(
-        *("--call-timeout",),
-        type=seconds,
-        default=30.0,
-        metavar="S",
-        help="limit of each command of dmsetup (default: 30)",
-    )
-    add_json(parser)
-    parser.set_defaults(verb=verb)
-    return parser
-
-
-def _changing(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    text: str,
-    verb: Callable[[argparse.Namespace], int | None],
-) -> argparse.ArgumentParser:
-    parser = _verb(verbs, name, text, verb)
-    parser.add_argument(
-        "-t",
-        "--dry-run",
-        action="store_true",
-        help="print the dmsetup commands, and change nothing",
-    )
-    return parser
+    add_forget(verbs, "mirror")
 
 
 def _add_force(parser: argparse.ArgumentParser, what: str) -> None:
@@ -225,13 +181,7 @@ def _add_force(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _add_wait(parser: argparse.ArgumentParser, *, leave: bool = False) -> None:
-    parser.add_argument(
-        "--timeout",
-        type=seconds,
-        metavar="S",
-        help="wait no longer; the resync continues (default: wait until it is done)",
-    )
-    add_progress(parser)
+    add_timeout(parser, "resync")
     if leave:
         text = "do not wait for the resync; 'dmcopy mirror wait' does, and completes the command"
         parser.add_argument("--no-wait", action="store_true", help=text)
@@ -265,10 +215,10 @@ def _make(args: argparse.Namespace) -> None:
 
 
 def _fail(args: argparse.Namespace) -> None:
-    devices = Devices(args.mapper)
-    mirror = Mirror.read(args.mapper, devices.named(args.name).name)
-    at = mirror.leg(args.leg, devices)
-    label = devices.label(mirror.legs[at].device)
+    site = Site(args.mapper)
+    mirror = Mirror.read(args.mapper, site.named(args.name))
+    at = mirror.leg(args.leg, site)
+    label = site.label(mirror.legs[at].device)
     _run_plan(args, plan_fail(args.mapper, args.name, args.leg))
     if not args.dry_run:
         say(printable(f"{mirror.name}: leg {at}, {label}, is in a drill from now on"))
@@ -290,12 +240,12 @@ def _split(args: argparse.Namespace) -> None:
 
 
 def _drop(args: argparse.Namespace) -> None:
-    devices = Devices(args.mapper)
-    mirror = Mirror.read(args.mapper, devices.named(args.name).name)
-    complete = complete_legs(mirror, devices)
-    legs = [devices.label(mirror.legs[at].device) for at in complete]
+    site = Site(args.mapper)
+    mirror = Mirror.read(args.mapper, site.named(args.name))
+    complete = complete_legs(mirror, site)
+    legs = [site.label(mirror.legs[at].device) for at in complete]
     plan = plan_end(args.mapper, args.name, args.keep)
-    session = _session(args, ignore)
+    session = open_session(args)
     session.run(plan)
     if session.trial:
         return
@@ -315,45 +265,48 @@ def _move(args: argparse.Namespace) -> None:
 
 
 def _wait(args: argparse.Namespace) -> None:
-    name = Devices(args.mapper).named(args.name).name
+    name = Site(args.mapper).named(args.name)
     with make_observer(args.progress) as observer:
-        waiter = Waiter(args.mapper, observer)
-        session = Session(args.mapper, open_journal(), waiter)
-        record = session.interrupted(name)
+        session = open_session(args, observer)
+        record = session.interrupted("mirror", name)
         if record is None or record.undoing:
-            waiter.wait(name, args.timeout)
+            Waiter(args.mapper, observer).wait(name, args.timeout)
         else:
-            say(session.finish(name, timeout=args.timeout))
+            say(_sentence(session.finish("mirror", name, timeout=args.timeout)))
     tell(args, name)
 
 
 def _finish(args: argparse.Namespace) -> None:
     with make_observer(args.progress) as observer:
-        session = _session(args, observer)
-        emit_done(args, session.finish(args.name, timeout=args.timeout))
+        ended = open_session(args, observer).finish("mirror", args.name, timeout=args.timeout)
+    record = ended.record
+    if ended.how == "taken back":
+        emit_done(args, f"{record.name}: '{record}' was being taken back, and now is")
+    else:
+        emit_done(args, _sentence(ended))
 
 
 def _undo(args: argparse.Namespace) -> None:
-    emit_done(args, _session(args, ignore).undo(args.name))
+    emit_done(args, _sentence(open_session(args).undo("mirror", args.name)))
 
 
-def _forget(args: argparse.Namespace) -> None:
-    emit_done(args, _session(args, ignore).forget(args.name))
+def _sentence(ended: Ended) -> str:
+    record = ended.record
+    if ended.how == "by a restart":
+        return (
+            f"{record.name}: '{record}' ended with the restart of the machine, which left no "
+            "mapped device: make it again"
+        )
+    return f"{record.name}: '{record}' is {ended.how}"
 
 
 def _run_plan(args: argparse.Namespace, plan: Plan) -> None:
     with make_observer(getattr(args, "progress", "none")) as observer:
-        session = _session(args, observer)
+        session = open_session(args, observer)
         wait = not getattr(args, "no_wait", False)
         session.run(plan, wait=wait, timeout=getattr(args, "timeout", None))
     if session.trial:
         return
-    if plan.resync and not wait:
+    if plan.wait and not wait:
         say(f"{plan.name}: the resync goes on; 'dmcopy mirror wait {plan.name}' ends this")
     tell(args, plan.name)
-
-
-def _session(args: argparse.Namespace, observer: Observer) -> Session:
-    if args.dry_run:
-        return Session(args.mapper, open_journal(dry_run=True), ScriptWaiter())
-    return Session(args.mapper, open_journal(), Waiter(args.mapper, observer))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -25,17 +24,12 @@ from dmcopy.status.legs import LEG_HEALTH, LOG_HEALTH
 from dmcopy.table.mirror import DiskLog
 from dmcopy.units import SECTOR_SHIFT, format_bytes, format_sectors
 from dmcopy.workflows.mirror import Mirror, mirrors
-from dmcopy.workflows.mirror_devices import Devices
+from dmcopy.workflows.mirror_hidden import in_drill
 from dmcopy.workflows.mirror_resync import Observer, Resync
-from dmcopy.workflows.mirror_session import NOUN, Session
+from dmcopy.workflows.session import Session
+from dmcopy.workflows.site import Site
 
 _LINE_EVERY_SECONDS: Final = 5.0
-_WAIT: Final = """\
-until dmsetup status -- {name} | awk '
-  $3 == "mirror" {{split($(5 + $4), sync, "/"); left += sync[2] - sync[1]}}
-  END {{exit (left > 0)}}'; do
-  sleep 1
-done"""
 _CLEAR: Final = "\x1b[H\x1b[2J"
 
 
@@ -55,39 +49,39 @@ def run_status(args: argparse.Namespace) -> int:
     """Print what each mirror is, and what was interrupted."""
     if args.watch:
         return _watch(args)
-    devices = Devices(args.mapper)
-    found = _found(args, devices)
+    site = Site(args.mapper)
+    found = _found(args, site)
     session = Session(args.mapper, open_journal())
     progress = _in_progress(session, found[0].name if args.name else None)
     if args.json:
-        values = {one.name: mirror_values(one, devices) for one in found}
+        values = {one.name: mirror_values(one, site) for one in found}
         emit_json({"mirrors": values, "in_progress": progress})
     else:
         for one in found:
-            print("\n".join(mirror_lines(one, devices)))
+            print("\n".join(mirror_lines(one, site)))
         for item in progress:
             print(f"{item['workflow']}: {item['state']}; {item['advice']}".rstrip("; "))
         if not found and not progress:
             say("there are no mirrors")
-    failed = any(one.trouble(devices) for one in found)
+    failed = any(one.trouble(site) for one in found)
     return ExitCode.PARTIAL if failed else code_of(session.journal)
 
 
 def tell(args: argparse.Namespace, name: str) -> None:
     """Print what a device is after a change, if it is a mirror now."""
-    devices = Devices(args.mapper)
+    site = Site(args.mapper)
     found = [one for one in mirrors(args.mapper) if one.name == name]
     if args.json:
-        emit_json({one.name: mirror_values(one, devices) for one in found})
+        emit_json({one.name: mirror_values(one, site) for one in found})
         return
     for one in found:
-        print("\n".join(mirror_lines(one, devices)))
+        print("\n".join(mirror_lines(one, site)))
     if not found:
-        table = args.mapper.table(name).with_devices(devices.label)
+        table = args.mapper.table(name).with_devices(site.label)
         print("\n".join(f"{name}: {line}" for line in str(table).splitlines()))
 
 
-def mirror_values(mirror: Mirror, devices: Devices) -> dict[str, Any]:
+def mirror_values(mirror: Mirror, site: Site) -> dict[str, Any]:
     """Return a mirror as JSON has it; sizes in sectors."""
     log = mirror.target.log
     return {
@@ -96,26 +90,26 @@ def mirror_values(mirror: Mirror, devices: Devices) -> dict[str, Any]:
         "in_sync": mirror.status.sync.used,
         "region_size": mirror.region_size,
         "features": list(mirror.target.features or ()),
-        "log": devices.label(log.device) if isinstance(log, DiskLog) else "core",
+        "log": site.label(log.device) if isinstance(log, DiskLog) else "core",
         "log_health": mirror.status.log_health,
         "legs": [
             {
                 "leg": at,
-                "device": devices.label(leg.device),
+                "device": site.label(leg.device),
                 "offset": leg.offset,
                 "health": mirror.status.health[at],
                 "means": LEG_HEALTH.get(mirror.status.health[at], "failed in an unknown way"),
-                "drill": devices.in_drill(leg.device),
+                "drill": in_drill(site, leg.device),
             }
             for at, leg in enumerate(mirror.legs)
         ],
     }
 
 
-def mirror_lines(mirror: Mirror, devices: Devices) -> Iterator[str]:
+def mirror_lines(mirror: Mirror, site: Site) -> Iterator[str]:
     """Yield the lines that describe a mirror to people."""
     sync, log = mirror.status.sync, mirror.target.log
-    where = f"log on {devices.label(log.device)}" if isinstance(log, DiskLog) else "log in memory"
+    where = f"log on {site.label(log.device)}" if isinstance(log, DiskLog) else "log in memory"
     if mirror.status.log_health != "A":
         where += f" ({LOG_HEALTH.get(mirror.status.log_health, 'failed')})"
     yield (
@@ -126,19 +120,10 @@ def mirror_lines(mirror: Mirror, devices: Devices) -> Iterator[str]:
     for at, leg in enumerate(mirror.legs):
         offset = f" at sector {leg.offset}" if leg.offset else ""
         health = LEG_HEALTH.get(mirror.status.health[at], "failed in an unknown way")
-        if devices.in_drill(leg.device):
+        if in_drill(site, leg.device):
             ends = f"'dmcopy mirror replace {mirror.name} {at} NEWDEV' ends that"
             health += printable(f"; it is in a drill, all of its I/O fails: {ends}")
-        yield f"  leg {at}  {printable(devices.label(leg.device))}{offset}  {health}"
-
-
-class ScriptWaiter:
-    """Prints the loop that waits for a resync: without it the script would break the mirror."""
-
-    def wait(self, name: str, timeout: float | None = None) -> None:
-        """Print it; a shell waits as long as it takes."""
-        del timeout
-        print(_WAIT.format(name=shlex.quote(name)))
+        yield f"  leg {at}  {printable(site.label(leg.device))}{offset}  {health}"
 
 
 @contextlib.contextmanager
@@ -193,15 +178,15 @@ def _bar() -> Iterator[Observer]:
         yield show
 
 
-def _found(args: argparse.Namespace, devices: Devices) -> list[Mirror]:
+def _found(args: argparse.Namespace, site: Site) -> list[Mirror]:
     if not args.name:
         return mirrors(args.mapper)
-    return [Mirror.read(args.mapper, devices.named(args.name).name)]
+    return [Mirror.read(args.mapper, site.named(args.name))]
 
 
 def _in_progress(session: Session, name: str | None) -> list[dict[str, str]]:
     found = []
-    for record in session.journal.records(NOUN):
+    for record in session.journal.records("mirror"):
         if name in (None, record.name):
             state = "is running" if record.running else "was interrupted"
             advice = "" if record.running else session.advice(record)
@@ -211,14 +196,13 @@ def _in_progress(session: Session, name: str | None) -> list[dict[str, str]]:
 
 def _watch(args: argparse.Namespace) -> int:
     """Print the mirrors and their maps again and again; on a terminal, in the same place."""
-    devices = Devices(args.mapper)
-    names = [one.name for one in _found(args, devices)]
+    names = [one.name for one in _found(args, Site(args.mapper))]
     times = 0
     while names and (args.count is None or times < args.count):
         if times:
             time.sleep(args.interval)
         times += 1
-        lines = [line for name in names for line in _watched(args.mapper, name, devices)]
+        lines = [line for name in names for line in _watched(args.mapper, name)]
         if sys.stdout.isatty():
             drawing(sys.stdout).write(_CLEAR)
         print("\n".join(lines), flush=True)
@@ -227,9 +211,9 @@ def _watch(args: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
-def _watched(mapper: Mapper, name: str, devices: Devices) -> Iterator[str]:
+def _watched(mapper: Mapper, name: str) -> Iterator[str]:
     mirror = Mirror.read(mapper, name)
-    yield from mirror_lines(mirror, devices)
+    yield from mirror_lines(mirror, Site(mapper))
     try:
         yield from draw(mirror.status.sync, mirror.read_log())
     except DmcopyError as error:

@@ -4,30 +4,47 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
 from typing import Final
 
 from dmcopy.cli import snapshot_show
-from dmcopy.cli.options import add_progress
 from dmcopy.cli.output import add_json, emit_json, emit_json_line, printable
 from dmcopy.cli.parser import seconds, size
-from dmcopy.cli.workflows import FORGET, code_of, emit_done, open_journal
+from dmcopy.cli.workflows import (
+    add_change,
+    add_forget,
+    add_timeout,
+    add_verb,
+    code_of,
+    open_journal,
+    open_session,
+    run,
+)
 from dmcopy.errors import ExitCode, UsageError
-from dmcopy.mapper.dmsetup import ScriptDmsetup
-from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import Ledger, NoLedger
 from dmcopy.mapper.names import device_name
-from dmcopy.units import format_sectors, parse_sectors, quoted
-from dmcopy.workflows.nodes import Nodes, ScriptNodes
-from dmcopy.workflows.snapshot import Snapshots
-from dmcopy.workflows.snapshot_request import DEFAULT_CHUNK, Request
+from dmcopy.units import format_sectors, quoted
+from dmcopy.workflows.record import Plan
+from dmcopy.workflows.session import Ended, Session
+from dmcopy.workflows.snapshot import (
+    Growth,
+    check_more,
+    merge,
+    plan_drop,
+    plan_extend,
+    plan_take,
+)
+from dmcopy.workflows.snapshot_layout import Layout
+from dmcopy.workflows.snapshot_take import DEFAULT_CHUNK
 
+__all__ = ["configure", "run"]
+
+_SIZE: Final = "+1G: so much more; 1G: so much in all"
+_ROOM: Final = "the device or file that has the room"
 _EXAMPLES: Final = """\
 examples:
   dmcopy snapshot take snap data /dev/vdc           of the mapped device data, mounted or not
   dmcopy snapshot take snap /dev/vdb cow.img        use /dev/mapper/vdb-origin from then on
   dmcopy snapshot status                            how full, in which state, what was interrupted
-  dmcopy snapshot watch snap --at 80 --extend 1G    make the COW longer before it overflows
+  dmcopy snapshot watch snap --at 80 --extend +1G   make the COW longer before it overflows
   dmcopy snapshot watch snap --at 80 --run notify-send 'snapshot is filling up'
   dmcopy snapshot extend snap +1G --with /dev/vdd
   dmcopy snapshot merge snap                        roll data back to what it was
@@ -50,7 +67,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the verbs."""
     parser.epilog = _EXAMPLES
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    take = _changing(verbs, "take", "take a snapshot of a device that stays in use", _take)
+    take = add_change(verbs, "take", "take a snapshot of a device that stays in use", _take)
+    take.add_argument("name", metavar="NAME", help="the snapshot")
     take.add_argument("origin", metavar="ORIGIN", help="a mapped device's name, or a path")
     take.add_argument("cow", metavar="COW", help="device or file for what changes")
     take.add_argument(
@@ -75,76 +93,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="it was taken before a restart, and ORIGIN has not been written to since: use the "
         "store that is on COW",
     )
-    extend = _changing(verbs, "extend", "make the COW of a snapshot longer", _extend)
-    extend.add_argument("size", metavar="SIZE", help="its new size, or with a + how much more")
-    extend.add_argument(
-        "--with",
-        dest="more",
-        default="",
-        metavar="DEV",
-        help="the device or file that has the room",
-    )
+    extend = add_change(verbs, "extend", "make the COW of a snapshot longer", _extend)
+    extend.add_argument("name", metavar="NAME", help="the snapshot")
+    extend.add_argument("size", type=_growth, metavar="SIZE", help=_SIZE)
+    extend.add_argument("--with", dest="more", default="", metavar="DEV", help=_ROOM)
     extend.add_argument("-f", "--force", action="store_true", help="overwrite what is on DEV")
-    merge = _changing(verbs, "merge", "roll the origin back to the snapshot", _merge)
-    add_progress(merge)
-    _changing(verbs, "drop", "remove a snapshot; the origin stays as it is", _drop)
-    finish = _changing(verbs, "finish", "end what was interrupted", _finish)
-    add_progress(finish)
-    _changing(verbs, "undo", "take back what was interrupted", _undo)
-    forget = verbs.add_parser("forget", help=FORGET, description=FORGET)
-    forget.add_argument("name", metavar="NAME", help="the snapshot")
-    add_json(forget)
-    forget.set_defaults(verb=_forget, dry_run=False, timeout=30.0)
+    roll_back = add_change(verbs, "merge", "roll the origin back to the snapshot", _merge)
+    drop = add_change(verbs, "drop", "remove a snapshot; the origin stays as it is", _drop)
+    finish = add_change(verbs, "finish", "end what was interrupted", _finish)
+    undo = add_change(verbs, "undo", "take back what was interrupted", _undo)
+    for parser in (roll_back, drop, finish, undo):
+        parser.add_argument("name", metavar="NAME", help="the snapshot")
+    for parser in (roll_back, finish):
+        add_timeout(parser, "merge")
+    add_forget(verbs, "snapshot")
     _configure_facts(verbs)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the verb."""
-    verb: Callable[[argparse.Namespace], int | None] = args.verb
-    args.snapshots = _snapshots(args)
-    return verb(args) or ExitCode.OK
-
-
-def _changing(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    text: str,
-    verb: Callable[[argparse.Namespace], int | None],
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=text, description=text)
-    parser.add_argument("name", metavar="NAME", help="the snapshot")
-    text = "print the commands of dmsetup, and change nothing"
-    parser.add_argument("-t", "--dry-run", action="store_true", help=text)
-    parser.add_argument(
-        "--timeout",
-        type=seconds,
-        default=30.0,
-        metavar="S",
-        help="limit of each command of dmsetup (default: 30)",
-    )
-    add_json(parser)
-    parser.set_defaults(verb=verb)
-    return parser
-
-
 def _configure_facts(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    status = verbs.add_parser("status", help="how full, in which state, what was interrupted")
+    status = add_verb(verbs, "status", "how full, in which state, what was interrupted", _status)
     status.add_argument("name", nargs="?", default="", metavar="NAME", help="default: all")
     add_json(status)
-    status.set_defaults(verb=_status, dry_run=False, timeout=30.0)
-    watch = verbs.add_parser("watch", help="print the fill level; act before it is too late")
+    watch = add_verb(verbs, "watch", "print the fill level; act before it is too late", _watch)
     watch.add_argument("name", metavar="NAME", help="the snapshot")
     watch.add_argument("--at", type=_percent, metavar="PERCENT", help="when to act (default: 80)")
     watch.add_argument(
-        "--extend", type=size, default=0, metavar="SIZE", help="make the COW longer by SIZE"
+        "--extend", type=_growth, metavar="SIZE", help=f"make the COW longer: {_SIZE}"
     )
-    watch.add_argument(
-        "--with",
-        dest="more",
-        default="",
-        metavar="DEV",
-        help="the device or file that has the room",
-    )
+    watch.add_argument("--with", dest="more", default="", metavar="DEV", help=_ROOM)
     watch.add_argument("-f", "--force", action="store_true", help="overwrite what is on DEV")
     watch.add_argument(
         "-i",
@@ -162,17 +138,11 @@ def _configure_facts(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="CMD",
         help="run this, to the end of the line; DMCOPY_SNAPSHOT and DMCOPY_PERCENT are set",
     )
-    watch.set_defaults(verb=_watch, dry_run=False, timeout=30.0)
 
 
-def _snapshots(args: argparse.Namespace) -> Snapshots:
-    if args.dry_run:
-        mapper = KernelMapper(ScriptDmsetup(), ledger=NoLedger(), timeout=args.timeout)
-        nodes = ScriptNodes(Ledger())
-        return Snapshots(mapper, nodes=nodes, journal=open_journal(dry_run=True))
-    ledger = Ledger()
-    mapper = KernelMapper(ledger=ledger, timeout=args.timeout)
-    return Snapshots(mapper, nodes=Nodes(ledger), journal=open_journal())
+def _growth(text: str) -> Growth:
+    more = text.startswith("+")
+    return Growth(size(text.removeprefix("+")), more)
 
 
 def _percent(text: str) -> float:
@@ -188,21 +158,16 @@ def _percent(text: str) -> float:
 def _take(args: argparse.Namespace) -> None:
     mapped = args.origin.startswith("/dev/mapper/")
     origin = device_name(args.origin) if mapped else args.origin
-    request = Request(
-        args.name,
-        origin,
-        args.cow,
-        args.chunk_size,
-        args.store,
-        force=args.force,
-        reuse=args.reuse_store,
-    )
-    layout = args.snapshots.take(request)
-    if args.dry_run:
+    session = open_session(args)
+    session.check_free(args.name, origin)
+    how = {"chunk_size": args.chunk_size, "store": args.store}
+    how |= {"force": args.force, "reuse": args.reuse_store}
+    layout = _run_plan(session, plan_take(args.mapper, args.name, origin, args.cow, **how))
+    if session.trial:
         return
-    path = args.snapshots.mapper.path
+    path = args.mapper.path
     if args.json:
-        emit_json({**layout.as_dict(), "path": path(layout.name)})
+        emit_json({**dataclasses.asdict(layout), "path": path(layout.name)})
         return
     when = "was when it was taken" if args.reuse_store else "is now"
     print(printable(f"{path(layout.name)} is {args.origin} as it {when}"))
@@ -211,87 +176,85 @@ def _take(args: argparse.Namespace) -> None:
 
 
 def _extend(args: argparse.Namespace) -> None:
-    more = args.size.startswith("+")
-    sectors = parse_sectors(args.size.removeprefix("+"))
-    if more:
-        sectors += snapshot_show.total(args.snapshots, args.name)
-    args.snapshots.extend(args.name, sectors, more=args.more, force=args.force)
-    if args.dry_run:
+    session = open_session(args)
+    session.check_free(args.name)
+    plan = plan_extend(args.mapper, args.name, args.size, more=args.more, force=args.force)
+    session.run(plan)
+    if session.trial:
         return
     if args.json:
-        emit_json({"name": args.name, "total": sectors})
+        emit_json({"name": args.name, "total": plan.total})
     else:
-        print(printable(f"the COW of {args.name} has {format_sectors(sectors)} now"))
+        print(printable(f"the COW of {args.name} has {format_sectors(plan.total)} now"))
 
 
 def _merge(args: argparse.Namespace) -> None:
-    if args.dry_run:
-        snapshot_show.script_merge(args.snapshots, args.name)
-        return
     with snapshot_show.progress(args.progress) as progress:
-        layout = args.snapshots.merge(args.name, progress=progress)
+        layout = merge(open_session(args, progress), args.name, timeout=args.timeout)
+    if args.dry_run:
+        return
     if args.json:
-        emit_json(layout.as_dict())
+        emit_json(dataclasses.asdict(layout))
     else:
         # An origin that was not mapped is what it was before: the device made for it is gone.
-        there = args.snapshots.mapper.exists(layout.origin)
+        there = args.mapper.exists(layout.origin)
         rolled_back = layout.origin if there else layout.base
         print(printable(f"{rolled_back} is what it was when {layout.name} was taken"))
 
 
 def _drop(args: argparse.Namespace) -> None:
-    layout = args.snapshots.drop(args.name)
-    if args.dry_run:
+    session = open_session(args)
+    session.check_free(args.name)
+    layout = _run_plan(session, plan_drop(args.mapper, args.name))
+    if session.trial:
         return
     if args.json:
-        emit_json(layout.as_dict())
+        emit_json(dataclasses.asdict(layout))
     else:
         print(printable(f"{layout.name} is gone"))
 
 
+def _run_plan(session: Session, plan: Plan) -> Layout:
+    session.run(plan)
+    assert plan.layout is not None  # every plan of a snapshot has one
+    return plan.layout
+
+
 def _finish(args: argparse.Namespace) -> None:
-    record = args.snapshots.journal.find("snapshot", args.name)
-    if args.dry_run and record is not None and record.verb == "merge":
-        snapshot_show.script_merge(args.snapshots, args.name)
-        return
     with snapshot_show.progress(args.progress) as progress:
-        record = args.snapshots.finish(args.name, progress=progress)
-    _say_ended(args, record, "done")
+        session = open_session(args, progress)
+        _say_ended(args, session.finish("snapshot", args.name, timeout=args.timeout))
 
 
 def _undo(args: argparse.Namespace) -> None:
-    _say_ended(args, args.snapshots.undo(args.name), "taken back")
+    _say_ended(args, open_session(args).undo("snapshot", args.name))
 
 
-def _forget(args: argparse.Namespace) -> None:
-    emit_done(args, args.snapshots.forget(args.name))
-
-
-def _say_ended(args: argparse.Namespace, record: object, how: str) -> None:
+def _say_ended(args: argparse.Namespace, ended: Ended) -> None:
     if args.dry_run:
         return
     if args.json:
-        emit_json({"name": args.name, "ended": how if record else "by a restart"})
-    elif record is None:
+        emit_json({"name": args.name, "ended": ended.how})
+    elif ended.how == "by a restart":
         print("nothing is left of it: the machine was restarted since")
     else:
-        print(printable(f"{how}: {record}"))
+        print(printable(f"{ended.how}: {ended.record}"))
 
 
 def _status(args: argparse.Namespace) -> int:
     from dmcopy.workflows.snapshot_status import LOST, states
 
-    snapshots: Snapshots = args.snapshots
-    found = states(snapshots.mapper, snapshots.nodes, snapshots.journal, args.name)
+    journal = open_journal()
+    found = states(args.mapper, journal, args.name)
     if args.name and not found:
-        snapshots.journal.find("snapshot", args.name)  # a record that is damaged
+        journal.find("snapshot", args.name)  # a record that is damaged
         raise UsageError(f"there is no snapshot {args.name!r}")
     if args.json:
         emit_json([dataclasses.asdict(state) for state in found])
     else:
         snapshot_show.emit_states(found)
     lost = any(state.state in LOST for state in found)
-    return ExitCode.MISMATCH if lost else code_of(snapshots.journal)
+    return ExitCode.MISMATCH if lost else code_of(journal)
 
 
 def _watch(args: argparse.Namespace) -> int:
@@ -301,9 +264,9 @@ def _watch(args: argparse.Namespace) -> int:
     if args.at is not None or args.command or args.extend:
         threshold = Threshold(args.at or 80.0, tuple(args.command), args.extend, args.more)
         if args.more and not args.force:
-            args.snapshots.check_more(args.name, args.more)
+            check_more(args.mapper, args.name, args.more)
     last = ""
-    for level in watch(args.snapshots, args.name, interval=args.interval, threshold=threshold):
+    for level in watch(open_session(args), args.name, interval=args.interval, threshold=threshold):
         heard = emit_json_line(dataclasses.asdict(level))
         last = level.event
         if threshold is None and not heard:

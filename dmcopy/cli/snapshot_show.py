@@ -1,10 +1,9 @@
-"""What `dmcopy snapshot` prints: states, the progress of a merge, and the script of one."""
+"""What `dmcopy snapshot` prints: states, and the progress of a merge."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,20 +12,12 @@ from typing import Final
 from dmcopy.cli.output import emit_table, printable, say
 from dmcopy.cli.progress import LINE_EVERY_SECONDS, make_renderer, pace
 from dmcopy.cli.signals import is_asked
-from dmcopy.errors import UsageError
 from dmcopy.transfer import events
 from dmcopy.units import SECTOR_SHIFT, format_bytes
-from dmcopy.workflows.snapshot import Snapshots
 from dmcopy.workflows.snapshot_merging import Progress
 from dmcopy.workflows.snapshot_status import State
-from dmcopy.workflows.snapshot_survey import Survey
 
 _HEADERS: Final = ("Name", "Origin", "State", "Full", "Used", "COW", "Store", "Chunk")
-# A merge is done when all that is allocated is metadata: used/total metadata of the status.
-_WAIT: Final = """\
-until dmsetup status -- {name} | awk '{{split($4, used, "/"); exit used[1] != $5}}'; do
-  sleep 1
-done"""
 
 
 def emit_states(states: list[State]) -> None:
@@ -57,15 +48,6 @@ def _row(state: State) -> list[str]:
         state.store,
         format_bytes(state.chunk_size << SECTOR_SHIFT),
     ]
-
-
-def total(snapshots: Snapshots, name: str) -> int:
-    """Return how long the COW of a snapshot is, in sectors. Raises UsageError."""
-    survey = Survey(snapshots.mapper, snapshots.nodes)
-    layout = survey.layout(survey.find(name))
-    if not layout.cow:
-        raise UsageError(f"the COW of {name} is {layout.cow_path} itself: it cannot be extended")
-    return survey.table(layout.cow).length
 
 
 @contextlib.contextmanager
@@ -119,12 +101,3 @@ def _json_line(one: Progress) -> None:
 
 def _event(one: Progress) -> events.Progress:
     return events.Progress("merge", one.total - one.left, one.total, (), one.seconds)
-
-
-def script_merge(snapshots: Snapshots, name: str) -> None:
-    """Print the commands of a whole merge, with a loop that waits for its end."""
-    begin, *end = snapshots.merge_plan(name)
-    snapshots.runner.run(begin)
-    for record in end:
-        print(_WAIT.format(name=shlex.quote(record.facts["layout"]["origin"])))
-        snapshots.runner.run(record)

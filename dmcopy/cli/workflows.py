@@ -1,14 +1,44 @@
-"""What `dmcopy snapshot` and `dmcopy mirror` share: the journal, and giving a workflow up."""
+"""What `dmcopy snapshot` and `dmcopy mirror` share: verbs, mapper, session, how one was ended."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
-from dmcopy.cli.output import emit_json, printable, say
+from dmcopy.cli.options import add_progress
+from dmcopy.cli.output import add_json, emit_json, printable, say
+from dmcopy.cli.parser import seconds
 from dmcopy.errors import ExitCode
+from dmcopy.mapper.dmsetup import ScriptDmsetup
+from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.mapper.ledger import NoLedger
 from dmcopy.workflows.journal import Journal, NoJournal
+from dmcopy.workflows.mirror_resync import ignore
+from dmcopy.workflows.session import Session
 
-FORGET = "give up what was interrupted, and change no device"
+Verb = Callable[[argparse.Namespace], int | None]
+
+_CALL_SECONDS = 30.0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb."""
+    verb: Verb = args.verb
+    args.mapper = open_mapper(args)
+    return verb(args) or ExitCode.OK
+
+
+def open_mapper(args: argparse.Namespace) -> KernelMapper:
+    """Return the kernel's mapper, or one that prints its commands."""
+    if args.dry_run:
+        return KernelMapper(ScriptDmsetup(), ledger=NoLedger(), timeout=args.call_timeout)
+    return KernelMapper(timeout=args.call_timeout)
+
+
+def open_session(args: argparse.Namespace, observer: Callable[[Any], object] = ignore) -> Session:
+    """Return a session over the journal, or a trial."""
+    return Session(args.mapper, open_journal(dry_run=args.dry_run), observer)
 
 
 def open_journal(*, dry_run: bool = False) -> Journal:
@@ -17,6 +47,55 @@ def open_journal(*, dry_run: bool = False) -> Journal:
     for damaged in journal.damaged():
         say(printable(f"dmcopy: {damaged}"))
     return journal
+
+
+def add_verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, verb: Verb
+) -> argparse.ArgumentParser:
+    """Declare a verb that changes nothing on devices."""
+    parser = verbs.add_parser(name, help=text, description=text)
+    parser.add_argument(
+        "--call-timeout",
+        type=seconds,
+        default=_CALL_SECONDS,
+        metavar="S",
+        help=f"limit of each command of dmsetup (default: {_CALL_SECONDS:g})",
+    )
+    parser.set_defaults(verb=verb, dry_run=False)
+    return parser
+
+
+def add_change(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, verb: Verb
+) -> argparse.ArgumentParser:
+    """Declare a verb that changes devices, and can be tried."""
+    parser = add_verb(verbs, name, text, verb)
+    add_json(parser)
+    text = "print the commands of dmsetup, and change nothing"
+    parser.add_argument("-t", "--dry-run", action="store_true", help=text)
+    return parser
+
+
+def add_forget(verbs: argparse._SubParsersAction[argparse.ArgumentParser], noun: str) -> None:
+    """Declare the verb that gives a workflow up."""
+    text = "give up what was interrupted, and change no device"
+    parser = add_verb(
+        *(verbs, "forget", text),
+        lambda args: emit_done(args, open_session(args).forget(noun, args.name)),
+    )
+    parser.add_argument("name", metavar="NAME", help=f"the {noun}")
+    add_json(parser)
+
+
+def add_timeout(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare how long the whole command may wait, and how it tells how far it is."""
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        metavar="S",
+        help=f"wait no longer; the {what} continues (default: wait until it is done)",
+    )
+    add_progress(parser)
 
 
 def code_of(journal: Journal) -> ExitCode:

@@ -49,17 +49,20 @@ def forget(
     journal.end(record)
     infos = [info for info in mapper.ls() if info.name in record.devices]
     left = [_left(info) for info in infos]
-    layout = record.facts.get("layout", {"files": []})
-    left += [f"a loop device of {file}" for file in layout["files"] if attached(file)]
+    layout = record.layout
+    files = layout.files if layout is not None else ()
+    left += [f"a loop device of {file}" for file in files if attached(file)]
     text = f"'{record}' is forgotten, and no device was changed; left are: {', '.join(left)}"
     if not left:
         text = f"'{record}' is forgotten; it leaves no device behind"
-    if record.verb == "merge" and (record.committed or record.facts["phase"] != "begin"):
+    if layout is None or record.verb != "merge":
+        return text
+    if record.committed:
         text += (
-            f"; {layout['origin']} is rolled back in part, and what was not merged yet is in the "
-            f"store on {layout['parts'].split()[3] if layout['parts'] else layout['cow_path']}"
+            f"; {layout.origin} is rolled back in part, and what was not merged yet is in the "
+            f"store on {layout.store_device}"
         )
-    if record.verb == "merge" and layout["origin"] in [info.name for info in infos]:
+    if layout.origin in [info.name for info in infos]:
         text += (
             f"; if it is at work there, '{record}' takes it up again, and once it has failed "
             f"'dmcopy snapshot drop {name}' ends it"

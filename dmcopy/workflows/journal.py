@@ -1,17 +1,17 @@
 """A record on disk of each workflow in progress, so that an interrupted one can be ended.
 
-A workflow is a list of steps (`Step`), each a small change of one device that can be repeated and,
-mostly, undone. Its record says which steps were begun. It is written whole and synced before each
+A workflow is a list of steps, each a small change of one device that can be repeated and, mostly,
+undone. Its record says which steps were begun. It is written whole and synced before each
 step, under another name first, so that after a kill -9 or a power cut it is either the old one or
 the new one. `steps.Runner` runs the steps and undoes them.
 
-    record = Record("snapshot", "take", "snap", steps, devices=("data", "data-real", "snap"))
+    record = Record.of(plan)
     journal.begin(record)              refused while another workflow has one of the devices
-    Runner(mapper, journal).run(record)
+    ...                                each step is noted before it is begun
     journal.end(record)
 
 A record whose process has ended is an interrupted workflow: the next process adopts it and runs it
-to its end, or undoes it.
+to its end, or undoes it. `session.Session` does both.
 """
 
 from __future__ import annotations
@@ -31,15 +31,11 @@ from dmcopy.ledger import lock
 from dmcopy.mapper import ledger
 from dmcopy.mapper.ledger import identity
 from dmcopy.mapper.names import mangle, unmangle
-from dmcopy.workflows.record import VERBS, Record, Step, parse
-from dmcopy.workflows.snapshot_layout import Layout
-
-__all__ = ["Damaged", "Journal", "NoJournal", "Record", "Step", "default_folder"]
+from dmcopy.workflows.record import VERBS, Record, parse
 
 _SUFFIX: Final = ".json"
 _MOST_BYTES: Final = 16 << 20
 _LONGEST: Final = 200  # characters of what is quoted of a damaged record
-_TYPES: Final[dict[str, dict[str, type]]] = {"snapshot": {"layout": Layout}}
 
 
 def default_folder() -> Path:
@@ -221,11 +217,10 @@ def _busy(name: str, other: Record) -> BusyError:
 
 def _read(path: Path) -> Record | Damaged | None:
     """Return the record in a file, None when there is no such file."""
-    noun = path.name.partition("-")[0]
     try:
-        record = parse(_content(path), _TYPES.get(noun, {}))
+        record = parse(_content(path))
         if path.name != f"{record.noun}-{mangle(record.name)}{_SUFFIX}":
-            return Damaged(path, f"it is that of '{record}'")
+            return Damaged(path, f"it is that of {str(record)!a}")
         return record
     except FileNotFoundError:
         return None

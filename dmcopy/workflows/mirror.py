@@ -16,7 +16,8 @@ from dmcopy.table import Mirror as MirrorTarget
 from dmcopy.table import Table
 from dmcopy.table.mirror import CoreLog, DiskLog, Log
 from dmcopy.table.target import Leg
-from dmcopy.workflows.mirror_devices import Devices, identity, openable
+from dmcopy.workflows.machine import openable
+from dmcopy.workflows.site import Site
 
 ALIVE: Final = "A"
 
@@ -80,10 +81,10 @@ class Mirror:
             return self.target.log
         raise UsageError(f"{self.name} has a log of type {self.target.log.log_type}: not ours")
 
-    def trouble(self, devices: Devices) -> str:
+    def trouble(self, site: Site) -> str:
         """Return what has happened to legs and log, with the device of each; "" if nothing."""
         found = [
-            f"leg {at}, {devices.label(self.legs[at].device)}: "
+            f"leg {at}, {site.label(self.legs[at].device)}: "
             f"{LEG_HEALTH.get(self.status.health[at], 'failed')}"
             for at in self.failed
         ]
@@ -91,22 +92,22 @@ class Mirror:
             found.append(LOG_HEALTH.get(self.status.log_health, "the log failed"))
         return "; ".join(found)
 
-    def check_healthy(self, devices: Devices) -> None:
+    def check_healthy(self, site: Site) -> None:
         """Raise PartialError, naming it, if a leg or the log has failed."""
-        trouble = self.trouble(devices)
+        trouble = self.trouble(site)
         if trouble:
             raise PartialError(f"{self.name}: {trouble}; {self.advice}")
 
-    def leg(self, word: str, devices: Devices) -> int:
+    def leg(self, word: str, site: Site) -> int:
         """Return the number of the leg that `word` is: a number, or a device. Raises UsageError."""
         if word.isascii() and word.isdecimal() and int(word) < len(self.legs):
             return int(word)
-        wanted = identity(word)
+        wanted = site.key(word)
         for at, leg in enumerate(self.legs):
-            info = devices.mapped(leg.device)
-            if wanted == identity(leg.device) or (info is not None and info.name == word):
+            info = site.info(leg.device)
+            if wanted == site.key(leg.device) or (info is not None and info.name == word):
                 return at
-        legs = ", ".join(f"{at} {devices.label(leg.device)}" for at, leg in enumerate(self.legs))
+        legs = ", ".join(f"{at} {site.label(leg.device)}" for at, leg in enumerate(self.legs))
         raise UsageError(f"{self.name} has no leg {word}; its legs are {legs}")
 
     def read_log(self) -> MirrorLog | None:

@@ -15,11 +15,13 @@ from dmcopy.table import Mirror as MirrorTarget
 from dmcopy.table.mirror import MAX_LEGS, REGION_SIZE, CoreLog, DiskLog
 from dmcopy.table.target import Leg
 from dmcopy.units import SECTOR_SHIFT, format_sectors
+from dmcopy.workflows.machine import openable
 from dmcopy.workflows.mirror import fresh, kept
-from dmcopy.workflows.mirror_devices import Devices, identity, openable
-from dmcopy.workflows.mirror_session import Plan
+from dmcopy.workflows.mirror_hidden import new_hidden
 from dmcopy.workflows.mirror_swap import SETTLE, SWAP
-from dmcopy.workflows.record import Step
+from dmcopy.workflows.record import Plan
+from dmcopy.workflows.site import Site
+from dmcopy.workflows.step import Step
 
 FEATURES: Final = ("handle_errors",)
 """Without it the kernel says of a write that reached one leg only that it ended well, and of a
@@ -58,27 +60,26 @@ def plan_from_device(mapper: Mapper, source: str, legs: Sequence[str], options: 
     What is mounted on it stays so. Its table moves to a hidden device, the first leg, which is
     copied to the others. Raises UsageError and BusyError before anything is changed.
     """
-    devices = Devices(mapper)
-    info = devices.named(source)
-    name = info.name
-    table = mapper.table(name)
+    site = Site(mapper)
+    name = site.named(source)
+    table = site.table(name)
     odd = [line.target_name for line in table if not isinstance(line.target, Linear | Striped)]
     if odd or not table.lines or options.reuse_log or options.nosync or options.size:
         _refuse_source(name, odd, bool(table.lines))
-    if info.suspended:
+    if site.infos[name].suspended:
         raise BusyError(name, ("whoever suspended it",), f"'dmcopy dm resume {name}' first")
-    below = {identity(device) for device in table.devices}
-    _check_legs(devices, legs, below | {info.devno, identity(mapper.path(name))}, at_least=1)
-    _check_content(devices, legs, options)
+    below = {site.key(device) for device in table.devices}
+    _check_legs(site, legs, below | {site.key(mapper.path(name))}, at_least=1)
+    _check_content(site, legs, options)
     for leg in legs:
-        sectors = devices.sectors(leg)
+        sectors = site.sectors(leg)
         if sectors < table.length:
             raise UsageError(
                 f"{leg} has {format_sectors(sectors)}, and {name} {format_sectors(table.length)}: "
                 "a leg must not be smaller"
             )
-    hidden = devices.new_hidden(name)
-    log = _log(devices, options, table.length, {*below, *map(identity, legs)})
+    hidden = new_hidden(site, name)
+    log = _log(site, options, table.length, {*below, *map(site.key, legs)})
     all_legs = (Leg(mapper.path(hidden), 0), *(Leg(leg, 0) for leg in legs))
     first, final = (
         _table(table.length, one, all_legs, options)
@@ -89,9 +90,9 @@ def plan_from_device(mapper: Mapper, source: str, legs: Sequence[str], options: 
         Step(SWAP, name, str(first), before=str(table)),
     ]
     return Plan(
-        *("make", name, steps, [Step(SETTLE, name, str(final))]),
+        *("mirror", "make", name, steps, [Step(SETTLE, name, str(final))]),
         devices=(name, hidden),
-        resync=True,
+        wait="resync",
         undo_failed=True,
     )
 
@@ -101,19 +102,19 @@ def plan_from_legs(mapper: Mapper, name: str, legs: Sequence[str], options: Opti
 
     Raises UsageError and BusyError before anything is changed.
     """
-    devices = Devices(mapper)
+    site = Site(mapper)
     check_name(name)
-    if name in devices.by_name:
+    if name in site.infos:
         raise UsageError(
             f"there is a mapped device {name} already; to make it a mirror as it is, mounted or "
             f"not: dmcopy mirror make {name} --from {name} --leg NEWDEV"
         )
-    _check_legs(devices, legs, set(), at_least=2)
-    _check_content(devices, legs[1:], options)
-    length = _common_size(devices, legs, options.size)
+    _check_legs(site, legs, set(), at_least=2)
+    _check_content(site, legs[1:], options)
+    length = _common_size(site, legs, options.size)
     if options.reuse_log and options.log == "core":
         raise UsageError("a log in memory is gone: only one on a device can be gone on with")
-    log = _log(devices, options, length, set(map(identity, legs)))
+    log = _log(site, options, length, set(map(site.key, legs)))
     all_legs = tuple(Leg(leg, 0) for leg in legs)
     first = kept(log, in_sync=False) if options.reuse_log else fresh(log)
     if options.nosync:
@@ -123,12 +124,13 @@ def plan_from_legs(mapper: Mapper, name: str, legs: Sequence[str], options: Opti
             else (kept(log, in_sync=True))
         )
     final = kept(log, in_sync=True)
+    create = Step("create", name, str(_table(length, first, all_legs, options)))
     after = [Step(SETTLE, name, str(_table(length, final, all_legs, options)))]
     return Plan(
-        *("make", name, [Step("create", name, str(_table(length, first, all_legs, options)))]),
+        *("mirror", "make", name, [create]),
         after if first != final else (),
         devices=(name,),
-        resync=not options.nosync,
+        wait="" if options.nosync else "resync",
         undo_failed=True,
     )
 
@@ -146,28 +148,28 @@ def _refuse_source(name: str, odd: list[str], live: bool) -> None:
     )
 
 
-def _check_legs(devices: Devices, legs: Sequence[str], below: set[str], *, at_least: int) -> None:
+def _check_legs(site: Site, legs: Sequence[str], below: set[str], *, at_least: int) -> None:
     most = MAX_LEGS - (2 - at_least)
     if not at_least <= len(legs) <= most:
         which = "new legs: give --leg" if at_least == 1 else "legs: give --leg"
         raise UsageError(f"{len(legs)} {which} {at_least} to {most} times")
     seen = set(below)
     for leg in legs:
-        key = identity(leg)
+        key = site.key(leg)
         if key in seen:
             raise UsageError(f"{leg} would be two legs of one mirror: give another device")
         seen.add(key)
-        devices.check_unused(leg)
+        site.check_unused(leg)
 
 
-def _check_content(devices: Devices, overwritten: Sequence[str], options: Options) -> None:
+def _check_content(site: Site, overwritten: Sequence[str], options: Options) -> None:
     if not options.nosync and not options.reuse_log:
         for leg in overwritten:
-            devices.check_content(leg, force=options.force)
+            site.check_content(leg, force=options.force)
 
 
-def _common_size(devices: Devices, legs: Sequence[str], size: int | None) -> int:
-    sizes = {leg: devices.sectors(leg) for leg in legs}
+def _common_size(site: Site, legs: Sequence[str], size: int | None) -> int:
+    sizes = {leg: site.sectors(leg) for leg in legs}
     smallest = min(sizes.values())
     if size is None and len(set(sizes.values())) > 1:
         text = ", ".join(f"{leg} {format_sectors(sectors)}" for leg, sectors in sizes.items())
@@ -179,7 +181,7 @@ def _common_size(devices: Devices, legs: Sequence[str], size: int | None) -> int
     return size or smallest
 
 
-def _log(devices: Devices, options: Options, length: int, legs: set[str]) -> CoreLog | DiskLog:
+def _log(site: Site, options: Options, length: int, legs: set[str]) -> CoreLog | DiskLog:
     size = options.region_size or REGION_SIZE
     while options.region_size is None and size > length:
         size >>= 1
@@ -188,16 +190,16 @@ def _log(devices: Devices, options: Options, length: int, legs: set[str]) -> Cor
     log = DiskLog(options.log, size)
     # Before the size of the log is computed from it.
     Table.of(length, MirrorTarget(log, (Leg("/a", 0), Leg("/b", 0)))).check()
-    if identity(options.log) in legs:
+    if site.key(options.log) in legs:
         raise UsageError(f"{options.log} would be the log and a leg at once: give another device")
-    devices.check_unused(options.log)
-    _check_log_device(devices, options, region_count(length, size))
+    site.check_unused(options.log)
+    _check_log_device(site, options, region_count(length, size))
     return log
 
 
-def _check_log_device(devices: Devices, options: Options, regions: int) -> None:
+def _check_log_device(site: Site, options: Options, regions: int) -> None:
     needs = -(-log_bytes(regions) >> SECTOR_SHIFT)
-    there = devices.sectors(options.log)
+    there = site.sectors(options.log)
     if there < needs:
         raise UsageError(
             f"{options.log} has {there} sectors, and a log of {regions} regions needs {needs}: "
@@ -213,7 +215,7 @@ def _check_log_device(devices: Devices, options: Options, regions: int) -> None:
         return
     before = _log_there(options.log)
     if before is None:
-        devices.check_content(options.log, force=options.force)
+        site.check_content(options.log, force=options.force)
     elif not options.new_log:
         raise UsageError(
             f"{options.log} has the log of a mirror of {before.nr_regions} regions, "

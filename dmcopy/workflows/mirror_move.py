@@ -12,11 +12,11 @@ from dmcopy.table import Mirror as MirrorTarget
 from dmcopy.table.mirror import REGION_SIZE, CoreLog
 from dmcopy.table.target import Leg
 from dmcopy.units import format_sectors
-from dmcopy.workflows.mirror_devices import Devices, identity
 from dmcopy.workflows.mirror_make import FEATURES
-from dmcopy.workflows.mirror_session import Plan
 from dmcopy.workflows.mirror_swap import SETTLE, SWAP
-from dmcopy.workflows.record import Step
+from dmcopy.workflows.record import Plan
+from dmcopy.workflows.site import Site
+from dmcopy.workflows.step import Step
 
 _SMALLEST: Final = 2
 """Sectors of the smallest region (dm-log.c): a line of one sector cannot be a mirror."""
@@ -39,14 +39,14 @@ def plan_move(
     taken back; when a leg fails, it is. Raises UsageError, also for what is on `dest` without
     `force`, and BusyError before that.
     """
-    devices = Devices(mapper)
-    name = devices.named(name).name
+    site = Site(mapper)
+    name = site.named(name)
     table = mapper.table(name)
-    places = dict(_places(table, source, start))
+    places = dict(_places(site, table, source, start))
     if not places:
-        below = ", ".join(devices.label(device) for device in table.devices)
+        below = ", ".join(site.label(device) for device in table.devices)
         raise UsageError(f"{name} has no linear line on {source}; it is on {below or 'nothing'}")
-    _check_dest(devices, source, dest, start + sum(line.length for line in places), force)
+    _check_dest(site, source, dest, start + sum(line.length for line in places), force)
     mirrored = Table(tuple(_mirrored(line, dest, places, region_size) for line in table))
     final = Table(
         tuple(
@@ -59,19 +59,19 @@ def plan_move(
     mirrored.check()
     final.check()
     return Plan(
-        *("move", name, [Step(SWAP, name, str(mirrored), before=str(table))]),
+        *("mirror", "move", name, [Step(SWAP, name, str(mirrored), before=str(table))]),
         [Step(SETTLE, name, str(final), final=True)],
         devices=(name,),
-        resync=True,
+        wait="resync",
         undo_failed=True,
     )
 
 
-def _places(table: Table, source: str, start: int) -> Iterator[tuple[TableLine, int]]:
+def _places(site: Site, table: Table, source: str, start: int) -> Iterator[tuple[TableLine, int]]:
     """Yield each line on `source` and where it goes: one after the other, from `start` on."""
-    wanted = identity(source)
+    wanted = site.key(source)
     for line in table:
-        if isinstance(line.target, Linear) and identity(line.target.device) == wanted:
+        if isinstance(line.target, Linear) and site.key(line.target.device) == wanted:
             if line.length < _SMALLEST:
                 raise UsageError(f"line {line} is too short to be mirrored")
             yield line, start
@@ -90,12 +90,12 @@ def _mirrored(
     return TableLine(line.start, line.length, MirrorTarget(CoreLog(region_size), legs, FEATURES))
 
 
-def _check_dest(devices: Devices, source: str, dest: str, end: int, force: bool) -> None:
-    if identity(source) == identity(dest):
+def _check_dest(site: Site, source: str, dest: str, end: int, force: bool) -> None:
+    if site.key(source) == site.key(dest):
         raise UsageError(f"{dest} is where the data is already")
-    devices.check_unused(dest)
-    devices.check_content(dest, force=force)
-    sectors = devices.sectors(dest)
+    site.check_unused(dest)
+    site.check_content(dest, force=force)
+    sectors = site.sectors(dest)
     if sectors < end:
         raise UsageError(
             f"{dest} has {format_sectors(sectors)}, and the data would end at sector {end}"

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
+import functools
+import shlex
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from dmcopy.errors import DeadlineError, PartialError
-from dmcopy.mapper.base import Mapper
+from dmcopy.errors import DeadlineError, DeviceError, DmcopyError, PartialError
+from dmcopy.mapper.base import Mapper, note_failure
 from dmcopy.observing import shielded
 from dmcopy.status import MirrorStatus
 from dmcopy.status.legs import LEG_HEALTH, LOG_HEALTH
-from dmcopy.workflows.mirror_devices import Devices
+from dmcopy.workflows.record import Record
+from dmcopy.workflows.site import Site, pause
+from dmcopy.workflows.step import Step
+from dmcopy.workflows.steps import Runner
 
 _SHORTEST: Final = 0.05
 _LONGEST: Final = 1.0
+_LOOP: Final = """\
+until dmsetup status -- {name} | awk '
+  $3 == "mirror" {{split($(5 + $4), sync, "/"); left += sync[2] - sync[1]}}
+  END {{exit (left > 0)}}'; do
+  sleep 1
+done"""
 
 
 class Resync(NamedTuple):
@@ -35,15 +49,15 @@ class Resync(NamedTuple):
     left: float | None
 
 
-Observer = Callable[[Resync], None]
+Observer = Callable[[Resync], object]
 
 
-def ignore(progress: Resync) -> None:
+def ignore(progress: object) -> None:
     """Observe nothing."""
 
 
 class Waiter:
-    """Waits for the mirrors in a device's table. `clock` and `sleep` are time's."""
+    """Waits for the mirrors in a device's table. `clock` is time's."""
 
     def __init__(
         self,
@@ -51,12 +65,10 @@ class Waiter:
         observer: Observer = ignore,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._mapper = mapper
         self._observer = shielded(observer)
         self._clock = clock
-        self._sleep = sleep
 
     def wait(self, name: str, timeout: float | None = None) -> Resync:
         """Return once every region of the device is in sync; None waits for ever.
@@ -66,7 +78,7 @@ class Waiter:
         """
         began = self._clock()
         first: Resync | None = None
-        pause = _SHORTEST
+        seconds = _SHORTEST
         while True:
             now = self._look(name, began, first)
             first = first or now
@@ -78,8 +90,8 @@ class Waiter:
                     f"{name}: {now.in_sync} of {now.regions} regions are in sync after "
                     f"{timeout:g} s; it goes on, and 'dmcopy mirror wait {name}' waits again"
                 )
-            self._sleep(pause)
-            pause = min(pause * 1.5, _LONGEST)
+            pause(self._mapper, name, seconds)
+            seconds = min(seconds * 1.5, _LONGEST)
 
     def _look(self, name: str, began: float, first: Resync | None) -> Resync:
         in_sync = regions = sectors = total = 0
@@ -102,7 +114,7 @@ class Waiter:
 
     def _sentence(self, name: str, status: MirrorStatus) -> str:
         """Say which leg has failed, and what can be done about it."""
-        devices = Devices(self._mapper)
+        site = Site(self._mapper)
         found: list[str] = []
         advice = (
             f"'dmcopy mirror drop {name} --keep 0' goes on without a log, and 'dmcopy mirror make "
@@ -110,9 +122,63 @@ class Waiter:
         )
         for at, letter in reversed(list(enumerate(status.health))):
             if letter != "A":
-                label = devices.label(status.legs[at])
+                label = site.label(status.legs[at])
                 found.insert(0, f"leg {at}, {label}: {LEG_HEALTH.get(letter, 'failed')}")
                 advice = f"'dmcopy mirror replace {name} {at} NEWDEV' puts another in its place"
         if status.log_health != "A":
             found.append(LOG_HEALTH.get(status.log_health, "the log failed"))
         return f"{name}: {'; '.join(found)}; {status.sync} regions are in sync; {advice}"
+
+
+class Resyncing:
+    """The wait of a workflow that changed the legs of a mirror; see `Waiter`."""
+
+    def __init__(self, runner: Runner, observer: Observer) -> None:
+        self._runner = runner
+        self._mapper = runner.mapper
+        self._waiter = Waiter(runner.mapper, observer)
+
+    def begin(self, record: Record) -> None:
+        """Change the tables."""
+        self._runner.run(record)
+
+    def wait(self, record: Record, timeout: float | None) -> None:
+        """Return when the device is in sync; end the record, or undo it, when a leg has failed."""
+        try:
+            self._waiter.wait(record.name, timeout)
+        except PartialError as error:
+            if record.undo_failed:
+                note_failure(error, functools.partial(self._take_back, record, error))
+            else:
+                self._runner.journal.end(record)
+            raise
+        except DeviceError as error:
+            if error.errno == errno.ENXIO and record.committed:
+                return  # somebody has removed it: only what is under it is left to be tidied up
+            if error.errno == errno.ENXIO:
+                note_failure(error, functools.partial(self._take_back, record, error))
+            raise
+        except (DeadlineError, KeyboardInterrupt) as error:
+            error.add_note(f"'{record}' waits for the resync, which goes on: {record.advice}")
+            raise
+
+    def loop(self, record: Record) -> str:
+        """Return the lines of a shell script that wait for it: without it, it would break."""
+        return _LOOP.format(name=shlex.quote(record.name))
+
+    def after(self, record: Record) -> list[Step]:
+        """Return the steps that were planned, with the tables that they replace, for a way back."""
+        return [self._with_before(step) for step in record.after]
+
+    def _with_before(self, step: Step) -> Step:
+        if not step.table or step.verb == "create":
+            return step
+        with contextlib.suppress(DmcopyError):  # not there in a trial run
+            return dataclasses.replace(step, before=str(self._mapper.table(step.device)))
+        return step
+
+    def _take_back(self, record: Record, error: BaseException) -> None:
+        self._runner.undo(record)
+        there = self._mapper.exists(record.name)
+        now = f": {record.name} is as it was before" if there else ""
+        error.add_note(f"'{record}' was taken back{now}")

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from dmcopy.errors import DeviceError, PartialError
-from dmcopy.mapper.base import DeviceInfo, Mapper, note_failure
+from dmcopy.errors import PartialError
+from dmcopy.mapper.base import Mapper, note_failure
 from dmcopy.status import MirrorStatus
 from dmcopy.table import Mirror as MirrorTarget
 from dmcopy.table import Table
 from dmcopy.table.mirror import CoreLog, DiskLog
+from dmcopy.workflows.actions import Action
+from dmcopy.workflows.machine import Machine
 from dmcopy.workflows.mirror import ALIVE
-from dmcopy.workflows.mirror_devices import Devices, openable, same_table
-from dmcopy.workflows.record import Step
-from dmcopy.workflows.steps import Action
+from dmcopy.workflows.site import Site
+from dmcopy.workflows.step import Step
 
 SWAP: Final = "swap"
 """Any table; held writes go on with the new one."""
 SETTLE: Final = "settle"
 """Only while every mirror line is in sync; there is no way back, and no need for one."""
-DETACH: Final = "detach"
+FREEZE: Final = "freeze"
 """Only while in sync, with the file system on the device frozen: what a leg has is consistent."""
 REPLACE: Final = "replace"
 """As swap; undone, the legs from before are copied to again: they have missed writes."""
@@ -42,47 +41,49 @@ class Swap:
     a file system be frozen then: that waits for these very writes.
     """
 
-    def __init__(
-        self, mapper: Mapper, verb: str, *, checked: bool = True, trial: bool = False
-    ) -> None:
+    def __init__(self, mapper: Mapper, machine: Machine, verb: str, *, trial: bool) -> None:
         self._mapper = mapper
+        self._machine = machine
         self._verb = verb
-        self._frozen = verb == DETACH
-        self._checked = checked and verb in (SETTLE, DETACH) and not trial
+        self._frozen = verb == FREEZE
+        self._checked = verb in (SETTLE, FREEZE) and not trial
         self._trial = trial
 
     def do(self, step: Step) -> None:
         """Make the step's table the active one. What is gone has no need to be settled."""
-        if self._verb == SETTLE and not self._trial and self._info(step.device) is None:
+        site = Site(self._mapper, self._machine)
+        if self._verb == SETTLE and not self._trial and step.device not in site.infos:
             return
         checks = [functools.partial(_check_in_sync, self._mapper)] if self._checked else []
         if step.health and not self._trial:
             checks.append(functools.partial(_check_health, self._mapper, step.health))
-        self._activate(step.device, Table.read(step.table), checks)
+        self._activate(site, step.device, Table.read(step.table), checks)
 
     def undo(self, step: Step) -> None:
         """Make the one before it the active one again."""
-        info = self._info(step.device)
-        if info is None:
+        site = Site(self._mapper, self._machine)
+        if step.device not in site.infos:
             return
         before = Table.read(step.before)
         if (
             self._verb == SETTLE
             or not before.lines
-            or str(self._mapper.table(step.device)) == (step.before)
+            or str(self._mapper.table(step.device)) == step.before
         ):
-            self._thaw(info)
+            self._mapper.thaw(step.device)
             return
         if self._verb == REPLACE:
             before = _copied_to_again(before, Table.read(step.table))
-        self._activate(step.device, before, ())
+        self._activate(site, step.device, before, ())
 
-    def _activate(self, name: str, table: Table, checks: Sequence[Callable[[str], None]]) -> None:
-        info = self._info(name)
-        if info is not None and info.live and same_table(self._mapper.table(name), table):
-            self._thaw(info)
+    def _activate(
+        self, site: Site, name: str, table: Table, checks: Sequence[Callable[[str], None]]
+    ) -> None:
+        info = site.infos.get(name)  # in a trial run it is only printed
+        if info is not None and info.live and site.same(self._mapper.table(name), table):
+            self._mapper.thaw(name)
             return
-        self._mapper.load(name, self._for_engine(table))
+        self._mapper.load(name, site.for_engine(table))
         try:
             if info is None or not info.suspended:
                 self._mapper.suspend(name, flush=self._frozen, lockfs=self._frozen)
@@ -93,29 +94,11 @@ class Swap:
             note_failure(error, lambda: self._mapper.thaw(name))
             raise
 
-    def _for_engine(self, table: Table) -> Table:
-        """Return `table` as the engine takes it; a node that is there needs no look-up."""
-        if all(os.path.exists(openable(device)) for device in table.devices):
-            return table
-        return Devices(self._mapper).for_engine(table)
 
-    def _thaw(self, info: DeviceInfo) -> None:
-        if info.inactive or info.suspended:
-            self._mapper.thaw(info.name)
-
-    def _info(self, name: str) -> DeviceInfo | None:
-        try:
-            return self._mapper.info(name)
-        except DeviceError as error:
-            if error.errno == errno.ENXIO:  # in a trial run it is only printed
-                return None
-            raise
-
-
-def actions(mapper: Mapper, *, trial: bool = False) -> dict[str, Action]:
-    """Return the steps of mirror workflows; in a `trial`, nothing is there to be checked."""
-    verbs = (SWAP, SETTLE, DETACH, REPLACE)
-    return {verb: Swap(mapper, verb, trial=trial) for verb in verbs}
+def swaps(mapper: Mapper, machine: Machine, *, trial: bool = False) -> dict[str, Action]:
+    """Return the actions by verb; in a `trial`, nothing is there to be checked."""
+    verbs = (SWAP, SETTLE, FREEZE, REPLACE)
+    return {verb: Swap(mapper, machine, verb, trial=trial) for verb in verbs}
 
 
 def _mirrors(mapper: Mapper, name: str) -> list[MirrorStatus]:

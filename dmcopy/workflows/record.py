@@ -21,74 +21,83 @@ from dmcopy.errors import DmcopyError
 from dmcopy.ledger import alive, boot_id
 from dmcopy.mapper.base import check_name
 from dmcopy.table import Table
+from dmcopy.workflows.snapshot_layout import Layout
+from dmcopy.workflows.step import Step
 
 VERBS: Final = {
     "mirror": ("make", "fail", "replace", "split", "move", "drop"),
     "snapshot": ("take", "extend", "merge", "drop"),
 }
-_ON_DEVICES: Final = ("create", "load", "suspend", "resume", "remove", "retire")
-_SWAPS: Final = ("swap", "settle", "detach", "replace")
-_ON_PATHS: Final = ("attach", "detach", "grow", "wipe", "clean")
+WAITS: Final = {"mirror": ("", "resync"), "snapshot": ("",), "snapshot merge": ("", "merge")}
+VERSION: Final = 2
 _OWNER: Final = re.compile(r"([0-9]{1,10} [0-9]{1,20})?")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One change of one device.
+class Plan:
+    """A workflow that has been checked, and has changed nothing yet: `dmcopy NOUN VERB NAME`.
 
     Attributes:
-        verb: create (without `table`, only the device), load, suspend, resume, remove; or a verb of
-            the workflow's own.
-        device: the name of a mapped device; for a verb of the workflow's own, what that needs.
-        table: for create and load, the table as text. It names devices by paths that outlive a
-            reboot; a mapped one by `Mapper.path`.
-        before: the table that the device has before the step, as the engine printed it. For the
-            resume of a device that had one already, it tells whether the swap has happened, and
-            undo loads it.
-        health: for another table under a mirror, the letters of its legs when that was planned.
-        joined: nothing is written to disk between the step before and this one: a file system may
-            be frozen there, perhaps the one with the journal on it.
-        final: once this is done, the workflow cannot be undone.
+        steps: what is done first, in order.
+        wait: what is waited for then: resync, merge, or "" for nothing.
+        after: what is done when that is over; a merge plans it then.
+        devices: the names of all mapped devices that nobody else may change meanwhile.
+        undo_failed: take everything back when a leg fails before the device is in sync.
+        layout: of a snapshot.
+        total: sectors: those that a merge copies back, those of a COW that is made longer.
+        committed: it cannot be undone: another workflow, or somebody, has begun it.
     """
 
+    noun: str
     verb: str
-    device: str
-    table: str = ""
-    before: str = ""
-    health: str = ""
-    joined: bool = False
-    final: bool = False
+    name: str
+    steps: Sequence[Step]
+    after: Sequence[Step] = ()
+    devices: tuple[str, ...] = ()
+    wait: str = ""
+    undo_failed: bool = False
+    layout: Layout | None = None
+    total: int = 0
+    committed: bool = False
 
 
 @dataclass(slots=True)
 class Record:
-    """A workflow in progress: `dmcopy NOUN VERB NAME`.
+    """A plan that is carried out. The attributes are the plan's, and besides:
 
     Attributes:
-        steps: what is to be done, in order.
-        devices: the names of all mapped devices that nobody else may change meanwhile.
-        facts: what the workflow wants to find again; JSON values. A snapshot's are its layout and,
-            for a merge, phase and total; a mirror's the steps after the resync, and what of it.
         settled: so many steps have surely ended.
         begun: so many were begun; those from `settled` on may have happened or not.
         committed: it cannot be undone any more: a final step has ended.
         undoing: the steps are being taken back, the last one first.
         owner: the process that runs it, as the ledger has it; `boot`: in which boot.
+        version: of this format.
     """
 
     noun: str
     verb: str
     name: str
     steps: list[Step]
+    after: list[Step] = field(default_factory=list)
     devices: tuple[str, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict)
+    wait: str = ""
+    undo_failed: bool = False
+    layout: Layout | None = None
+    total: int = 0
+    committed: bool = False
     settled: int = 0
     begun: int = 0
-    committed: bool = False
     undoing: bool = False
     owner: str = ""
     boot: str = ""
     made: float = 0.0
+    version: int = VERSION
+
+    @classmethod
+    def of(cls, plan: Plan) -> Record:
+        """Return the record of a plan of which nothing is done."""
+        values = {one.name: getattr(plan, one.name) for one in dataclasses.fields(plan)}
+        return cls(**{**values, "steps": list(plan.steps), "after": list(plan.after)})
 
     @property
     def running(self) -> bool:
@@ -99,6 +108,11 @@ class Record:
     def rebooted(self) -> bool:
         """Whether the machine was restarted since: mapped devices do not outlive that."""
         return self.boot not in ("", boot_id())
+
+    @property
+    def ended_by_restart(self) -> bool:
+        """Whether a restart of the machine has left nothing of it: only a merge outlives that."""
+        return self.rebooted and (self.verb != "merge" or self.undoing)
 
     def own(self, owner: str) -> None:
         """Note that the process `owner` runs it from now on."""
@@ -115,6 +129,10 @@ class Record:
     @property
     def advice(self) -> str:
         """What a person can do about it once it is interrupted."""
+        if self.ended_by_restart:
+            return (
+                f"the machine was restarted since; 'dmcopy {self.noun} undo {self.name}' forgets it"
+            )
         if self.undoing:
             return f"'dmcopy {self.noun} undo {self.name}' goes on with taking it back"
         ending = f"'dmcopy {self.noun} finish {self.name}' ends it"
@@ -132,17 +150,15 @@ class Record:
         return json.dumps(asdict(self)).encode()
 
 
-def parse(data: bytes, facts: dict[str, type]) -> Record:
-    """Return the record in a file. Raises ValueError saying why it is none.
-
-    `facts`: which type those of a noun have that are a dataclass of its own.
-    """
+def parse(data: bytes) -> Record:
+    """Return the record in a file. Raises ValueError saying why it is none."""
     try:
-        record: Record = typed(Record, json.loads(data))
+        values = json.loads(data)
+        if isinstance(values, dict) and values.get("version") != VERSION:
+            raise ValueError("another version of dmcopy has written it")
+        record = typed(Record, values)
+        assert isinstance(record, Record)
         _check(record)
-        for name, kind in facts.items():
-            if name in record.facts:
-                typed(kind, record.facts[name])
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except DmcopyError as error:
@@ -201,36 +217,15 @@ def _check(record: Record) -> None:
         raise ValueError("it says not who made it, or when")
     for name in (record.name, *record.devices):
         check_name(name)
-    for step in record.steps:
-        _check_step(step)
-    facts = record.facts
-    if record.noun == "snapshot":
-        wanted: dict[str, Any] = {"layout": dict[str, Any]}
-        wanted |= {"phase": str, "total": int} if record.verb == "merge" else {}
-    else:
-        wanted = {"after": list[Step], "resync": bool, "undo_failed": bool}
-    if facts.keys() != wanted.keys():
-        raise ValueError(f"its facts are not {', '.join(wanted)}")
-    found = {name: typed(kind, facts[name]) for name, kind in wanted.items()}
-    if found.get("phase", "run") not in ("begin", "run", "end"):
-        raise ValueError(f"no phase {_short(facts['phase'])}")
-    for step in found.get("after", ()):
-        _check_step(step)
-
-
-def _check_step(step: Step) -> None:
-    if step.verb not in (*_ON_DEVICES, *_SWAPS, *_ON_PATHS):
-        raise ValueError(f"no step {_short(step.verb)}")
-    if step.verb in ("grow", "wipe", "clean"):
-        if not re.fullmatch("[0-9]{1,19}", step.table):
-            raise ValueError(f"{_short(step.table)} is no number of sectors")
-    else:
-        Table.read(step.table)
-    Table.read(step.before)
-    if step.verb in _ON_DEVICES or (step.verb in _SWAPS and step.table):
-        check_name(step.device)
-    elif not step.device:
-        raise ValueError("a step is about nothing")
+    if record.wait not in WAITS.get(f"{record.noun} {record.verb}", WAITS[record.noun]):
+        raise ValueError(f"{record.noun} {record.verb} waits for no {_short(record.wait)}")
+    layout = record.layout
+    if (layout is None) != (record.noun == "mirror"):
+        raise ValueError(f"the layout of a {record.noun} is {_short(layout)}")
+    for text in () if layout is None else (layout.plain, layout.parts):
+        Table.read(text)
+    for step in (*record.steps, *record.after):
+        step.check()
 
 
 def _short(value: object) -> str:

@@ -13,11 +13,10 @@ An origin that was no mapped device has no `-real`: the new device `sdb-origin` 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
 
 from dmcopy.table import Snapshot, SnapshotMerge, SnapshotOrigin, Table, Zero
-from dmcopy.workflows.record import Step
+from dmcopy.workflows.step import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +85,6 @@ class Layout:
     def _words(self) -> tuple[str, str, str, int, tuple[str, ...] | None]:
         return (self.base, self.cow_path, self.store, self.chunk_size, self.features)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return what `as_dict` was made of."""
-        lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-        return cls(**{**values, **lists})
-
 
 def take(layout: Layout, origin_now: str, *, joining: bool, wipe: int) -> Iterator[Step]:
     """Yield the steps that take a snapshot. `origin_now`: the origin's active table, "" if none.
@@ -109,7 +98,7 @@ def take(layout: Layout, origin_now: str, *, joining: bool, wipe: int) -> Iterat
     """
     yield from (Step("attach", file) for file in layout.files)
     if wipe:
-        yield Step("wipe", layout.store_device, table=str(wipe))
+        yield Step("wipe", layout.store_device, size=wipe)
     yield Step("create", layout.cow, table=layout.parts)
     if not origin_now:
         yield Step("create", layout.name, table=layout.snapshot_table)
@@ -199,7 +188,7 @@ def merge_end(layout: Layout, origin_now: str, *, last: bool, wipe: int) -> Iter
     if layout.cow:
         yield Step("remove", layout.cow, before=layout.parts)
     if layout.cow and wipe:
-        yield Step("clean", layout.store_device, table=str(wipe))
+        yield Step("clean", layout.store_device, size=wipe)
     yield from (Step("detach", file) for file in layout.files)
 
 
@@ -210,7 +199,7 @@ def extend(layout: Layout, parts: str, cow_now: str, files: dict[str, int]) -> I
     another chunk (persistent_prepare_exception in dm-snap-persistent.c; measured on 6.1 and 6.12).
     """
     for file, sectors in files.items():
-        yield Step("grow", file, table=str(sectors))
+        yield Step("grow", file, size=sectors)
     yield Step("load", layout.cow, table=parts)
     yield Step("suspend", layout.cow)
     yield Step("resume", layout.cow, before=cow_now, joined=True)

@@ -9,9 +9,9 @@ from dmcopy.mapper.base import Mapper
 from dmcopy.status import SnapshotStatus
 from dmcopy.status.snapshot import INVALID, MERGE_FAILED, OVERFLOW
 from dmcopy.workflows.journal import Journal
-from dmcopy.workflows.nodes import Nodes
 from dmcopy.workflows.record import Record
-from dmcopy.workflows.snapshot_survey import Found, Survey
+from dmcopy.workflows.site import Site
+from dmcopy.workflows.snapshot_find import Found, layout_of, parts_of, snapshots
 
 _STATES: Final = {INVALID: "invalid", MERGE_FAILED: "merge failed", OVERFLOW: "overflow"}
 LOST: Final = (_STATES[INVALID], _STATES[OVERFLOW])
@@ -45,22 +45,22 @@ class State:
     advice: str = ""
 
 
-def states(mapper: Mapper, nodes: Nodes, journal: Journal, name: str = "") -> list[State]:
+def states(mapper: Mapper, journal: Journal, name: str = "") -> list[State]:
     """Return the state of one snapshot or of all, whoever made them."""
+    site = Site(mapper)
     records = {record.name: record for record in journal.records("snapshot")}
     merges = {
-        record.facts["layout"]["origin"]: record
+        record.layout.origin: record
         for record in records.values()
-        if record.verb == "merge"
+        if record.layout is not None and record.verb == "merge"
     }
-    survey = Survey(mapper, nodes)
     found = []
-    for one in survey.snapshots():
+    for one in snapshots(site):
         record = merges.get(one.name) if one.merging else records.get(one.name)
-        found.append(_state(mapper, survey, one, record))
+        found.append(_state(site, one, record))
     known = {state.name for state in found}
     found += [
-        _without_device(survey, record) for record in records.values() if record.name not in known
+        _without_device(site, record) for record in records.values() if record.name not in known
     ]
     return sorted(
         (state for state in found if name in ("", state.name)), key=lambda state: state.name
@@ -75,17 +75,17 @@ def read(mapper: Mapper, name: str) -> SnapshotStatus:
     return SnapshotStatus("Unknown")
 
 
-def _state(mapper: Mapper, survey: Survey, found: Found, record: Record | None) -> State:
-    status = read(mapper, found.name)
-    layout = survey.layout(found)
+def _state(site: Site, found: Found, record: Record | None) -> State:
+    status = read(site.mapper, found.name)
+    layout = layout_of(site, found)
     word = _STATES.get(status.state, "unknown" if status.state else "")
     if not word:
         word = "active" if not found.merging else "merged" if status.empty else "merging"
     # The origin of a snapshot that is only half taken has its old table: the record knows it.
     devices = layout.devices if record is None else record.devices
-    suspended = _suspended(survey, devices)
-    origin = layout.origin if record is None else record.facts["layout"]["origin"]
-    cow = layout.cow_path if not layout.parts else survey.parts_of(layout.cow)[0][1].device
+    suspended = _suspended(site, devices)
+    origin = layout.origin if record is None or record.layout is None else record.layout.origin
+    cow = layout.cow_path if not layout.parts else parts_of(site, layout.cow)[0][1].device
     state = State(
         name=record.name if record is not None else found.name,
         state="suspended" if suspended else word,
@@ -102,25 +102,26 @@ def _state(mapper: Mapper, survey: Survey, found: Found, record: Record | None) 
     return _with(state, record)
 
 
-def _without_device(survey: Survey, record: Record) -> State:
-    layout = record.facts["layout"]
-    suspended = _suspended(survey, record.devices)
+def _without_device(site: Site, record: Record) -> State:
+    layout = record.layout
+    assert layout is not None  # `record.parse` has seen to that
+    suspended = _suspended(site, record.devices)
     word = "unknown" if record.running else "interrupted"
     state = State(
         name=record.name,
         state="suspended" if suspended else word,
-        origin=layout["origin"],
-        cow=layout["cow_path"],
-        store=layout["store"],
-        chunk_size=layout["chunk_size"],
+        origin=layout.origin,
+        cow=layout.cow_path,
+        store=layout.store,
+        chunk_size=layout.chunk_size,
         trouble=suspended,
     )
     return _with(state, record)
 
 
-def _suspended(survey: Survey, devices: tuple[str, ...]) -> str:
+def _suspended(site: Site, devices: tuple[str, ...]) -> str:
     """Return a sentence about the devices that are suspended, "" when none is."""
-    names = [name for name in devices if name in survey.infos and survey.infos[name].suspended]
+    names = [name for name in devices if name in site.infos and site.infos[name].suspended]
     return f"{', '.join(names)}: suspended, so whoever uses it waits" if names else ""
 
 
@@ -130,7 +131,4 @@ def _with(state: State, record: Record | None) -> State:
         return state
     if record.running:
         return replace(state, working=str(record))
-    if record.rebooted and record.verb != "merge":
-        ended = f"the restart of the machine ended it; 'dmcopy snapshot undo {record.name}' forgets"
-        return replace(state, interrupted=str(record), advice=f"{ended} it")
     return replace(state, interrupted=str(record), advice=record.advice)

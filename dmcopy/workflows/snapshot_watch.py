@@ -12,10 +12,11 @@ from typing import Final
 
 from dmcopy.errors import DeviceError, DmcopyError
 from dmcopy.status import SnapshotStatus
-from dmcopy.workflows.snapshot import Snapshots
-from dmcopy.workflows.snapshot_merging import pause
+from dmcopy.workflows.session import Session
+from dmcopy.workflows.site import Site, pause
+from dmcopy.workflows.snapshot import Growth, plan_extend
+from dmcopy.workflows.snapshot_find import find
 from dmcopy.workflows.snapshot_status import read
-from dmcopy.workflows.snapshot_survey import Survey
 
 SOONEST_SECONDS: Final = 0.05
 _SLOWER: Final = 2.0  # a wait is at most so many times as long as the one before
@@ -41,21 +42,21 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """What to do at `percent`: run `command`, and make the COW `extend` sectors longer.
+    """What to do at `percent`: run `command`, and make the COW longer as `extend` says.
 
-    `more`: the device to take the room from, see `Snapshots.extend`, whatever is on it: then it is
+    `more`: the device to take the room from, see `plan_extend`, whatever is on it: then it is
     too late to ask (`check_more` does). The command is an argument list; it finds the snapshot in
     DMCOPY_SNAPSHOT and the level in DMCOPY_PERCENT.
     """
 
     percent: float
     command: Sequence[str] = ()
-    extend: int = 0
+    extend: Growth | None = None
     more: str = ""
 
 
 def watch(
-    snapshots: Snapshots,
+    session: Session,
     name: str,
     *,
     interval: float,
@@ -73,9 +74,9 @@ def watch(
     reached: again after an extension, or after the level was below it. What fails then is told, and
     the watch goes on. Raises UsageError when there is no such snapshot to begin with.
     """
-    Survey(snapshots.mapper, snapshots.nodes).find(name)
+    find(Site(session.mapper), name)
     try:
-        yield from _until_lost(snapshots, name, _Pace(interval, threshold), threshold, run)
+        yield from _until_lost(session, name, _Pace(interval, threshold), threshold, run)
     except DeviceError as error:
         if error.errno != errno.ENXIO:
             raise
@@ -84,7 +85,7 @@ def watch(
 
 
 def _until_lost(
-    snapshots: Snapshots,
+    session: Session,
     name: str,
     pace: _Pace,
     threshold: Threshold | None,
@@ -92,7 +93,7 @@ def _until_lost(
 ) -> Iterator[Level]:
     passed = False
     while True:
-        status = read(snapshots.mapper, name)
+        status = read(session.mapper, name)
         level = _level("level", name, status)
         if status.state:
             yield replace(level, event="lost", message=f"{level.message}{pace.last_words()}")
@@ -104,13 +105,13 @@ def _until_lost(
             if not passed:
                 yield _level("threshold", name, status)
                 passed = True
-                for done in _act(snapshots, name, level, threshold, run):
+                for done in _act(session, name, level, threshold, run):
                     passed = passed and done.event != "extended"
                     yield done
                 continue
         else:
             passed = False
-        pause(snapshots.mapper, name, pace.patience())
+        pause(session.mapper, name, pace.patience())
 
 
 def _level(event: str, name: str, status: SnapshotStatus) -> Level:
@@ -127,17 +128,20 @@ def _level(event: str, name: str, status: SnapshotStatus) -> Level:
 
 
 def _act(
-    snapshots: Snapshots,
+    session: Session,
     name: str,
     level: Level,
     threshold: Threshold,
     run: Callable[..., subprocess.CompletedProcess[bytes]],
 ) -> Iterator[Level]:
-    if threshold.extend:
-        size = (level.total or 0) + threshold.extend
+    if threshold.extend is not None:
         try:
-            snapshots.extend(name, size, more=threshold.more, force=True)
-            yield Level("extended", name, round(time.time(), 3), total=size)
+            session.check_free(name)
+            plan = plan_extend(
+                session.mapper, name, threshold.extend, more=threshold.more, force=True
+            )
+            session.run(plan)
+            yield Level("extended", name, round(time.time(), 3), total=plan.total)
         except DmcopyError as error:  # the command, if there is one, can still do something
             yield Level("failed", name, round(time.time(), 3), message=str(error))
     if threshold.command:

@@ -5,50 +5,36 @@ from __future__ import annotations
 import contextlib
 import errno
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from typing import Final, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 from dmcopy.errors import DeviceError, DmcopyError
+from dmcopy.io.signals import Shield
 from dmcopy.mapper.base import DeviceInfo, Mapper
 from dmcopy.table import Table
+from dmcopy.workflows.actions import Action
 from dmcopy.workflows.journal import Journal
-from dmcopy.workflows.record import Record, Step
+from dmcopy.workflows.machine import Machine
+from dmcopy.workflows.record import Record
+from dmcopy.workflows.site import Site
+from dmcopy.workflows.step import Step
 
 _HELD_BACK: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-
-
-class Action(Protocol):
-    """What a verb of a workflow's own does. Both may be called when it is done already."""
-
-    def do(self, step: Step) -> None:
-        """Do it."""
-
-    def undo(self, step: Step) -> None:
-        """Take it back."""
 
 
 class Runner:
     """Runs the steps of records on `mapper`, noting in `journal` how far it is.
 
-    `actions` are the verbs that a workflow has besides those of a mapper. `resolve` turns a device
-    of a step's table into what the engine is given; the devices of the record are resolved here,
-    to their numbers, since a node may not be there yet. `key` is equal for two names of a device.
+    `actions` are the verbs that workflows have besides those of a mapper.
     """
 
     def __init__(
-        self,
-        mapper: Mapper,
-        journal: Journal,
-        *,
-        actions: Mapping[str, Action] | None = None,
-        resolve: Callable[[str], str] = str,
-        key: Callable[[str], str] = str,
+        self, mapper: Mapper, machine: Machine, journal: Journal, actions: Mapping[str, Action]
     ) -> None:
         self.mapper = mapper
+        self.machine = machine
         self.journal = journal
-        self._actions = actions or {}
-        self._resolve = resolve
-        self._key = key
+        self._actions = actions
 
     def run(self, record: Record) -> None:
         """Do what is left of the steps. After an error they are undone, if they can be.
@@ -62,7 +48,8 @@ class Runner:
             self.undo(record)
             return
         again = record.begun > 0
-        self.check(record)  # at the first time, too: it may have been killed before that began
+        if again:
+            self.check(record)
         try:
             while record.settled < len(record.steps):
                 self._run_group(record, again)
@@ -119,12 +106,13 @@ class Runner:
 
         Neither is it ours to be removed then, nor would it get back what it had.
         """
-        tables = self.mapper.active_tables()
-        for name in dict.fromkeys(step.device for step in record.steps if step.device in tables):
-            now = tables[name]
+        site = self._site()
+        there = [step.device for step in record.steps if step.device in site.infos]
+        for name in dict.fromkeys(there):
+            now = site.table(name)
             steps = [step for step in record.steps if step.device == name]
             known = [text for step in steps for text in (step.table, step.before) if text]
-            if now.lines and known and not any(self._same(now, text, record) for text in known):
+            if now.lines and known and not any(site.same(now, Table.read(text)) for text in known):
                 raise DmcopyError(
                     f"{name} has another table than '{record}' found or gave it, {known[-1]}: "
                     f"give it that again, or {record.last_resort}"
@@ -146,11 +134,11 @@ class Runner:
         self.journal.save(record)
         with _held_back():
             for step in record.steps[start:end]:
-                self._do(step, record, again or doubtful, gone=again and record.committed)
+                self._do(step, again or doubtful, gone=again and record.committed)
         record.settled = end
         record.committed = record.committed or any(step.final for step in record.steps[start:end])
 
-    def _do(self, step: Step, record: Record, doubtful: bool, *, gone: bool) -> None:
+    def _do(self, step: Step, doubtful: bool, *, gone: bool) -> None:
         """Do a step. `doubtful`: it may have happened; `gone`: its device may be no more."""
         action = self._actions.get(step.verb)
         if action is not None:
@@ -161,11 +149,11 @@ class Runner:
             return
         match step.verb:
             case "create":
-                self._create(step, record, info)
+                self._create(step, info)
             case "load":
                 if info is not None and info.inactive:
                     self.mapper.clear(step.device)
-                self.mapper.load(step.device, self._table(step, record))
+                self.mapper.load(step.device, self._table(step))
             case "suspend" if info is None or not info.suspended:
                 self.mapper.suspend(step.device)
             case "resume" if info is None or info.suspended or info.inactive:
@@ -175,8 +163,8 @@ class Runner:
             case _:
                 pass  # it was done before the crash
 
-    def _create(self, step: Step, record: Record, info: DeviceInfo | None) -> None:
-        table = self._table(step, record) if step.table else None
+    def _create(self, step: Step, info: DeviceInfo | None) -> None:
+        table = self._table(step) if step.table else None
         if info is None:
             self.mapper.create(step.device, table, keep=True)
         elif table is not None and not info.live:  # the crash came between making and loading
@@ -232,37 +220,21 @@ class Runner:
                 return None
             raise
 
-    def _table(self, step: Step, record: Record) -> Table:
-        return Table.read(step.table).with_devices(self._resolver(record))
+    def _table(self, step: Step) -> Table:
+        return self._site().for_engine(Table.read(step.table))
 
-    def _resolver(self, record: Record) -> Callable[[str], str]:
-        ours = {self.mapper.path(name): name for name in record.devices}
-
-        def resolved(device: str) -> str:
-            info = self._info(ours[device]) if device in ours else None
-            return (info.devno if info else "") or self._resolve(device)
-
-        return resolved
-
-    def _same(self, now: Table, text: str, record: Record) -> bool:
-        """Return whether two tables say the same, whatever names they use for devices."""
-        resolved = self._resolver(record)
-
-        def key(device: str) -> str:
-            try:
-                return self._key(resolved(device))
-            except DmcopyError:  # a file without a loop device: no table has it
-                return device
-
-        one, other = (table.canonical().with_devices(key) for table in (now, Table.read(text)))
-        return one == other
+    def _site(self) -> Site:
+        return Site(self.mapper, self.machine)
 
 
 @contextlib.contextmanager
 def _held_back() -> Iterator[None]:
-    """Let a Ctrl-C wait: dmsetup, which inherits this, is not cut short either."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    """Let a Ctrl-C wait. The shield keeps it from this thread, whichever thread the kernel gave it
+    to; the mask from dmsetup, which inherits that.
+    """
+    with Shield(lambda: None):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)

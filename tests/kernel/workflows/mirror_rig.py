@@ -16,8 +16,8 @@ from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.ledger import Ledger
 from dmcopy.table import Error, Linear, Mirror, Table
 from dmcopy.workflows.journal import Journal
-from dmcopy.workflows.mirror_resync import Waiter, ignore
-from dmcopy.workflows.mirror_session import Session
+from dmcopy.workflows.mirror_resync import ignore
+from dmcopy.workflows.session import Session
 
 SECTORS = 16384
 FILES = 12
@@ -42,7 +42,7 @@ class Rig:
 
     def session(self, observer: Callable[..., None] = ignore) -> Session:
         """Return a session with a deadline on nothing: give one to each wait."""
-        return Session(self.mapper, self.journal, Waiter(self.mapper, observer))
+        return Session(self.mapper, self.journal, observer)
 
     def home(self) -> None:
         """Make the device `home` of disk a, with ext4, mounted."""

@@ -18,7 +18,8 @@ from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, p
 from dmcopy.workflows.mirror_end import plan_end
 from dmcopy.workflows.mirror_make import Options, plan_from_device, plan_from_legs
 from dmcopy.workflows.mirror_move import plan_move
-from dmcopy.workflows.mirror_session import Plan
+from dmcopy.workflows.mirror_resync import Waiter
+from dmcopy.workflows.record import Plan
 
 from .mirror_rig import (
     DEADLINE,
@@ -66,7 +67,7 @@ def test_one_leg_after_the_other_is_pulled_and_replaced_under_load(rig: Rig) -> 
         session.run(plan_fail(mapper, "home", leg))
         eventually(lambda at=int(leg): at in state(rig).failed, "the leg is seen to fail")
         with pytest.raises(PartialError, match=f"mirror replace home {leg} NEWDEV"):
-            rig.session()._waiter.wait("home", DEADLINE)
+            Waiter(mapper).wait("home", DEADLINE)
         written = load.count
         session.run(plan_replace(mapper, "home", leg, new, force=True), timeout=DEADLINE)
         assert load.count >= written
@@ -153,10 +154,10 @@ def test_a_mirror_whose_devices_were_removed_by_hand(rig: Rig) -> None:
         mapper.remove("home")
         if end == "finish":
             with pytest.raises(DeviceError, match="no mapped device") as caught:
-                rig.session().finish("home")
+                rig.session().finish("mirror", "home")
             assert "was taken back" in caught.value.__notes__[-1]
         else:
-            rig.session().undo("home")
+            rig.session().undo("mirror", "home")
         assert (mapper.ls(), rig.journal.records()) == ([], [])
 
 
@@ -230,14 +231,14 @@ def test_kill_9_in_the_middle(rig: Rig, plan: Callable[[Rig], Plan], last: str, 
     before = rig.mapper.table("home")
     load_count = load.count
     killed(rig, plan(rig), last)
-    record = rig.session().interrupted("home")
+    record = rig.session().interrupted("mirror", "home")
     assert record is not None
     assert rig.mapper.info("home").suspended == (last == "suspend")
     assert "mirror undo home" in rig.session().advice(record)
     if end == "finish":
-        rig.session().finish("home", timeout=DEADLINE)
+        rig.session().finish("mirror", "home", timeout=DEADLINE)
     else:
-        rig.session().undo("home")
+        rig.session().undo("mirror", "home")
         if plan is not replace:
             assert rig.mapper.table("home") == before
     if plan is not replace or end == "finish":

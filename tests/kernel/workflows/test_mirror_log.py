@@ -13,9 +13,9 @@ from dmcopy.errors import PartialError
 from dmcopy.io import Memory
 from dmcopy.table import Error, Linear, Mirror, Table
 from dmcopy.workflows.mirror import Mirror as State
-from dmcopy.workflows.mirror_devices import Devices
 from dmcopy.workflows.mirror_end import plan_end
 from dmcopy.workflows.mirror_make import Options, plan_from_device
+from dmcopy.workflows.site import Site
 
 from .mirror_rig import DEADLINE, SECTORS, Rig, eventually
 from .test_mirror import rig as rig
@@ -57,7 +57,7 @@ def test_the_disk_of_the_log_dies(rig: Rig) -> None:
     mapper.swap("log", Table.of(SECTORS, Error()), flush=False, lockfs=False)
     eventually(lambda: State.read(mapper, "home").status.log_health != "A", "the log is lost")
     with pytest.raises(PartialError) as caught:
-        State.read(mapper, "home").check_healthy(Devices(mapper))
+        State.read(mapper, "home").check_healthy(Site(mapper))
     (verb,) = re.findall(r"'dmcopy mirror drop home --keep (\d)'", str(caught.value))
     session.run(plan_end(mapper, "home", verb))
     before = writer.count

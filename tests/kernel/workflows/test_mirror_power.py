@@ -31,7 +31,7 @@ from dmcopy.table import Table
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.mirror import Mirror
 from dmcopy.workflows.mirror_make import Options, plan_from_legs
-from dmcopy.workflows.mirror_session import Session
+from dmcopy.workflows.session import Session
 
 a, b, log = ("/dev/disk/by-id/virtio-" + serial for serial in ("a", "b", "log"))
 mapper = KernelMapper()
@@ -52,10 +52,10 @@ print(json.dumps(Mirror.read(mapper, "home").status.sync.used), flush=True)
 time.sleep(600)
 """
 AGAIN = """
-record = session.interrupted("home")
+record = session.interrupted("mirror", "home")
 advice = session.advice(record) if record else ""
 if record:
-    session.undo("home")
+    session.undo("mirror", "home")
 before = written()
 session.run(plan_from_legs(mapper, "home", [a, b], options), timeout=300)
 print(json.dumps({"written": written() - before, "advice": advice}), flush=True)

@@ -23,9 +23,9 @@ from dmcopy.table import Delay, Linear, Table
 from dmcopy.table.faults import Delayed
 from dmcopy.workflows import record as records
 from dmcopy.workflows.journal import Journal
-from dmcopy.workflows.nodes import Nodes
-from dmcopy.workflows.snapshot import Snapshots
-from dmcopy.workflows.snapshot_request import Request
+from dmcopy.workflows.mirror_resync import ignore
+from dmcopy.workflows.session import Session
+from dmcopy.workflows.snapshot import merge, plan_drop, plan_take
 
 pytestmark = pytest.mark.kernel
 
@@ -67,8 +67,17 @@ def data(
     mapper.remove("data")
 
 
-def snapshots(mapper: KernelMapper, owner: str = "") -> Snapshots:
-    return Snapshots(mapper, nodes=Nodes(mapper.ledger), journal=Journal(owner=owner))
+def session(mapper: KernelMapper, observer: Callable[[Any], object] = ignore) -> Session:
+    return Session(mapper, Journal(), observer)
+
+
+def take(mapper: KernelMapper, cow: str, **options: Any) -> None:
+    """Take the snapshot `snap` of `data`."""
+    session(mapper).run(plan_take(mapper, "snap", "data", cow, **options))
+
+
+def drop(mapper: KernelMapper) -> None:
+    session(mapper).run(plan_drop(mapper, "snap"))
 
 
 def fill(device: Path, byte: bytes, size: int = SMALL * 512, *, at: int = 0) -> None:
@@ -222,14 +231,14 @@ class Victim(KernelMapper):
         return super()._change(action, name, *words, **options)  # type: ignore[arg-type]
 
 
-def kill(mapper: KernelMapper, at: tuple[str, str], verb: Callable[[Snapshots], object]) -> None:
+def kill(mapper: KernelMapper, at: tuple[str, str], verb: Callable[[KernelMapper], object]) -> None:
     """Run `verb` in a process that is killed at a command of dmsetup."""
     child = os.fork()
     if not child:
         try:
             victim = Victim(ledger=mapper.ledger)
             victim.fatal = at
-            verb(snapshots(victim))
+            verb(victim)
         finally:
             os._exit(1)  # it was to be killed before
     _, status = os.waitpid(child, 0)
@@ -241,10 +250,10 @@ def test_killed_while_the_origin_is_suspended(
 ) -> None:
     fill(data, b"a")
 
-    def take(snapshots: Snapshots) -> None:
-        snapshots.take(Request("snap", "data", cows[0]))
+    def killed(at: tuple[str, str]) -> None:
+        kill(mapper, at, lambda victim: take(victim, cows[0]))
 
-    kill(mapper, ("resume", "data"), take)
+    killed(("resume", "data"))
     assert mapper.info("data").suspended
     (state,) = json.loads(dmcopy("status", "--json"))
     assert (state["state"], state["interrupted"]) == ("suspended", "dmcopy snapshot take snap")
@@ -255,12 +264,12 @@ def test_killed_while_the_origin_is_suspended(
     assert [info.name for info in mapper.ls()] == ["data"]
     assert content(data) == {b"a"}
 
-    kill(mapper, ("resume", "snap"), take)
+    killed(("resume", "snap"))
     dmcopy("finish", "snap")
     fill(data, b"b")
     assert content(mapper.path("snap")) == {b"a"}
 
-    kill(mapper, ("suspend", "data"), lambda snapshots: snapshots.drop("snap"))
+    kill(mapper, ("suspend", "data"), drop)
     assert main(["snapshot", "undo", "snap"]) == 1  # the snapshot is gone already
     dmcopy("finish", "snap")
     assert content(data) == {b"b"}
@@ -275,7 +284,7 @@ def test_a_merge_that_is_killed(mapper: KernelMapper, data: Path, cows: list[str
     fast = Table.of(16384, Linear(cows[0], 0))
     mapper.create("slow", fast)
     fill(data, b"a")
-    snapshots(mapper).take(Request("snap", "data", "slow"))
+    take(mapper, "slow")
     # Of the origin, too, only what udev does not read is in the COW: 32 to 1024 there.
     fill(data, b"b", 960 * 512, at=2112 * 512)
     # Reading a part of that takes the kernel a minute, or until the device is suspended.
@@ -285,10 +294,10 @@ def test_a_merge_that_is_killed(mapper: KernelMapper, data: Path, cows: list[str
     parts = [(start, Linear(cows[0], 0)), (length, delay), (16384 - SLOW.stop, rest)]
     mapper.swap("slow", Table.concat(parts))
 
-    def merge(snapshots: Snapshots) -> None:
-        snapshots.merge("snap", progress=lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    def killed(victim: KernelMapper) -> None:
+        merge(session(victim, lambda _: os.kill(os.getpid(), signal.SIGKILL)), "snap")
 
-    kill(mapper, ("never", ""), merge)
+    kill(mapper, ("never", ""), killed)
     (state,) = json.loads(dmcopy("status", "--json"))
     assert (state["state"], state["interrupted"]) == ("merging", "dmcopy snapshot merge snap")
     assert state["advice"] == "'dmcopy snapshot finish snap' ends it"
@@ -307,9 +316,9 @@ def test_a_merge_that_goes_on_after_a_restart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fill(data, b"a")
-    snapshots(mapper).take(Request("snap", "data", str(scratch_disks[1])))
+    take(mapper, str(scratch_disks[1]))
     fill(data, b"b")
-    kill(mapper, ("resume", "data"), lambda snapshots: snapshots.merge("snap"))
+    kill(mapper, ("resume", "data"), lambda victim: merge(session(victim), "snap"))
     for name in ("snap", "data", "data-real", "snap-cow"):
         mapper.remove(name)
     monkeypatch.setattr(records, "boot_id", lambda: "another boot")
@@ -319,7 +328,7 @@ def test_a_merge_that_goes_on_after_a_restart(
     assert content(data) == {b"a"}
     assert [info.name for info in mapper.ls()] == ["data"]
     with pytest.raises(DmcopyError):
-        snapshots(mapper).finish("snap")
+        session(mapper).finish("snapshot", "snap")
 
 
 def merge_of_a_cow_cut_short(
@@ -327,11 +336,11 @@ def merge_of_a_cow_cut_short(
 ) -> None:
     """Begin a merge whose data the COW has lost: it fails."""
     fill(data, b"a")
-    snapshots(mapper).take(Request("snap", "data", "little", chunk_size=8, force=True))
+    take(mapper, "little", chunk_size=8, force=True)
     fill(data, b"b", 160 * 1024)
     mapper.swap("little", Table.of(64, mapper.table("little").lines[0].target))
     with pytest.raises(DmcopyError, match="the merge into data stopped") as caught:
-        snapshots(mapper, "1 0").merge("snap")  # as by a process that has ended since
+        merge(Session(mapper, Journal(owner="1 0")), "snap")  # as by a process that has ended since
     capsys.readouterr()
     said = "\n".join(caught.value.__notes__)
     assert "'dmcopy snapshot finish snap' ends it; 'dmcopy snapshot forget snap'" in said
@@ -401,7 +410,7 @@ def test_a_take_that_was_killed_and_whose_names_are_others_by_now(
 ) -> None:
     """What carries the name of a device of ours and another table is not removed."""
     plain = mapper.table("data")
-    kill(mapper, ("suspend", "data"), lambda it: it.take(Request("snap", "data", cows[0])))
+    kill(mapper, ("suspend", "data"), lambda victim: take(victim, cows[0]))
     mapper.clear("data")
     for name in ("snap", "snap-cow"):
         mapper.remove(name)
@@ -414,7 +423,7 @@ def test_a_take_that_was_killed_and_whose_names_are_others_by_now(
     assert [info.name for info in mapper.ls()] == [data.name]
     assert mapper.table("data") == plain
     # Only a disk with a store on it is wiped: this one is used for something else by now.
-    kill(mapper, ("suspend", "data"), lambda it: it.take(Request("snap", "data", cows[0])))
+    kill(mapper, ("suspend", "data"), lambda victim: take(victim, cows[0]))
     mapper.clear("data")
     for name in ("snap", "data-real", "snap-cow"):
         mapper.remove(name)
@@ -456,7 +465,7 @@ def take_little(mapper: KernelMapper, data: Path, cows: list[str]) -> None:
     """Take `snap` of `data`, which is all "a", with a COW `little` of 256 KiB."""
     mapper.create("little", Table.of(512, Linear(cows[0], 0)))
     fill(data, b"a")
-    snapshots(mapper).take(Request("snap", "data", "little", chunk_size=8))
+    take(mapper, "little", chunk_size=8)
 
 
 def test_watch_extends_before_it_overflows(
@@ -464,7 +473,7 @@ def test_watch_extends_before_it_overflows(
 ) -> None:
     take_little(mapper, data, cows)
     said = tmp_path / "said"
-    words = ["snap", "--at", "50", "--interval", "0.5", "--extend", "4M", "--with", cows[1]]
+    words = ["snap", "--at", "50", "--interval", "0.5", "--extend", "+4M", "--with", cows[1]]
     watcher = Watcher(*words, "--run", "sh", "-c", f"echo $DMCOPY_SNAPSHOT >{said}")
     seen: list[dict[str, Any]] = []
     written = 0
@@ -490,7 +499,7 @@ def test_watch_extends_before_it_overflows(
     assert seen[-1]["used"] > 8 * 512  # without it, it would have been lost
     assert content(data) == {b"b"}
     assert content(mapper.path("snap")) == {b"a"}
-    snapshots(mapper).drop("snap")
+    drop(mapper)
     assert [line["event"] for lines in batches for line in lines][-1] == "gone"
     assert watcher.code() == 0
     mapper.remove("little")
@@ -510,5 +519,5 @@ def test_watch_says_that_it_came_too_late(
     assert watcher.code() == 1
     (state,) = json.loads(dmcopy("status", "--json", "snap", code=ExitCode.MISMATCH))
     assert state["state"] == "invalid"
-    snapshots(mapper).drop("snap")
+    drop(mapper)
     mapper.remove("little")

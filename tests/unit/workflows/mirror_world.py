@@ -1,4 +1,4 @@
-"""A mapper in memory with disks, mirrors and a log that behave, and that can crash at any call.
+"""Mirrors over the fake mapper, with disks and a log that behave.
 
 A disk holds one number, the latest write that it has seen, and has seen them all or not. Whoever
 uses the mirror writes before every call that changes something, so that a table which forgets a
@@ -8,15 +8,11 @@ leg's lag is found out.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmcopy.errors import DeviceError
-from dmcopy.mapper.base import DeviceInfo, Mapper, Version
-from dmcopy.mapper.device import Device
-from dmcopy.mapper.mapped_io import MappedIo
+from dmcopy.errors import DeadlineError, DeviceError
 from dmcopy.status import MirrorStatus, StatusLine
 from dmcopy.status.legs import Member
 from dmcopy.table import Error, Linear, Mirror, Table, TableLine
@@ -25,12 +21,10 @@ from dmcopy.table.record import Ratio
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.record import Record
 
+from .fake import FakeMapper, Mapped
+
 REGIONS = 4
 SECTORS = 4096
-
-
-class Crash(BaseException):
-    """The process is gone."""
 
 
 @dataclass
@@ -43,41 +37,21 @@ class Resync:
     default: int = 0
 
 
-@dataclass
-class Mapped:
-    """A mapped device."""
+class World(FakeMapper):
+    """See above. `user` is the device that somebody writes to all the time."""
 
-    name: str
-    active: Table | None = None
-    inactive: Table | None = None
-    suspended: bool = True
-    mirrors: list[Resync] = field(default_factory=list)
-    held: list[int] = field(default_factory=list)
-
-
-class World(Mapper):
-    """See above. `user` is the device that somebody writes to all the time.
-
-    `strict`: what a kernel would refuse is a mistake of the workflow; else it is refused, as after
-    somebody has changed the devices.
-    """
+    numbered = False
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder = folder
-        self.devices: dict[str, Mapped] = {}
         self.disks: dict[str, int] = {}
         self.complete: set[str] = set()
         self.logs: dict[str, int] = {}
         self.broken: set[str] = set()
-        self.user = ""
-        self.written = 0
         self._written: set[str] = set()
         self.acknowledged = 0
         self.failed_writes = 0
-        self.calls = 0
-        self.crash_at = -1
-        self.crash_how = ""
-        self.strict = True
 
     def disk(self, name: str, sectors: int = SECTORS) -> str:
         """Make a disk; return its path."""
@@ -99,7 +73,7 @@ class World(Mapper):
             return
         self.written += 1
         device = self.devices[self.user]
-        if device.suspended or device.held:
+        if device.suspended or device.held or self._stuck(device):
             device.held.append(self.written)
         else:
             self._write(device, self.written)
@@ -110,86 +84,44 @@ class World(Mapper):
         assert not device.suspended
         return self._value(device)
 
+    # What the fake mapper asks
+
+    def loaded(self, mapped: Mapped, table: Table) -> None:
+        del mapped
+        table.check()
+        for device in table.devices:
+            if device not in self.disks and self.mapped(device) is None:
+                raise DeviceError(device, "find it", errno.ENODEV)
+
+    def paused(self, mapped: Mapped, *, flush: bool, lockfs: bool) -> None:
+        if mapped.held and flush:
+            self.failed_writes += len(mapped.held)  # a flushing suspend fails them
+            mapped.held.clear()
+        assert not (mapped.held and lockfs), "a file system would wait for held writes"
+
+    def swapped(self, mapped: Mapped) -> None:
+        mapped.mirrors = [self._resumed(line) for line in mapped.inactive or () if is_mirror(line)]
+
+    def resumed(self, mapped: Mapped) -> None:
+        if mapped.live is None:
+            return
+        for mirror, line in zip(mapped.mirrors, filter(is_mirror, mapped.live), strict=True):
+            self._reopen(mirror, line)
+        above = [self.devices[name] for name in self.users(mapped.name)]
+        for device in (mapped, *(one for one in above if not one.suspended)):
+            held, device.held = device.held, []
+            for number in held:
+                self._write(device, number)
+
     # What a mapper does
-
-    def create(self, name: str, table: Table | None = None, **_: Any) -> Device:
-        for _step in self._call(two=table is not None):
-            if name not in self.devices:
-                self.devices[name] = Mapped(name)
-            elif table is not None:
-                device = self.devices[name]
-                self.need(device.active is None, name, errno.EEXIST)
-                self._check(table)
-                device.inactive = table
-                self._resume(device)
-        return Device(self, name)
-
-    def open(self, name: str) -> MappedIo:
-        raise NotImplementedError
-
-    def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
-        del readonly
-        self._check(table)
-        for _ in self._call():
-            self._get(name).inactive = table
-
-    def clear(self, name: str) -> None:
-        for _ in self._call():
-            self._get(name).inactive = None
-
-    def suspend(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
-        device = self._get(name)
-        assert not device.suspended, f"{name} is suspended already"
-        for _ in self._call():
-            if device.held and flush:
-                self.failed_writes += len(device.held)  # a flushing suspend fails them
-                device.held.clear()
-            assert not (device.held and lockfs), "a file system would wait for held writes"
-            device.suspended = True
-
-    def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
-        del flush, lockfs
-        device = self._get(name)
-        for _ in self._call():
-            self._resume(device)
-
-    def remove(self, name: str, *, deferred: bool = False, timeout: float | None = None) -> None:
-        del deferred, timeout
-        self._get(name)
-        for _ in self._call():
-            users = [one.name for one in self.devices.values() if self.path(name) in one_uses(one)]
-            self.need(not users, f"{name} is removed from under {users}", errno.EBUSY)
-            del self.devices[name]
-
-    def rename(self, name: str, new_name: str) -> None:
-        raise NotImplementedError
-
-    def set_uuid(self, name: str, uuid: str) -> None:
-        raise NotImplementedError
-
-    def ls(self) -> list[DeviceInfo]:
-        return [self.info(name) for name in sorted(self.devices)]
-
-    def info(self, name: str) -> DeviceInfo:
-        device = self._get(name)
-        return DeviceInfo(
-            name,
-            suspended=device.suspended,
-            live=device.active is not None,
-            inactive=device.inactive is not None,
-        )
-
-    def table(self, name: str, *, inactive: bool = False) -> Table:
-        device = self._get(name)
-        return (device.inactive if inactive else device.active) or Table()
 
     def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
         del flush
-        device = self._get(name)
+        device = self.get(name)
         self._progress(device)
         lines = []
         mirrors = iter(device.mirrors)
-        for line in device.active or ():
+        for line in device.live or ():
             status: Any = None
             if isinstance(line.target, Mirror):
                 sync = next(mirrors)
@@ -201,74 +133,10 @@ class World(Mapper):
             lines.append(StatusLine(line.start, line.length, line.target_name, status))
         return tuple(lines)
 
-    def message(self, name: str, *words: str, sector: int = 0) -> str:
-        raise NotImplementedError
-
     def wait(self, name: str, event: int, *, timeout: float) -> int:
-        raise NotImplementedError
-
-    def deps(self, name: str) -> tuple[str, ...]:
-        return self._get(name).active.devices if self._get(name).active else ()  # type: ignore[union-attr]
-
-    def targets(self) -> dict[str, Version]:
-        return {}
-
-    def path(self, name: str) -> str:
-        return f"/mapped/{name}"
-
-    def refusal(self, table: Table) -> str:
-        raise NotImplementedError
+        raise DeadlineError(f"{name}: nothing after {event} within {timeout} s")
 
     # What is behind it
-
-    def need(self, good: object, what: str, number: int) -> None:
-        """Refuse with an error what is not `good`; see `strict`."""
-        assert good or not self.strict, what
-        if not good:
-            raise DeviceError(what, "use it", number)
-
-    def _get(self, name: str) -> Mapped:
-        if name not in self.devices:
-            raise DeviceError(name, "look at it", errno.ENXIO)
-        return self.devices[name]
-
-    def call(self) -> Iterator[None]:
-        """Yield once, unless this is where the crash comes; for the journal as well."""
-        return self._call()
-
-    def _call(self, *, two: bool = False) -> Iterator[None]:
-        self.calls += 1
-        here = self.calls == self.crash_at
-        self.write()
-        if here and self.crash_how == "before":
-            raise Crash
-        yield
-        if two:
-            if here and self.crash_how == "between":
-                raise Crash
-            yield
-        if here and self.crash_how in ("after", "between"):
-            raise Crash
-
-    def _check(self, table: Table) -> None:
-        table.check()
-        for device in table.devices:
-            there = device in self.disks or device.removeprefix("/mapped/") in self.devices
-            if not there:
-                raise DeviceError(device, "find it", errno.ENODEV)
-
-    def _resume(self, device: Mapped) -> None:
-        if device.inactive is not None:
-            device.active, device.inactive = device.inactive, None
-            device.mirrors = [self._resumed(line) for line in device.active if is_mirror(line)]
-        if device.active is None:
-            return
-        for mirror, line in zip(device.mirrors, filter(is_mirror, device.active), strict=True):
-            self._reopen(mirror, line)
-        device.suspended = False
-        held, device.held = device.held, []
-        for number in held:
-            self._write(device, number)
 
     def _resumed(self, line: TableLine) -> Resync:
         target = line.target
@@ -288,11 +156,12 @@ class World(Mapper):
 
     def _progress(self, device: Mapped) -> None:
         """Resync one region; after the last, the legs have what the default one has."""
-        for mirror, line in zip(
-            device.mirrors, filter(is_mirror, device.active or ()), strict=True
-        ):
+        waits = device.suspended or self._stuck(device)
+        for mirror, line in zip(device.mirrors, filter(is_mirror, device.live or ()), strict=True):
             assert isinstance(line.target, Mirror)
-            if mirror.in_sync < REGIONS and not device.suspended and set(mirror.letters) == {"A"}:
+            if waits or mirror.in_sync == REGIONS:
+                pass
+            elif set(mirror.letters) == {"A"}:
                 value = self._leg(line, mirror.default)
                 if value is None:
                     mirror.letters = put(mirror.letters, mirror.default, "S")
@@ -312,7 +181,7 @@ class World(Mapper):
 
     def _write(self, device: Mapped, number: int) -> None:
         self._written = set()
-        done = all(self._write_line(device, line, number) for line in device.active or ())
+        done = all(self._write_line(device, line, number) for line in device.live or ())
         if self._written:  # and not held before it went anywhere
             self.complete = self.complete & self._written if self.acknowledged else self._written
         if not done:
@@ -328,7 +197,7 @@ class World(Mapper):
         if not isinstance(line.target, Mirror):
             self.failed_writes += 1
             return True
-        lines = [one for one in device.active or () if is_mirror(one)]
+        lines = [one for one in device.live or () if is_mirror(one)]
         mirror = device.mirrors[lines.index(line)]
         good = [at for at, letter in enumerate(mirror.letters) if letter == "A"]
         if len(good) < len(mirror.letters):
@@ -351,21 +220,31 @@ class World(Mapper):
                 self.disks[device] = value
                 self._written.add(device)
             return device not in self.broken
-        below = self.devices[device.removeprefix("/mapped/")]
-        assert below.active is not None
-        if below.suspended or any(isinstance(line.target, Error) for line in below.active):
+        below = self._below(device)
+        assert below.live is not None
+        if below.suspended or any(isinstance(line.target, Error) for line in below.live):
             return False
         return all(
             self._set(line.target.device, value)
-            for line in below.active
+            for line in below.live
             if isinstance(line.target, Linear)
         )
+
+    def _below(self, device: str) -> Mapped:
+        below = self.mapped(device)
+        assert below is not None, device
+        return below
+
+    def _stuck(self, device: Mapped) -> bool:
+        """Return whether I/O waits for a device below, which is suspended."""
+        found = (self.mapped(one) for one in (device.live.devices if device.live else ()))
+        return any(below.suspended or self._stuck(below) for below in found if below is not None)
 
     def _disks_of(self, device: str) -> set[str]:
         """Return the disks that a device is made of."""
         if device in self.disks:
             return {device}
-        below = self.devices[device.removeprefix("/mapped/")].active or Table()
+        below = self._below(device).live or Table()
         return {disk for one in below.devices for disk in self._disks_of(one)}
 
     def _leg(self, line: TableLine, at: int) -> int | None:
@@ -377,15 +256,15 @@ class World(Mapper):
             if device in self.broken:
                 return None
             return self.disks[device] if device in self.complete else 0
-        below = self.devices[device.removeprefix("/mapped/")]
-        if any(isinstance(line.target, Error) for line in below.active or ()):
+        below = self._below(device)
+        if any(isinstance(line.target, Error) for line in below.live or ()):
             return None
         return self._value(below)
 
     def _value(self, device: Mapped) -> int:
         values = []
         mirrors = iter(device.mirrors)
-        for line in device.active or ():
+        for line in device.live or ():
             if isinstance(line.target, Linear):
                 values.append(self._disk_value(line.target.device))
             elif isinstance(line.target, Mirror):
@@ -398,7 +277,7 @@ class World(Mapper):
 
     def legs(self, name: str) -> list[int | None]:
         """Return what each leg of a mirror has."""
-        (line,) = self.devices[name].active or ()
+        (line,) = self.devices[name].live or ()
         assert isinstance(line.target, Mirror)
         return [self._leg(line, at) for at in range(len(line.target.legs))]
 
@@ -411,12 +290,10 @@ class CrashingJournal(Journal):
         self._world = world
 
     def save(self, record: Record) -> None:
-        for _ in self._world.call():
-            super().save(record)
+        self._world.call("save", lambda: super(CrashingJournal, self).save(record))
 
     def end(self, record: Record) -> None:
-        for _ in self._world.call():
-            super().end(record)
+        self._world.call("end", lambda: super(CrashingJournal, self).end(record))
 
 
 def is_mirror(line: TableLine) -> bool:
@@ -425,9 +302,3 @@ def is_mirror(line: TableLine) -> bool:
 
 def put(letters: str, at: int, letter: str) -> str:
     return letters[:at] + letter + letters[at + 1 :]
-
-
-def one_uses(device: Mapped) -> tuple[str, ...]:
-    return (device.active.devices if device.active else ()) + (
-        device.inactive.devices if device.inactive else ()
-    )

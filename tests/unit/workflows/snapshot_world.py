@@ -1,4 +1,4 @@
-"""A mapper in memory whose origins and snapshots hold data, and which can crash at any call.
+"""Origins and snapshots that hold data over the fake mapper.
 
 A disk is a list of CHUNKS numbers. Somebody writes to the device `user` before every call, unless
 it is suspended: a snapshot that misses a write, or has one too many, is found out.
@@ -7,20 +7,22 @@ it is suspended: a snapshot that misses a write, or has one too many, is found o
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from dmcopy.block.holders import Holder
 from dmcopy.errors import BusyError, DeadlineError, DeviceError
-from dmcopy.mapper.base import DeviceInfo, Mapper, Version
-from dmcopy.mapper.device import Device
 from dmcopy.mapper.ledger import Ledger
-from dmcopy.mapper.mapped_io import MappedIo
 from dmcopy.status import Silent, SnapshotMergeStatus, SnapshotStatus, StatusLine
 from dmcopy.table import Linear, Ratio, Snapshot, SnapshotMerge, SnapshotOrigin, Table
 from dmcopy.workflows.journal import Journal
-from dmcopy.workflows.nodes import Nodes
-from dmcopy.workflows.snapshot import Snapshots
+from dmcopy.workflows.machine import Machine, machine_of
+from dmcopy.workflows.record import Plan
+from dmcopy.workflows.session import Session
+from dmcopy.workflows.snapshot import Growth, merge, plan_drop, plan_extend, plan_take
+from dmcopy.workflows.snapshot_layout import Layout
+
+from .fake import FakeMapper, Mapped
 
 CHUNK = 8
 CHUNKS = 4
@@ -28,33 +30,11 @@ SECTORS = CHUNK * CHUNKS
 COW_SECTORS = CHUNK * 8
 
 
-class Crash(BaseException):
-    """The process was killed."""
-
-
-@dataclass
-class Mapped:
-    """A mapped device. `moments` is what it held each time that it was suspended."""
-
-    name: str
-    number: int
-    live: Table | None = None
-    inactive: Table | None = None
-    suspended: bool = False
-    opened: int = 0
-    handed_over: bool = False
-    moments: list[list[int]] = field(default_factory=list)
-
-
-class World(Mapper):
-    """See above. `crash_at` counts the calls that change something; `after`: it has its effect.
-
-    `strict`: what a kernel would refuse is a mistake of the workflow; else it is refused, as after
-    somebody has changed the devices.
-    """
+class World(FakeMapper):
+    """See above."""
 
     def __init__(self) -> None:
-        self.devices: dict[str, Mapped] = {}
+        super().__init__()
         self.disks: dict[str, list[int]] = {}
         self.sizes: dict[str, int] = {}
         self.stores: dict[str, dict[int, int]] = {}
@@ -62,17 +42,8 @@ class World(Mapper):
         self.unreadable: set[str] = set()
         self.loops: set[str] = set()
         self.content: dict[str, str] = {}
-        self.user = ""
         self.expected: list[int] = []
-        self.written = 0
-        self.calls = 0
-        self.crash_at = -1
-        self.after = False
-        self.dead = False
-        self.failing = ""
-        self.numbers = 0
-        self.strict = True
-        self.log: list[str] = []
+        self.machine: WorldMachine
 
     # What a test does to the world.
 
@@ -84,9 +55,6 @@ class World(Mapper):
     def use(self, name: str) -> None:
         self.user = name
         self.expected = self.read(name)
-
-    def revive(self) -> None:
-        self.crash_at, self.dead, self.failing = -1, False, ""
 
     def restart(self) -> None:
         """All that is in memory is gone; what is on disks stays."""
@@ -116,7 +84,7 @@ class World(Mapper):
                 below[chunk] = value
         return below
 
-    def write(self, name: str, chunk: int, value: int) -> None:
+    def write_chunk(self, name: str, chunk: int, value: int) -> None:
         table = self.devices[name].live
         assert table is not None
         target = table.lines[0].target
@@ -129,113 +97,10 @@ class World(Mapper):
 
     # What the mapper is asked.
 
-    def create(
-        self,
-        name: str,
-        table: Table | None = None,
-        *,
-        uuid: str = "",
-        readonly: bool = False,
-        minor: int | None = None,
-        keep: bool = False,
-    ) -> Device:
-        del uuid, readonly, minor
-        assert keep
-        self.need(name not in self.devices, name, errno.EEXIST)
-
-        def make() -> None:
-            self.numbers += 1
-            self.devices[name] = Mapped(name, self.numbers)
-
-        self.call(f"create {name}", make)
-        if table is not None:  # a kill may come between the two
-            self.call(f"fill {name}", lambda: (self._load(name, table), self._resume(name)))
-        return Device(self, name)
-
-    def open(self, name: str) -> MappedIo:
-        raise NotImplementedError
-
-    def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
-        del readonly
-        self.call(f"load {name}", lambda: self._load(name, table))
-
-    def clear(self, name: str) -> None:
-        def clear() -> None:
-            self._get(name).inactive = None
-
-        self.call(f"clear {name}", clear)
-
-    def suspend(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
-        del flush, lockfs
-
-        def suspend() -> None:
-            mapped = self._get(name)
-            if not mapped.suspended and name == self.user:
-                mapped.moments.append(self.read(name))
-            mapped.suspended = True
-
-        self.call(f"suspend {name}", suspend)
-
-    def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
-        del flush, lockfs
-        self.call(f"resume {name}", lambda: self._resume(name))
-
-    def remove(self, name: str, *, deferred: bool = False, timeout: float | None = None) -> None:
-        del timeout
-
-        def remove() -> None:
-            mapped = self._get(name)
-            key = f"254:{mapped.number}"
-            tables = [t for m in self.devices.values() for t in (m.live, m.inactive) if t]
-            users = [t for t in tables if {key, self.path(name)} & set(t.devices)]
-            if users or (mapped.opened and not deferred):
-                raise BusyError(name, [str(users)])
-            del self.devices[name]
-
-        self.call(f"remove {name}", remove)
-
-    def rename(self, name: str, new_name: str) -> None:
-        raise NotImplementedError
-
-    def set_uuid(self, name: str, uuid: str) -> None:
-        raise NotImplementedError
-
-    def message(self, name: str, *words: str, sector: int = 0) -> str:
-        raise NotImplementedError
-
-    def deps(self, name: str) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    def targets(self) -> dict[str, Version]:
-        raise NotImplementedError
-
-    def refusal(self, table: Table) -> str:
-        raise NotImplementedError
-
-    def ls(self) -> list[DeviceInfo]:
-        return [self.info(name) for name in sorted(self.devices)]
-
-    def info(self, name: str) -> DeviceInfo:
-        self._alive()
-        mapped = self._get(name)
-        return DeviceInfo(
-            name,
-            number=(254, mapped.number),
-            open_count=mapped.opened,
-            suspended=mapped.suspended,
-            live=mapped.live is not None,
-            inactive=mapped.inactive is not None,
-        )
-
-    def table(self, name: str, *, inactive: bool = False) -> Table:
-        self._alive()
-        mapped = self._get(name)
-        return (mapped.inactive if inactive else mapped.live) or Table()
-
     def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
         del flush
-        self._alive()
-        table = self._get(name).live
+        self.alive()
+        table = self.get(name).live
         assert table is not None
         target = table.lines[0].target
         status: SnapshotStatus | Silent = Silent()
@@ -243,7 +108,7 @@ class World(Mapper):
             store = self._store(target.cow)
             kind = SnapshotMergeStatus if isinstance(target, SnapshotMerge) else SnapshotStatus
             used = 16 + CHUNK * len(self.stores.get(store, {}))
-            cow = self._mapped(target.cow)
+            cow = self.mapped(target.cow)
             total = cow.live.length if cow and cow.live else self.sizes.get(store, SECTORS)
             lost = store in self.lost
             status = kind("Invalid") if lost else kind("", Ratio(used, total), 16)
@@ -253,8 +118,8 @@ class World(Mapper):
 
     def wait(self, name: str, event: int, *, timeout: float) -> int:
         del event
-        self._alive()
-        table = self._get(name).live
+        self.alive()
+        table = self.get(name).live
         target = table.lines[0].target if table else None
         if isinstance(target, SnapshotMerge):
 
@@ -269,63 +134,23 @@ class World(Mapper):
             self.call("merge", merge_one)
         raise DeadlineError(f"nothing within {timeout} s")
 
-    def path(self, name: str) -> str:
-        return f"/dev/mapper/{name}"
-
     # How it works.
 
-    def need(self, good: object, what: str, number: int) -> None:
-        """Refuse with an error what is not `good`; see `strict`."""
-        assert good or not self.strict, what
-        if not good:
-            raise DeviceError(what, "use it", number)
-
-    def call(self, what: str, effect: Callable[[], object]) -> None:
-        """Count a call that changes something; the process is killed before or after its effect."""
-        self._alive()
-        self._write_something()
-        here = self.calls == self.crash_at
-        self.calls += 1
-        self.log.append(what)
-        if self.failing and what == self.failing:
-            self.failing = ""
-            raise DeviceError(what, "do it", errno.EIO)
-        if not here or self.after:
-            effect()
-        if here:
-            self.dead = True
-            raise Crash(what)
-
-    def _alive(self) -> None:
-        if self.dead:
-            raise Crash("it is dead already")
-
-    def _write_something(self) -> None:
+    def write(self) -> None:
         mapped = self.devices.get(self.user)
         if mapped is not None and not mapped.suspended and mapped.live is not None:
             self.written += 1
             chunk = self.written % CHUNKS
-            self.write(self.user, chunk, 1000 + self.written)
+            self.write_chunk(self.user, chunk, 1000 + self.written)
             self.expected[chunk] = 1000 + self.written
 
-    def _get(self, name: str) -> Mapped:
-        if name not in self.devices:
-            raise DeviceError(name, "look at it", errno.ENXIO)
-        return self.devices[name]
-
-    def _mapped(self, device: str) -> Mapped | None:
-        for mapped in self.devices.values():
-            if device in (f"254:{mapped.number}", self.path(mapped.name)):
-                return mapped
-        return None
-
     def _bottom(self, device: str) -> str:
-        mapped = self._mapped(device)
+        mapped = self.mapped(device)
         while mapped is not None:
             table = mapped.live or mapped.inactive
             assert table is not None
             device = table.lines[0].target.devices[0]
-            mapped = self._mapped(device)
+            mapped = self.mapped(device)
         return device.removeprefix("loop:")
 
     def _store(self, cow: str) -> str:
@@ -354,11 +179,10 @@ class World(Mapper):
             and self._store(other.cow) == self._store(target.cow)
         ]
 
-    def _load(self, name: str, table: Table) -> None:
-        mapped = self._get(name)
+    def loaded(self, mapped: Mapped, table: Table) -> None:
         for device in table.devices:
-            known = self._mapped(device) or device.removeprefix("loop:") in self.disks
-            self.need(known, f"{name}: {device}", errno.ENODEV)
+            known = self.mapped(device) or device.removeprefix("loop:") in self.disks
+            self.need(known, f"{mapped.name}: {device}", errno.ENODEV)
             assert not device.endswith(".img") or device.startswith("loop:"), device
             attached = device.removeprefix("loop:") in self.loops or not device.startswith("loop:")
             self.need(attached, device, errno.ENXIO)
@@ -367,20 +191,23 @@ class World(Mapper):
             self.stores.setdefault(self._store(target.cow), {})
             merging = [m for m in self._pairs(target) if isinstance(_target(m), SnapshotMerge)]
             if isinstance(target, SnapshotMerge) and merging:
-                raise DeviceError(name, "load it", errno.EINVAL, "a snapshot is already merging")
-        mapped.inactive = table
+                raise DeviceError(mapped.name, "load it", errno.EINVAL, "already merging")
 
-    def _resume(self, name: str) -> None:
-        mapped = self._get(name)
-        if mapped.inactive is not None:
-            target = mapped.inactive.lines[0].target
-            if isinstance(target, Snapshot | SnapshotMerge):
-                for other in self._pairs(target):
-                    if other is not mapped and not other.suspended:
-                        raise DeviceError(name, "resume it", errno.EINVAL, "handover")
-                    other.handed_over = other is not mapped  # it is invalid from now on
-            mapped.live, mapped.inactive = mapped.inactive, None
-        mapped.suspended = False
+    def paused(self, mapped: Mapped, *, flush: bool, lockfs: bool) -> None:
+        del flush, lockfs
+        if mapped.name == self.user:
+            mapped.moments.append(self.read(mapped.name))
+
+    def swapped(self, mapped: Mapped) -> None:
+        assert mapped.inactive is not None
+        target = mapped.inactive.lines[0].target
+        if isinstance(target, Snapshot | SnapshotMerge):
+            for other in self._pairs(target):
+                if other is not mapped and not other.suspended:
+                    raise DeviceError(mapped.name, "resume it", errno.EINVAL, "handover")
+                other.handed_over = other is not mapped  # it is invalid from now on
+
+    def resumed(self, mapped: Mapped) -> None:
         self._check_alone(mapped)
 
     def _check_alone(self, mapped: Mapped) -> None:
@@ -395,7 +222,7 @@ def _target(mapped: Mapped) -> object:
     return mapped.live.lines[0].target
 
 
-class WorldNodes(Nodes):
+class WorldMachine(Machine):
     """The disks of a world. Those whose name ends in .img are files."""
 
     def __init__(self, world: World, folder: Path) -> None:
@@ -406,17 +233,17 @@ class WorldNodes(Nodes):
         self.tops: dict[str, set[str]] = {}
 
     def key(self, device: str) -> str:
-        mapped = self.world._mapped(device)
+        mapped = self.world.mapped(device)
         return f"254:{mapped.number}" if mapped else device.removeprefix("loop:")
 
     def exists(self, device: str) -> bool:
-        return device in self.world.disks or self.world._mapped(device) is not None
+        return device in self.world.disks or self.world.mapped(device) is not None
 
     def is_file(self, device: str) -> bool:
         return device.endswith(".img") and not device.startswith("loop:")
 
     def sectors(self, device: str) -> int:
-        mapped = self.world._mapped(device)
+        mapped = self.world.mapped(device)
         if mapped is not None:
             return mapped.live.length if mapped.live else 0
         return self.world.sizes[device.removeprefix("loop:")]
@@ -428,11 +255,9 @@ class WorldNodes(Nodes):
         if device in self.mounts:
             raise BusyError(device, [f"the file system mounted on {self.mounts[device][0]}"])
 
-    def holders(self, device: str) -> list[str]:
-        return [f"somebody who has {device} open"]
-
-    def mounted(self, device: str) -> list[str]:
-        return self.mounts.get(device, [])
+    def holders(self, device: str) -> list[Holder]:
+        mounts = [Holder("mount", point) for point in self.mounts.get(device, [])]
+        return mounts or [Holder("process", "somebody", pid=1)]
 
     def below(self, device: str) -> set[str]:
         return self.tops.get(device, {self.key(device)})
@@ -474,6 +299,34 @@ class WorldNodes(Nodes):
         self.world.call(f"grow {file}", grow)
 
 
+machine_of.register(World, lambda world: world.machine)
+
+
+class Process(Session):
+    """A process that runs one workflow, as a command does."""
+
+    def take(self, name: str, origin: str, cow: str, **options: Any) -> Layout:
+        self.check_free(name, origin)
+        return self._done(plan_take(self.mapper, name, origin, cow, **options))
+
+    def drop(self, name: str) -> Layout:
+        self.check_free(name)
+        return self._done(plan_drop(self.mapper, name))
+
+    def extend(self, name: str, size: int, *, more: str = "", force: bool = False) -> Layout:
+        self.check_free(name)
+        plan = plan_extend(self.mapper, name, Growth(size), more=more, force=force)
+        return self._done(plan)
+
+    def merge(self, name: str) -> Layout:
+        return merge(self, name)
+
+    def _done(self, plan: Plan) -> Layout:
+        self.run(plan)
+        assert plan.layout is not None
+        return plan.layout
+
+
 class Stage:
     """A world with a journal. `process()` is a new process that finds both as they are.
 
@@ -483,18 +336,18 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.world = World()
-        self.nodes = WorldNodes(self.world, folder)
+        self.machine = self.world.machine = WorldMachine(self.world, folder)
         self.processes = 0
         self.crash_in_next = -1
 
-    def process(self, failing: str = "") -> Snapshots:
+    def process(self, failing: str = "") -> Process:
         self.world.revive()
         self.world.failing = failing
         self.processes += 1
         self.world.calls, self.world.crash_at = 0, self.crash_in_next
         self.crash_in_next = -1
         journal = Journal(self.folder / "workflows", owner=f"0 {self.processes}")
-        return Snapshots(self.world, nodes=self.nodes, journal=journal)
+        return Process(self.world, journal)
 
     def origin(self, name: str = "data", disk: str = "/dev/a") -> None:
         """Make a mapped device that somebody writes to all the time."""

@@ -13,15 +13,13 @@ from typing import Any
 import pytest
 
 from dmcopy.errors import BusyError, DeviceError, DmcopyError, ExitCode, MetadataError
-from dmcopy.ledger import Ledger
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.workflows.journal import Journal
-from dmcopy.workflows.mirror_session import Session
-from dmcopy.workflows.nodes import FileNodes
-from dmcopy.workflows.record import Record, Step
-from dmcopy.workflows.snapshot import Snapshots
+from dmcopy.workflows.record import Plan, Record
+from dmcopy.workflows.session import Session
 from dmcopy.workflows.snapshot_layout import Layout
 from dmcopy.workflows.snapshot_status import states
+from dmcopy.workflows.step import Step
 
 GONE = "1 0"  # a process that has ended
 
@@ -45,19 +43,19 @@ def merge(name: str = "snap", devices: tuple[str, ...] = LAYOUT.devices) -> Reco
     steps = [
         Step("load", "data", table=LAYOUT.merge_table),
         Step("attach", "/x/cow.img"),
-        Step("wipe", "/dev/y", table="2048"),
+        Step("wipe", "/dev/y", size=2048),
         Step("resume", "data", before=LAYOUT.origin_table, joined=True, final=True),
     ]
-    layout = json.loads(json.dumps(LAYOUT.as_dict()))
-    facts = {"layout": layout, "phase": "begin", "total": 5}
-    return Record("snapshot", "merge", name, steps, devices, facts, settled=1, begun=2)
+    plan = Plan("snapshot", "merge", name, steps, (), devices, "merge", layout=LAYOUT, total=5)
+    record = Record.of(plan)
+    record.settled, record.begun = 1, 2
+    return record
 
 
 def make(name: str = "home") -> Record:
     steps = [Step("swap", name, "0 8 linear /dev/a 0", before="0 8 linear /dev/b 0")]
-    after = {"verb": "settle", "device": name, "table": "0 8 linear /dev/a 0"}
-    facts = {"after": [after], "resync": True, "undo_failed": False}
-    return Record("mirror", "make", name, steps, devices=(name,), facts=facts)
+    after = [Step("settle", name, "0 8 linear /dev/a 0")]
+    return Record.of(Plan("mirror", "make", name, steps, after, (name,), "resync"))
 
 
 @pytest.fixture
@@ -116,15 +114,20 @@ def test_two_processes_do_not_work_on_one_origin(tmp_path: Path) -> None:
         (("steps",), {}, "{} is no list"),
         (("steps", 0, "verb"), "mkfs", "no step 'mkfs'"),
         (("steps", 0, "table"), "0 x linear", "must be a decimal number"),
-        (("steps", 2, "table"), "-1", "'-1' is no number of sectors"),
+        (("steps", 2, "size"), -1, "-1 is no number of sectors"),
+        (("steps", 2, "size"), "2048", "'2048' is no int"),
         (("steps", 0, "final"), 1, "1 is no bool"),
         (("steps", 0, "more"), 1, "no field 'more'"),
         (("settled",), 3, "3 and 2 of 4 steps"),
         (("begun",), True, "True is no int"),
-        (("facts", "phase"), "soon", "no phase 'soon'"),
-        (("facts", "layout", "length"), "100", "'100' is no int"),
-        (("facts", "layout"), {}, "name is lacking"),
-        (("facts",), {}, "its facts are not layout, phase, total"),
+        (("wait",), "soon", "snapshot merge waits for no 'soon'"),
+        (("wait",), "resync", "snapshot merge waits for no 'resync'"),
+        (("layout", "length"), "100", "'100' is no int"),
+        (("layout", "parts"), "0 x linear", "must be a decimal number"),
+        (("layout",), {}, "name is lacking"),
+        (("layout",), None, "the layout of a snapshot is None"),
+        (("version",), 1, "another version of dmcopy has written it"),
+        (("after",), [{"verb": "mkfs", "device": "data"}], "no step 'mkfs'"),
         (("devices", 0), "\ud800", "surrogates not allowed"),
         (("owner",), "9" * 5000 + " 1", "it says not who made it"),
         (("made",), float("nan"), "it says not who made it, or when"),
@@ -176,24 +179,21 @@ def mutants(seed: int) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_whatever_is_in_a_record_each_verb_ends_with_a_sentence(
-    journal: Journal, damage: Callable[..., Path], seed: int, tmp_path: Path
+    journal: Journal, damage: Callable[..., Path], seed: int
 ) -> None:
     """And nothing is written: of the few that still are records, no device is there."""
     with UserMapper() as mapper:
-        nodes = FileNodes(Ledger(tmp_path / "ledger.jsonl"))
         for data in mutants(seed):
             noun = "mirror" if b'"noun": "mirror"' in data else "snapshot"
             path = damage(data, f"{noun}-snap.json")
-            snapshots = Snapshots(mapper, nodes=nodes, journal=journal)
             session = Session(mapper, journal)
-            states(mapper, nodes, journal)
-            for record in journal.records("mirror"):
+            states(mapper, journal)
+            for record in journal.records():
                 assert session.advice(record)
             if journal.damaged():
-                flow: Snapshots | Session = session if noun == "mirror" else snapshots
-                for verb in (flow.finish, flow.undo):
+                for verb in (session.finish, session.undo):
                     with pytest.raises(MetadataError, match=r"'dmcopy .* forget snap' puts it"):
-                        verb("snap")
+                        verb(noun, "snap")
                 with pytest.raises(MetadataError, match=r"^[^\0-\x1f]{1,400}$"):
                     journal.begin(merge())
             assert path.read_bytes() == data

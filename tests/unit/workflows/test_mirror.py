@@ -17,12 +17,11 @@ from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, p
 from dmcopy.workflows.mirror_end import plan_end
 from dmcopy.workflows.mirror_make import Options, plan_from_device, plan_from_legs
 from dmcopy.workflows.mirror_move import plan_move
-from dmcopy.workflows.mirror_resync import Waiter
-from dmcopy.workflows.mirror_session import Plan, Session
+from dmcopy.workflows.record import Plan
+from dmcopy.workflows.session import Session
 
-from .mirror_world import SECTORS, Crash, CrashingJournal, World
-
-HOW = ("before", "between", "after")
+from .fake import Crash
+from .mirror_world import SECTORS, CrashingJournal, World
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +35,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def session(world: World, journal: Journal | None = None) -> Session:
     if journal is None:
         journal = Journal(world.folder / "journal")
-    return Session(world, journal, Waiter(world, sleep=lambda _: None))
+    return Session(world, journal)
 
 
 def linear(world: World) -> None:
@@ -125,16 +124,16 @@ CASES = {
 }
 
 
-def broken_off(world: World, case: Case, at: int, how: str) -> bool:
+def broken_off(world: World, case: Case, at: int, *, after: bool = False) -> bool:
     """Run a workflow with a crash at call `at` of it; return whether there was one."""
     case.before(world)
     plan = case.plan(world)
-    world.calls, world.crash_at, world.crash_how = 0, at, how
+    world.calls, world.crash_at, world.after = 0, at, after
     journal = CrashingJournal(world.folder / "journal", world)
     with contextlib.suppress(Crash):
         session(world, journal).run(plan)
         return False
-    world.crash_at = -1
+    world.revive()
     return True
 
 
@@ -161,7 +160,7 @@ def check(world: World, devices: set[str]) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_workflow_that_nothing_happens_to(name: str, tmp_path: Path) -> None:
     world, case = World(tmp_path), CASES[name]
-    assert not broken_off(world, case, -1, "")
+    assert not broken_off(world, case, -1)
     check(world, case.devices)
     if name != "fail":
         world.write()
@@ -169,10 +168,10 @@ def test_a_workflow_that_nothing_happens_to(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["finish", "undo"])
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("name", CASES)
-def test_a_crash_at_every_call(name: str, how: str, end: str, tmp_path: Path) -> None:
-    case, at = CASES[name], 0
+def test_a_crash_at_every_call(name: str, after: bool, end: str, tmp_path: Path) -> None:
+    case, at = CASES[name], -1
     untouched = World(tmp_path)
     case.before(untouched)
     while True:
@@ -180,7 +179,7 @@ def test_a_crash_at_every_call(name: str, how: str, end: str, tmp_path: Path) ->
         folder = tmp_path / str(at)
         folder.mkdir()
         world = World(folder)
-        if not broken_off(world, case, at, how):
+        if not broken_off(world, case, at, after=after):
             assert at > 2
             return
         world.write()
@@ -213,15 +212,15 @@ def test_a_leg_that_fails_after_the_plan_was_made(change: str, log: bool, tmp_pa
 def ended(world: World, case: Case, before: set[str], end: str) -> None:
     """End what a crash broke off, and look at what is left."""
     again = session(world)
-    record = again.interrupted("home")
+    record = again.interrupted("mirror", "home")
     if record is not None:
         advice = again.advice(record)
         assert "mirror finish home" in advice or "mirror undo home" in advice
         if end == "undo" and "mirror undo home" in advice:
-            again.undo("home")
+            again.undo("mirror", "home")
             check(world, before)
             return
-        again.finish("home")
+        again.finish("mirror", "home")
         check(world, case.devices)
         return
     check(world, set(world.devices))

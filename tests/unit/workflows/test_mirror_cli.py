@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.cli import mirror as cli
 from dmcopy.cli.main import main
 from dmcopy.cli.mirror_map import SHADES, draw
 from dmcopy.cli.mirror_show import progress_line
+from dmcopy.cli.workflows import open_mapper
 from dmcopy.errors import ExitCode
 from dmcopy.ondisk.bitset import Bitset
 from dmcopy.ondisk.mirror_log import MirrorLog
@@ -28,7 +28,7 @@ from .mirror_world import SECTORS, World
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path)
-    monkeypatch.setattr("dmcopy.cli.mirror._mapper", lambda _: world)
+    monkeypatch.setattr("dmcopy.cli.workflows.open_mapper", lambda _: world)
     monkeypatch.setattr("dmcopy.workflows.journal.default_folder", lambda: tmp_path / "journal")
     monkeypatch.setattr("dmcopy.workflows.mirror_resync._SHORTEST", 0.0)
     monkeypatch.setattr("dmcopy.block.holders.who", lambda _: [])
@@ -41,7 +41,7 @@ def mirror(*words: str, code: int = 0) -> None:
 
 
 def test_the_cookies_of_its_dmsetup_are_in_the_ledger() -> None:
-    mapper = cli._mapper(argparse.Namespace(dry_run=False, call_timeout=5.0))
+    mapper = open_mapper(argparse.Namespace(dry_run=False, call_timeout=5.0))
     assert mapper.dmsetup.ledger is mapper.ledger
 
 
@@ -81,7 +81,7 @@ def test_make_to_replace(world: World, capsys: pytest.CaptureFixture[str]) -> No
     assert (events[-1]["in_sync"], events[-1]["regions"], events[-1]["name"]) == (4, 4, "home")
     assert said.out.splitlines() == [
         "home: 2 MiB, 4 of 4 regions of 1024s (512 KiB) in sync, log in memory",
-        "  leg 0  /mapped/home_mimage_0  alive",
+        "  leg 0  /dev/mapper/home_mimage_0  alive",
         f"  leg 1  {b}  alive",
     ]
     capsys.readouterr()
@@ -95,7 +95,7 @@ def test_make_to_replace(world: World, capsys: pytest.CaptureFixture[str]) -> No
     assert [leg["drill"] for leg in legs] == [False, True]
     world.write()
     mirror("status", code=ExitCode.PARTIAL)
-    assert "leg 1  /mapped/home_mimage_1  a write failed: the leg is out of sync" in (
+    assert "leg 1  /dev/mapper/home_mimage_1  a write failed: the leg is out of sync" in (
         capsys.readouterr().out
     )
     mirror("wait", "home", code=ExitCode.PARTIAL)

@@ -22,11 +22,11 @@ from dmcopy.table import Linear, Snapshot, Table
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.mirror import Mirror
 from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, plan_split
-from dmcopy.workflows.mirror_devices import Devices
 from dmcopy.workflows.mirror_make import Options, plan_from_device, plan_from_legs
 from dmcopy.workflows.mirror_move import plan_move
 from dmcopy.workflows.mirror_resync import Resync, Waiter
-from dmcopy.workflows.mirror_session import Session
+from dmcopy.workflows.session import Session
+from dmcopy.workflows.site import Site
 
 from .mirror_world import SECTORS, World
 
@@ -39,8 +39,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def session(world: World) -> Session:
-    waiter = Waiter(world, sleep=lambda _: None)
-    return Session(world, Journal(world.folder / "journal"), waiter)
+    return Session(world, Journal(world.folder / "journal"))
 
 
 def make(world: World, *legs: str, **options: object) -> None:
@@ -194,7 +193,7 @@ def mirror(world: World, legs: str = "ab") -> None:
 
 def test_a_leg_by_number_path_or_name(world: World) -> None:
     mirror(world)
-    found, devices = Mirror.read(world, "home"), Devices(world)
+    found, devices = Mirror.read(world, "home"), Site(world)
     assert found.leg("1", devices) == found.leg(str(world.folder / "b"), devices) == 1
     for word in ("2", "x", "/dev/none", "-1"):
         with pytest.raises(UsageError, match=f"no leg {word}; its legs are 0 /.*/a, 1 /"):
@@ -249,7 +248,7 @@ def test_the_only_leg_with_the_data_stays_while_the_others_are_copied_to(world: 
         plan_split(world, "home", "1", "copy")
     with pytest.raises(DmcopyError, match="would forget"):
         plan_fail(world, "home", "1")
-    session(world).finish("home")
+    session(world).finish("mirror", "home")
 
 
 def test_a_move_that_cannot_be(world: World) -> None:
@@ -285,10 +284,9 @@ def test_while_one_workflow_is_open_there_is_no_other(world: World) -> None:
     split = plan_split(world, "home", "1", "copy")
     with pytest.raises(BusyError, match="dmcopy mirror make home"):
         session(world).run(split)
-    one.finish("home")
+    one.finish("mirror", "home")
     with pytest.raises(DmcopyError, match="home has another table than"):  # made for another one
         session(world).run(split)
-    session(world).undo("home")
     session(world).run(plan_split(world, "home", "1", "copy"))
 
 
@@ -297,7 +295,7 @@ def test_a_wait_tells_how_far_it_is_and_has_a_deadline(world: World) -> None:
     session(world).run(plan, wait=False)
     now = iter(range(100))
     seen: list[Resync] = []
-    waiter = Waiter(world, seen.append, clock=lambda: float(next(now)), sleep=lambda _: None)
+    waiter = Waiter(world, seen.append, clock=lambda: float(next(now)))
     with pytest.raises(DeadlineError, match="1 of 4 regions are in sync after 0 s; it goes on"):
         waiter.wait("home", 0)
     waiter.wait("home", 60)
@@ -305,4 +303,4 @@ def test_a_wait_tells_how_far_it_is_and_has_a_deadline(world: World) -> None:
     assert seen[-1].sectors == seen[-1].total == SECTORS
     assert seen[2].rate > 0
     assert seen[2].left == (SECTORS - seen[2].sectors) / seen[2].rate
-    session(world).finish("home")
+    session(world).finish("mirror", "home")

@@ -17,8 +17,7 @@ from dmcopy.workflows.mirror import Mirror
 from dmcopy.workflows.mirror_change import plan_fail, plan_replace, plan_split
 from dmcopy.workflows.mirror_make import Options, plan_from_device, plan_from_legs
 from dmcopy.workflows.mirror_move import plan_move
-from dmcopy.workflows.mirror_resync import Waiter
-from dmcopy.workflows.mirror_session import Session
+from dmcopy.workflows.session import Session
 
 SECTORS = 8192
 
@@ -31,7 +30,7 @@ def mapper() -> Iterator[UserMapper]:
 
 @pytest.fixture
 def session(mapper: UserMapper, tmp_path: Path) -> Session:
-    return Session(mapper, Journal(tmp_path / "journal"), Waiter(mapper, sleep=mapper.reactor.step))
+    return Session(mapper, Journal(tmp_path / "journal"))
 
 
 def disk(folder: Path, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,18 +9,24 @@ from typing import Any
 
 import pytest
 
-from dmcopy.errors import BusyError, DmcopyError, UsageError
+from dmcopy.errors import BusyError, DeadlineError, DmcopyError, UsageError
 from dmcopy.status import SnapshotStatus
 from dmcopy.table import Linear, Ratio, Raw, Table
 from dmcopy.workflows import snapshot_watch
+from dmcopy.workflows.snapshot import Growth, merge
 from dmcopy.workflows.snapshot_merging import Progress
-from dmcopy.workflows.snapshot_request import Request
 from dmcopy.workflows.snapshot_status import State, states
 from dmcopy.workflows.snapshot_watch import SOONEST_SECONDS, Level, Threshold, watch
 
-from .snapshot_world import CHUNK, COW_SECTORS, SECTORS, Crash, Stage
+from .fake import Crash
+from .snapshot_world import CHUNK, COW_SECTORS, SECTORS, Stage
 
-REQUEST = Request("snap", "data", "/dev/cow", chunk_size=CHUNK)
+REQUEST: dict[str, Any] = {
+    "name": "snap",
+    "origin": "data",
+    "cow": "/dev/cow",
+    "chunk_size": CHUNK,
+}
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def refusal(stage: Stage, **changes: Any) -> str:
     """Return why a request is refused; nothing is changed by that."""
     before = stage.world.tables()
     with pytest.raises(UsageError) as caught:
-        stage.process().take(dataclasses.replace(REQUEST, **changes))
+        stage.process().take(**dict(REQUEST, **changes))
     assert stage.world.tables() == before
     assert stage.records() == []
     return str(caught.value)
@@ -67,21 +72,21 @@ def test_what_cannot_be_is_refused_before_anything_is_changed(
 def test_what_is_on_the_devices_is_in_the_way(stage: Stage) -> None:
     stage.world.content["/dev/cow"] = "ext4 'photos'"
     assert "/dev/cow has ext4 'photos' on it: --force overwrites it" in refusal(stage)
-    stage.nodes.blocks["/dev/cow"] = 8192
+    stage.machine.blocks["/dev/cow"] = 8192
     assert "no multiple of the blocks of /dev/cow, 8192 bytes" in refusal(stage)
-    del stage.nodes.blocks["/dev/cow"]
-    stage.nodes.tops["/dev/cow"] = {"7:0", stage.nodes.key("/dev/mapper/data")}
+    del stage.machine.blocks["/dev/cow"]
+    stage.machine.tops["/dev/cow"] = {"7:0", stage.machine.key("/dev/mapper/data")}
     assert "/dev/cow is on /dev/mapper/data itself" in refusal(stage)
-    del stage.nodes.tops["/dev/cow"]
-    stage.nodes.mounts["/dev/b"] = ["/home"]
+    del stage.machine.tops["/dev/cow"]
+    stage.machine.mounts["/dev/b"] = ["/home"]
     with pytest.raises(BusyError, match=r"mounted on /home.*mount /dev/mapper/b-origin in its"):
-        stage.process().take(dataclasses.replace(REQUEST, origin="/dev/b"))
-    stage.nodes.mounts["/dev/cow"] = ["/srv"]
+        stage.process().take(**dict(REQUEST, origin="/dev/b"))
+    stage.machine.mounts["/dev/cow"] = ["/srv"]
     with pytest.raises(BusyError, match="/dev/cow is in use by"):
-        stage.process().take(REQUEST)
+        stage.process().take(**REQUEST)
     assert sorted(stage.world.tables()) == ["data"]
-    del stage.nodes.mounts["/dev/cow"]
-    stage.process().take(dataclasses.replace(REQUEST, force=True))
+    del stage.machine.mounts["/dev/cow"]
+    stage.process().take(**dict(REQUEST, force=True))
 
 
 def test_tables_that_cannot_be_in_two_devices(stage: Stage) -> None:
@@ -96,9 +101,9 @@ def test_tables_that_cannot_be_in_two_devices(stage: Stage) -> None:
 
 def test_the_second_snapshot_joins_whichever_way_the_origin_is_named(stage: Stage) -> None:
     stage.world.disk("/dev/cow2", COW_SECTORS)
-    stage.process().take(dataclasses.replace(REQUEST, origin="/dev/b"))
-    again = dataclasses.replace(REQUEST, name="two", origin="/dev/b", cow="/dev/cow2")
-    stage.process().take(again)
+    stage.process().take(**dict(REQUEST, origin="/dev/b"))
+    again = dict(REQUEST, name="two", origin="/dev/b", cow="/dev/cow2")
+    stage.process().take(**again)
     tables = stage.world.tables()
     assert tables["b-origin"] == "0 32 snapshot-origin /dev/b"
     assert tables["two"] == "0 32 snapshot /dev/b two-cow P 8"
@@ -110,8 +115,8 @@ def test_the_second_snapshot_joins_whichever_way_the_origin_is_named(stage: Stag
 def test_what_is_in_use_is_neither_merged_nor_dropped(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dmcopy.workflows.snapshot_merging.GRACE_SECONDS", 0.0)
-    stage.process().take(REQUEST)
+    monkeypatch.setattr("dmcopy.workflows.site.GRACE_SECONDS", 0.0)
+    stage.process().take(**REQUEST)
     stage.world.devices["snap"].opened = 1
     with pytest.raises(BusyError, match=r"snap is in use by .*unmount it first"):
         stage.process().drop("snap")
@@ -127,11 +132,11 @@ def test_what_cannot_be_merged(stage: Stage) -> None:
         stage.process().merge("snap")
     with pytest.raises(UsageError, match="data is a mapped device, but not a snapshot"):
         stage.process().merge("data")
-    stage.process().take(dataclasses.replace(REQUEST, store="N"))
+    stage.process().take(**dict(REQUEST, store="N"))
     with pytest.raises(UsageError, match="in memory"):
         stage.process().merge("snap")
     stage.process().drop("snap")
-    stage.process().take(REQUEST)
+    stage.process().take(**REQUEST)
     stage.world.lost.add("/dev/cow")
     with pytest.raises(UsageError, match="cannot be merged: the snapshot is lost"):
         stage.process().merge("snap")
@@ -139,7 +144,7 @@ def test_what_cannot_be_merged(stage: Stage) -> None:
 
 
 def test_where_a_cow_can_grow_and_where_not(stage: Stage) -> None:
-    stage.process().take(REQUEST)
+    stage.process().take(**REQUEST)
     with pytest.raises(UsageError, match="its COW uses all of /dev/cow"):
         stage.process().extend("snap", COW_SECTORS + 1)
     with pytest.raises(UsageError, match=r"has 64s .* already"):
@@ -162,20 +167,35 @@ def test_where_a_cow_can_grow_and_where_not(stage: Stage) -> None:
         stage.process().extend("snap", COW_SECTORS + 41, more="/dev/b")
 
 
+def test_a_merge_that_outlasts_its_deadline_goes_on(stage: Stage) -> None:
+    stage.process().take(**REQUEST)
+    for _ in range(3):
+        stage.world.write()
+    stage.world.user = ""
+    with pytest.raises(DeadlineError, match=r"still to be merged after 0 s; it goes on") as caught:
+        merge(stage.process(), "snap", timeout=0)
+    assert "'dmcopy snapshot finish snap' ends it" in caught.value.__notes__[0]
+    assert state_of(stage).interrupted == "dmcopy snapshot merge snap"
+    with pytest.raises(DeadlineError):
+        stage.process().finish("snapshot", "snap", timeout=0)
+    merge(stage.process(), "snap", timeout=60)
+    assert (sorted(stage.world.tables()), stage.records()) == (["data"], [])
+
+
 def half_merged(stage: Stage) -> None:
     """A merge that was killed, and whose record is forgotten."""
-    stage.process().take(REQUEST)
+    stage.process().take(**REQUEST)
     for _ in range(3):
-        stage.world._write_something()
+        stage.world.write()
     stage.world.user = ""
     stage.crash_in_next = 6
     with pytest.raises(Crash):
         stage.process().merge("snap")
-    said = stage.process().forget("snap")
+    said = stage.process().forget("snapshot", "snap")
     assert "data is rolled back in part, and what was not merged yet is in the store" in said
     assert "'dmcopy snapshot merge snap' takes it up again" in said
     with pytest.raises(UsageError, match="as 'dmcopy snapshot merge data' does"):
-        stage.process().take(dataclasses.replace(REQUEST, name="next", cow="/dev/b"))
+        stage.process().take(**dict(REQUEST, name="next", cow="/dev/b"))
     with pytest.raises(UsageError, match="as 'dmcopy snapshot merge data' does"):
         stage.process().drop("snap")
 
@@ -199,7 +219,7 @@ def test_a_merge_without_a_record_that_has_failed_is_dropped(stage: Stage) -> No
         stage.process().merge("snap")
     with pytest.raises(DmcopyError, match="'dmcopy snapshot finish snap' ends it"):
         stage.process().drop("snap")
-    stage.process().forget("snap")
+    stage.process().forget("snapshot", "snap")
     stage.process().drop("snap")
     assert (stage.world.tables(), stage.records()) == (plain, [])
     assert stage.world.stores["/dev/cow"] == left
@@ -208,7 +228,7 @@ def test_a_merge_without_a_record_that_has_failed_is_dropped(stage: Stage) -> No
 def test_one_that_is_lost_is_not_extended(stage: Stage) -> None:
     """And nothing is used up for it: neither room on a device nor a longer file."""
     stage.world.disk("/x/cow.img", COW_SECTORS)
-    stage.process().take(dataclasses.replace(REQUEST, cow="/x/cow.img"))
+    stage.process().take(**dict(REQUEST, cow="/x/cow.img"))
     stage.world.lost.add("/x/cow.img")
     before = stage.world.tables()
     for more in ("", "/dev/b"):
@@ -219,12 +239,12 @@ def test_one_that_is_lost_is_not_extended(stage: Stage) -> None:
 
 
 def state_of(stage: Stage, name: str = "snap") -> State:
-    (state,) = states(stage.world, stage.nodes, stage.process().journal, name)
+    (state,) = states(stage.world, stage.process().journal, name)
     return state
 
 
 def test_states_in_words(stage: Stage) -> None:
-    stage.process().take(REQUEST)
+    stage.process().take(**REQUEST)
     state = state_of(stage)
     assert (state.state, state.origin, state.cow) == ("active", "data", "/dev/cow")
     assert (state.percent, state.total, state.chunk_size) == (25.0, COW_SECTORS, CHUNK)
@@ -234,7 +254,7 @@ def test_states_in_words(stage: Stage) -> None:
     assert (state.state, state.percent) == ("invalid", None)
     assert "lost" in state.trouble
     stage.process().drop("snap")
-    assert states(stage.world, stage.nodes, stage.process().journal) == []
+    assert states(stage.world, stage.process().journal) == []
 
 
 def test_states_of_what_was_interrupted(stage: Stage) -> None:
@@ -242,7 +262,7 @@ def test_states_of_what_was_interrupted(stage: Stage) -> None:
         snapshots = stage.process()
         stage.world.calls, stage.world.crash_at = 0, at
         with pytest.raises(Crash):
-            snapshots.take(REQUEST)
+            snapshots.take(**REQUEST)
         stage.world.revive()
         return state_of(stage)
 
@@ -251,13 +271,13 @@ def test_states_of_what_was_interrupted(stage: Stage) -> None:
     assert state.advice == (
         "'dmcopy snapshot finish snap' ends it, 'dmcopy snapshot undo snap' takes it back"
     )
-    stage.process().undo("snap")
+    stage.process().undo("snapshot", "snap")
     for at in (11, 12):  # the snapshot is there, or not
         state = crash(at)
         assert (state.state, state.origin) == ("suspended", "data")
         assert state.trouble == "data: suspended, so whoever uses it waits"
-        stage.process().undo("snap")
-    stage.process().take(REQUEST)
+        stage.process().undo("snapshot", "snap")
+    stage.process().take(**REQUEST)
     assert state_of(stage).state == "active"
 
 
@@ -268,12 +288,12 @@ def levels(stage: Stage, **options: Any) -> list[Level]:
         found.append(level)
         if len(found) > 10:
             break
-        stage.world._write_something()
+        stage.world.write()
     return found
 
 
 def test_watch_acts_once_at_the_threshold(stage: Stage) -> None:
-    stage.process().take(REQUEST)
+    stage.process().take(**REQUEST)
     ran = []
 
     def run(words: list[str], *, env: dict[str, str], stdin: int) -> Any:
@@ -289,16 +309,27 @@ def test_watch_acts_once_at_the_threshold(stage: Stage) -> None:
 
 def test_watch_extends_and_can_act_again(stage: Stage) -> None:
     stage.world.disk("/x/cow.img", COW_SECTORS)
-    stage.process().take(dataclasses.replace(REQUEST, cow="/x/cow.img"))
-    seen = levels(stage, threshold=Threshold(40, extend=32))
+    stage.process().take(**dict(REQUEST, cow="/x/cow.img"))
+    seen = levels(stage, threshold=Threshold(40, extend=Growth(32, more=True)))
     assert [one.total for one in seen if one.event == "extended"] == [96, 128]
     assert (seen[-1].percent or 100) < 40
     assert stage.world.sizes["/x/cow.img"] == 128
 
 
+def test_watch_extends_to_a_size_in_all_and_not_beyond(stage: Stage) -> None:
+    stage.world.disk("/x/cow.img", COW_SECTORS)
+    stage.process().take(**dict(REQUEST, cow="/x/cow.img"))
+    seen = levels(stage, threshold=Threshold(40, extend=Growth(72)))
+    assert [one.total for one in seen if one.event == "extended"] == [72]
+    failed = [one.message for one in seen if one.event == "failed"]
+    assert failed == ["snap: its COW has 72s (36 KiB) already"]
+
+
 def test_watch_goes_on_when_nothing_can_be_done(stage: Stage) -> None:
-    stage.process().take(REQUEST)
-    seen = levels(stage, threshold=Threshold(40, ("/nonexistent/command",), extend=32))
+    stage.process().take(**REQUEST)
+    seen = levels(
+        stage, threshold=Threshold(40, ("/nonexistent/command",), extend=Growth(32, more=True))
+    )
     failed = [one.message for one in seen if one.event == "failed"]
     assert "its COW uses all of /dev/cow" in failed[0]
     assert failed[1] == "/nonexistent/command: cannot run it: No such file or directory"
@@ -330,7 +361,7 @@ class Filling:
 def test_watch_is_there_in_time_at_a_steady_rate(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, rate: float
 ) -> None:
-    stage.process().take(REQUEST)
+    stage.process().take(**REQUEST)
     filling = Filling(monkeypatch, rate)
     for level in watch(stage.process(), "snap", interval=30.0, threshold=Threshold(80)):
         if level.event == "threshold":
@@ -342,7 +373,7 @@ def test_watch_is_there_in_time_at_a_steady_rate(
 def test_watch_says_how_full_it_was_when_it_came_too_late(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage.process().take(REQUEST)
+    stage.process().take(**REQUEST)
     filling = Filling(monkeypatch, 1000, start=20.0)  # full in a tenth of the interval
     *seen, last = watch(stage.process(), "snap", interval=1.0, threshold=Threshold(80))
     assert filling.waits[0] == SOONEST_SECONDS
@@ -354,9 +385,9 @@ def test_watch_says_how_full_it_was_when_it_came_too_late(
 
 def test_watch_tells_of_an_extension_before_it_runs_the_command(stage: Stage) -> None:
     stage.world.disk("/x/cow.img", COW_SECTORS)
-    stage.process().take(dataclasses.replace(REQUEST, cow="/x/cow.img"))
-    stage.world._write_something()
-    threshold = Threshold(10, ("never",), extend=320)
+    stage.process().take(**dict(REQUEST, cow="/x/cow.img"))
+    stage.world.write()
+    threshold = Threshold(10, ("never",), extend=Growth(320, more=True))
     for level in watch(stage.process(), "snap", interval=0, threshold=threshold, run=never):
         if level.event == "extended":
             break
@@ -368,7 +399,7 @@ def never(*_: object, **__: object) -> Any:
 
 
 def test_watch_ends_with_the_snapshot(stage: Stage) -> None:
-    stage.process().take(REQUEST)
+    stage.process().take(**REQUEST)
     stage.world.lost.add("/dev/cow")
     assert [one.event for one in watch(stage.process(), "snap", interval=0)] == ["lost"]
     stage.process().drop("snap")
@@ -377,7 +408,7 @@ def test_watch_ends_with_the_snapshot(stage: Stage) -> None:
 
 
 def test_watch_is_told_to_end_while_it_waits(stage: Stage) -> None:
-    stage.process().take(REQUEST)
+    stage.process().take(**REQUEST)
     looks = watch(stage.process(), "snap", interval=0)
     assert next(looks).event == "level"
     stage.process().drop("snap")
@@ -394,7 +425,7 @@ def test_progress_is_a_rate_and_the_time_left() -> None:
 def test_the_origin_stays_what_it_was(stage: Stage) -> None:
     plain = stage.world.tables()
     assert plain == {"data": str(Table.of(SECTORS, Linear("/dev/a", 0)))}
-    stage.process().take(REQUEST)
+    stage.process().take(**REQUEST)
     tables = stage.world.tables()
     assert tables == {
         "data": "0 32 snapshot-origin data-real",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import pytest
 
-from dmcopy.cli import snapshot
 from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode
-from dmcopy.mapper.kernel import KernelMapper
 
-from .snapshot_world import CHUNK, COW_SECTORS, Crash, Stage
+from .fake import Crash
+from .snapshot_world import CHUNK, COW_SECTORS, Stage
 
 
 @pytest.fixture
@@ -22,18 +20,14 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     stage.origin()
     stage.world.disk("/dev/cow", COW_SECTORS)
     stage.world.disk("/dev/b")
-    monkeypatch.setattr(snapshot, "_snapshots", lambda _: stage.process())
+    monkeypatch.setattr("dmcopy.cli.workflows.open_mapper", lambda _: stage.process().mapper)
+    monkeypatch.setattr("dmcopy.workflows.journal.default_folder", lambda: tmp_path / "workflows")
+    monkeypatch.setattr("dmcopy.workflows.journal.identity", lambda _: f"0 {stage.processes}")
     return stage
 
 
 def take(*words: str) -> int:
     return main(["snapshot", "take", "snap", "data", "/dev/cow", "--chunk-size", "4K", *words])
-
-
-def test_the_cookies_of_its_dmsetup_are_in_the_ledger() -> None:
-    mapper = snapshot._snapshots(argparse.Namespace(dry_run=False, timeout=5.0)).mapper
-    assert isinstance(mapper, KernelMapper)
-    assert mapper.dmsetup.ledger is mapper.ledger
 
 
 def test_from_take_to_merge(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +108,7 @@ def test_watch_prints_lines_of_json(stage: Stage, capsys: pytest.CaptureFixture[
 def test_watch_asks_before_it_is_too_late(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     assert take() == 0
     stage.world.content["/dev/b"] = "ext4 'b'"
-    words = ["snapshot", "watch", "snap", "--extend", "8", "--with", "/dev/b"]
+    words = ["snapshot", "watch", "snap", "--extend", "+8", "--with", "/dev/b"]
     assert main(words) == ExitCode.USAGE
     assert "/dev/b has ext4 'b' on it: --force overwrites it" in capsys.readouterr().err
 

@@ -7,17 +7,17 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dmcopy.errors import DmcopyError, UsageError
 from dmcopy.workflows import record as records
-from dmcopy.workflows.snapshot import Snapshots
-from dmcopy.workflows.snapshot_request import Request
 
-from .snapshot_world import CHUNK, COW_SECTORS, SECTORS, Crash, Stage
+from .fake import Crash
+from .snapshot_world import CHUNK, COW_SECTORS, SECTORS, Process, Stage
 
-Verb = Callable[[Snapshots], object]
+Verb = Callable[[Process], object]
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +26,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-def request(name: str, origin: str = "data", cow: str = "/dev/cow") -> Request:
-    return Request(name, origin, cow, chunk_size=CHUNK)
+def request(name: str, origin: str = "data", cow: str = "/dev/cow") -> dict[str, Any]:
+    return {"name": name, "origin": origin, "cow": cow, "chunk_size": CHUNK}
 
 
 def mapped(stage: Stage) -> None:
@@ -40,20 +40,20 @@ def mapped(stage: Stage) -> None:
 
 def snapped(stage: Stage) -> None:
     mapped(stage)
-    stage.process().take(request("snap"))
+    stage.process().take(**request("snap"))
     for _ in range(3):
-        stage.world._write_something()
+        stage.world.write()
 
 
 def on_a_file(stage: Stage) -> None:
     mapped(stage)
-    stage.process().take(request("snap", cow="/x/cow.img"))
+    stage.process().take(**request("snap", cow="/x/cow.img"))
 
 
 def snapped_twice(stage: Stage) -> None:
     snapped(stage)
-    stage.process().take(request("other", cow="/dev/cow2"))
-    stage.world._write_something()
+    stage.process().take(**request("other", cow="/dev/cow2"))
+    stage.world.write()
 
 
 def unmapped(stage: Stage) -> None:
@@ -63,9 +63,9 @@ def unmapped(stage: Stage) -> None:
 
 def unmapped_snapped(stage: Stage) -> None:
     unmapped(stage)
-    stage.process().take(request("snap", "/dev/b"))
+    stage.process().take(**request("snap", "/dev/b"))
     stage.world.use("b-origin")
-    stage.world._write_something()
+    stage.world.write()
 
 
 def rest(before: Callable[[Stage], None]) -> Callable[[Stage], None]:
@@ -78,15 +78,15 @@ def rest(before: Callable[[Stage], None]) -> Callable[[Stage], None]:
     return setup
 
 
-def take(snapshots: Snapshots) -> object:
-    return snapshots.take(request("snap"))
+def take(snapshots: Process) -> object:
+    return snapshots.take(**request("snap"))
 
 
 CASES: dict[str, tuple[Callable[[Stage], None], Verb]] = {
     "take": (mapped, take),
-    "take on a file": (mapped, lambda s: s.take(request("snap", cow="/x/cow.img"))),
-    "take another": (snapped, lambda s: s.take(request("other", cow="/dev/cow2"))),
-    "take of an unmapped one": (unmapped, lambda s: s.take(request("snap", "/dev/b"))),
+    "take on a file": (mapped, lambda s: s.take(**request("snap", cow="/x/cow.img"))),
+    "take another": (snapped, lambda s: s.take(**request("other", cow="/dev/cow2"))),
+    "take of an unmapped one": (unmapped, lambda s: s.take(**request("snap", "/dev/b"))),
     "drop the last": (snapped, lambda s: s.drop("snap")),
     "drop one on a file": (on_a_file, lambda s: s.drop("snap")),
     "drop one of two": (snapped_twice, lambda s: s.drop("snap")),
@@ -129,7 +129,7 @@ class Play:
     def undo(self, snap: str) -> str:
         """Undo what was interrupted; return why not, "" if it was done."""
         try:
-            self.stage.process().undo(snap)
+            self.stage.process().undo("snapshot", snap)
         except DmcopyError as error:
             return str(error)
         return ""
@@ -186,7 +186,7 @@ def test_killed_anywhere_it_can_be_finished(plays: Callable[[str], Play], name: 
             play.check_clean()  # before the first step, or after the last
             continue
         (snap,) = (record.name for record in play.stage.process().journal.records())
-        play.stage.process().finish(snap)
+        play.stage.process().finish("snapshot", snap)
         play.check_clean()
         assert play.state() == wanted
 
@@ -203,7 +203,7 @@ def test_killed_anywhere_it_can_be_undone_or_says_why_not(
             if said:
                 assert "cannot be taken back" in said
                 assert name.startswith(("drop", "merge"))
-                play.stage.process().finish(record.name)
+                play.stage.process().finish("snapshot", record.name)
                 assert play.state() == wanted
             else:
                 assert play.state() == play.before
@@ -221,12 +221,12 @@ def test_killed_a_second_time_while_it_is_ended(
     wanted = uninterrupted(plays, name)
     snap = "other" if "another" in name else "snap"
 
-    def end(snapshots: Snapshots) -> None:
+    def end(snapshots: Process) -> None:
         if how == "undo":
             with contextlib.suppress(DmcopyError):
-                snapshots.undo(snap)
+                snapshots.undo("snapshot", snap)
         elif snapshots.journal.records():
-            snapshots.finish(snap)
+            snapshots.finish("snapshot", snap)
 
     for at in range(0, 60, 3):
         for second in range(60):
@@ -235,7 +235,7 @@ def test_killed_a_second_time_while_it_is_ended(
                 return
             killed = play.crash(second, after=bool(second % 2), action=end)
             for record in play.stage.process().journal.records():
-                play.stage.process().finish(record.name)
+                play.stage.process().finish("snapshot", record.name)
             play.check_clean()
             assert play.state() in (wanted, play.before)
             if not killed:
@@ -264,10 +264,11 @@ def test_killed_by_a_restart_of_the_machine(
         for record in play.stage.process().journal.records():
             if name in MERGES:
                 with pytest.raises(DmcopyError, match="goes on with it"):
-                    play.stage.process().undo(record.name)
+                    play.stage.process().undo("snapshot", record.name)
                 play.stage.process().merge(record.name)
             else:
-                assert play.stage.process().undo(record.name) is None
+                ended = play.stage.process().undo("snapshot", record.name)
+                assert ended.how == "by a restart"
         play.world.user = ""
         play.check_clean()
         left = {key: table for key, table in play.world.tables().items() if key != "data"}
@@ -312,7 +313,7 @@ def test_a_merge_rolls_back_whenever_it_is_killed(plays: Callable[[str], Play], 
     wanted = plays(name).world.read("snap")
     for play in crashes(plays, name):
         for record in play.stage.process().journal.records():
-            play.stage.process().finish(record.name)
+            play.stage.process().finish("snapshot", record.name)
             origin = "/dev/b" if "unmapped" in name else "/dev/a"
             assert play.world.disks[origin] == wanted
 
@@ -330,7 +331,7 @@ def test_a_step_that_fails_is_taken_back_at_once(plays: Callable[[str], Play], n
             play.verb(snapshots)
         if play.stage.records():  # too late to go back
             assert name.startswith("drop")
-            play.stage.process().finish("snap")
+            play.stage.process().finish("snapshot", "snap")
         else:
             assert play.state() == play.before or what not in play.world.log
         play.check_clean()
@@ -341,13 +342,13 @@ def test_others_keep_off_what_is_interrupted(plays: Callable[[str], Play]) -> No
     assert play.crash(5, after=False)
     snapshots = play.stage.process()
     with pytest.raises(DmcopyError, match="'dmcopy snapshot take snap' was interrupted"):
-        snapshots.take(request("another", cow="/dev/cow2"))
+        snapshots.take(**request("another", cow="/dev/cow2"))
     with pytest.raises(DmcopyError, match="dmcopy snapshot finish snap"):
         take(snapshots)
     with pytest.raises(UsageError, match="nothing was interrupted"):
-        snapshots.finish("another")
-    snapshots.finish("snap")
-    snapshots.take(request("another", cow="/dev/cow2"))
+        snapshots.finish("snapshot", "another")
+    snapshots.finish("snapshot", "snap")
+    snapshots.take(**request("another", cow="/dev/cow2"))
     assert sorted(play.world.tables()) == [
         *("another", "another-cow", "data", "data-real", "snap", "snap-cow")
     ]

@@ -14,10 +14,9 @@ import pytest
 from dmcopy.errors import DmcopyError
 from dmcopy.table import Linear, Table
 from dmcopy.workflows import record as records
-from dmcopy.workflows.snapshot import Snapshots
 from dmcopy.workflows.snapshot_status import states
 
-from .snapshot_world import SECTORS, Mapped, Stage
+from .snapshot_world import SECTORS, Process, Stage
 from .test_snapshot_crashes import Play, crashes, plays, request  # noqa: F401 - a fixture
 
 CASES = [
@@ -59,22 +58,11 @@ def anew(stage: Stage) -> list[str]:
     return []
 
 
-def used(stage: Stage, name: str) -> bool:
-    """Whether another device stands on this one: the kernel keeps it."""
-    device = stage.world.devices.get(name)
-    return device is not None and any(
-        {stage.world.path(name), f"254:{device.number}"} & set(table.devices)
-        for other in stage.world.devices.values()
-        for table in (other.live, other.inactive)
-        if table is not None
-    )
-
-
 def without(name: str) -> Callable[[Stage], list[str]]:
     """Somebody removes one device."""
 
     def remove(stage: Stage) -> list[str]:
-        if not used(stage, name):
+        if not stage.world.users(name):
             stage.world.devices.pop(name, None)
         return []
 
@@ -86,10 +74,9 @@ def other(name: str) -> Callable[[Stage], list[str]]:
     """Somebody removes a device, and makes one of that name."""
 
     def change(stage: Stage) -> list[str]:
-        if used(stage, name):
+        if stage.world.users(name):
             return []
-        stage.world.numbers += 1
-        stage.world.devices[name] = Mapped(name, stage.world.numbers, THEIRS)
+        stage.world.replace(name, THEIRS)
         return [name]
 
     change.__name__ = f"another {name}"
@@ -126,12 +113,12 @@ class Copy:
         shutil.copytree(play.stage.folder / "workflows", folder / "workflows")
         self.stage = copy.deepcopy(play.stage)
         self.stage.folder = folder
-        self.stage.nodes.ledger.path = folder / "ledger.jsonl"
+        self.stage.machine.ledger.path = folder / "ledger.jsonl"
         self.world = self.stage.world
         self.world.revive()
         self.world.user, self.world.strict = "", False
 
-    def process(self) -> Snapshots:
+    def process(self) -> Process:
         return self.stage.process()
 
 
@@ -152,7 +139,10 @@ def leave(found: Copy, verb: str) -> list[str]:
         (record,) = snapshots.journal.records()
         said = ""
         try:
-            getattr(snapshots, verb)(record.name)
+            if verb == "merge":
+                snapshots.merge(record.name)
+            else:
+                getattr(snapshots, verb)("snapshot", record.name)
         except DmcopyError as error:
             said = "\n".join([str(error), *getattr(error, "__notes__", ())])
         if not found.stage.records():
@@ -190,7 +180,7 @@ def test_every_state_has_a_verb_that_leads_out_of_it(
         for place, happens in enumerate(HAPPENINGS if play.stage.records() else []):
             for copied, verb in copies(play, number, place):
                 theirs = happens(copied.stage)
-                states(copied.world, copied.stage.nodes, copied.process().journal)
+                states(copied.world, copied.process().journal)
                 check(copied, theirs, leave(copied, verb))
 
 

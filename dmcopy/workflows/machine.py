@@ -1,11 +1,13 @@
 """What a workflow asks of the devices under a mapper: sizes, content, who stands on whom.
 
-A mapper knows names and tables; this is the rest, and the only place in the workflows that looks
-at sysfs, opens a device or attaches a file.
+A mapper knows names and tables, and `Site` which device is which; this is the rest, and the only
+place in the workflows that looks at sysfs, opens a device or attaches a file.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
 import shlex
@@ -18,6 +20,9 @@ from dmcopy.block import backing, content, holders, loop, sysfs, tools
 from dmcopy.block.device import BlockDevice
 from dmcopy.block.processes import Identity, identity_at, identity_of
 from dmcopy.errors import DeviceError, DmcopyError
+from dmcopy.mapper.base import Mapper
+from dmcopy.mapper.dmsetup import ScriptDmsetup
+from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.ledger import Ledger
 from dmcopy.mapper.names import mangle, unmangle
 from dmcopy.ondisk.exception_store import Header
@@ -28,7 +33,12 @@ _STORE_MAGIC: Final = b"SnAp"
 _LOSETUP_SECONDS: Final = 30.0
 
 
-class Nodes:
+def openable(device: str) -> str:
+    """Return a path for a device of a table, which may be a number."""
+    return f"/dev/block/{device}" if _NUMBER.fullmatch(device) else device
+
+
+class Machine:
     """The devices and files of this machine. `ledger` notes the loop devices that are made.
 
     A `device` is what a table has: a path or major:minor. Sizes are in sectors, blocks in bytes.
@@ -41,13 +51,18 @@ class Nodes:
         """Return what is equal for two names of one thing: major:minor, or a file's real path."""
         if _NUMBER.fullmatch(device):
             return device
-        try:
+        with contextlib.suppress(OSError, ValueError):
             found = os.stat(device)
-        except OSError:
-            return device
-        if stat.S_ISBLK(found.st_mode):
-            return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+            if stat.S_ISBLK(found.st_mode):
+                return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
         return os.path.realpath(device)
+
+    def label(self, device: str) -> str:
+        """Return what a person calls a device that is not mapped: 7:1 is /dev/loop1."""
+        if not _NUMBER.fullmatch(device):
+            return device
+        node = os.path.basename(os.path.realpath(f"/sys/dev/block/{device}"))
+        return device if node == device else f"/dev/{node.replace('!', '/')}"
 
     def exists(self, device: str) -> bool:
         """Return whether there is anything at a path."""
@@ -59,36 +74,25 @@ class Nodes:
 
     def sectors(self, device: str) -> int:
         """Return a device's size. Raises UsageError when there is none, DeviceError."""
-        with BlockDevice.open(self._path(device), direct=False) as opened:
+        with BlockDevice.open(openable(device), direct=False) as opened:
             return opened.sectors
 
     def block_size(self, device: str) -> int:
         """Return a device's logical block size; of what is not there, the smallest."""
         try:
-            with BlockDevice.open(self._path(device), direct=False) as opened:
+            with BlockDevice.open(openable(device), direct=False) as opened:
                 return opened.logical_block_size
         except DmcopyError:
             return SECTOR_SIZE
 
     def claim(self, device: str) -> None:
         """Make sure that nobody uses it. Raises BusyError naming the holder, UsageError."""
-        with BlockDevice.open(self._path(device), write=True, direct=False):
+        with BlockDevice.open(openable(device), write=True, direct=False):
             pass
 
-    def holders(self, device: str) -> list[str]:
-        """Return who uses it, one phrase each."""
-        try:
-            return [str(holder) for holder in holders.who(os.path.realpath(self._path(device)))]
-        except DmcopyError:
-            return []
-
-    def mounted(self, device: str) -> list[str]:
-        """Return where it, or a partition of it, is mounted."""
-        try:
-            found = holders.who(os.path.realpath(self._path(device)))
-        except DmcopyError:
-            return []
-        return [holder.name for holder in found if holder.kind == "mount"]
+    def holders(self, device: str) -> list[holders.Holder]:
+        """Return who uses it. Raises DeviceError, UsageError for what is not there."""
+        return holders.who(os.path.realpath(openable(device)))
 
     def below(self, device: str) -> set[str]:
         """Return the keys of a device and of all that it stands on, through files too."""
@@ -108,7 +112,7 @@ class Nodes:
 
     def content(self, device: str) -> str:
         """Return a phrase for what is on a device, "" where nothing is known."""
-        return content.describe(self._path(device))
+        return content.describe(openable(device))
 
     def has_store(self, device: str) -> bool:
         """Return whether an exception store begins on a device, whatever state it is in."""
@@ -194,16 +198,13 @@ class Nodes:
             raise DmcopyError(f"{file}: its loop device did not grow: {done.stderr.strip()}")
 
     def _first_sector(self, device: str) -> bytes:
-        with BlockDevice.open(self._path(device), direct=False) as opened:
+        with BlockDevice.open(openable(device), direct=False) as opened:
             return opened.pread(0, 1) if opened.sectors else b""
-
-    def _path(self, device: str) -> str:
-        return f"/dev/block/{device}" if _NUMBER.fullmatch(device) else device
 
     def _kernel_name(self, device: str) -> str:
         """Return the kernel's name of a device, or of the one that a file is on."""
         try:
-            found = os.stat(self._path(device))
+            found = os.stat(openable(device))
         except OSError:
             return ""
         return _holding(identity_of(found))
@@ -212,7 +213,7 @@ class Nodes:
         return [sysfs.node(found.loop) for found in backing.loops_over(identity_at(file))]
 
 
-class FileNodes(Nodes):
+class FileMachine(Machine):
     """Devices and files for an engine that uses files as they are, without a loop device."""
 
     def is_file(self, device: str) -> bool:
@@ -225,7 +226,7 @@ class FileNodes(Nodes):
         return device
 
 
-class ScriptNodes(Nodes):
+class ScriptMachine(Machine):
     """Prints the commands that would change something, as `ScriptDmsetup` does."""
 
     def __init__(self, ledger: Ledger, stream: TextIO | None = None) -> None:
@@ -265,6 +266,19 @@ class ScriptNodes(Nodes):
 
     def _print(self, words: list[str]) -> None:
         print(shlex.join(words), file=self._stream)
+
+
+@functools.singledispatch
+def machine_of(mapper: Mapper) -> Machine:
+    """Return what is under an engine; one whose own devices are no files registers itself here."""
+    del mapper
+    return FileMachine(Ledger())
+
+
+@machine_of.register
+def _(mapper: KernelMapper) -> Machine:
+    script = isinstance(mapper.dmsetup, ScriptDmsetup)
+    return ScriptMachine(Ledger()) if script else Machine(mapper.ledger)
 
 
 def _holding(identity: Identity) -> str:
