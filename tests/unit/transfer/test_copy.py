@@ -305,6 +305,8 @@ def test_the_time_that_is_left_is_that_of_what_is_left() -> None:
     assert (later.rate, later.seconds_left) == (100.0, 7.0)
     assert events.Progress("copy", 100, 1000, (100,), 2.0, already=100).seconds_left is None
     assert events.Progress("copy", 1000, 1000, (1000,), 0.0).seconds_left == 0.0
+    first = events.Progress("copy", 100, 1000, (100,), 0.0)
+    assert (first.rate, first.seconds_left) == (0.0, None)
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int) -> None:
