@@ -20,7 +20,7 @@ from dmcopy.status import SnapshotStatus
 from dmcopy.table import Table
 from dmcopy.targets.merge import SnapshotMerge
 from dmcopy.targets.persistent import PersistentStore
-from dmcopy.targets.store import nobody_hears
+from dmcopy.targets.store import ignore
 from tests.simulated.conftest import Seeds
 from tests.simulated.targets.snapshots import CuttingBackend, History
 
@@ -101,7 +101,7 @@ def early_callback(patch: pytest.MonkeyPatch) -> None:
 
     def without_telling(self: Any, error: int) -> None:
         with pytest.MonkeyPatch.context() as quiet:
-            quiet.setattr(self, "on_committed", nobody_hears)
+            quiet.setattr(self, "on_committed", ignore)
             batch_written(self, error)
 
     patch.setattr(PersistentStore, "commit", early)

@@ -1,0 +1,51 @@
+"""Pictures of a store, to the byte: numbers and colours that nobody would look at twice."""
+
+from __future__ import annotations
+
+from array import array
+
+from dmcopy.cow.density import Density
+from dmcopy.cow.picture import to_svg, to_text
+
+# Cells of twelve chunks of 4 KiB, two in a row, the last one of four: none, some, 1/3, 2/3, all.
+DENSITY = Density(8, 52, 12, 2, array("Q", [0, 1, 4, 8, 4]))
+
+SVG = """\
+<svg xmlns="http://www.w3.org/2000/svg" width="104" height="84" font-family="sans-serif" font-size="11">
+<title>17 of 52 chunks changed: 68 KiB, 32.7%</title>
+<rect width="100%" height="100%" fill="white"/>
+<text x="8" y="18" font-size="13">17 of 52 chunks changed: 68 KiB, 32.7%</text>
+<text x="70" y="38" font-size="8" text-anchor="end">0 B</text>
+<rect x="76" y="30" width="7" height="7" fill="#eceff4"/>
+<rect x="84" y="30" width="7" height="7" fill="#deb5ac"/>
+<rect x="76" y="38" width="7" height="7" fill="#d69280"/>
+<rect x="84" y="38" width="7" height="7" fill="#ca6446"/>
+<text x="70" y="54" font-size="8" text-anchor="end">192 KiB</text>
+<rect x="76" y="46" width="7" height="7" fill="#bf360c"/>
+<rect x="76" y="64" width="7" height="7" fill="#eceff4"/>
+<rect x="84" y="64" width="7" height="7" fill="#d89e8e"/>
+<rect x="92" y="64" width="7" height="7" fill="#d07b63"/>
+<rect x="100" y="64" width="7" height="7" fill="#c75938"/>
+<rect x="108" y="64" width="7" height="7" fill="#bf360c"/>
+<text x="124" y="72">none to all changed; a block is 48 KiB (12 chunks)</text>
+</svg>
+"""
+
+
+def test_as_text() -> None:
+    assert to_text(DENSITY).splitlines() == [
+        "17 of 52 chunks changed: 68 KiB, 32.7%",
+        "      0 B ·░",
+        "   96 KiB ▒▓",
+        "  192 KiB █",
+        "· none  ░ some  ▒ half  ▓ most  █ all changed    a block is 48 KiB (12 chunks)",
+    ]
+
+
+def test_as_svg() -> None:
+    assert to_svg(DENSITY) == SVG
+
+
+def test_how_much_of_a_cell_has_changed() -> None:
+    assert (DENSITY.rows, DENSITY.total) == (3, 17)
+    assert [DENSITY.share(cell) for cell in range(5)] == [0, 1 / 12, 4 / 12, 8 / 12, 1]
