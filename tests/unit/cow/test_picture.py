@@ -11,7 +11,8 @@ from dmcopy.cow.picture import to_svg, to_text
 DENSITY = Density(8, 52, 12, 2, array("Q", [0, 1, 4, 8, 4]))
 
 SVG = """\
-<svg xmlns="http://www.w3.org/2000/svg" width="104" height="84" font-family="sans-serif" font-size="11">
+<svg xmlns="http://www.w3.org/2000/svg" width="104" height="84" \
+font-family="sans-serif" font-size="11">
 <title>17 of 52 chunks changed: 68 KiB, 32.7%</title>
 <rect width="100%" height="100%" fill="white"/>
 <text x="8" y="18" font-size="13">17 of 52 chunks changed: 68 KiB, 32.7%</text>

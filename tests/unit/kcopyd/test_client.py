@@ -15,7 +15,7 @@ import pytest
 from dmcopy.errors import ClosedError, DeadlineError, UsageError
 from dmcopy.io import Io, IoRegion, Op, Reactor
 from dmcopy.io.simulated import SimulatedDisk
-from dmcopy.kcopyd import Client, Failure, Flag
+from dmcopy.kcopyd import Client, Failure, Flag, Move
 
 KIB_512 = 1024
 
@@ -435,6 +435,25 @@ def test_a_reactor_has_one_thread(client: Client) -> None:
     thread.start()
     thread.join(10)
     assert "only by the thread that made it" in str(errors[0])
+
+
+def test_what_another_thread_begins_is_begun_by_the_reactors(client: Client) -> None:
+    """There are no locks: of two threads in the queue at once, one may lose the other's job."""
+    source, dest, zeroed = disk("source", seed=1), disk("dest"), disk("zeroed", seed=2)
+    jobs: list[Any] = []
+
+    def begin() -> None:
+        jobs.append(client.copy(IoRegion(source, 0, 8), [IoRegion(dest, 0, 8)]))
+        jobs.append(client.zero([whole(zeroed)]))
+        jobs.append(client.copy_list([Move(source, 8, 8, 8)], dest, unit=8))
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    thread.join(60)
+    assert (len(jobs), client.statistics().jobs, client.statistics().waiting) == (3, 0, 0)
+    for job in jobs:
+        assert job.wait(60).ok
+    assert dest.read(0, 16) == source.read(0, 16)
 
 
 def test_another_thread_waits_until_a_job_is_done(client: Client, reactor: Reactor) -> None:
