@@ -16,9 +16,9 @@ from dmcopy.io.request import WRITE
 from dmcopy.kcopyd import Throttle
 from dmcopy.table import TableLine
 from dmcopy.targets.base import REMAPPED, SUBMITTED, Bio, Host, Map, Target, register
+from dmcopy.targets.pending import Pending
 
 if TYPE_CHECKING:
-    from dmcopy.targets.pending import Pending
     from dmcopy.targets.snapshot import Snapshot
 
 LONGEST_WRITE = 1 << 31

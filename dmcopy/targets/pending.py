@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
@@ -16,8 +16,11 @@ from dmcopy.kcopyd import Client
 from dmcopy.targets.base import Bio
 from dmcopy.targets.store import Committed, ExceptionStore
 
-if TYPE_CHECKING:
-    from dmcopy.targets.origin import SnapshotModule
+
+class Limits(Protocol):
+    """What all snapshots of an engine share: `cow_threshold`, see `SnapshotModule`."""
+
+    cow_threshold: int
 
 
 class Pending:
@@ -83,7 +86,7 @@ class PendingExceptions:
         origin: Device,
         cow: Device,
         client: Client,
-        module: SnapshotModule,
+        module: Limits,
         committed: Committed,
     ) -> None:
         self._origin = origin
