@@ -27,7 +27,7 @@ from dmcopy.targets.store import ExceptionStore
 from dmcopy.units import SECTOR_SHIFT
 
 BATCH_BYTES: Final = 1 << 20
-"""So much is merged before a flush, and writes to it wait: some milliseconds on most disks."""
+"""How much is merged before a flush; writes to it wait, some milliseconds on most disks."""
 
 
 @register
@@ -199,7 +199,7 @@ class SnapshotMerge(Snapshot):
             self.client.copy_chunk(source, [IoRegion(self.origin, start, length)], copied, run)
 
     def _copied(self) -> None:
-        """Go on with the runs before the first bad one."""
+        """Flush and clear the runs before the first bad one."""
         self._good = list(takewhile(lambda run: run not in self._bad, self._runs))
         self._count = sum(run.count for run in self._good)
         if self._good:

@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
     old: int
     new: int
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not used
 
 
 class PersistentStore:
