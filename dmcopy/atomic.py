@@ -1,8 +1,8 @@
 """Writing a small file as a whole: at any moment there is the old content or the new, and durably.
 
-Any name that could be made up beside `path` (path.new, path~) may be somebody's file. So the new
-content is written under a name that was free when it was taken, in the same folder, and renamed to
-`path` at the end. After a failure nothing of it is left.
+Any name that could be made up beside `path` (path.new, path~) may be another program's file. So the
+new content is written under a name that was free when it was taken, in the same folder, and renamed
+to `path` at the end. After a failure nothing of it is left.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def _take_name(folder: str) -> tuple[str, int]:
-    """Make an empty file of a name that nobody had; return its path and a descriptor."""
+    """Make an empty file of a name that was free; return its path and a descriptor."""
     while True:
         path = os.path.join(folder, f".dmcopy-{os.urandom(8).hex()}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

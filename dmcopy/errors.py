@@ -7,7 +7,7 @@ DmcopyError                 exit 1  anything that dmcopy raises on purpose
 ├── MismatchError           exit 4  what was read back is not what was written
 │   └── MetadataError       exit 4  on-disk metadata contradicts itself
 ├── MissingError            exit 5  this machine lacks something (named)
-├── BusyError               exit 6  somebody else uses the device (has holders)
+├── BusyError               exit 6  something else uses the device (has holders)
 ├── DeadlineError           exit 1  a wait outlasted its deadline (says what it waited for)
 ├── ClosedError             exit 1  you used an object after closing it
 └── LostVMError             exit 1  a guest died, hung or was killed (has the console log)
@@ -78,14 +78,14 @@ class MissingError(DmcopyError):
 
 
 class BusyError(DmcopyError):
-    """Somebody else uses the device. `holders` says who, one phrase each."""
+    """Something else uses the device. `holders` names it, one phrase each."""
 
     exit_code = ExitCode.BUSY
 
     def __init__(self, path: str, holders: Sequence[str], hint: str = "") -> None:
         self.path = path
         self.holders = tuple(holders)
-        by = ", ".join(holders) if holders else "somebody that cannot be named"
+        by = ", ".join(holders) if holders else "something that cannot be named"
         text = f"{path} is in use by {by}"
         super().__init__(f"{text}; {hint}" if hint else text)
 

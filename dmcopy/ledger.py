@@ -2,11 +2,11 @@
 
 One JSON object a line, appended and synced before the thing is made (`add`) and after it is gone
 (`drop`). What a line says is never trusted alone: a device must still carry the UUID, a loop device
-the file, a process the start time that were noted, or it is somebody else's by now. It lies below
+the file, a process the start time that were noted, or it is another's by now. It lies below
 everything that makes things: loop devices, mapped devices, mounts and servers alike.
 
-Whoever makes or removes a thing only appends, however long the file is. Whenever it has become
-twice as long as what was in it, it is written anew with what is still there.
+A process that makes or removes a thing only appends, however long the file is. Whenever it has
+become twice as long as what was in it, it is written anew with what is still there.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Entry:
 
 
 class Ledger:
-    """The ledger of one user. Several processes may write to it at once."""
+    """The ledger of one user. Several processes may write to it at the same time."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path) if path is not None else default_path()
@@ -125,7 +125,7 @@ class Ledger:
                 self._rewrite(_Content(_all(file)))
 
     def _rewrite(self, content: _Content) -> None:
-        """Write the file anew. Whoever comes here has done what he came for: no reason to fail."""
+        """Write the file anew. The caller's work is done by then: no reason to fail."""
         aside = self.path.with_name(self.path.name + ".odd")
         lines = b"".join(_line({"op": "made", **asdict(entry)}) for entry in content.entries)
         try:
@@ -207,7 +207,7 @@ def boot_id() -> str:
 class _Content:
     """What the lines of a ledger come to: `entries`, and the lines that are `odd`.
 
-    A line is odd that a crash cut short, that a damaged disk changed, or that somebody else wrote:
+    A line is odd that a crash cut short, that a damaged disk changed, or that is another's:
     what it was about was not made yet, or is not ours to remove.
     """
 
@@ -310,7 +310,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _replaced(file: IO[bytes], path: Path) -> bool:
-    """Return whether somebody has written the file anew while we waited for its lock."""
+    """Return whether another process has written the file anew while we waited for its lock."""
     try:
         return not os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

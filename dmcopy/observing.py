@@ -1,4 +1,4 @@
-"""Observers: whoever only watches must not change what is done."""
+"""Observers: what only watches must not change what is done."""
 
 from __future__ import annotations
 

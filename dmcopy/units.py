@@ -29,7 +29,7 @@ _LONGEST_SHOWN: Final = 40
 
 
 def quoted(text: str) -> str:
-    """Return what somebody typed for a sentence: in quotes, and cut where it is very long."""
+    """Return what a user typed for a sentence: in quotes, and cut where it is very long."""
     return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…")
 
 

@@ -122,7 +122,7 @@ def _merge(args: argparse.Namespace) -> int:
                 if merge.merged < merge.exceptions:
                     say(
                         f"dmcopy: {merge.merged} of {merge.exceptions} exceptions are merged; the "
-                        f"same command goes on from here"
+                        f"same command resumes from here"
                     )
             facts = _facts(mover, time.monotonic() - began)
     if args.json:

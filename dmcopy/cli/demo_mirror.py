@@ -57,7 +57,7 @@ class _Act:
         table = self._table("a", "b")
         story.say(str(table))
         mapper.create("m", table)
-        story.say(f"status, at once: {mapper.status('m')[0]}")
+        story.say(f"status, immediately: {mapper.status('m')[0]}")
         self._wait()
         story.say(f"status, in sync: {mapper.status('m')[0]}")
         story.claim("the second leg has become the first", self._legs[1].read_bytes() == content)
@@ -66,7 +66,7 @@ class _Act:
 
     def _break(self) -> None:
         story, mapper = self._story, self._mapper
-        story.title("A leg breaks while somebody writes; the writer sees no error")
+        story.title("A leg breaks under a writer, which sees no error")
         mapper.swap("b", Table.parse(f"0 {SECTORS} error"))
         for _ in range(40):
             count = self._rng.choice((8, 8, 2000))

@@ -116,5 +116,5 @@ def _who(args: argparse.Namespace) -> int:
     for holder in found:
         print(printable(str(holder)))
     if not found:
-        say(f"nobody uses {path}" + ("" if os.geteuid() == 0 else ", as far as non-root can see"))
+        say(f"nothing uses {path}" + ("" if os.geteuid() == 0 else ", as far as non-root can see"))
     return 0

@@ -42,7 +42,7 @@ PASSED_ON: Final = (
 # Those that reach what others have made, and what to do instead.
 NEVER: Final = {
     "remove_all": "would remove devices that dmcopy did not make",
-    "udevcomplete_all": "would let others go on before udev is done with their devices",
+    "udevcomplete_all": "would let others continue before udev is done with their devices",
 }
 DMSETUPS: Final = (
     *("create", "load", "reload", "suspend", "resume", "wipe_table", "clear", "remove", "rename"),

@@ -238,7 +238,7 @@ def _wait(args: argparse.Namespace) -> None:
     shift(args, "device", "event")
     (name,) = chosen(args)
     if args.event is None:
-        since = 0  # as dmsetup: it returns at once if there has been any event
+        since = 0  # as dmsetup: it returns immediately if there has been any event
     elif args.event.isdecimal():
         since = parse_count(args.event)
     else:

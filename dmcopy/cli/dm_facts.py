@@ -128,7 +128,7 @@ def _looking(
 
 
 def _some(args: argparse.Namespace) -> bool:
-    """Return whether some devices were named; otherwise all are asked for, at once."""
+    """Return whether some devices were named; otherwise one call asks for all."""
     return bool(args.devices or addressed(args) or args.select is not None)
 
 
@@ -271,7 +271,7 @@ def _events(args: argparse.Namespace) -> None:
         started = functools.partial(say, "watching for events")
         for event in follow(args.mapper, timeout=args.timeout, started=started):
             if not emit_json_line(dataclasses.asdict(event)):
-                break  # nobody reads any more
+                break  # the reader has gone
         return
     found = {info.name: info.events for info in args.mapper.ls()}
     if args.json:

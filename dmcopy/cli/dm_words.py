@@ -213,7 +213,7 @@ def report(args: argparse.Namespace, verb: str) -> None:
 def print_report(mapper: KernelMapper, words: list[str], devices: list[str]) -> None:
     """Print what dmsetup prints for these words and devices.
 
-    Names are taken and shown as they are: in dmsetup's default mode, one odd name of anybody's
+    Names are taken and shown as they are: in dmsetup's default mode, one odd name
     makes the whole list fail.
     """
     verb, *options = words

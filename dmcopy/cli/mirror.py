@@ -308,5 +308,5 @@ def _run_plan(args: argparse.Namespace, plan: Plan) -> None:
     if session.trial:
         return
     if plan.wait and not wait:
-        say(f"{plan.name}: the resync goes on; 'dmcopy mirror wait {plan.name}' ends this")
+        say(f"{plan.name}: the resync continues; 'dmcopy mirror wait {plan.name}' ends this")
     tell(args, plan.name)

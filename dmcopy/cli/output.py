@@ -27,7 +27,7 @@ def emit_json(value: object) -> None:
 
 
 def emit_json_line(value: object) -> bool:
-    """Print one line of a stream of JSON objects, at once; return whether it was taken.
+    """Print one line of a stream of JSON objects and flush it; return whether there is a reader.
 
     A command that does nothing but print such lines may end when it was not.
     """

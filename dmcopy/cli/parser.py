@@ -66,14 +66,14 @@ class Parser(argparse.ArgumentParser):
             message = f"unrecognized arguments: {unknown}" if unknown else message
         hint = self._suggestion(message)
         if hint:
-            # The list of what could be is of no use to somebody who has mistyped one of it.
+            # The list of what could be is of no use to a user who has mistyped one of them.
             message = re.sub(r" \(choose from .*\)", "", message)
         text = printable(f"{message}{hint}")
         print(f"{self.prog}: {text}; see '{self.prog} --help'", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """Exit when what was printed, such as the help, is out: later nobody would say why not."""
+        """Exit when what was printed, such as the help, is out: later no error would be told."""
         super().exit(streams.finish(status), message)
 
     def _is_unknown(self, word: str) -> bool:

@@ -20,7 +20,7 @@ from dmcopy.units import SECTOR_SHIFT, format_bytes
 BAR_AFTER_SECONDS: Final = 0.3
 LINE_EVERY_SECONDS: Final = 5.0
 ERRORS_SAID: Final = 5
-"""So many failed ranges of one device are said at once; all of them are in the summary."""
+"""How many failed ranges of one device are printed as they happen; the summary has all."""
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -52,7 +52,7 @@ class Silent:
     """Shows nothing, unless it is asked: the summary says it all."""
 
     def show(self, event: events.Event) -> None:
-        """Print how far it is to somebody who has asked."""
+        """Print how far it is when the user has asked."""
         if isinstance(event, events.Progress) and is_asked():
             say(progress_line(event))
 
@@ -78,7 +78,7 @@ class _Words:
 
 
 class Plain:
-    """Errors at once, and a line of progress every five seconds."""
+    """Errors as they happen, and a line of progress every five seconds."""
 
     def __init__(self) -> None:
         self._words = _Words()
@@ -227,7 +227,7 @@ def in_one_unit(*sizes: float) -> tuple[list[str], str]:
 
 
 def speed(size: float, seconds: float) -> str:
-    """Return how fast so many bytes were moved in so many seconds."""
+    """Return how fast `size` bytes were moved in `seconds`."""
     if not size:
         return "nothing to do"
     seconds = max(seconds, 1e-9)

@@ -54,5 +54,5 @@ class _Drawing:
 
 
 def drawing(stream: IO[str]) -> IO[str]:
-    """Return the stream for whoever draws on a terminal, and sees to what others wrote himself."""
+    """Return the stream for a program that draws on a terminal and escapes names itself."""
     return _Drawing(stream) if isinstance(stream, Shown) else stream  # type: ignore[return-value]

@@ -2,7 +2,7 @@
 
     SIGINT, SIGTERM, SIGHUP    the first: work that is registered with `interrupting` is asked to
                                end, and gets GRACE_SECONDS for it; else KeyboardInterrupt is raised.
-                               Another one ends the process at once.
+                               Another one ends the process immediately.
     SIGUSR1                    the next progress that comes is told, as with dd
 
 One that is ignored from the start stays so: SIGINT in a shell's background job, SIGHUP below nohup.
@@ -82,7 +82,7 @@ def interrupting(work: Interruptible) -> Iterator[None]:
 
 
 def is_asked() -> bool:
-    """Return whether somebody has asked how far it is, since the last call."""
+    """Return whether the user has asked how far it is, since the last call."""
     asked, _state.asked = _state.asked, False
     return asked
 

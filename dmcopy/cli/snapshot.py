@@ -37,7 +37,7 @@ from dmcopy.workflows.snapshot_take import DEFAULT_CHUNK
 
 __all__ = ["configure", "run"]
 
-_SIZE: Final = "+1G: so much more; 1G: so much in all"
+_SIZE: Final = "+1G adds 1 GiB; 1G is the size in all"
 _ROOM: Final = "the device or file that has the room"
 _EXAMPLES: Final = """\
 examples:
@@ -51,7 +51,7 @@ examples:
   dmcopy snapshot drop snap                         or forget what it was
   dmcopy snapshot take snap data /dev/vdc --dry-run     the dmsetup commands
   dmcopy snapshot take snap data /dev/vdc --reuse-store     again, after a restart
-  dmcopy snapshot finish snap                       go on with what was interrupted,
+  dmcopy snapshot finish snap                       end what was interrupted,
   dmcopy snapshot undo snap                         or take it back: 'status' says what can be
   dmcopy snapshot forget snap                       or give it up, and leave the devices as they are
 

@@ -1,8 +1,8 @@
 """The streams of the command line: what is told must never change what is done.
 
 Neither stream raises. On stdout is what was asked for: once it cannot be written the rest is
-dropped, the command goes on to its own end, and `finish` then says why, unless the reader has just
-gone away. On stderr are messages: nobody waits longer than a moment for one that is not taken.
+dropped, the command runs to its own end, and `finish` then says why, unless the reader has just
+gone away. On stderr are messages: no command waits longer than a moment for a reader of one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dmcopy.errors import DeviceError
 
 PATIENCE_SECONDS: Final = 1.0
 """How long a message waits for a reader that has stopped; those after it do not wait at all."""
-_CHUNK: Final = select.PIPE_BUF  # a pipe that is writable takes so much at once, or nothing
+_CHUNK: Final = select.PIPE_BUF  # a pipe that is writable takes this much whole, or nothing
 
 
 class Output(io.FileIO):
@@ -41,7 +41,7 @@ class Output(io.FileIO):
                 break
             if written is not None:
                 return written
-            select.select([], [self], [])  # somebody has made it non-blocking
+            select.select([], [self], [])  # another process has made it non-blocking
         return memoryview(data).nbytes
 
 
@@ -59,7 +59,7 @@ class Messages(io.RawIOBase):
         self._busy = False
 
     def fileno(self) -> int:
-        """The descriptor itself, for whoever asks about its terminal."""
+        """The descriptor itself, for questions about its terminal."""
         return self._number
 
     def isatty(self) -> bool:
@@ -161,7 +161,7 @@ def relay(
 
 
 def is_heard() -> bool:
-    """Whether somebody still takes what is printed: else a command that only tells may end."""
+    """Whether what is printed still has a reader: else a command that only prints may end."""
     return _output is None or not _output.failure
 
 
@@ -185,7 +185,7 @@ def _unblocked(number: int) -> int:
     """Return a descriptor of our own, that never blocks, for the same pipe or terminal.
 
     Others have the one that we were given, too, and would not expect it to stop blocking. Where
-    there is none, such as for a socket, writing no more than a chunk at once has to do.
+    there is none, such as for a socket, writing one chunk at a time has to do.
     """
     mode = os.fstat(number).st_mode
     if not (stat.S_ISFIFO(mode) or os.isatty(number)):

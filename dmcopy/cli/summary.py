@@ -80,9 +80,9 @@ def _advise(outcome: Outcome) -> None:
         kept = sum(dest.durable.total() for dest in transfer.dests)
         again = ""
         if outcome.map_path:
-            again = f"; the same command with --map {outcome.map_path} goes on from here"
+            again = f"; the same command with --map {outcome.map_path} resumes from here"
         elif kept:
-            again = f"; --map FILE would have saved {_size(kept)} of it for another run to go on"
+            again = f"; --map FILE would have saved {_size(kept)} of it for another run to resume"
         say(f"dmcopy: interrupted{again}")
     elif transfer.source_error:
         path = transfer.plan.source.device.path if transfer.plan.source else ""
@@ -94,7 +94,7 @@ def _advise(outcome: Outcome) -> None:
         what = "nothing was written to any destination"
         if not outcome.nothing_written:
             what = "no destination has all of it, see above how much each has"
-        again = f"; the same command with --map {outcome.map_path} goes on from there"
+        again = f"; the same command with --map {outcome.map_path} resumes from there"
         say(f"dmcopy: {what}{again if outcome.map_path else ''}")
     elif outcome.exit_code == ExitCode.PARTIAL:
         say("dmcopy: some destination or block failed; the rest is good")

@@ -125,7 +125,7 @@ def _run(args: argparse.Namespace) -> int:
         command = guest.start(
             args.command,
             stdin=stdin,
-            # Where nobody reads any more, a program that writes is told so, as in a pipe here.
+            # When the reader has gone, a program that writes is told so, as in a pipe here.
             stdout=relay(1, lambda: command.signal(signal.SIGPIPE)),
             stderr=relay(2),
         )

@@ -1,4 +1,4 @@
-"""Work done ahead of its turn, on a few threads: a device answers several reads at once.
+"""Work done ahead of its turn, on a few threads: a device answers several reads side by side.
 
 The areas of a store with small chunks are small and far apart, so reading one after the other is
 nothing but waiting.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 THREADS: Final = 4
 DEPTH: Final = 2 * THREADS
 ALONE: Final = 2
-"""So many are done one by one: most stores are short, and nothing is behind their end."""
+"""How many are done one by one: most stores are short, and nothing is behind their end."""
 QUICK_SECONDS: Final = 0.0002
 """As long as one takes no longer, all are: to hand it to a thread and back costs as much."""
 

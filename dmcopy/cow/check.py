@@ -14,7 +14,7 @@ from dmcopy.cow.store import PIECE_BYTES, CowDevice, Store, read_bytes, read_hea
 from dmcopy.ondisk.exception_store import ENTRY_BYTES, HEADER_BYTES, StoreError, words
 
 LISTED: Final = 1000
-"""So many problems of one store are kept; a damaged one may have millions."""
+"""How many problems of one store are kept; a damaged one may have millions."""
 _FEWEST_CHUNKS: Final = 3
 _LOOKED_FOR: Final = 20
 

@@ -27,7 +27,7 @@ class Span(NamedTuple):
 
     kind: Kind
     old: int
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not used
 
 
 class _Pair(NamedTuple):
@@ -87,7 +87,7 @@ def _diff_stores(a: Store, b: Store) -> Iterator[Span]:
 def _compare(
     a: CowDevice, b: CowDevice, pairs: Iterable[_Pair], chunk_bytes: int
 ) -> Iterator[Span]:
-    """Compare chunk by chunk, reading neighbours at once."""
+    """Compare chunk by chunk, reading neighbours together."""
     for run in _runs(pairs, chunk_bytes):
         first = run[0]
         length = min(len(run) * chunk_bytes, (b.sectors << SECTOR_SHIFT) - first.b)
@@ -103,7 +103,7 @@ def _compare(
 
 
 def _is_same(a: CowDevice, at_a: int, b: CowDevice, at_b: int, length: int) -> bool:
-    """Compare one chunk, which may be larger than should be in memory at once."""
+    """Compare one chunk, which may be larger than should be in memory as a whole."""
     return all(
         read_bytes(a, at_a + done, min(PIECE_BYTES, length - done))
         == read_bytes(b, at_b + done, min(PIECE_BYTES, length - done))

@@ -17,11 +17,11 @@ class Extent(NamedTuple):
 
     old: int
     new: int
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not used
 
 
 def join(pairs: Iterable[tuple[int, int]]) -> Iterator[Extent]:
-    """Join pairs of (old, new), as they come, as far as both go on."""
+    """Join pairs of (old, new), as they come, as far as both are consecutive."""
     first_old = first_new = count = 0
     for old, new in pairs:
         if count and old == first_old + count and new == first_new + count:

@@ -4,7 +4,7 @@
                                                  (the next copies are under way by then)
 
 At any moment the entries on disk are those that may not have reached the origin yet, so whatever
-stops it, the next run goes on. (drivers/md/dm-snap.c, snapshot_merge_next_chunks and
+stops it, the next run resumes there. (drivers/md/dm-snap.c, snapshot_merge_next_chunks and
 merge_callback; the flush of the origin since 5.11.) The kernel goes extent by extent; here
 `BATCH_BYTES` are copied before a flush. A power cut may keep any of a batch's zeroed entries and
 lose others: all of them have been copied, and what is behind the first zeroed one does not count.
@@ -35,7 +35,7 @@ class _Step(NamedTuple):
 
     entries: Entries
     keep: int
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not used
 
     def extents(self) -> Iterator[Extent]:
         """Yield what is to be copied."""
@@ -108,7 +108,7 @@ class Merge:
                 return
 
     def _walk(self) -> Iterator[_Step]:
-        """Yield all exceptions, the last ones first, no more than a batch at once."""
+        """Yield all exceptions, the last ones first, a batch at a time."""
         for entries in reversed(self.entries):
             left = len(entries.pairs) // 2
             while left:

@@ -28,7 +28,7 @@ from dmcopy.units import PAGE_SECTORS, PAGE_SIZE, SECTOR_SHIFT
 WINDOWS: Final = 8
 WINDOW_SECTORS: Final = MAX_SUB_JOB_SECTORS
 WINDOWS_A_SECOND: Final = 8
-"""At least so many begin each second where there is a limit: no long pauses, no bursts."""
+"""The fewest that begin each second where there is a limit: no long pauses, no bursts."""
 BULK_SECTORS: Final = 64
 """From this mean length of the moves on, a worker that does a window as a whole is quickest."""
 WRITE_DEPTH: Final = 64
@@ -60,7 +60,7 @@ class RateLimit(Throttle):
         del slept
         if now < self._due:
             return True
-        # So much that was not used may be made up for: it is asked no more often.
+        # How much unused time may be made up for: it is asked no more often.
         self._due = max(self._due, now - SLEEP_SECONDS) + self._seconds
         return False
 
@@ -68,7 +68,7 @@ class RateLimit(Throttle):
 class Mover:
     """Does moves to `dest`, and single writes and flushes in between.
 
-    `chunk_size`: of what could not be read, it is told which chunk of so many sectors. `limit`: the
+    `chunk_size`: errors name the chunk of this many sectors that could not be read. `limit`: the
     most bytes a second, 0: as many as there are. `sectors` counts what was moved; `interrupted`
     says whether `interrupt` ended it.
     """
@@ -115,7 +115,7 @@ class Mover:
         self.finish()
 
     def start(self, moves: Iterable[Move]) -> None:
-        """Begin to do moves; they go on while anything is waited for here."""
+        """Begin to do moves; they proceed while anything is waited for here."""
         moves = () if self.interrupted else moves
         self._job = self._client.copy_list(moves, self._dest, unit=self._chunk_size)
 
@@ -144,7 +144,7 @@ class Mover:
         whole.perform(self._reactor, request, timeout=FLUSH_SECONDS)
 
     def write(self, device: Device, writes: Sequence[Write]) -> None:
-        """Do writes of whole blocks, several at once, in any order. Raises DeviceError."""
+        """Do writes of whole blocks, several side by side, in any order. Raises DeviceError."""
         for start in range(0, len(writes), WRITE_DEPTH):
             self._write(device, writes[start : start + WRITE_DEPTH])
 

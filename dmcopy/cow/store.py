@@ -33,7 +33,7 @@ PIECE_BYTES: Final = 1 << 20
 
 
 class CowDevice(Device, Protocol):
-    """A device that can also be read at once; `dmcopy.block.BlockDevice` is one."""
+    """A device that can also be read by several threads; `dmcopy.block.BlockDevice` is one."""
 
     def pread(self, sector: int, count: int) -> bytes:
         """Return the content of `count` sectors from `sector`."""

@@ -9,7 +9,7 @@ it was not. What goes wrong, under `on_error`:
     read     the copy ends; what is in flight        the piece is halved until single blocks are
              is finished                             left; for the bad ones nothing is written
     write    that destination is dropped,            the piece is halved for that destination until
-             the others go on                        only the blocks that cannot be written are left
+             the others continue                     only the blocks that cannot be written are left
     gone     as for stop: a device that is not there any more will not take another block either
 
 Before anything is called done every destination is flushed.
@@ -48,7 +48,7 @@ class Attempt:
 class Transfer:
     """A copy as `plan` says, on `client`; `run` does it.
 
-    `outstanding`: the most jobs given to the client at once. `limit`: the most bytes of the range
+    `outstanding`: the most jobs that the client has at a time. `limit`: the most bytes of the range
     that begin in a second, 0: as many as there are. `saved()` is called whenever more has
     become durable, about every `interval` seconds, and once at the end.
 
@@ -103,7 +103,7 @@ class Transfer:
     def run(self) -> None:
         """Copy; return when it is finished, whatever the outcome.
 
-        Raises what a callback raised: what is in flight goes on, and nothing more begins.
+        Raises what a callback raised: what is in flight continues, and nothing more begins.
         """
         try:
             self.start()

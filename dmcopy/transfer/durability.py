@@ -51,7 +51,7 @@ class Durability:
         self._wait(interval)
 
     def stop(self) -> None:
-        """Begin no flush any more; one that is under way goes on."""
+        """Begin no flush any more; one that is under way continues."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

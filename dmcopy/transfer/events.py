@@ -1,4 +1,4 @@
-"""What a transfer tells while it goes on: a stream of small values, for whoever shows them.
+"""What a transfer reports while it runs: a stream of small values, for observers.
 
 What an observer raises is logged, and it is not called again.
 """
@@ -46,7 +46,7 @@ class Progress(NamedTuple):
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the rest takes if it goes on like this; None as long as nothing is known."""
+        """How long the rest takes at this rate; None as long as nothing is known."""
         left = self.total - self.sectors
         if left <= 0:
             return 0.0
@@ -58,7 +58,7 @@ class ReadFailed(NamedTuple):
 
     path: str
     sector: int
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not used
     errno: int
 
 
@@ -67,7 +67,7 @@ class WriteFailed(NamedTuple):
 
     path: str
     sector: int
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not used
     errno: int
 
 
@@ -80,7 +80,7 @@ class Dropped(NamedTuple):
 
 
 class MapFailed(NamedTuple):
-    """The map file could not be saved; the copy goes on, with the map as it was."""
+    """The map file could not be saved; the copy continues, with the map as it was."""
 
     path: str
     message: str
@@ -91,7 +91,7 @@ class Mismatch(NamedTuple):
 
     path: str
     sector: int
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not used
 
 
 Event = Started | Overwrites | Progress | ReadFailed | WriteFailed | Dropped | MapFailed | Mismatch

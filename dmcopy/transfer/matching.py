@@ -13,7 +13,7 @@ from dmcopy.units import format_sectors
 
 @dataclass(frozen=True)
 class Matching:
-    """A copy from `source` to `dests` that is to go on by the map `path`.
+    """A copy from `source` to `dests` that is to resume by the map `path`.
 
     `created`: the destinations that are new, and so have nothing. `trust`: what the map calls done,
     every destination has. Every method raises UsageError.
@@ -42,7 +42,7 @@ class Matching:
         foreign = _unknown(done, found)
         if foreign and not self.trust:
             raise UsageError(
-                f"another program went on with {self.path}, and it does not say where the "
+                f"another program continued with {self.path}, and it does not say where the "
                 f"{format_sectors(foreign.total())} are that it rescued: give --trust-map if all "
                 f"destinations have them, else another --map"
             )

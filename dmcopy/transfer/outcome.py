@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Outcome:
-    """A transfer that has ended. `verified` is None when nobody asked for a verification.
+    """A transfer that has ended. `verified` is None without a verification.
 
     `map_path` is "" without a map, `map_error` why it could not be saved, `resumed` the sectors
     that an earlier run had written, all destinations together, `created` the files that were made.

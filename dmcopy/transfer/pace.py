@@ -9,7 +9,7 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.units import SECTOR_SHIFT
 
 _CREDIT_SECONDS: Final = 0.1
-"""So much time that was not used may be made up for: timers come late, disks are uneven."""
+"""How much unused time may be made up for: timers come late, disks are uneven."""
 
 
 class Pace:

@@ -140,7 +140,7 @@ class Session:
         return Store(path, trust=self.options.trust_map)
 
     def _open_map(self, store: Store, outcome: Outcome) -> None:
-        """Go on where a map ends; save it once before anything is written, to see that it works."""
+        """Resume where a map ends; save it once before the first write, to see that it works."""
         transfer = outcome.transfer
         retry = self.options.retry or self.options.on_error == "stop"
         store.load(transfer, retry=retry, created=self._opened.created)

@@ -1,4 +1,4 @@
-"""How a copy is done when nobody says: back end, depth, piece and pages.
+"""How a copy is done by default: back end, depth, piece and pages.
 
 Measured on RAM-backed loop devices and on files of a virtio disk, two cores, kernel 6.18, medians
 of five rounds, before large pools had huge pages (`scripts/bench copy` measures it again):
@@ -34,7 +34,7 @@ BULK_SECTORS: Final = 1024
 """From this size on a piece is bulk: moving it costs more than handing it over."""
 
 PIECES_A_SECOND: Final = 8
-"""At least so many begin each second where there is a limit: no long pauses, no bursts."""
+"""The fewest that begin each second where there is a limit: no long pauses, no bursts."""
 
 
 class Settings(NamedTuple):
@@ -52,7 +52,7 @@ class Settings(NamedTuple):
 
     @property
     def outstanding(self) -> int:
-        """How many jobs to give to the client at once, so that it always has a next one."""
+        """How many jobs to give to the client together, so that it always has a next one."""
         return 2 * self.depth
 
     def reactor(self) -> Reactor:

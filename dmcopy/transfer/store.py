@@ -1,4 +1,4 @@
-"""Where a copy keeps what it has done, so that another run can go on: two files.
+"""Where a copy keeps what it has done, so that another run can resume: two files.
 
 FILE is ddrescue's map of the source. FILE.dests is JSON and says for each destination which
 sectors it durably has, since a destination may have failed where the others did not. Each is
@@ -9,7 +9,7 @@ replaced as a whole. Whatever moment a kill or a power cut chooses,
   last where it may be less, at the beginning of a run whose destination is a new file;
 - a companion without a map is nothing that this left: it is written last, and removed first.
 
-So what only the map calls done was rescued by another program, ddrescue, which went on with it or
+So what only the map calls done was rescued by another program, ddrescue, which continued it or
 began it. Where to, a map does not say: the user has to (`trust`). A map that calls nothing done
 needs no trust.
 """
@@ -32,7 +32,7 @@ from dmcopy.transfer.matching import Matching
 from dmcopy.transfer.state import DestState, Place, State
 
 SUFFIX: Final = ".dests"
-_MOST_BYTES: Final = 1 << 28  # a map of two million blocks; what is longer is somebody's image
+_MOST_BYTES: Final = 1 << 28  # a map of two million blocks; a longer file is an image, not a map
 
 
 class Store:
@@ -60,7 +60,7 @@ class Store:
     def load(
         self, transfer: Transfer, *, retry: bool = False, created: Collection[str] = ()
     ) -> None:
-        """Let `transfer` go on where the map ends; nothing happens when there is no map yet.
+        """Let `transfer` resume where the map ends; nothing happens when there is no map yet.
 
         `retry`: try the bad blocks again. `created`: destinations that are new, and so have
         nothing. Raises UsageError when the map is of another copy, MetadataError, DeviceError.
@@ -109,7 +109,7 @@ class Store:
     def restore(
         self, transfer: Transfer, source: str, dests: str | None, *, retry: bool = False
     ) -> None:
-        """Let `transfer` go on from the texts that `dump` made, or from a map without companion."""
+        """Let `transfer` resume from what `dump` made, or from a map without companion."""
         content, plan = _parse(source, self.path), transfer.plan
         done = offsets_of(content, DONE, plan)
         matching = Matching(

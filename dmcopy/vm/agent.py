@@ -6,8 +6,8 @@ host imports its frames from here. A frame is a type, a command's number, a leng
     host to guest   RUN (JSON: argv, cwd, env, tty), STDIN (empty: the end), SIGNAL, RESIZE, BYE
     guest to host   HELLO (JSON), OUT, ERR, TAKEN (bytes of stdin passed on), EXIT (the status)
 
-Several commands can run at once. A status is what a shell would see: 128 + N after signal N, 127
-for a command that is not there, 126 for one that cannot be run.
+Several commands can run side by side. A status is what a shell would see: 128 + N after signal N,
+127 for a command that is not there, 126 for one that cannot be run.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Guest(ABC):
         stderr: Sink | None = None,
         tty: bool = False,
     ) -> Command:
-        """Start a command and return at once; `wait` on what this returns. See `run`."""
+        """Start a command and return without waiting; `wait` on what this returns. See `run`."""
 
     @abstractmethod
     def wait(self, command: Command, timeout: float = RUN_TIMEOUT) -> Result:
@@ -102,7 +102,7 @@ class Guest(ABC):
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, KeyboardInterrupt):
-            self.kill()  # whoever presses Ctrl-C does not want to wait for a shutdown
+            self.kill()  # after Ctrl-C the user does not want to wait for a shutdown
         else:
             self.close()
 

@@ -83,7 +83,7 @@ def _try_lock(path: Path) -> int | None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The last holder removes the file before it lets go: a lock on a file without a name would
-        # exclude nobody.
+        # exclude no other process.
         if os.stat(path).st_ino == os.fstat(fd).st_ino:
             return fd
     except (BlockingIOError, FileNotFoundError):

@@ -1,6 +1,6 @@
 """The host's side of a command channel: starts commands in a guest and follows them.
 
-Nothing runs in the background. Whoever waits for one command moves the traffic of all of them.
+Nothing runs in the background. A wait for one command moves the traffic of all of them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Channel:
         stderr: Sink | None = None,
         tty: bool = False,
     ) -> Command:
-        """Start `argv` and return at once. Output goes to the sinks; without one it is kept."""
+        """Start `argv`, wait for nothing. Output goes to the sinks; without one it is kept."""
         if not argv:
             raise ClosedError("a command has at least one word")
         self._number += 1
@@ -92,7 +92,7 @@ class Channel:
         return command
 
     def send(self, kind: Kind, number: int, payload: bytes = b"") -> None:
-        """Queue one frame; it leaves while somebody waits."""
+        """Queue one frame; it leaves during the next wait."""
         self._outgoing += pack(kind, number, payload)
         self._write()
 

@@ -1,6 +1,6 @@
 """Debian's kernels, through apt with a state of its own: the host's apt sources stay as they are.
 
-Where the packages come from is read from the host's own sources, so a mirror that somebody has
+Where the packages come from is read from the host's own sources, so a mirror that the user has
 configured serves the rig too. Works without root.
 """
 

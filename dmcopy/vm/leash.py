@@ -1,4 +1,4 @@
-"""Runs QEMU so that it cannot outlive whoever asked for it.
+"""Runs QEMU so that it cannot outlive the process that asked for it.
 
 This file is run as a program, by itself, so it imports nothing of dmcopy:
 
@@ -100,7 +100,7 @@ def _start(folder: str, argv: list[str]) -> int:
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         _forbid_privileged_files()
-        if os.getppid() == us:  # else we lost the race: nobody is left to send the signal
+        if os.getppid() == us:  # else we lost the race: there is no parent left to send the signal
             output = os.open(f"{folder}/output", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             for fd, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
                 os.dup2(source, fd)
@@ -112,8 +112,8 @@ def _start(folder: str, argv: list[str]) -> int:
 def _forbid_privileged_files() -> None:
     """Refuse to make files that give rights away: setuid, setgid, device nodes, capabilities.
 
-    A guest makes files in a shared folder through QEMU, with the rights of whoever runs it: as
-    root, a program that the guest made setuid would be root's on the host. By seccomp(2), on the
+    A guest makes files in a shared folder through QEMU, with the rights of the user that runs it:
+    as root, a program that the guest made setuid would be root's on the host. By seccomp(2), on the
     x86-64 that the rig runs on; where the kernel has none of it, QEMU does not start.
     """
     program = b"".join(
@@ -130,7 +130,7 @@ def _forbid_privileged_files() -> None:
 def _filter() -> list[tuple[int, int, int, int]]:
     """Return a program of classic BPF over struct seccomp_data: (code, if true, if false, value).
 
-    Each rule ends the program with an errno, or goes on with the next.
+    Each rule ends the program with an errno, or leaves it to the next.
     """
     load, jump_eq, jump_set, mask, end = 0x20, 0x15, 0x45, 0x54, 0x06
     number, arch, x86_64 = 0, 4, 0xC000003E

@@ -43,8 +43,8 @@ _HIDDEN: Final = ("/proc", "/sys", "/dev", "/run")
 class QemuGuest(Guest):
     """A guest under QEMU. `share` are folders of the host that it writes to, at the same path.
 
-    What it makes there belongs to whoever runs this, and is never setuid, setgid or a device node:
-    the guest gets EPERM.
+    What it makes there belongs to the user that runs this, and is never setuid, setgid or a
+    device node: the guest gets EPERM.
     `cpus` None: one processor under emulation, which is quickest there, two under KVM.
     """
 

@@ -3,7 +3,7 @@
 Killing QEMU alone cuts no power: what the guest has written is in the host's page cache and stays.
 So the cache is here. A write is held back in memory until the guest flushes; `crash` drops what
 was not flushed, all of it or a random choice of sectors, as a disk may. Two limits: discards and
-zeroing take effect at once, and once 256 MiB are held back all of it goes to the file; both are
+zeroing take effect immediately, and when 256 MiB are held back all of it goes to the file; both are
 what a disk with a small cache might do.
 """
 
@@ -43,7 +43,8 @@ _CAN: Final = 1 | 4 | 8 | 32 | 64  # flags, flush, FUA, trim, write zeroes
 class VolatileFile:
     """A file behind a write cache of sectors, in bytes and whole sectors.
 
-    The file is claimed for as long as it is open. Raises BusyError for one that somebody writes to.
+    The file is claimed for as long as it is open. Raises BusyError for one that is open for writing
+    elsewhere.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,7 +75,7 @@ class VolatileFile:
             self.flush()
 
     def zero(self, offset: int, count: int) -> None:
-        """Make a range zeroes at once, giving its space back."""
+        """Make a range zeroes immediately, giving its space back."""
         first = offset // SECTOR_SIZE
         gone = range(first, first + count // SECTOR_SIZE)
         # A range can be far larger than the cache, or the other way round.
@@ -131,7 +132,7 @@ class DiskServer:
     def stop(self, *, lose: bool = False, chooser: random.Random | None = None) -> None:
         """Stop serving, after QEMU has gone. With `lose` the disk loses power: see `crash`."""
         try:
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread if nobody ever came
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread if QEMU never connected
         except OSError:
             pass
         self._thread.join(60)

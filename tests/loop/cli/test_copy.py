@@ -310,7 +310,7 @@ def test_a_signal_ends_it_and_the_map_goes_on(loops: Any, io: str, number: int) 
     process.send_signal(number)
     _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 130
-    assert f"the same command with --map {saved} goes on from here" in err
+    assert f"the same command with --map {saved} resumes from here" in err
     check_saved(source, [dest], saved)
     code, told = facts(*words, "--verify")
     assert code == 0

@@ -66,7 +66,7 @@ def test_who(tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "disk.img"
     file.write_text("")
     assert main(["devices", "who", str(file)]) == 0
-    assert capsys.readouterr().err.startswith(f"nobody uses {file}")
+    assert capsys.readouterr().err.startswith(f"nothing uses {file}")
     with open(file, "rb"):
         assert main(["devices", "who", str(file), "--json"]) == 0
     (user,) = json.loads(capsys.readouterr().out)

@@ -83,7 +83,7 @@ def test_what_is_ignored_from_the_start_stays_so() -> None:
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=DEADLINE)
     assert process.returncode == ExitCode.INTERRUPTED
-    assert "dmcopy: interrupted; the same command with --map map goes on from here\n" in said
+    assert "dmcopy: interrupted; the same command with --map map resumes from here\n" in said
 
 
 @pytest.mark.parametrize("number", signals.ENDING)
@@ -133,7 +133,7 @@ def test_an_interrupt_without_a_map_says_what_it_would_have_saved() -> None:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=DEADLINE)
     assert process.returncode == ExitCode.INTERRUPTED
-    assert "KiB of it for another run to go on\n" in said.splitlines(keepends=True)[-1]
+    assert "KiB of it for another run to resume\n" in said.splitlines(keepends=True)[-1]
     assert "dmcopy: interrupted; --map FILE would have saved " in said
 
 

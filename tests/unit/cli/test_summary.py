@@ -47,7 +47,7 @@ def test_disks_that_are_full(capsys: pytest.CaptureFixture[str], saved: str) -> 
     ):
         assert line in out
     assert "KiB/s" not in out
-    again = "; the same command with --map m goes on from there" if saved else ""
+    again = "; the same command with --map m resumes from there" if saved else ""
     assert err == f"dmcopy: no destination has all of it, see above how much each has{again}\n"
 
 

@@ -264,7 +264,7 @@ def test_an_interrupted_merge_goes_on(cow: Run, monkeypatch: pytest.MonkeyPatch)
     merged = facts["merged"]
     assert (code, facts["interrupted"], len(flushes)) == (ExitCode.INTERRUPTED, True, 4)
     assert 128 <= merged < 301
-    assert f"{merged} of 301 exceptions are merged; the same command goes on from here" in err
+    assert f"{merged} of 301 exceptions are merged; the same command resumes from here" in err
     assert json.loads(cow("info", "--json", "cow")[1])["exceptions"] == 301 - merged
     assert cow("merge", "origin", "cow")[0] == 0
     assert same("origin", "snapshot")

@@ -234,7 +234,7 @@ def test_devices_are_named_by_uuid_number_or_selection(
         ("message lin 0", "say what to send"),
         ("wait lin soon", "'soon' is not the number of an event"),
         ("remove_all", "did not make"),
-        ("udevcomplete_all", "let others go on"),
+        ("udevcomplete_all", "let others continue"),
         ("splitname a --json", "leave --json out"),
     ],
 )

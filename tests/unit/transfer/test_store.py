@@ -286,7 +286,7 @@ class TestDdrescue:
         Path("m.dests").write_text(state.build(replace(known, errors=bad, destinations=(half,))))
         text = write_map((0, 64, "+"))
         for skip in ("skip", "stop"):
-            with pytest.raises(UsageError, match="another program went on with m"):
+            with pytest.raises(UsageError, match="another program continued with m"):
                 copy("a", on_error=skip)
         assert Path("m").read_text() == text
         outcome = copy("a", trust_map=True, on_error="skip")
