@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dmcopy.cow.extents import Extent, join, mean_count
+from dmcopy.cow.extract import plan_extract
+from dmcopy.io import IoRegion
+from tests.unit.cow.memory import MemoryDisk
+from tests.unit.cow.stores import allocate, build
 
 PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(2, 7)), max_size=12)
 
@@ -31,3 +36,16 @@ def test_how_long_an_extent_is_on_average() -> None:
     many = [(2 * old, old) for old in range(1000)] + [(5000 + old, 5000 + old) for old in range(9)]
     assert mean_count(iter(many)) == 1
     assert list(join([(3, 4)])) == [Extent(3, 4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("sectors", "olds", "total"),
+    [(40, [1, 4], 16), (35, [1, 4], 11), (35, [1, 3], 16), (35, [4], 3), (35, [], 0)],
+)
+def test_how_much_there_is_to_copy(sectors: int, olds: list[int], total: int) -> None:
+    """The last chunk of an origin may be a short one; else the progress would not end at 100 %."""
+    origin, out = MemoryDisk(bytes(sectors << 9), "origin"), MemoryDisk(bytes(sectors << 9), "out")
+    cow = MemoryDisk(build(8, allocate(olds, 8), 10))
+    regions = IoRegion(origin, 0, sectors), cow, IoRegion(out, 0, sectors)
+    assert plan_extract(*regions, changed_only=True).total == total
+    assert plan_extract(*regions).total == sectors

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dmcopy.errors import ClosedError, UsageError
 from dmcopy.io import Io, IoRegion, Op, Reactor, probe
 from dmcopy.io.parts import FlushFirst
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
@@ -44,6 +45,28 @@ def test_a_step_waits_no_longer_than_it_may() -> None:
     reactor.call_later(7, lambda: due.append(reactor.time()))
     reactor.step(None)
     assert due == [5, 12]
+
+
+def test_what_is_closed_takes_nothing_and_says_so() -> None:
+    """Who posts to it would else wait for ever."""
+    reactor = Reactor(SimulatedBackend())
+    reactor.close()
+    reactor.close()
+    with pytest.raises(ClosedError, match="the reactor is closed"):
+        reactor.call_soon_threadsafe(print)
+
+
+def test_a_reactor_is_not_waited_for_inside_of_its_own_callbacks() -> None:
+    reactor, said = Reactor(SimulatedBackend()), list[bool]()
+
+    def callback() -> None:
+        said.append(reactor.in_callback)
+        reactor.step()
+
+    reactor.call_soon(callback)
+    with pytest.raises(UsageError, match="inside one of its own callbacks"):
+        reactor.step()
+    assert (said, reactor.in_callback) == ([True], False)
 
 
 def test_a_timer_that_was_cancelled_is_not_waited_for() -> None:

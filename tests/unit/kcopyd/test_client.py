@@ -168,6 +168,14 @@ def test_neighbours_go_out_together(client: Client) -> None:
     assert dest.read(1000, 80) == source.read(0, 80)
 
 
+def test_two_neighbours_are_enough(client: Client) -> None:
+    source, dest = disk("source", seed=1), disk("dest")
+    for n in (0, 8):
+        client.copy(IoRegion(source, n, 8), [IoRegion(dest, n, 8)])
+    client.destroy()
+    assert client.statistics().merged == 2
+
+
 def test_an_error_in_merged_copies_hits_only_its_own_job(client: Client) -> None:
     source, dest = disk("source", seed=1), disk("dest")
     source.fail(Op.READ, 20, 1)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dmcopy.block import BlockDevice
-from dmcopy.errors import ExitCode
+from dmcopy.errors import DeviceError, ExitCode
 from dmcopy.io import IoRegion, Reactor, probe
 from dmcopy.io.request import Request as IoRequest
 from dmcopy.kcopyd import Client
@@ -155,6 +155,25 @@ def test_a_new_file_that_got_nothing_is_removed() -> None:
         outcome = Session(opened, Options(map_path="map")).run()
         assert (outcome.exit_code, outcome.nothing_written) == (ExitCode.FAILED, True)
     assert not Path("map").exists(), "nor is a map of nothing kept"
+
+
+@pytest.mark.parametrize("nameless", [True, False])
+@pytest.mark.parametrize(
+    ("number", "says"), [(errno.EFBIG, "takes no file of that size"), (errno.ENOSPC, "create it")]
+)
+def test_a_file_that_cannot_be_as_long_is_not_made(
+    nameless: bool, number: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(_fd: int, _size: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    if not nameless:
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_RDWR)  # of a folder: as where there is none
+    monkeypatch.setattr(os, "ftruncate", no_room)
+    before = os.listdir()
+    with pytest.raises(DeviceError, match=says), open_all(Request("src", ("a",))):
+        pass
+    assert os.listdir() == before
 
 
 @pytest.mark.parametrize("nameless", [True, False])

@@ -60,6 +60,7 @@ def test_the_exit_code(faults: list[Any], how: dict[str, Any], code: ExitCode) -
     found = outcome(bench, **how)
     assert found.exit_code == code
     facts = found.as_dict()
+    assert facts["created"] == []
     assert (facts["ok"], facts["exit_code"]) == (code == ExitCode.OK, code)
 
 
