@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.mapper.userspace import UserMapper
+from dmcopy.testing.disks import Disks
+from dmcopy.testing.mirrors import DISKS
 from tests.kernel.udevd import without_udevd
 
 from .races import PROPERTY, Ledger
@@ -36,17 +39,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Our engine and the kernel."""
-    with without_udevd():
-        yield from _sides(tmp_path_factory.mktemp("mirror") / "ledger.jsonl")
-
-
-def _sides(ledger: Path) -> Iterator[Pair]:
     folder = Path("/dev/shm") / f"dmcopy-mirror-{os.getpid()}"
-    for name in ("user", "kernel"):
-        (folder / name).mkdir(parents=True)
-    sides = UserSide(folder / "user"), KernelSide(folder / "kernel", ledger)
-    yield sides
-    for side in sides:
-        side.close()
-    for name in ("user", "kernel", "."):
-        (folder / name).rmdir()
+    notes = tmp_path_factory.mktemp("mirror") / "ledger.jsonl"
+    with without_udevd():
+        disks = [Disks(folder / name, DISKS, loops=True) for name in ("user", "kernel")]
+        sides = UserSide(disks[0], UserMapper()), KernelSide(disks[1], notes)
+        yield sides
+        for side in sides:
+            side.close()
+    folder.rmdir()

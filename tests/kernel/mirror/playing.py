@@ -1,22 +1,31 @@
-"""Doing the steps of a workload on a side, in an order in which their end is not left to chance."""
+"""A workload on two sides, in an order in which the end of its steps is not left to chance."""
 
 from __future__ import annotations
 
-import random
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TypeGuard
 
 from dmcopy.io.request import Op
+from dmcopy.testing.compare import Comparison, DifferenceError
+from dmcopy.testing.mirrors import Heal
+from dmcopy.testing.steps import Access, Burst, Cycle, Step, Swap
 
-from .sides import HELD_SECONDS, KernelSide, Side, UserSide
-from .workload import Step
+from .sides import KernelSide, UserSide, differing_legs
+
+QUIET_SECONDS = 20.0
 
 
-def written(step: Step) -> list[tuple[int, int]]:
-    """Return the first sector and the count of each write of a step."""
-    if step.what == "burst":
-        return [place[:2] for place in step.words]
-    return [step.words[:2]] if step.what in ("write", "discard") else []
+def changes(step: Step) -> Iterator[Access]:
+    """Yield the writes and discards of a step."""
+    if isinstance(step, Burst):
+        yield from (one for one in step.accesses if one.op in (Op.WRITE, Op.DISCARD))
+
+
+def suspends(step: Step | None) -> TypeGuard[Cycle | Swap]:
+    """Whether a step suspends the mirror."""
+    return isinstance(step, Cycle | Swap) and step.device == "m"
 
 
 def in_order(step: Step, user: UserSide) -> list[Step]:
@@ -34,75 +43,52 @@ def in_order(step: Step, user: UserSide) -> list[Step]:
     A write that is held when no leg is valid any more ends with EIO, or goes back unharmed if the
     kernel blocks I/O before it comes round (seen once). So it is failed by a flush.
     """
-    if step.what not in ("cycle", "reload") or not user.held:
+    if not suspends(step) or not user.held:
         return [step]
-    flushing = step._replace(words=(*step.words[:-1], True))
+    heal = Heal(tuple(sorted(user.faulty)))
+    flushing = replace(step, flush=True)
     if user.held > 1:
-        failed = step.what == "cycle" or not user.has_a_valid_leg
-        return [Step("heal"), flushing if failed else step]
+        failed = isinstance(step, Cycle) or not user.has_a_valid_leg
+        return [heal, flushing if failed else step]
     if not user.has_a_valid_leg:
         return [flushing]
-    return [Step("heal"), step] if user.holds_a_flush else [step]
+    return [heal, step] if user.holds_a_flush else [step]
 
 
-def do(side: Side, step: Step) -> None:
-    action: Any = globals()[f"_do_{step.what}"]
-    action(side, *step.words)
+class History(Comparison):
+    """A workload on both engines, after whose steps the kernel shows what ours shows."""
 
+    def __init__(self, user: UserSide, kernel: KernelSide) -> None:
+        super().__init__(user, kernel, patience=QUIET_SECONDS)
+        self.user, self.kernel = user, kernel
 
-def _finish(side: Side, *numbers: int) -> None:
-    """Wait for requests. Ours is quiet when they are held; the kernel gets a moment to end them.
+    def play(self, steps: Iterable[Step]) -> None:
+        """Play the steps, but none that writes to where a write is held: which is last is open."""
+        self.compare()
+        for chosen in steps:
+            if not any(map(self.user.is_held, changes(chosen))):
+                for step in in_order(chosen, self.user):
+                    self.do(step)
 
-    One that ends later on the kernel, and is held by us, is found at the next comparison.
-    """
-    if isinstance(side, UserSide):
-        side.settle()
-    else:
-        end = time.monotonic() + HELD_SECONDS
-        while time.monotonic() < end and not all(map(side.has_ended, numbers)):
-            assert isinstance(side, KernelSide)
-            side.step()
+    def do(self, step: Step) -> None:
+        """Do one step, ours first, and compare."""
+        self.steps.append(step)
+        step.do(self.user)
+        self.user.settle()
+        step.do(self.kernel)
+        self.compare()
 
-
-def _do_write(side: Side, sector: int, count: int, seed: int, fua: bool) -> None:
-    data = random.Random(seed).randbytes(count << 9)
-    _finish(side, side.start(Op.WRITE, sector, count, data, fua=fua))
-
-
-def _do_burst(side: Side, *places: tuple[int, int, int]) -> None:
-    numbers = [
-        side.start(Op.WRITE, sector, count, random.Random(seed).randbytes(count << 9))
-        for sector, count, seed in places
-    ]
-    _finish(side, *numbers)
-
-
-def _do_read(side: Side, sector: int, count: int) -> None:
-    _finish(side, side.start(Op.READ, sector, count))
-
-
-def _do_flush(side: Side) -> None:
-    _finish(side, side.start(Op.FLUSH, 0, 0))
-
-
-def _do_discard(side: Side, sector: int, count: int) -> None:
-    _finish(side, side.start(Op.DISCARD, sector, count))
-
-
-def _do_fault(side: Side, disk: str, *lines: str) -> None:
-    side.fault(disk, *lines)
-
-
-def _do_heal(side: Side, *disks: str) -> None:
-    side.heal(*disks)
-
-
-def _do_cycle(side: Side, flush: bool) -> None:
-    side.suspend(flush)
-    side.resume()
-
-
-def _do_reload(side: Side, table: str, readonly: bool, flush: bool) -> None:
-    side.load(table, readonly=readonly)
-    side.suspend(flush)
-    side.resume()
+    def compare(self) -> None:
+        """Wait until the kernel is quiet and shows what our engine shows."""
+        self.user.settle()
+        ours = self.user.seen()
+        deadline = time.monotonic() + self.patience
+        while True:
+            quiet = self.kernel.is_quiet()
+            differs = ours.differs(self.kernel.seen()) or differing_legs(self.user, self.kernel)
+            if (quiet and not differs) or time.monotonic() > deadline:
+                break
+            self.kernel.step()
+        if differs or not quiet:
+            found = differs or ["the kernel goes on with something"]
+            raise DifferenceError("\n".join(found), {}, self.steps)

@@ -15,6 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from dmcopy.testing.compare import DifferenceError
+from dmcopy.testing.steps import Step
+
+from .playing import suspends
+
 RATE: Final = 200
 PROPERTY: Final = "mirror workloads"
 
@@ -27,26 +32,17 @@ RACES: Final = (EVENTS, HELD)
 
 _EVENTS: Final = re.compile(r"events: ours (\d+), the kernel's (\d+)")
 _OUTCOME: Final = re.compile(r"outcome of request \d+: ours '(.*)', the kernel's '(.*)'")
-_SUSPENDS: Final = ("cycle", "reload")
 _FAILED: Final = os.strerror(5)
 
 
-class DifferenceError(AssertionError):
-    """Our engine and the kernel differ: in `found`, after the steps `done`."""
-
-    def __init__(self, found: Sequence[str], done: Sequence[str]) -> None:
-        self.found, self.done = list(found), list(done)
-        super().__init__("\n".join([*found, *done]))
-
-
-def known(found: Sequence[str], last: str) -> str:
+def known(found: Sequence[str], last: Step | None) -> str:
     """Return which race explains what differs after the step `last`, "" if none does."""
     events = [match for line in found if (match := _EVENTS.fullmatch(line))]
     if len(found) == 1 and events and abs(int(events[0][1]) - int(events[0][2])) == 1:
         return EVENTS
     outcomes = [match.groups() for line in found if (match := _OUTCOME.fullmatch(line))]
     one_failed = outcomes and all(_FAILED in pair and len({*pair}) == 2 for pair in outcomes)
-    if last.split(" ")[0] in _SUSPENDS and one_failed:
+    if suspends(last) and one_failed:
         return HELD
     return ""
 
@@ -64,10 +60,11 @@ class Count:
 
     def forgive(self, seed: int, differs: DifferenceError) -> bool:
         """Note a workload that differs; return whether it may be run again."""
-        race = known(differs.found, differs.done[-1])
+        found = differs.what.splitlines()
+        race = known(found, differs.steps[-1] if differs.steps else None)
         if not race:
             return False
-        first = differs.found[0]
+        first = found[0]
         self.again.append({"seed": seed, "kernel": self.kernel, "race": race, "first": first})
         return True
 

@@ -1,66 +1,55 @@
 """Both engines, each with its own disks: legs a to d and a log l, every one under a linear device.
 
-What a test does, it does to both; `look` returns everything that must then be the same.
+What a test does, it does to both; `seen` returns everything that must then be the same.
 """
 
 from __future__ import annotations
 
-import abc
 import errno
-import functools
-import hashlib
-import mmap
 import os
-import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dmcopy.block.loop import LoopDevice, attach, detach
-from dmcopy.errors import DeadlineError
-from dmcopy.io import IoRegion, Reactor
-from dmcopy.io.region import Device
-from dmcopy.io.request import Io, Memory, Op
-from dmcopy.io.threads import ThreadsBackend
+from dmcopy.io.request import Io, Op
 from dmcopy.ledger import Ledger
-from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.userspace import UserMapper
-from dmcopy.table import Table
 from dmcopy.targets.mirror import Mirror
 from dmcopy.targets.mirror_set import Module
-from tests.kernel.snapshot.engines import open_anyway
+from dmcopy.testing.compare import (
+    Harness,
+    Result,
+    View,
+    first_byte,
+    has_ended,
+    kernel_reactor,
+    result,
+)
+from dmcopy.testing.disks import Disks
+from dmcopy.testing.mirrors import LEGS, SIZES, Heal, healthy
+from dmcopy.testing.steps import Access
 from tests.kernel.snapshot.ioctls import IoctlMapper
 
-LEGS = "abcd"
-DISKS = LEGS + "l"
-SECTORS = 2048
-LOG_SECTORS = 16
 DONE_SECONDS = 120.0
 HELD_SECONDS = 0.4
 MOMENT_SECONDS = 0.02
-MOST_HELD = 128
-ALWAYS = 1 << 20  # seconds that a flakey target is bad
 
 
 @dataclass
 class Look:
     """What can be seen of a mirror and its disks from outside."""
 
-    status: str
-    table: str
-    events: int
-    readonly: bool
-    outcomes: list[Any]
+    view: View
+    outcomes: list[str]
     log: bytes
 
     def differs(self, other: Look) -> list[str]:
         """Say in what two looks differ, ours first."""
         found = [
-            f"{name}: ours {getattr(self, name)!r}, the kernel's {getattr(other, name)!r}"
-            for name in ("status", "table", "events", "readonly")
-            if getattr(self, name) != getattr(other, name)
+            f"{name}: ours {ours!r}, the kernel's {theirs!r}"
+            for name, ours, theirs in zip(View._fields, self.view, other.view, strict=True)
+            if ours != theirs
         ]
         for number, pair in enumerate(zip(self.outcomes, other.outcomes, strict=True)):
             if pair[0] != pair[1]:
@@ -73,205 +62,120 @@ class Look:
         return found
 
 
-class Side(abc.ABC):
-    """An engine. Its mirror is called m, the devices under it are called as the disks."""
+class MirrorSide(Harness):
+    """An engine. Its mirror is called m, the devices under it a to d and l, as their disks."""
 
-    mapper: Mapper
-    reactor: Reactor
-    prefix: str
-
-    def __init__(self, folder: Path) -> None:
-        self.files = {disk: folder / disk for disk in DISKS}
-        self.loops: dict[str, LoopDevice] = {}
-        self._maps: dict[str, mmap.mmap] = {}
-        for disk, file in self.files.items():
-            file.touch()
-            os.truncate(file, sectors(disk) << 9)
-            self.loops[disk] = attach(file)
-            with file.open("r+b") as backing:
-                self._maps[disk] = mmap.mmap(backing.fileno(), 0)
-        self._faulty: set[str] = set()
-        self._requests: list[Io] = []
-        self._outcomes: list[Any] = []
-        self._device: Any = None
-
-    def open(self) -> None:
+    def start_up(self) -> None:
         """Make the devices under the legs and the log."""
-        for disk in DISKS:
-            self.mapper.create(self.prefix + disk, self._healthy(disk))
+        self.faulty: set[str] = set()
+        self._requests: list[Io] = []
+        self._outcomes: list[str] = []
+        for name in SIZES:
+            self.create(name, healthy(name))
 
     def close(self) -> None:
         """Remove everything."""
-        for disk in DISKS:
-            self.mapper.remove(self.prefix + disk)
-        for disk, loop in self.loops.items():
-            detach(loop)
-            self._maps[disk].close()
-            self.files[disk].unlink()
+        super().close()
+        self.disks.close()
 
     # The disks.
 
-    def poke(self, disk: str, data: bytes, offset: int = 0) -> None:
+    def poke(self, disk: str, data: bytes, sector: int = 0) -> None:
         """Write to a disk, below everything."""
-        self._maps[disk][offset : offset + len(data)] = data
+        self.disks.poke(f"disk-{disk}", sector, data)
 
     def peek(self, disk: str) -> bytes:
         """Read a disk, below everything."""
-        return self._maps[disk][:]
+        return self.disks.peek(f"disk-{disk}")
 
-    def fault(self, disk: str, *lines: str) -> None:
-        """Put other lines over a disk; `@` in them is the disk."""
-        text = "\n".join(lines).replace("@", self.loops[disk].path)
-        self._put(disk, Table.parse(text))
-        self._faulty.add(disk)
+    def swap(self, name: str, text: str, *, readonly: bool = False, flush: bool = True) -> None:
+        """Put another table in place of the active one, and note which disks are not good."""
+        super().swap(name, text, readonly=readonly, flush=flush)
+        if name in SIZES:
+            (self.faulty.discard if text == healthy(name) else self.faulty.add)(name)
 
-    def heal(self, *disks: str) -> None:
-        """Make disks good again; without a word all that are not."""
-        for disk in disks or tuple(self._faulty):
-            self._put(disk, self._healthy(disk))
-            self._faulty.discard(disk)
-
-    def _put(self, disk: str, table: Table) -> None:
-        self.mapper.swap(self.prefix + disk, table, flush=False, lockfs=False)
-
-    def _healthy(self, disk: str) -> Table:
-        return Table.parse(f"0 {sectors(disk)} linear {self.loops[disk].path} 0")
+    def heal(self) -> None:
+        """Make all disks good again."""
+        Heal(tuple(sorted(self.faulty))).do(self)
 
     # The mirror.
 
-    def parse(self, text: str) -> Table:
-        """Return a table; a, b, c, d and l are the devices under the legs and the log."""
-        return Table.parse(text).with_devices(lambda word: self.mapper.path(self.prefix + word))
-
-    def create(self, text: str, *, readonly: bool = False) -> None:
+    def make(self, text: str, *, readonly: bool = False) -> None:
         """Make the mirror."""
         self._requests, self._outcomes = [], []
-        self.mapper.create(self.prefix + "m")
-        self.load(text, readonly=readonly)
-        self.resume()
-        self._device = self._open()
+        self.create("m")
+        self.load("m", text, readonly=readonly)
+        self.resume("m")
 
-    @abc.abstractmethod
-    def _open(self) -> Any: ...
-
-    def remove(self) -> None:
+    def drop(self) -> None:
         """Remove the mirror; what is held ends."""
-        if not all(self._ended(request) for request in self._requests):
-            self.mapper.suspend(self.prefix + "m", lockfs=False)
-            self.mapper.resume(self.prefix + "m", lockfs=False)
-            self.wait(lambda: all(map(self._ended, self._requests)), "what was held")
-        self._forget()
-        self.mapper.remove(self.prefix + "m")
+        if not all(map(has_ended, self._requests)):
+            self.suspend("m")
+            self.resume("m")
+            self.wait(lambda: all(map(has_ended, self._requests)), "what was held")
+        self.remove("m")
 
-    @abc.abstractmethod
-    def _forget(self) -> None: ...
+    def suspend(self, name: str, *, flush: bool = True) -> None:
+        """Suspend a device; what is held below would keep a file system's freeze waiting."""
+        self.mapper.suspend(self.prefix + name, flush=flush, lockfs=False)
 
-    def suspend(self, flush: bool) -> None:
-        """Suspend the mirror."""
-        self.mapper.suspend(self.prefix + "m", flush=flush, lockfs=False)
+    def resume(self, name: str) -> None:
+        """Resume a device."""
+        self.mapper.resume(self.prefix + name, lockfs=False)
 
-    def resume(self) -> None:
-        """Resume the mirror."""
-        self.mapper.resume(self.prefix + "m", lockfs=False)
-
-    def load(self, text: str, *, readonly: bool = False) -> None:
-        """Load another table for the mirror."""
-        self.mapper.load(self.prefix + "m", self.parse(text), readonly=readonly)
-
-    def start(
-        self, op: Op, sector: int, count: int, data: bytes = b"", *, fua: bool = False
-    ) -> int:
+    def begin(self, access: Access) -> int:
         """Begin a request; return its number."""
-        memory = Memory(max(1, -(-count // 8)))
-        extents = [(0, count << 9)]
-        if data:
-            memory.fill(extents, data)
-        request = Io(op, IoRegion(self._device, sector, count), memory, extents, _ended, fua=fua)
-        self._requests.append(request)
         self._outcomes.append("held")
-        self._submit(request)
+        self._requests.append(self.start(access))
         return len(self._requests) - 1
 
-    def _submit(self, request: Io) -> None:
-        self.reactor.submit(request)
+    def perform(self, *accesses: Access) -> list[Result]:
+        """Begin requests, and wait for those that are not held. What became of them is `seen`."""
+        self.finish([self.begin(access) for access in accesses])
+        return []
 
-    def _ended(self, request: Io) -> bool:
-        return request.context is True
+    def finish(self, numbers: Sequence[int]) -> None:
+        """Wait for requests as long as it makes sense."""
+        raise NotImplementedError
 
     def has_ended(self, number: int) -> bool:
         """Whether a request has."""
-        return self._ended(self._requests[number])
+        return has_ended(self._requests[number])
 
-    def is_held(self, sector: int, count: int) -> bool:
-        """Whether a write to any of these sectors has not ended."""
+    def is_held(self, access: Access) -> bool:
+        """Whether a write to any of its sectors has not ended."""
         return any(
             request.op == Op.WRITE
-            and not self._ended(request)
-            and request.sector < sector + count
-            and sector < request.sector + request.count
+            and not has_ended(request)
+            and request.sector < access.sector + access.count
+            and access.sector < request.sector + request.count
             for request in self._requests
         )
 
-    def wait(self, done: Any, what: str) -> None:
+    def wait(self, done: Callable[[], bool], what: str) -> None:
         """Wait until `done()`; raises DeadlineError."""
         self.reactor.run_until(done, DONE_SECONDS, what)
 
-    def step(self) -> None:
-        """Let a moment pass."""
-        try:
-            self.reactor.run_until(lambda: False, 0.003)
-        except DeadlineError:
-            pass
-
-    def status(self) -> str:
-        """Return the mirror's status line."""
-        (line,) = self.mapper.status(self.prefix + "m")
-        return self._plain(str(line))
-
-    def look(self) -> Look:
+    def seen(self) -> Look:
         """Return everything that can be seen."""
         for number, request in enumerate(self._requests):
-            if self._outcomes[number] == "held" and self._ended(request):
+            if self._outcomes[number] == "held" and has_ended(request):
                 self._outcomes[number] = _outcome(request)
-        info = self.mapper.info(self.prefix + "m")
-        return Look(
-            self.status(),
-            self._plain(str(self.mapper.table(self.prefix + "m"))),
-            info.events,
-            info.readonly,
-            list(self._outcomes),
-            self.peek("l"),
-        )
-
-    def _plain(self, text: str) -> str:
-        """Return a line with the names of the disks for the devices."""
-        names = self._names()
-        return " ".join(names.get(word, word) for word in text.split())
-
-    @abc.abstractmethod
-    def _names(self) -> dict[str, str]: ...
+        return Look(self.look("m"), list(self._outcomes), self.peek("l"))
 
 
-class UserSide(Side):
+class UserSide(MirrorSide):
     """dmcopy's own engine."""
 
-    prefix = ""
     mapper: UserMapper
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.mapper = UserMapper()
+    def __init__(self, disks: Disks, mapper: UserMapper) -> None:
+        super().__init__("user", mapper, disks)
+        self.unexpected: list[BaseException] = []  # what was raised inside of the engine
+        self.reactor.on_exception = self.unexpected.append
         # With several regions at a time, more of them were begun when a default leg fails.
         self.mapper.module(Module).recovery = "kernel"
-        self.reactor = self.mapper.reactor
-        self.reactor.on_exception = self.unexpected.append
-        self.open()
-
-    @property
-    def unexpected(self) -> list[BaseException]:
-        """What was raised inside of the engine."""
-        self._unexpected: list[BaseException] = getattr(self, "_unexpected", [])
-        return self._unexpected
+        self.start_up()
 
     def close(self) -> None:
         """Remove everything."""
@@ -302,6 +206,11 @@ class UserSide(Side):
             bio.op == Op.FLUSH for bio in self._mirror.work._holds
         )
 
+    def finish(self, numbers: Sequence[int]) -> None:
+        """Wait: what has not ended when the engine is quiet is held."""
+        del numbers
+        self.settle()
+
     def settle(self) -> None:
         """Let everything happen that happens by itself."""
         device = self.mapper.open("m")
@@ -311,7 +220,7 @@ class UserSide(Side):
             if mirror is None:
                 return True
             work = mirror.work
-            below = any(self.mapper.open(disk).in_flight for disk in DISKS)
+            below = any(self.mapper.open(disk).in_flight for disk in SIZES)
             copying = work._client.statistics().jobs  # a recovery may wait for a held write
             held = bool(device.in_flight) == bool(work.held)
             soon = self.reactor.next_due() == 0
@@ -320,53 +229,17 @@ class UserSide(Side):
         self.wait(quiet, "the engine to be quiet")
         assert not self.unexpected
 
-    def _submit(self, request: Io) -> None:
-        if request.fua:
-            request.notify = self._sync
-        super()._submit(request)
 
-    def _sync(self, write: Io) -> None:
-        """Flush, too, as pwritev2 does behind a durable write that went well (generic_write_sync).
-
-        To a mirror that is not the same: a leg that fails the flush makes every region that is
-        written later fall out of sync (flush_failure in dm-region-hash.c).
-        """
-        if write.error:
-            _ended(write)
-            return
-
-        def flushed(flush: Io) -> None:
-            write.error = flush.error
-            _ended(write)
-
-        super()._submit(Io(Op.FLUSH, IoRegion(self._device, 0, 0), notify=flushed))
-
-    def _open(self) -> Any:
-        return self.mapper.open("m")
-
-    def _forget(self) -> None:
-        pass
-
-    def _names(self) -> dict[str, str]:
-        return {self.mapper.path(disk): disk for disk in DISKS}
-
-
-class KernelSide(Side):
+class KernelSide(MirrorSide):
     """The kernel."""
 
-    prefix = "dmcopy-mirror-"
     mapper: IoctlMapper
 
-    def __init__(self, folder: Path, ledger: Path) -> None:
-        super().__init__(folder)
-        self.mapper = IoctlMapper(Ledger(ledger))
-        # A write that is held has a worker wait for it, and none must wait for a free one.
-        self.reactor = Reactor(functools.partial(ThreadsBackend, workers=MOST_HELD))
-        self.open()
-        self._numbers = {
-            "{}:{}".format(*self.mapper.info(self.prefix + disk).number or ()): disk
-            for disk in DISKS
-        }
+    def __init__(self, disks: Disks, ledger: Path) -> None:
+        mapper = IoctlMapper(Ledger(ledger), kernel_reactor())
+        super().__init__("kernel", mapper, disks, prefix="dmcopy-mirror-")
+        self.start_up()
+        self._numbers = [self.mapper.info(self.prefix + disk).devno for disk in SIZES]
 
     def close(self) -> None:
         """Remove everything."""
@@ -374,14 +247,23 @@ class KernelSide(Side):
         self.mapper.close()
         self.reactor.close()
 
-    def load(self, text: str, *, readonly: bool = False) -> None:
+    def load(self, name: str, text: str, *, readonly: bool = False) -> None:
         """Load another table for the mirror, and let its worker run, which the constructor wakes.
 
         With nosync it finds all regions in sync, and raises an event, which is lost as long as no
         device has the table (dm_table_event). Mostly: a resume may be quicker than the worker.
         """
-        super().load(text, readonly=readonly)
+        super().load(name, text, readonly=readonly)
         self.step()
+
+    def finish(self, numbers: Sequence[int]) -> None:
+        """Give requests a moment to end.
+
+        One that ends later, and is held by our engine, is found at the next comparison.
+        """
+        end = time.monotonic() + HELD_SECONDS
+        while time.monotonic() < end and not all(map(self.has_ended, numbers)):
+            self.step()
 
     def is_quiet(self) -> bool:
         """Whether nothing happens under the mirror for a moment.
@@ -389,7 +271,7 @@ class KernelSide(Side):
         Without faults it is soon done with what it does by itself. With them one recovery after
         the other fails, which nothing else shows: the count of regions in sync stays.
         """
-        if not self._faulty:
+        if not self.faulty:
             return True
         before = self._counters()
         end = time.monotonic() + MOMENT_SECONDS
@@ -401,54 +283,20 @@ class KernelSide(Side):
         """Return the kernel's statistics of the disks, which change with each request."""
         return [Path(f"/sys/dev/block/{number}/stat").read_text() for number in self._numbers]
 
-    def _open(self) -> Device:
-        return open_anyway(self.mapper.path(self.prefix + "m"))
 
-    def _forget(self) -> None:
-        self._device.close()
-
-    def _names(self) -> dict[str, str]:
-        return self._numbers
-
-
-def fill(sides: Sequence[Side], seed: int, *, alike: bool, log: bytes) -> None:
-    """Give the disks a content: the legs the same or each its own, and the log."""
-    for disk in LEGS:
-        piece = random.Random(seed if alike else f"{seed}{disk}").randbytes(1 << 16)
-        for side in sides:
-            side.poke(disk, piece * (SECTORS >> 7))
-    for side in sides:
-        side.poke("l", log.ljust(LOG_SECTORS << 9, b"\0"))
-
-
-def differing_legs(one: Side, other: Side) -> list[str]:
+def differing_legs(one: MirrorSide, other: MirrorSide) -> list[str]:
     """Return the legs that the sides have different content on, and the first such sector."""
-    found = []
-    for disk in LEGS:
-        ours, theirs = one.peek(disk), other.peek(disk)
-        if ours != theirs:
-            sector = next(
-                n for n in range(SECTORS) if ours[n << 9 :][:512] != theirs[n << 9 :][:512]
-            )
-            found.append(f"leg {disk} from sector {sector} on")
-    return found
+    places = {disk: first_byte(one.peek(disk), other.peek(disk)) for disk in LEGS}
+    return [
+        f"leg {disk} from sector {place >> 9} on"
+        for disk, place in places.items()
+        if place is not None
+    ]
 
 
-def _ended(request: Io) -> None:
-    request.context = True
-
-
-def _outcome(request: Io) -> Any:
+def _outcome(request: Io) -> str:
     if request.op == Op.DISCARD and request.error == errno.EOPNOTSUPP:
         return "done"  # as BLKDISCARD says (blkdev_issue_discard in block/blk-lib.c)
     if request.error:
         return os.strerror(request.error)
-    if request.op == Op.READ:
-        assert request.memory is not None
-        return hashlib.sha256(request.memory.read(request.extents)).hexdigest()[:16]
-    return "done"
-
-
-def sectors(disk: str) -> int:
-    """Return the size of a disk."""
-    return LOG_SECTORS if disk == "l" else SECTORS
+    return str(result(request))

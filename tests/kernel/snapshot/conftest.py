@@ -18,11 +18,9 @@ from .engines import Engine, KernelEngine, UserEngine
 def folder() -> Iterator[Path]:
     """A place in memory."""
     folder = Path("/dev/shm") / f"dmcopy-snapshot-{os.getpid()}"
-    for place in (folder, folder / "kernel", folder / "user"):
-        place.mkdir()
+    folder.mkdir()
     yield folder
-    for place in (folder / "kernel", folder / "user", folder):
-        place.rmdir()
+    folder.rmdir()
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,7 @@ def kernel_engine(folder: Path) -> Iterator[KernelEngine]:
 @pytest.fixture
 def kernel(kernel_engine: KernelEngine) -> Iterator[KernelEngine]:
     """The kernel, with disks full of zeroes."""
-    kernel_engine.wipe()
+    kernel_engine.disks.wipe()
     yield kernel_engine
     left = list(kernel_engine.mapper.paths)
     remove_all(kernel_engine, left)

@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 from dmcopy.errors import BusyError, DeadlineError, DeviceError
+from dmcopy.io.reactor import Reactor
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import DeviceInfo
 from dmcopy.mapper.device import Device
@@ -41,8 +42,10 @@ _SIZE = 1 << 14
 class IoctlMapper(KernelMapper):
     """`KernelMapper` by ioctl, for what the tests of snapshots call. Its nodes are devtmpfs's."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        super().__init__(ledger=ledger)
+    def __init__(
+        self, ledger: Ledger, reactor: Reactor | None = None, timeout: float = 30.0
+    ) -> None:
+        super().__init__(ledger=ledger, reactor=reactor, timeout=timeout)
         self._control = os.open("/dev/mapper/control", os.O_RDWR | os.O_CLOEXEC)
         self.paths: dict[str, str] = {}
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.testing.compare import Comparison, DifferenceError, Result, View
 from dmcopy.testing.steps import AwaitMerge, Burst, Load, Resume, Step
-from dmcopy.testing.workload import Workload
+from dmcopy.testing.workload import NOTHING, SNAPSHOTS, Workload
+from tests.kernel.udevd import without_udevd
 
-from .engines import DISKS, KernelEngine, UserEngine
-from .player import Player
+from .engines import Engine, KernelEngine, UserEngine, pattern
 
 pytestmark = pytest.mark.kernel
 
@@ -20,105 +21,121 @@ COUNT = {"quick": 3, "long": 500}.get(os.environ.get("DMCOPY_TEST", ""), 20)
 """Histories of either depth."""
 BLOCK = 25
 DISCARDS_BESIDE_ERRORS = not os.uname().release.startswith("6.1.")
+DISKS = tuple(f"disk{number}" for number in (0, *SNAPSHOTS))
+TOPS = ("origin", *(f"snap{number}" for number in SNAPSHOTS))
+LOWS = tuple(f"low{number}" for number in (0, *SNAPSHOTS))
 
 
 @pytest.fixture(scope="module")
-def players(kernel_engine: KernelEngine, folder: Path) -> Iterator[tuple[Player, Player]]:
+def engines(folder: Path) -> Iterator[tuple[Engine, Engine]]:
     """The two engines, with devices that are used for every history."""
-    kernel_engine.wipe()
-    user_engine = UserEngine(folder / "user")
-    players = Player(kernel_engine), Player(user_engine)
-    yield players
-    for player in players:
-        player.close()
-    user_engine.close()
+    with without_udevd():
+        engines = KernelEngine(folder / "kernel", DISKS), UserEngine(folder / "user", DISKS)
+        for engine in engines:
+            for name in (*LOWS, *TOPS):
+                engine.create(name, NOTHING)
+        yield engines
+        for engine in engines:
+            _empty(engine)
+            for name in (*TOPS, *LOWS):
+                engine.mapper.thaw(name)
+                engine.remove(name)
+            engine.close()
 
 
-class Twins:
-    """One history on two engines."""
+def _empty(engine: Engine) -> None:
+    for name in TOPS:
+        engine.mapper.thaw(name)
+        engine.swap(name, NOTHING)
 
-    def __init__(self, workload: Workload, players: tuple[Player, Player]) -> None:
+
+class History(Comparison):
+    """One history on two engines, which begin with the same content."""
+
+    def __init__(self, workload: Workload, engines: tuple[Engine, Engine]) -> None:
+        super().__init__(*engines, patience=0)
+        self.engines = engines
         self.workload = workload
-        self.players = players
-        self.steps: list[Step] = []
         self.merging = False
-        for player in players:
-            player.reset(workload)
+        self.bursts = 0
+        for engine in engines:
+            _empty(engine)
+            engine.disks.wipe()
+            engine.poke("disk0", 0, pattern(workload.seed, workload.sectors))
+        self.born = [{name: engine.events(name) for name in TOPS} for engine in engines]
 
-    def play(self) -> None:
-        """Play it to its end, or to the first difference."""
-        bursts = 0
-        for step in self.workload.steps():
-            self.steps.append(step)
-            self.same("the step's result", *(player.do(step) for player in self.players))
-            match step:
-                case Burst():
-                    bursts += 1
-                case Load("origin", table) if " snapshot-merge " in table:
-                    self.merging = True
-                case AwaitMerge():
-                    self.merging = False
-            if not self.merging and isinstance(step, Burst | Resume | AwaitMerge):
-                views = [player.look() for player in self.players]
-                self.same("status, table or events", *views)
-            if bursts > 3 or isinstance(step, AwaitMerge):
-                bursts = 0
-                self.compare_contents()
-        self.compare_contents()
+    def after(self, step: Step) -> None:
+        """Compare what an observer sees, and now and then everything."""
+        match step:
+            case Burst():
+                self.bursts += 1
+            case Load("origin", table) if " snapshot-merge " in table:
+                self.merging = True
+            case AwaitMerge():
+                self.merging = False
+        if not self.merging and isinstance(step, Burst | Resume | AwaitMerge):
+            self.same("status, table or events", *self.views())
+        if self.bursts > 3 or isinstance(step, AwaitMerge):
+            self.bursts = 0
+            self.at_end()
 
-    def compare_contents(self) -> None:
+    def at_end(self) -> None:
         """Compare what all devices hold, and the exception stores."""
-        self.same("content", *(player.contents() for player in self.players))
+        self.same("content", *map(_contents, self.engines))
         if not self.merging:
-            self.compare_stores()
+            self._compare_stores()
 
-    def compare_stores(self) -> None:
+    def views(self) -> list[dict[str, View]]:
+        """Return what is seen of every device at the top: its events from the beginning on."""
+        found = []
+        for engine, born in zip(self.engines, self.born, strict=True):
+            views = {name: engine.look(name) for name in TOPS}
+            found.append(
+                {name: one._replace(events=one.events - born[name]) for name, one in views.items()}
+            )
+        return found
+
+    def _compare_stores(self) -> None:
         """Compare the COWs of all snapshots that are not lost."""
-        views = self.players[0].look()
-        for number in (1, 2, 3):
+        views, _ = self.views()
+        for number in SNAPSHOTS:
             view = views[f"snap{number}"]
             if " snapshot @" not in view.table or view.status == "Invalid":
                 continue
             one = self.workload.snapshots.get(number)
             if one is None:
                 continue
-            disk = DISKS[number]
-            if self.workload.depth == 1:
+            disk = f"disk{number}"
+            if self.workload.depth == 1:  # from the header to the last chunk that is allocated
                 used = view.status.split("/")[0]
-                self.same_bytes(number, int(used) if used.isdecimal() else one.sectors)
+                sectors = int(used) if used.isdecimal() else one.sectors
+                stores = [engine.peek(disk, 0, sectors) for engine in self.engines]
+                self.same_bytes(f"the COW of snap{number}", *stores)
             elif one.store != "N":
                 olds = [
-                    sorted(old for old, _ in player.engine.exceptions(disk))
-                    for player in self.players
+                    sorted(old for old, _ in engine.exceptions(disk)) for engine in self.engines
                 ]
                 self.same(f"the exceptions of snap{number}", *olds)
 
-    def same_bytes(self, number: int, sectors: int) -> None:
-        """Compare a COW from the header to the last chunk that is allocated."""
-        stores = [player.engine.peek(DISKS[number], 0, sectors) for player in self.players]
-        if stores[0] != stores[1]:
-            pairs = enumerate(zip(*stores, strict=True))
-            place = next(place for place, (one, other) in pairs if one != other)
-            near = [store[place & ~511 :][:512] for store in stores]
-            self.same(f"byte {place} of the COW of snap{number}", *near)
 
-    def same(self, what: str, kernel: object, user: object) -> None:
-        """Fail with the history so far if the two differ."""
-        if kernel != user:
-            history = "\n  ".join(map(str, self.steps[-60:]))
-            pytest.fail(
-                f"{self.workload}: {what} differs after step {len(self.steps)}\n"
-                f"kernel: {kernel}\nuser:   {user}\nhistory:\n  {history}"
-            )
+def _contents(engine: Engine) -> dict[str, list[Result]]:
+    """Read every device that is not suspended."""
+    if any(engine.mapper.info(name).suspended for name in LOWS):
+        return {}
+    loaded = [name for name in TOPS if engine.table(name) != NOTHING]
+    return engine.contents(loaded)
 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("first", range(0, COUNT, BLOCK))
 @pytest.mark.parametrize("depth", [1, 16])
-def test_histories(players: tuple[Player, Player], depth: int, first: int) -> None:
+def test_histories(engines: tuple[Engine, Engine], depth: int, first: int) -> None:
     """Play a block of seeds, or only $DMCOPY_SEED."""
     forced = os.environ.get("DMCOPY_SEED")
     seeds = [int(forced)] if forced else range(first, min(first + BLOCK, COUNT))
     for seed in seeds:
         workload = Workload(seed, depth=depth, discards_beside_errors=DISCARDS_BESIDE_ERRORS)
-        Twins(workload, players).play()
+        try:
+            History(workload, engines).play(workload.steps())
+        except DifferenceError as error:
+            pytest.fail(f"{workload}: {error}")

@@ -193,7 +193,7 @@ def test_a_discard_that_leaves_its_chunk(engine: Engine) -> None:
         engine.write("s", chunk * 8, pattern(chunk, 8))
     model = bytearray(engine.read("s", 0, LENGTH))
     engine.discard("s", 14, 4)
-    zeroes = (14, 15, 160, 161) if engine.name == "kernel" else (14, 15, 16, 17)
+    zeroes = (14, 15, 160, 161) if engine.label == "kernel" else (14, 15, 16, 17)
     for sector in zeroes:
         model[sector * 512 : (sector + 1) * 512] = bytes(512)
     assert engine.read("s", 0, LENGTH) == bytes(model)

@@ -21,7 +21,7 @@ def refusal(engine: Engine, name: str, op: Op = Op.WRITE, sector: int = 0) -> st
     """Return the errno's name that a request ends with which nothing checks before."""
     done: list[Io] = []
     memory, extents = Memory(1), [(0, 4096)] if op is Op.WRITE else []
-    region = IoRegion(engine.device(name), sector, 8)
+    region = IoRegion(engine.open(name), sector, 8)
     engine.reactor.submit(Io(op, region, memory, extents, done.append))
     engine.reactor.run_until(lambda: done, WAIT_SECONDS, op.name)
     return errno.errorcode[done[0].error] if done[0].error else ""

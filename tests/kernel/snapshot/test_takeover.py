@@ -55,7 +55,7 @@ def mounted(device: str, place: Path, *options: str) -> Iterator[Path]:
 def test_a_file_system_goes_from_engine_to_engine(kernel: KernelEngine, tmp_path: Path) -> None:
     rng = random.Random(5)
     files = {f"f{number}": rng.randbytes(rng.randint(1, 20) * BLOCK) for number in range(40)}
-    run("mkfs.ext4", "-q", "-F", "-b", str(BLOCK), kernel.disks["A"])
+    run("mkfs.ext4", "-q", "-F", "-b", str(BLOCK), kernel.path("A"))
     kernel.create("o", ORIGIN)
     kernel.create("s", SNAPSHOT)
     pause(kernel, "o")
@@ -172,7 +172,7 @@ def abandon(kernel: KernelEngine, steps: int) -> None:
             user.create("s", f"0 {LENGTH} snapshot @A @B P 8")
             pause(user, "o")
             memory = Memory(1)
-            device, done = user.device("o"), list[Io]()
+            device, done = user.open("o"), list[Io]()
             for place in random.Random(steps).sample(range(0, LENGTH, 8), 64):
                 region = IoRegion(device, place, 8)
                 user.reactor.submit(Io(Op.WRITE, region, memory, [(0, 4096)], done.append))
@@ -184,7 +184,7 @@ def abandon(kernel: KernelEngine, steps: int) -> None:
     assert os.waitpid(pid, 0)[1] == 0
     # A ring is torn down after its process has ended, and has the disks until then.
     for disk in "AB":
-        kernel.wait(lambda: is_free(kernel.disks[disk]), f"disk {disk} to be free")  # noqa: B023
+        kernel.wait(lambda: is_free(kernel.path(disk)), f"disk {disk} to be free")  # noqa: B023
 
 
 def is_free(path: str) -> bool:

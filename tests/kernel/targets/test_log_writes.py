@@ -37,7 +37,7 @@ def test_the_log(request: pytest.FixtureRequest, block_size: int, last: int) -> 
     assert ours.disks == kernels.disks
     unit = block_size >> 9
     flush = Entry(0, 0, Flag.FLUSH)
-    assert [entry for entry, _ in parse_entries(kernels.disks["b"])] == [
+    assert [entry for entry, _ in parse_entries(kernels.disks["B"])] == [
         Entry(0, 8 // unit, Flag(0)),
         Entry(24 // unit, 16 // unit, Flag(0)),
         flush,

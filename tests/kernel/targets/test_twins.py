@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from dmcopy.io import IoRegion
-from dmcopy.io.request import Io, Memory, Op
-from dmcopy.mapper.userspace import UserMapper
+from dmcopy.io.request import Op
+from dmcopy.testing.compare import has_ended
+from dmcopy.testing.steps import Access
 
-from .conftest import Running, Twins, content
+from .conftest import Twins, content, settle
 
 pytestmark = pytest.mark.kernel
 
@@ -93,7 +93,7 @@ def test_read_only_tables(twins: Twins, target: str) -> None:
     done = [("read", 0, 8), ("write", 0, 8), ("fua", 8, 8), ("flush",), ("read", 0, SIZE)]
     kernels, ours = twins.run(f"0 {SIZE} {target}", done, readonly=True)
     assert ours == kernels
-    assert [one for one in ours.outcomes if one == "EPERM"] == ["EPERM"] * 2
+    assert [str(one) for one in ours.outcomes].count("[WRITE: EPERM]") == 2
 
 
 def test_zero_and_error(twins: Twins, is_new: bool) -> None:
@@ -114,9 +114,15 @@ def test_random_corruption(twins: Twins, is_new: bool) -> None:
     words = "4 random_read_corrupt 1000000000 random_write_corrupt 1000000000"
     steps: list[Operation] = [("write", 8, 8), *[("read", 8, 8)] * 20]
     for run in twins.run(f"0 64 flakey A 0 0 100000 {words}", steps):
-        written = run.disks["a"][8 << 9 : 16 << 9]
+        written = run.disks["A"][8 << 9 : 16 << 9]
         assert distance(written, content(8, 8)) <= 1
-        distances = [distance(data, written) for data in run.outcomes if isinstance(data, bytes)]
+        distances = [
+            distance(result.data, written)
+            for outcome in run.outcomes
+            if isinstance(outcome, list)
+            for result in outcome
+            if result.op == "READ"
+        ]
         assert len(distances) == 20
         assert set(distances) <= {0, 1}
         assert sum(distances) > 10
@@ -128,33 +134,24 @@ def distance(one: bytes, other: bytes) -> int:
 
 def test_delayed_bios_are_counted_and_go_at_a_suspend(twins: Twins) -> None:
     text = "0 64 delay A 0 0 B 0 100000 C 0 100000"  # no delay for reads: udev must not wait
-    for start in (twins.user, twins.real):
-        with start(text) as running:
-            done = begin(running, Op.WRITE, Op.FLUSH, Op.DISCARD)
-            assert running.settle("0 64 delay 0 2 1") == "0 64 delay 0 2 1"
-            assert not done
-            running.mapper.suspend(running.name)
-            running.reactor.run_until(lambda: len(done) == 3, 60)  # noqa: B023 - ends before
-            assert running.status == "0 64 delay 0 0 0"
-            running.mapper.resume(running.name)
-            assert not any(io.error for io in done)
-
-
-def begin(running: Running, *ops: Op) -> list[Io]:
-    """Begin an operation of each kind; return the list of those that ended."""
-    memory, done = Memory(1), list[Io]()
-    for op in ops:
-        region = IoRegion(running.device, 0, 0 if op == Op.FLUSH else 8)
-        extents = [(0, 4096)] if op <= Op.WRITE else []
-        running.reactor.submit(Io(op, region, memory, extents, done.append))
-    return done
+    accesses = [
+        Access(op, "dev", 0, 0 if op == Op.FLUSH else 8) for op in (Op.WRITE, Op.FLUSH, Op.DISCARD)
+    ]
+    for side in (twins.user, twins.kernel):
+        with twins.running(side, text):
+            begun = [side.start(access) for access in accesses]
+            assert settle(side, "0 64 delay 0 2 1") == "0 64 delay 0 2 1"
+            assert not any(map(has_ended, begun))
+            side.suspend("dev")
+            side.wait(lambda: all(map(has_ended, begun)), "the delayed bios")  # noqa: B023
+            assert side.status("dev") == "0 64 delay 0 0 0"
+            side.resume("dev")
+            assert not any(io.error for io in begun)
 
 
 def test_versions(twins: Twins) -> None:
     """Ours are those of 6.12, of which 6.1 has three that are older."""
-    theirs = twins.kernel.targets()
-    with UserMapper() as mapper:
-        ours = mapper.targets()
+    theirs, ours = twins.kernel.mapper.targets(), twins.user.mapper.targets()
     shared = theirs.keys() & ours.keys()
     assert {"linear", "striped", "delay", "flakey"} <= shared
     assert all(ours[name] >= theirs[name] for name in shared)

@@ -9,49 +9,55 @@ has taken over, what is copied from it and what to it differs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from dmcopy.block.loop import LoopDevice
 from dmcopy.io import Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.targets.mirror_set import Module
-from tests.kernel.mirror.playing import do, in_order, written
-from tests.kernel.mirror.sides import DISKS, UserSide, differing_legs, fill, sectors
-from tests.kernel.mirror.workload import Step, Workload
+from dmcopy.testing.disks import Disks
+from dmcopy.testing.mirrors import DISKS, Heal, MirrorWorkload
+from dmcopy.testing.steps import Step
+from tests.kernel.mirror.playing import changes, in_order
+from tests.kernel.mirror.sides import UserSide, differing_legs
 from tests.simulated.conftest import Seeds
 
 WORKLOADS = 16
 STEPS = 12
 
 
+class MemoryDisks(Disks):
+    """Disks that are simulated."""
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self.sizes = dict(sizes)
+        self.found = {f"/dev/{name}": SimulatedDisk(sizes[name], name) for name in sizes}
+        self.paths = {name: f"/dev/{name}" for name in sizes}
+        self.words = {path: name for name, path in self.paths.items()}
+
+    def poke(self, disk: str, sector: int, data: bytes) -> None:
+        """Write to a disk, below everything."""
+        found = self.found[self.paths[disk]]
+        content = found.content
+        content[sector << 9 : (sector << 9) + len(data)] = data
+        found.load(content)
+
+    def peek(self, disk: str, sector: int = 0, count: int | None = None) -> bytes:
+        """Read a disk, below everything."""
+        assert (sector, count) == (0, None)
+        return bytes(self.found[self.paths[disk]].content)
+
+
 class SimulatedSide(UserSide):
     """Our engine, on disks in memory."""
 
     def __init__(self, recovery: Literal["several", "kernel"]) -> None:
-        self.disks = {disk: SimulatedDisk(sectors(disk), disk) for disk in DISKS}
-        self.loops = {disk: LoopDevice(f"/dev/{disk}", "") for disk in DISKS}
-        self._faulty = set()
-        self.reactor = Reactor(SimulatedBackend(1), stacked=True)
-        self.mapper = UserMapper(self.reactor, open_device=self._open_disk)
-        self.mapper.module(Module).recovery = recovery
-        self.reactor.on_exception = self.unexpected.append
-        self.open()
-
-    def _open_disk(self, path: str, write: bool) -> SimulatedDisk:
-        del write
-        return self.disks[path[-1]]
-
-    def poke(self, disk: str, data: bytes, offset: int = 0) -> None:
-        """Write to a disk, below everything."""
-        content = self.disks[disk].content
-        content[offset : offset + len(data)] = data
-        self.disks[disk].load(content)
-
-    def peek(self, disk: str) -> bytes:
-        """Read a disk, below everything."""
-        return bytes(self.disks[disk].content)
+        disks = MemoryDisks(DISKS)
+        reactor = Reactor(SimulatedBackend(1), stacked=True)
+        mapper = UserMapper(reactor, open_device=lambda path, _: disks.found[path])
+        super().__init__(disks, mapper)
+        mapper.module(Module).recovery = recovery
 
     @property
     def has_another_default(self) -> bool:
@@ -68,32 +74,32 @@ def test_several_at_a_time_end_as_one_at_a_time_does(seeds: Seeds) -> None:
 
 def _compare_both(seed: int) -> int:
     """Play one workload on both; return after how many steps they were found the same."""
-    workload = Workload(seed)
+    workload = MirrorWorkload(seed)
     several, one = both = SimulatedSide("several"), SimulatedSide("kernel")
-    fill(both, seed, alike=workload.alike, log=workload.first_log())
     done = [f"seed {seed}", f"create {workload.table()}"]
     for side in both:
-        side.create(workload.table(), readonly=workload.readonly)
+        workload.fill(side)
+        side.make(workload.table(), readonly=workload.readonly)
         side.settle()
     for step in _steps(workload, several):
         if any(side.has_another_default for side in both):
             break
-        differs = several.look().differs(one.look()) or differing_legs(several, one)
+        differs = several.seen().differs(one.seen()) or differing_legs(several, one)
         assert not differs, "\n".join([*differs, *done])
-        done.append(f"{step.what} {step.words}")
+        done.append(str(step))
         for side in both:
-            do(side, step)
+            step.do(side)
             side.settle()
     for side in both:
         side.heal()
-        side.remove()
+        side.drop()
         side.mapper.close()
         side.reactor.close()
     return len(done) - 2
 
 
-def _steps(workload: Workload, side: SimulatedSide) -> Iterator[Step]:
+def _steps(workload: MirrorWorkload, side: SimulatedSide) -> Iterator[Step]:
     for chosen in workload.steps(STEPS):
-        if not any(side.is_held(*place) for place in written(chosen)):
+        if not any(map(side.is_held, changes(chosen))):
             yield from in_order(chosen, side)
-    yield Step("heal")
+    yield Heal(tuple(sorted(side.faulty)))

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.mirror.races import EVENTS, HELD, RATE, Count, DifferenceError, Ledger, known
+from dmcopy.io.request import Op
+from dmcopy.testing.compare import DifferenceError
+from dmcopy.testing.steps import Access, Burst, Cycle, Step, Swap
+from tests.kernel.mirror.races import EVENTS, HELD, RATE, Count, Ledger, known
 
+WRITE = Burst((Access(Op.WRITE, "m", 8, 8),))
+CYCLE = Cycle("m", flush=False)
+RELOAD = Swap("m", "x", flush=False)
 ONE_EVENT = "events: ours 4, the kernel's 3"
 UNHARMED = "outcome of request 3: ours 'Input/output error', the kernel's 'done'"
 
@@ -16,22 +22,22 @@ UNHARMED = "outcome of request 3: ours 'Input/output error', the kernel's 'done'
 @pytest.mark.parametrize(
     ("found", "last", "race"),
     [
-        ([ONE_EVENT], "write (8, 8)", EVENTS),
-        ([UNHARMED], "cycle (False,)", HELD),
-        ([UNHARMED, ONE_EVENT, "leg a from sector 8 on"], "reload ('x', False)", HELD),
-        ([ONE_EVENT, "leg a from sector 8 on"], "write (8, 8)", ""),
-        (["events: ours 4, the kernel's 2"], "write (8, 8)", ""),
-        ([UNHARMED], "write (8, 8)", ""),
-        (["outcome of request 3: ours 'held', the kernel's 'done'"], "cycle (False,)", ""),
-        (["outcome of request 3: ours 'ab12', the kernel's 'cd34'"], "cycle (False,)", ""),
-        (["log: ours 00 00, the kernel's 01 00"], "cycle (False,)", ""),
-        (["the kernel goes on with something"], "cycle (False,)", ""),
+        ([ONE_EVENT], WRITE, EVENTS),
+        ([UNHARMED], CYCLE, HELD),
+        ([UNHARMED, ONE_EVENT, "leg a from sector 8 on"], RELOAD, HELD),
+        ([ONE_EVENT, "leg a from sector 8 on"], WRITE, ""),
+        (["events: ours 4, the kernel's 2"], WRITE, ""),
+        ([UNHARMED], WRITE, ""),
+        (["outcome of request 3: ours 'held', the kernel's 'done'"], CYCLE, ""),
+        (["outcome of request 3: ours 'ab12', the kernel's 'cd34'"], CYCLE, ""),
+        (["log: ours 00 00, the kernel's 01 00"], CYCLE, ""),
+        (["the kernel goes on with something"], CYCLE, ""),
     ],
 )
-def test_what_is_no_known_race_is_not_forgiven(found: list[str], last: str, race: str) -> None:
+def test_what_is_no_known_race_is_not_forgiven(found: list[str], last: Step, race: str) -> None:
     assert known(found, last) == race
     count = Count("6.1", workloads=1)
-    assert count.forgive(7, DifferenceError(found, ["create ...", last])) == bool(race)
+    assert count.forgive(7, DifferenceError("\n".join(found), {}, [WRITE, last])) == bool(race)
     assert [one["seed"] for one in count.again] == [7] * bool(race)
 
 
@@ -45,7 +51,7 @@ def test_the_ledger_keeps_them_and_the_closing_lines_count_them(tmp_path: Path) 
     for seed in (3, 5):
         ledger = Ledger(path)
         count = Count("6.12.1", workloads=36)
-        count.forgive(seed, DifferenceError([ONE_EVENT], ["write (8, 8)"]))
+        count.forgive(seed, DifferenceError(ONE_EVENT, {}, [WRITE]))
         ledger.add(count.as_property())
         ledger.add(Count("6.1.9", workloads=36).as_property())
         assert ledger.lines() == [
