@@ -8,9 +8,10 @@ import sys
 from array import array
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dmcopy.ondisk import scattered
 from dmcopy.ondisk.exceptions import _PLACES, RUN, ExceptionTable
 
 # Few blocks, so that runs, single ones and the edges of blocks meet; and the largest numbers.
@@ -33,6 +34,17 @@ def _flat(pairs: list[tuple[int, int]]) -> array[int]:
     return array("Q", [number for pair in pairs for number in pair])
 
 
+@pytest.fixture(params=[0, scattered.SPILL], ids=["many", "few"])
+def spill(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take as many as there are for many, in few buckets, so that these are full."""
+    monkeypatch.setattr(scattered, "SPILL", request.param)
+    monkeypatch.setattr(scattered, "_BUCKETS", 8)
+    monkeypatch.setattr(scattered, "_LAST", 7)
+    monkeypatch.setattr(scattered, "_SORTED_AT_ONCE", 5)
+
+
+@pytest.mark.usefixtures("spill")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(_STEPS)
 def test_it_is_a_dict(steps: list[tuple[object, ...]]) -> None:
     table, model = ExceptionTable(), dict[int, int]()
@@ -101,9 +113,10 @@ def test_a_short_run_is_worth_a_block_only_where_there_is_one() -> None:
 def test_millions_fit(kind: str) -> None:
     """In a process of its own, whose peak is the table's. Ten million in the long run."""
     if os.environ.get("DMCOPY_TEST") == "long":
-        _load(kind, 10_000_000, seconds=10, mebibytes=1024)
+        _load(kind, 10_000_000, seconds=10, mebibytes=600)
     else:
         _load(kind, 1_000_000, seconds=None, mebibytes=150)
+        _load(kind, 1_200_000, seconds=None, mebibytes=200)
 
 
 def _load(kind: str, count: int, *, seconds: int | None, mebibytes: int) -> None:
