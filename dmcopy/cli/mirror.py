@@ -6,9 +6,10 @@ import argparse
 from typing import Final
 
 from dmcopy.cli.mirror_check import configure_check, run_check
-from dmcopy.cli.mirror_show import configure_status, make_observer, run_status, tell
+from dmcopy.cli.mirror_show import configure_status, report, run_status, tell
 from dmcopy.cli.output import add_json, emit_json, printable, say
 from dmcopy.cli.parser import size
+from dmcopy.cli.progress import following
 from dmcopy.cli.workflows import (
     add_change,
     add_forget,
@@ -266,7 +267,7 @@ def _move(args: argparse.Namespace) -> None:
 
 def _wait(args: argparse.Namespace) -> None:
     name = Site(args.mapper).named(args.name)
-    with make_observer(args.progress) as observer:
+    with following(args.progress, report) as observer:
         session = open_session(args, observer)
         record = session.interrupted("mirror", name)
         if record is None or record.undoing:
@@ -277,7 +278,7 @@ def _wait(args: argparse.Namespace) -> None:
 
 
 def _finish(args: argparse.Namespace) -> None:
-    with make_observer(args.progress) as observer:
+    with following(args.progress, report) as observer:
         ended = open_session(args, observer).finish("mirror", args.name, timeout=args.timeout)
     record = ended.record
     if ended.how == "taken back":
@@ -301,7 +302,7 @@ def _sentence(ended: Ended) -> str:
 
 
 def _run_plan(args: argparse.Namespace, plan: Plan) -> None:
-    with make_observer(getattr(args, "progress", "none")) as observer:
+    with following(getattr(args, "progress", "none"), report) as observer:
         session = open_session(args, observer)
         wait = not getattr(args, "no_wait", False)
         session.run(plan, wait=wait, timeout=getattr(args, "timeout", None))

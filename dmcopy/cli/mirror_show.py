@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -13,9 +11,8 @@ from typing import Any, Final
 from dmcopy.cli.mirror_map import draw
 from dmcopy.cli.output import emit_json, printable, say
 from dmcopy.cli.parser import seconds
-from dmcopy.cli.progress import pace
+from dmcopy.cli.progress import Report, pace
 from dmcopy.cli.shown import drawing
-from dmcopy.cli.signals import is_asked
 from dmcopy.cli.streams import is_heard
 from dmcopy.cli.workflows import code_of, open_journal
 from dmcopy.errors import DmcopyError, ExitCode
@@ -25,11 +22,10 @@ from dmcopy.table.mirror import DiskLog
 from dmcopy.units import SECTOR_SHIFT, format_bytes, format_sectors
 from dmcopy.workflows.mirror import Mirror, mirrors
 from dmcopy.workflows.mirror_hidden import in_drill
-from dmcopy.workflows.mirror_resync import Observer, Resync
+from dmcopy.workflows.mirror_resync import Resync
 from dmcopy.workflows.session import Session
 from dmcopy.workflows.site import Site
 
-_LINE_EVERY_SECONDS: Final = 5.0
 _CLEAR: Final = "\x1b[H\x1b[2J"
 
 
@@ -126,56 +122,17 @@ def mirror_lines(mirror: Mirror, site: Site) -> Iterator[str]:
         yield f"  leg {at}  {printable(site.label(leg.device))}{offset}  {health}"
 
 
-@contextlib.contextmanager
-def make_observer(how: str) -> Iterator[Observer]:
-    """Show a resync's progress for the length of a `with` block."""
-    if how == "auto":
-        how = "bar" if sys.stderr.isatty() else "plain"
-    if how == "bar":
-        with _bar() as observer:
-            yield observer
-    else:
-        yield _json_line if how == "json" else _Plain(quiet=how == "none")
-
-
-def _json_line(progress: Resync) -> None:
-    line = {"event": "resync", **progress._asdict()}
-    print(json.dumps(line), file=sys.stderr, flush=True)
-
-
-class _Plain:
-    """A line every few seconds, and none for a resync that is over sooner; or only when asked."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._next = _LINE_EVERY_SECONDS
-
-    def __call__(self, progress: Resync) -> None:
-        if is_asked() or (progress.seconds >= self._next and not self._quiet):
-            self._next = progress.seconds + _LINE_EVERY_SECONDS
-            say(progress_line(progress))
+def report(progress: Resync) -> Report:
+    """Return how far a resync is, for `following`."""
+    done, total, seconds = progress.sectors, progress.total, progress.seconds
+    values = {"event": "resync", **progress._asdict()}
+    return Report("resync", done, total, seconds, progress_line(progress), values)
 
 
 def progress_line(progress: Resync) -> str:
     """Return how far a resync is, in one line."""
     done = f"{progress.in_sync} of {progress.regions} regions in sync"
     return f"{progress.name}: {done}{pace(progress.rate, progress.left)}"
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Observer]:
-    from dmcopy.cli.progress import rich_progress
-
-    with rich_progress() as bar:
-        task = bar.add_task("resync", total=None)
-
-        def show(progress: Resync) -> None:
-            done, total = progress.sectors << SECTOR_SHIFT, progress.total << SECTOR_SHIFT
-            bar.update(task, completed=done, total=total)
-            if is_asked():
-                bar.console.print(progress_line(progress), markup=False, highlight=False)
-
-        yield show
 
 
 def _found(args: argparse.Namespace, site: Site) -> list[Mirror]:

@@ -6,9 +6,11 @@ time a small copy would take goes into imports otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from dmcopy.cli.output import printable, say
 from dmcopy.cli.shown import drawing
@@ -25,10 +27,27 @@ ERRORS_SAID: Final = 5
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
+_T = TypeVar("_T")
+
+
+class Report(NamedTuple):
+    """How far a workflow is: for a bar in sectors, for people as a line, for programs as values."""
+
+    phase: str
+    sectors: int
+    total: int
+    seconds: float
+    line: str
+    values: dict[str, Any]
+
+
+_PROGRESS: Final = (events.Progress, Report)
+
+
 class Renderer(Protocol):
     """Shows events until `close`."""
 
-    def show(self, event: events.Event) -> None:
+    def show(self, event: events.Event | Report) -> None:
         """Show one."""
 
     def close(self) -> None:
@@ -48,13 +67,20 @@ def make_renderer(how: str, *, at_once: bool = False) -> Renderer:
     return kinds[how]()
 
 
+@contextlib.contextmanager
+def following(how: str, report: Callable[[_T], Report]) -> Iterator[Callable[[_T], None]]:
+    """Show what a workflow observes as `report` puts it, for the length of a `with` block."""
+    with contextlib.closing(make_renderer(how)) as renderer:
+        yield lambda one: renderer.show(report(one))
+
+
 class Silent:
     """Shows nothing, unless it is asked: the summary says it all."""
 
-    def show(self, event: events.Event) -> None:
+    def show(self, event: events.Event | Report) -> None:
         """Print how far it is when the user has asked."""
-        if isinstance(event, events.Progress) and is_asked():
-            say(progress_line(event))
+        if isinstance(event, _PROGRESS) and is_asked():
+            say(_line_of(event))
 
     def close(self) -> None:
         """Do nothing."""
@@ -84,15 +110,15 @@ class Plain:
         self._words = _Words()
         self._next = time.monotonic() + LINE_EVERY_SECONDS
 
-    def show(self, event: events.Event) -> None:
+    def show(self, event: events.Event | Report) -> None:
         """Print the event, if it is one to be printed."""
-        if not isinstance(event, events.Progress):
+        if not isinstance(event, _PROGRESS):
             text = self._words.of(event)
             if text:
                 say(text)
         elif is_asked() or time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_EVERY_SECONDS
-            say(progress_line(event))
+            say(_line_of(event))
 
     def close(self) -> None:
         """Nothing to restore."""
@@ -101,10 +127,13 @@ class Plain:
 class JsonLines:
     """One JSON object per line and event."""
 
-    def show(self, event: events.Event) -> None:
+    def show(self, event: events.Event | Report) -> None:
         """Print the event."""
         import json
 
+        if isinstance(event, Report):
+            print(json.dumps(event.values), file=sys.stderr, flush=True)
+            return
         line: dict[str, Any] = {"event": _snake(type(event).__name__), **event._asdict()}
         if isinstance(event, events.Progress):
             left = event.seconds_left
@@ -126,9 +155,9 @@ class Bar:
         self._progress: Any = None
         self._tasks: dict[str, Any] = {}
 
-    def show(self, event: events.Event) -> None:
+    def show(self, event: events.Event | Report) -> None:
         """Move the bar, or print the event above it."""
-        if isinstance(event, events.Progress):
+        if isinstance(event, _PROGRESS):
             self._move(event)
             return
         text = self._words.of(event)
@@ -143,7 +172,7 @@ class Bar:
             self._progress.stop()
             self._progress = None
 
-    def _move(self, event: events.Progress) -> None:
+    def _move(self, event: events.Progress | Report) -> None:
         if self._progress is None:
             if event.seconds < self._after and not is_asked():
                 return
@@ -155,7 +184,7 @@ class Bar:
         task = self._tasks[event.phase]
         self._progress.update(task, completed=event.sectors << SECTOR_SHIFT)
         if is_asked():
-            self._progress.console.print(progress_line(event), markup=False, highlight=False)
+            self._progress.console.print(_line_of(event), markup=False, highlight=False)
 
 
 def rich_progress() -> Any:
@@ -199,6 +228,10 @@ def sentence(event: events.Event) -> str:
         case events.Mismatch(path, sector, count):
             return f"{_at(path, sector, count)} differ from the source"
     return ""
+
+
+def _line_of(event: events.Progress | Report) -> str:
+    return event.line if isinstance(event, Report) else progress_line(event)
 
 
 def progress_line(event: events.Progress) -> str:

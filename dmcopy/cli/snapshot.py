@@ -9,6 +9,7 @@ from typing import Final
 from dmcopy.cli import snapshot_show
 from dmcopy.cli.output import add_json, emit_json, emit_json_line, printable
 from dmcopy.cli.parser import seconds, size
+from dmcopy.cli.progress import following
 from dmcopy.cli.workflows import (
     add_change,
     add_forget,
@@ -189,7 +190,7 @@ def _extend(args: argparse.Namespace) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    with snapshot_show.progress(args.progress) as progress:
+    with following(args.progress, snapshot_show.report) as progress:
         layout = merge(open_session(args, progress), args.name, timeout=args.timeout)
     if args.dry_run:
         return
@@ -221,7 +222,7 @@ def _run_plan(session: Session, plan: Plan) -> Layout:
 
 
 def _finish(args: argparse.Namespace) -> None:
-    with snapshot_show.progress(args.progress) as progress:
+    with following(args.progress, snapshot_show.report) as progress:
         session = open_session(args, progress)
         _say_ended(args, session.finish("snapshot", args.name, timeout=args.timeout))
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
-from dmcopy.cli.progress import duration, in_one_unit, progress_line, speed
+from dmcopy.cli.progress import Report, duration, following, in_one_unit, progress_line, speed
+from dmcopy.cli.signals import handled
 from dmcopy.transfer.events import Progress
 
 GIB = 1 << 21
@@ -48,3 +52,23 @@ def test_a_time(seconds: float, says: str) -> None:
 def test_a_speed() -> None:
     assert speed(3 << 20, 0.5) == "3 MiB in 0.5 s, 6 MiB/s"
     assert speed(0, 0.5) == "nothing to do"
+
+
+def test_a_workflow_is_followed_as_a_copy_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def report(done: int) -> Report:
+        values = {"event": "resync", "at": done}
+        return Report("resync", done, 10, 1.0, f"home: {done} of 10", values)
+
+    said = {}
+    for how in ("none", "plain", "json", "bar"):
+        with handled(), following(how, report) as observer:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            observer(3)
+            observer(4)
+        said[how] = capsys.readouterr().err
+    assert said["none"] == said["plain"] == "home: 3 of 10\n"
+    assert said["json"].splitlines() == [
+        *('{"event": "resync", "at": 3}', '{"event": "resync", "at": 4}'),
+    ]
+    assert "home: 3 of 10" in said["bar"]
+    assert "home: 4 of 10" not in said["bar"]
