@@ -1,7 +1,17 @@
-"""`python -m dmcopy`: the command line."""
+"""The `dmcopy` command, and `python -m dmcopy`."""
 
+import signal
 import sys
 
-from dmcopy.cli.main import main
 
-sys.exit(main())
+def run() -> int:
+    """Run the command line. Until it can tell of a Ctrl-C, that ends it as it ends any program."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from dmcopy.cli.main import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -229,6 +229,29 @@ def test_nothing_is_caught_before_there_is_a_stream_to_tell_of_it(
     assert seen == before
 
 
+ENTRY = """
+import signal
+import dmcopy.__main__ as entry
+import dmcopy.cli.main as command
+command.main = lambda: signal.getsignal(signal.SIGINT) == signal.{}
+raise SystemExit(0 if entry.run() else 1)
+"""
+
+
+@pytest.mark.parametrize(("before", "then"), [("SIG_DFL", "SIG_DFL"), ("SIG_IGN", "SIG_IGN")])
+def test_a_command_that_has_hardly_begun_is_ended_without_a_traceback(
+    before: str, then: str
+) -> None:
+    """Python's own handler would print one, for as long as modules are imported."""
+
+    def set_up() -> None:
+        signal.signal(signal.SIGINT, getattr(signal, before))
+
+    words = [sys.executable, "-c", ENTRY.format(then)]
+    with subprocess.Popen(words, preexec_fn=set_up) as process:
+        assert process.wait(DEADLINE) == 0
+
+
 def test_an_interrupted_check_is_not_a_good_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
