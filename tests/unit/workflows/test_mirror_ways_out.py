@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,57 +18,20 @@ from dmcopy.workflows.session import Session
 
 from .mirror_world import SECTORS, World
 from .test_mirror import CASES, broken_off, session
+from .ways import Happening, gone, leave, other, there, without
 
 LENGTH = os.environ.get("DMCOPY_TEST", "")
 STRIDE = 4 if LENGTH == "quick" else 2
 VERBS = ("finish", "undo", "forget")
-ORDER = ("finish", "undo", "forget")
 HIDDEN = "home_mimage_0"
 
 
-def there(world: World) -> str:
-    """Nothing happens to the devices."""
-    del world
-    return ""
-
-
-def gone(world: World) -> str:
-    """Somebody removes all devices by hand."""
-    world.devices.clear()
-    return ""
-
-
-def without(name: str) -> Callable[[World], str]:
-    """Somebody removes one device."""
-
-    def remove(world: World) -> str:
-        if not world.users(name):
-            world.devices.pop(name, None)
-        return ""
-
-    return remove
-
-
-def other(name: str) -> Callable[[World], str]:
-    """Somebody removes a device, and makes one of that name."""
-
-    def change(world: World) -> str:
-        if world.users(name):
-            return ""
-        world.replace(name, theirs(world))
-        return name
-
-    return change
-
-
-def theirs(world: World) -> Table:
-    return Table.of(SECTORS, Linear(str(world.folder / "theirs"), 0))
-
+THEIRS = Table.of(SECTORS, Linear("/theirs", 0))
 
 HAPPENINGS = [
     *(there, gone),
     *(without(name) for name in ("home", HIDDEN, "copy")),
-    *(other(name) for name in ("home", HIDDEN, "copy")),
+    *(other(name, THEIRS) for name in ("home", HIDDEN, "copy")),
 ]
 
 
@@ -87,32 +49,9 @@ class Copy:
         self.folder = folder
         self.world = copy.deepcopy(world)
         self.world.user, self.world.strict = "", False
-        self.world.disk("theirs")
 
     def session(self) -> Session:
         return session(self.world, Journal(self.folder))
-
-    def records(self) -> list[str]:
-        return [record.name for record in Journal(self.folder).records()]
-
-
-def leave(found: Copy, verb: str) -> list[str]:
-    """Do what the sentences say, a verb once and forget last, until there is no record."""
-    tried: list[str] = []
-    while found.records():
-        tried.append(verb)
-        said = ""
-        try:
-            getattr(found.session(), verb)("mirror", "home")
-        except DmcopyError as error:
-            said = "\n".join([str(error), *getattr(error, "__notes__", ())])
-        if not found.records():
-            assert not said or "was taken back" in said or "failed" in said, said
-            break
-        ways = {*re.findall(r"'dmcopy mirror (finish|undo|forget) home'", said)} - {*tried}
-        assert ways, f"no way out is named after {tried}: {said}"
-        verb = min(ways, key=ORDER.index)
-    return tried
 
 
 def kills(name: str, folder: Path) -> Iterator[tuple[int, World]]:
@@ -129,7 +68,7 @@ def kills(name: str, folder: Path) -> Iterator[tuple[int, World]]:
     raise AssertionError("it has no end")
 
 
-def walk(name: str, folder: Path, happenings: list[Callable[[World], str]]) -> None:
+def walk(name: str, folder: Path, happenings: list[Happening]) -> None:
     for at, world in kills(name, folder):
         for place, happens in enumerate(happenings):
             long = LENGTH == "long"
@@ -138,9 +77,8 @@ def walk(name: str, folder: Path, happenings: list[Callable[[World], str]]) -> N
                 found = Copy(world, world.folder / "copy")
                 changed = happens(found.world)
                 found.session().advice(found.session().journal.records()[0])
-                tried = leave(found, verb)
-                if changed:
-                    assert found.world.devices[changed].live == theirs(found.world)
+                tried = leave(found.session, verb)
+                assert all(found.world.devices[one].live == THEIRS for one in changed)
                 if "forget" not in tried:
                     devices = found.world.devices.values()
                     assert not [one for one in devices if one.suspended or one.inactive]
@@ -167,7 +105,7 @@ def test_so_it_has_after_a_restart(
 ) -> None:
     boot = iter(range(1000))
     monkeypatch.setattr(records, "boot_id", lambda: f"boot {next(boot)}")
-    walk(name, folder, [gone, lambda world: gone(world) or other("home")(world)])
+    walk(name, folder, [gone, lambda world: gone(world) or other("home", THEIRS)(world)])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -176,11 +114,11 @@ def test_a_stranger_is_seen_before_the_first_step_too(name: str, folder: Path) -
     at, world = next(kills(name, folder))
     assert at == 0
     found = Copy(world, world.folder / "copy")
-    changed = other("home")(found.world)
+    changed = other("home", THEIRS)(found.world)
     if changed:
         with pytest.raises(DmcopyError, match="home has another table than"):
             found.session().finish("mirror", "home")
-        assert found.world.devices["home"].live == theirs(found.world)
+        assert found.world.devices["home"].live == THEIRS
 
 
 @pytest.mark.parametrize("verb", ["finish", "undo"])

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dmcopy.errors import DmcopyError
 from dmcopy.table import Linear, Table
 from dmcopy.workflows import record as records
 from dmcopy.workflows.snapshot_status import states
 
-from .snapshot_world import SECTORS, Process, Stage
+from .snapshot_world import SECTORS, Process, World
 from .test_snapshot_crashes import Play, crashes, plays, request  # noqa: F401 - a fixture
+from .ways import gone, leave, other, there, without
 
 CASES = [
     "take",
@@ -39,70 +38,33 @@ VERBS = ("finish", "undo", "forget")
 THEIRS = Table.of(SECTORS, Linear("/dev/theirs", 0))
 
 
-def there(stage: Stage) -> list[str]:
-    """Nothing happens to the devices."""
-    del stage
-    return []
-
-
-def gone(stage: Stage) -> list[str]:
-    """Somebody removes all devices by hand."""
-    stage.world.devices.clear()
-    return []
-
-
-def anew(stage: Stage) -> list[str]:
+def anew(world: World) -> list[str]:
     """Somebody removes all devices, and makes the origin again."""
-    stage.world.devices.clear()
-    stage.origin_again()
+    gone(world)
+    world.create("data", Table.of(SECTORS, Linear("/dev/a", 0)))
     return []
 
 
-def without(name: str) -> Callable[[Stage], list[str]]:
-    """Somebody removes one device."""
-
-    def remove(stage: Stage) -> list[str]:
-        if not stage.world.users(name):
-            stage.world.devices.pop(name, None)
-        return []
-
-    remove.__name__ = f"without {name}"
-    return remove
-
-
-def other(name: str) -> Callable[[Stage], list[str]]:
-    """Somebody removes a device, and makes one of that name."""
-
-    def change(stage: Stage) -> list[str]:
-        if stage.world.users(name):
-            return []
-        stage.world.replace(name, THEIRS)
-        return [name]
-
-    change.__name__ = f"another {name}"
-    return change
-
-
-def overwritten(stage: Stage) -> list[str]:
+def overwritten(world: World) -> list[str]:
     """All devices are removed, and the COW is used for something else."""
-    gone(stage)
-    stage.world.stores.clear()
-    stage.world.content |= {"/dev/cow": "ext4", "/x/cow.img": "ext4"}
+    gone(world)
+    world.stores.clear()
+    world.content |= {"/dev/cow": "ext4", "/x/cow.img": "ext4"}
     return ["/dev/cow", "/x/cow.img"]
 
 
-def cut_short(stage: Stage) -> list[str]:
+def cut_short(world: World) -> list[str]:
     """The COW is shorter than it was, so that the kernel refuses its table."""
-    gone(stage)
+    gone(world)
     for disk in ("/dev/cow", "/x/cow.img"):
-        stage.world.disks.pop(disk, None)
+        world.disks.pop(disk, None)
     return []
 
 
 HAPPENINGS = [
     *(there, gone, anew, overwritten, cut_short),
     *(without(name) for name in ("data", "snap", "b-origin", "snap-cow")),
-    *(other(name) for name in ("data", "snap", "snap-cow", "data-real")),
+    *(other(name, THEIRS) for name in ("data", "snap", "snap-cow", "data-real")),
 ]
 
 
@@ -120,38 +82,6 @@ class Copy:
 
     def process(self) -> Process:
         return self.stage.process()
-
-
-def named(text: str) -> list[str]:
-    """Return the verbs that a sentence names as ways out."""
-    return re.findall(r"'dmcopy snapshot (finish|undo|forget|merge) (?:snap|other)'", text)
-
-
-ORDER = ("merge", "finish", "undo", "forget")
-
-
-def leave(found: Copy, verb: str) -> list[str]:
-    """Do what the sentences say, a verb once and forget last, until there is no record."""
-    tried: list[str] = []
-    while found.stage.records():
-        tried.append(verb)
-        snapshots = found.process()
-        (record,) = snapshots.journal.records()
-        said = ""
-        try:
-            if verb == "merge":
-                snapshots.merge(record.name)
-            else:
-                getattr(snapshots, verb)("snapshot", record.name)
-        except DmcopyError as error:
-            said = "\n".join([str(error), *getattr(error, "__notes__", ())])
-        if not found.stage.records():
-            assert not said or "was taken back" in said
-            break
-        ways = sorted({*named(said)} - {*tried}, key=ORDER.index)
-        assert ways, f"no way out is named after {tried}: {said}"
-        verb = ways[0]
-    return tried
 
 
 @pytest.fixture(autouse=True)
@@ -179,9 +109,9 @@ def test_every_state_has_a_verb_that_leads_out_of_it(
     for number, play in enumerate(crashes(plays, name)):
         for place, happens in enumerate(HAPPENINGS if play.stage.records() else []):
             for copied, verb in copies(play, number, place):
-                theirs = happens(copied.stage)
+                theirs = happens(copied.world)
                 states(copied.world, copied.process().journal)
-                check(copied, theirs, leave(copied, verb))
+                check(copied, theirs, leave(copied.process, verb))
 
 
 def check(found: Copy, theirs: list[str], tried: list[str]) -> None:
@@ -207,12 +137,12 @@ def test_so_it_has_after_a_restart(
 ) -> None:
     boot = 1
     monkeypatch.setattr(records, "boot_id", lambda: f"boot {boot}")
-    happenings = [anew if origin_is_back else gone, overwritten, cut_short, other("data")]
+    happenings = [anew if origin_is_back else gone, overwritten, cut_short, other("data", THEIRS)]
     for number, play in enumerate(crashes(plays, name)):
         boot = 2
         for place, happens in enumerate(happenings if play.stage.records() else []):
             for copied, verb in copies(play, number, place):
                 copied.world.restart()
-                theirs = happens(copied.stage)
-                check(copied, theirs, leave(copied, verb))
+                theirs = happens(copied.world)
+                check(copied, theirs, leave(copied.process, verb))
         boot = 1
