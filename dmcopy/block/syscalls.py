@@ -24,7 +24,6 @@ _LOOP_INFO64: Final = "=5Q212x"  # struct loop_info64 in include/uapi/linux/loop
 
 FALLOC_FL_KEEP_SIZE: Final = 0x01
 FALLOC_FL_PUNCH_HOLE: Final = 0x02
-FALLOC_FL_ZERO_RANGE: Final = 0x10
 
 _AT_EMPTY_PATH: Final = 0x1000
 _STATX_BTIME: Final = 0x800

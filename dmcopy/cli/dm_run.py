@@ -14,7 +14,7 @@ from dmcopy.cli.output import add_json, emit_json_line, printable, say
 from dmcopy.cli.parser import seconds
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.operations import Operation, help_text
-from dmcopy.mapper.session import Outcome, Session, exit_code
+from dmcopy.mapper.run import Answer, Run, exit_code
 from dmcopy.table import ConciseDevice, Table, parse_concise
 
 _DEVICE: Final = "dev"
@@ -75,12 +75,12 @@ def _run(args: argparse.Namespace) -> int:
 
     outcomes = []
     with _faults_told(args), engine(args.engine, timeout=args.timeout, say=say) as started:
-        session = Session(started, devices)
+        running = Run(started, devices)
         for operation in operations:
-            session.check(operation)
-        with session:
+            running.check(operation)
+        with running:
             for operation in operations:
-                outcomes.append(session.run(operation))
+                outcomes.append(running.run(operation))
                 _emit(outcomes[-1], as_json=args.json)
     return exit_code(outcomes)
 
@@ -140,7 +140,7 @@ def _plan(devices: list[ConciseDevice], operations: list[Operation]) -> None:
         print(printable(f"remove {device.name}"))
 
 
-def _emit(outcome: Outcome, *, as_json: bool) -> None:
+def _emit(outcome: Answer, *, as_json: bool) -> None:
     if as_json:
         emit_json_line(outcome.as_dict())
     else:

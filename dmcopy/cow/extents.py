@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 _SAMPLE: Final = 1000
 
 
-class Extent(NamedTuple):
+class Consecutive(NamedTuple):
     """`count` chunks of the origin from `old` on, which are in the COW from chunk `new` on."""
 
     old: int
@@ -20,7 +20,7 @@ class Extent(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count, which is not used
 
 
-def join(pairs: Iterable[tuple[int, int]]) -> Iterator[Extent]:
+def join(pairs: Iterable[tuple[int, int]]) -> Iterator[Consecutive]:
     """Join pairs of (old, new), as they come, as far as both are consecutive."""
     first_old = first_new = count = 0
     for old, new in pairs:
@@ -28,10 +28,10 @@ def join(pairs: Iterable[tuple[int, int]]) -> Iterator[Extent]:
             count += 1
             continue
         if count:
-            yield Extent(first_old, first_new, count)
+            yield Consecutive(first_old, first_new, count)
         first_old, first_new, count = old, new, 1
     if count:
-        yield Extent(first_old, first_new, count)
+        yield Consecutive(first_old, first_new, count)
 
 
 def mean_count(pairs: Iterable[tuple[int, int]]) -> int:

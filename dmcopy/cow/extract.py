@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from dmcopy.cow.extents import Extent, join, mean_count
+from dmcopy.cow.extents import Consecutive, join, mean_count
 from dmcopy.cow.load import load, load_any
 from dmcopy.cow.moving import Mover
 from dmcopy.cow.store import CowDevice, Entries, Store, read_store
@@ -109,7 +109,7 @@ def plan_extract(
     return Extract(origin, store, table, out, kept)
 
 
-def exception_move(store: Store, extent: Extent, dest: IoRegion) -> Move:
+def exception_move(store: Store, extent: Consecutive, dest: IoRegion) -> Move:
     """Return the copy of an extent to its place on `dest`: the last chunk may be a short one."""
     size = store.header.chunk_size
     start = extent.old * size

@@ -17,7 +17,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from dmcopy.cow.extents import Extent, join, mean_count
+from dmcopy.cow.extents import Consecutive, join, mean_count
 from dmcopy.cow.extract import check_chunks, exception_move
 from dmcopy.cow.load import load
 from dmcopy.cow.moving import Mover, Write
@@ -37,7 +37,7 @@ class _Step(NamedTuple):
     keep: int
     count: int  # type: ignore[assignment]  # hides tuple.count, which is not used
 
-    def extents(self) -> Iterator[Extent]:
+    def extents(self) -> Iterator[Consecutive]:
         """Yield what is to be copied."""
         pairs = self.entries.pairs[2 * self.keep : 2 * (self.keep + self.count)]
         return join(zip(pairs[0::2], pairs[1::2], strict=True))

@@ -68,11 +68,11 @@ class Slot:
             del self.retired[0]
 
 
-class Engine:
+class Registry:
     """The devices of one userspace engine by their names, on one reactor.
 
     `timeout`, in seconds, bounds a wait for I/O. `removed` is called with the name of a device
-    whose removal was deferred and that nobody uses any more.
+    whose removal was deferred and that is no longer in use.
     """
 
     def __init__(
@@ -190,13 +190,13 @@ class _Opened:
 class TableHost:
     """The `Host` of the targets of one table."""
 
-    def __init__(self, engine: Engine, slot: Slot, table: ActiveTable) -> None:
-        self._engine = engine
+    def __init__(self, registry: Registry, slot: Slot, table: ActiveTable) -> None:
+        self._registry = registry
         self._slot = slot
         self._table = table
         self._areas: list[tuple[Device, int, int]] = []
-        self.reactor = engine.reactor
-        self.module = engine.module
+        self.reactor = registry.reactor
+        self.module = registry.module
 
     @property
     def name(self) -> str:
@@ -216,7 +216,7 @@ class TableHost:
 
     def open(self, path: str, *, write: bool = True) -> Device:
         readonly = self._table.readonly
-        device, close = self._engine.open(self._slot, path, write=write, readonly=readonly)
+        device, close = self._registry.open(self._slot, path, write=write, readonly=readonly)
         self._table.closers.callback(close)
         self._table.opened[path] = device
         return device
@@ -234,7 +234,7 @@ class TableHost:
 
     def hold(self) -> None:
         self._slot.mapped.hold()
-        self._engine.wait_idle(self._slot.mapped)
+        self._registry.wait_idle(self._slot.mapped)
 
     def release(self) -> None:
         self._slot.mapped.release()

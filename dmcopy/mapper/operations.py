@@ -1,6 +1,6 @@
 """Operations on mapped devices as words, in the manner of qemu-io: `read 0 8`, `verify 0 8 0x5a`.
 
-`dmcopy.mapper.session` runs them, and reports the same on both engines.
+`dmcopy.mapper.run` runs them, and reports the same on both engines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dmcopy.table.words import join, split
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE, parse_sectors, quoted
 
 if TYPE_CHECKING:
-    from dmcopy.mapper.session import Session
+    from dmcopy.mapper.run import Run
 
 _PREFIX: Final = re.compile(r"(\S+):\s+")
 _HEAD_BYTES: Final = 8
@@ -83,23 +83,23 @@ class _Verb:
     run: Callable[..., _Result]
 
 
-def _read(session: Session, name: str, sector: str, count: str) -> _Result:
-    data = session.opened(name).read(*session.place(name, sector, count))
+def _read(run: Run, name: str, sector: str, count: str) -> _Result:
+    data = run.opened(name).read(*run.place(name, sector, count))
     digest, head = hashlib.sha256(data).hexdigest(), data[:_HEAD_BYTES].hex(" ")
     line = f"sha256 {digest[:_DIGEST_LETTERS]}, {head} ..."
     return (line,), {"sha256": digest, "head": head}
 
 
-def _write(session: Session, name: str, sector: str, count: str, word: str) -> _Result:
-    start, length = session.place(name, sector, count)
-    session.opened(name, write=True).write(start, pattern(word, start, length))
+def _write(run: Run, name: str, sector: str, count: str, word: str) -> _Result:
+    start, length = run.place(name, sector, count)
+    run.opened(name, write=True).write(start, pattern(word, start, length))
     return (), {}
 
 
-def _verify(session: Session, name: str, sector: str, count: str, word: str) -> _Result:
-    start, length = session.place(name, sector, count)
+def _verify(run: Run, name: str, sector: str, count: str, word: str) -> _Result:
+    start, length = run.place(name, sector, count)
     expected = pattern(word, start, length)
-    data = session.opened(name).read(start, length)
+    data = run.opened(name).read(start, length)
     if data == expected:
         return (), {}
     pairs = enumerate(zip(data, expected, strict=True))
@@ -108,62 +108,62 @@ def _verify(session: Session, name: str, sector: str, count: str, word: str) -> 
     raise MismatchError(f"differs at {where}: 0x{data[at]:02x} instead of 0x{expected[at]:02x}")
 
 
-def _flush(session: Session, name: str) -> _Result:
-    session.opened(name).flush()
+def _flush(run: Run, name: str) -> _Result:
+    run.opened(name).flush()
     return (), {}
 
 
-def _discard(session: Session, name: str, sector: str, count: str) -> _Result:
-    session.opened(name, write=True).discard(*session.place(name, sector, count))
+def _discard(run: Run, name: str, sector: str, count: str) -> _Result:
+    run.opened(name, write=True).discard(*run.place(name, sector, count))
     return (), {}
 
 
-def _status(session: Session, name: str) -> _Result:
-    found = session.mapper.status(name)
-    named = (replace(line, status=line.status.with_devices(session.label)) for line in found)
+def _status(run: Run, name: str) -> _Result:
+    found = run.mapper.status(name)
+    named = (replace(line, status=line.status.with_devices(run.label)) for line in found)
     lines = tuple(str(line).rstrip() for line in named)
     return lines, {"status": list(lines)}
 
 
-def _table(session: Session, name: str) -> _Result:
-    lines = tuple(map(str, session.named(session.mapper.table(name))))
+def _table(run: Run, name: str) -> _Result:
+    lines = tuple(map(str, run.named(run.mapper.table(name))))
     return lines, {"table": list(lines)}
 
 
-def _message(session: Session, name: str, sector: str, *words: str) -> _Result:
-    answer = session.mapper.message(name, *words, sector=parse_sectors(sector))
+def _message(run: Run, name: str, sector: str, *words: str) -> _Result:
+    answer = run.mapper.message(name, *words, sector=parse_sectors(sector))
     return tuple(answer.splitlines()), {"answer": answer}
 
 
-def _load(session: Session, name: str, *words: str) -> _Result:
-    session.load(name, join(words))
+def _load(run: Run, name: str, *words: str) -> _Result:
+    run.load(name, join(words))
     return (), {}
 
 
-def _suspend(session: Session, name: str, how: str = "") -> _Result:
+def _suspend(run: Run, name: str, how: str = "") -> _Result:
     if how not in ("", "noflush"):
         raise UsageError(f"{how!r}: write 'suspend' or 'suspend noflush'")
-    session.suspend(name, flush=not how)
+    run.suspend(name, flush=not how)
     return (), {}
 
 
-def _resume(session: Session, name: str) -> _Result:
-    session.resume(name)
+def _resume(run: Run, name: str) -> _Result:
+    run.resume(name)
     return (), {}
 
 
-def _sleep(session: Session, name: str, seconds: str) -> _Result:
+def _sleep(run: Run, name: str, seconds: str) -> _Result:
     del name
-    session.mapper.sleep(_seconds(seconds))
+    run.mapper.sleep(_seconds(seconds))
     return (), {}
 
 
-def _until(session: Session, name: str, word: str, seconds: str = "30") -> _Result:
+def _until(run: Run, name: str, word: str, seconds: str = "30") -> _Result:
     deadline = time.monotonic() + _seconds(seconds)
-    while not any(word in str(line).split() for line in session.mapper.status(name)):
+    while not any(word in str(line).split() for line in run.mapper.status(name)):
         if time.monotonic() > deadline:
             raise DeadlineError(f"not within {seconds} s")
-        session.mapper.sleep(_POLL_SECONDS)
+        run.mapper.sleep(_POLL_SECONDS)
     return (), {}
 
 

@@ -18,7 +18,7 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.mapper import names
 from dmcopy.mapper.base import DeviceInfo, Mapper, Version, check_name
 from dmcopy.mapper.device import Device
-from dmcopy.mapper.host import Engine, OpenDevice, Slot, label, refused
+from dmcopy.mapper.host import OpenDevice, Registry, Slot, label, refused
 from dmcopy.mapper.mapped import ActiveTable, MappedDevice
 from dmcopy.status import StatusLine, parse_status
 from dmcopy.table import Table, TableLine
@@ -53,8 +53,8 @@ class UserMapper(Mapper):
         self.reactor = reactor or Reactor(stacked=True)
         if not self.reactor.stacked:
             raise UsageError("a userspace engine needs a reactor made with stacked=True")
-        self._engine = Engine(self.reactor, open_device, timeout, self.remove)
-        self._slots = self._engine.slots
+        self._registry = Registry(self.reactor, open_device, timeout, self.remove)
+        self._slots = self._registry.slots
 
     def close(self) -> None:
         """Remove every device, those above others first, and close the reactor if it is our own.
@@ -119,7 +119,7 @@ class UserMapper(Mapper):
         """
         slot = self._slot(name, "load a table")
         table.check()
-        loaded = self._engine.construct(slot, table, readonly=readonly)
+        loaded = self._registry.construct(slot, table, readonly=readonly)
         old, slot.loaded = slot.loaded, loaded
         slot.retire(old)
 
@@ -146,7 +146,7 @@ class UserMapper(Mapper):
                 stopped.append(target)
             mapped.hold()
             holding = True
-            self._engine.wait_idle(mapped)
+            self._registry.wait_idle(mapped)
         except BaseException:
             mapped.noflush = False
             for target in stopped:
@@ -301,20 +301,20 @@ class UserMapper(Mapper):
 
         Such as `module(SnapshotModule).copy_throttle.percent = 50`, for the targets made after it.
         """
-        return self._engine.module(cls)
+        return self._registry.module(cls)
 
     def refusal(self, table: Table) -> str:
         """Try a table; see `Mapper.refusal`."""
         probe = self._new_slot("dmcopy-try")
         try:
             table.check()
-            self._engine.construct(probe, table, readonly=False).destroy()
+            self._registry.construct(probe, table, readonly=False).destroy()
         except (UsageError, DeviceError, BusyError) as error:
             return str(error)
         return ""
 
     def _new_slot(self, name: str, uuid: str = "") -> Slot:
-        timeout = self._engine.timeout
+        timeout = self._registry.timeout
         return Slot(MappedDevice(self, name, self.path(name), self.reactor, timeout), uuid)
 
     def _slot(self, name: str, action: str) -> Slot:

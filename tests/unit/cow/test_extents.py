@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmcopy.cow.extents import Extent, join, mean_count
+from dmcopy.cow.extents import Consecutive, join, mean_count
 from dmcopy.cow.extract import plan_extract
 from dmcopy.io import IoRegion
 from tests.unit.cow.memory import MemoryDisk
@@ -35,7 +35,7 @@ def test_how_long_an_extent_is_on_average() -> None:
     assert mean_count([]) == 0
     many = [(2 * old, old) for old in range(1000)] + [(5000 + old, 5000 + old) for old in range(9)]
     assert mean_count(iter(many)) == 1
-    assert list(join([(3, 4)])) == [Extent(3, 4, 1)]
+    assert list(join([(3, 4)])) == [Consecutive(3, 4, 1)]
 
 
 @pytest.mark.parametrize(

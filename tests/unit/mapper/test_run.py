@@ -11,7 +11,7 @@ from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.engines import engine
 from dmcopy.mapper.operations import Operation, pattern
-from dmcopy.mapper.session import Session
+from dmcopy.mapper.run import Run
 from dmcopy.table import ConciseDevice, Table
 
 
@@ -190,13 +190,13 @@ def test_a_pattern_tells_each_sector_from_the_others() -> None:
     assert pattern("0x10", 0, 1) == b"\x10" * 512
 
 
-def test_a_session_from_python() -> None:
+def test_a_run_from_python() -> None:
     devices = [ConciseDevice("one", Table.parse("0 8 linear disk 0"))]
-    with engine("user") as started, Session(started, devices) as session:
-        assert session.run(Operation.parse("write 0 8 seq")).text == "one: write 0 8 seq: ok"
-        assert not session.run(Operation.parse("one: verify 0 8 seq")).error
+    with engine("user") as started, Run(started, devices) as running:
+        assert running.run(Operation.parse("write 0 8 seq")).text == "one: write 0 8 seq: ok"
+        assert not running.run(Operation.parse("one: verify 0 8 seq")).error
         with pytest.raises(UsageError, match="'two' is not a device here"):
-            session.run(Operation.parse("two: flush"))
+            running.run(Operation.parse("two: flush"))
     assert started.mapper.ls() == []
 
 

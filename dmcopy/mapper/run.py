@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Answer:
     """What came of an operation: lines for people, values for programs, an error's name or none.
 
     `reason` says more about an error, in words that differ between engines.
@@ -59,7 +59,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _State:
-    """What the session knows of a device without asking: nobody else changes it."""
+    """What the run knows of a device without asking: it alone changes it."""
 
     length: int
     readonly: bool
@@ -67,12 +67,12 @@ class _State:
     loaded: int = 0  # the length of the table that the next resume makes active
 
 
-class Session:
+class Run:
     """Devices made for the length of a `with` block, and operations on them, in order.
 
     They have names of their own, and are removed at the end. What is reported is the same on both
     engines: devices are named as the caller named them, and an error by its number's name.
-    Tables name other devices of the session as /dev/mapper/NAME. Without a name, an operation is
+    Tables name other devices of the run as /dev/mapper/NAME. Without a name, an operation is
     for the last device: the top of a stack.
     """
 
@@ -120,7 +120,7 @@ class Session:
             known = ", ".join(self.devices)
             raise UsageError(f"{operation.device!r} is not a device here; known: {known}")
 
-    def run(self, operation: Operation) -> Outcome:
+    def run(self, operation: Operation) -> Answer:
         """Run one operation. What the device or the engine refuses is in the outcome.
 
         Raises UsageError for words that make no sense.
@@ -131,10 +131,10 @@ class Session:
             result = VERBS[operation.verb].run(self, self._names[name], *operation.words)
         except DeviceError as error:
             number = errno.errorcode.get(error.errno, "EIO")
-            return Outcome(name, operation, error=number, reason=str(error), code=error.exit_code)
+            return Answer(name, operation, error=number, reason=str(error), code=error.exit_code)
         except (MismatchError, DeadlineError, _RefusedError) as error:
-            return Outcome(name, operation, error=str(error), code=error.exit_code)
-        return Outcome(name, operation, *result)
+            return Answer(name, operation, error=str(error), code=error.exit_code)
+        return Answer(name, operation, *result)
 
     def opened(self, name: str, *, write: bool = False) -> MappedIo:
         """Return the open device `name`, unless its I/O would wait for ever or is not allowed."""
@@ -205,7 +205,7 @@ class _RefusedError(DmcopyError):
     """An operation that cannot be done as things are; not one that is wrong in itself."""
 
 
-def exit_code(outcomes: list[Outcome]) -> ExitCode:
+def exit_code(outcomes: list[Answer]) -> ExitCode:
     """Return what a command that ran these ends with: 4 for what differs, 1 for what failed."""
     codes = {outcome.code for outcome in outcomes}
     if ExitCode.MISMATCH in codes:
