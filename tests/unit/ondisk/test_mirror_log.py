@@ -6,6 +6,7 @@ import random
 import struct
 import time
 import tracemalloc
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given
@@ -37,6 +38,14 @@ def test_a_bit_set_is_a_set(chosen: set[int], size: int) -> None:
         expected = next((bit for bit in zeroes if bit >= start), size)
         assert bits.next_zero(start) == expected
     assert len(bits.data) == bitset_bytes(size)
+
+
+def test_bit_sets_are_the_same_when_all_of_their_bits_are() -> None:
+    assert Bitset(8, b"\x05") == Bitset(8, b"\x05\xff")
+    assert Bitset(8, b"\x05") != Bitset(8, b"\x04")
+    assert Bitset(8, b"\x05") != Bitset(9, b"\x05")
+    assert Bitset(8) != 8
+    assert Bitset(8) == ANY, "the other may know"
 
 
 @pytest.mark.parametrize("given", [0, 1, 7, 8, 9, 16, 100])

@@ -124,6 +124,14 @@ def test_later_bios_of_a_class_wait_in_turn(engine: Engine) -> None:
     assert engine.ended[Op.WRITE] - started == pytest.approx(1.5, abs=0.01)
 
 
+def test_one_that_comes_when_nothing_waits_any_more_is_delayed_as_the_first(engine: Engine) -> None:
+    engine.start(ALL, Op.READ)
+    engine.wait(Op.READ)
+    again = engine.send(Op.WRITE)
+    engine.wait(Op.WRITE)
+    assert engine.ended[Op.WRITE] - again == pytest.approx(1, abs=0.01)
+
+
 def test_a_suspend_releases_everything_and_a_resume_delays_again(engine: Engine) -> None:
     started = engine.start(ALL, Op.READ, Op.WRITE, Op.FLUSH)
     engine.mapper.suspend("d")
