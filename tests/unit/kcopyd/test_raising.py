@@ -169,6 +169,22 @@ def test_a_back_end_that_raises(flags: int, count: int) -> None:
     assert [str(error) for error in copies.told] == ["mine"]
 
 
+def test_a_back_end_that_raises_for_neighbours() -> None:
+    """All of them end: they would be waited for, for ever."""
+    reactor, disks = Reactor(SimulatedBackend(1)), [SimulatedDisk(64) for _ in range(2)]
+    client = Client(8, reactor=reactor)
+
+    def submit(_: Any) -> None:
+        raise MemoryError
+
+    reactor.submit = submit
+    reactor.on_exception = lambda _: None
+    regions = [[IoRegion(disk, n, 8) for disk in disks] for n in (0, 8)]
+    jobs = [client.copy(source, [dest]) for source, dest in regions]
+    client.destroy(10)
+    assert [(job.done, job.ok) for job in jobs] == [(True, False)] * 2
+
+
 def test_a_waiter_that_raises_starves_nobody(copies: Copies) -> None:
     job = copies.start(8)
     said: list[int] = []
