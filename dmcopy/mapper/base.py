@@ -160,6 +160,10 @@ class Mapper(abc.ABC):
         `flush` False keeps thin, cache and the like from committing metadata first.
         """
 
+    def statuses(self, *, flush: bool = True) -> dict[str, tuple[StatusLine, ...]]:
+        """Return the status of every mapped device, by name; see `status`."""
+        return {info.name: self.status(info.name, flush=flush) for info in self.ls()}
+
     @abc.abstractmethod
     def message(self, name: str, *words: str, sector: int = 0) -> str:
         """Send words to the target at `sector`; return its answer, often empty."""

@@ -228,7 +228,7 @@ class KernelMapper(Mapper):
         return {name: Table.read(lines) for name, lines in parse_lines_of(text).items()}
 
     def statuses(self, *, flush: bool = True) -> dict[str, tuple[StatusLine, ...]]:
-        """Return the status of every device, asked for at once; see `status`."""
+        """Return the status of every device, asked for together; see `Mapper.statuses`."""
         words = [] if flush else ["--noflush"]
         text = self.dmsetup.run("status", *RAW_NAMES, *words)
         return {name: parse_lines(lines) for name, lines in parse_lines_of(text).items()}

@@ -51,6 +51,7 @@ def test_the_same_targets_do_the_same(depth: int) -> None:
         assert one.look("dev").table == f"0 {SECTORS // 2} linear @low 0"
         assert one.table("low") == f"0 {SECTORS} striped 2 16 @a 0 @b 64"
         assert one.look("dev").readonly
+        assert one.looks() == {name: one.look(name) for name in ("low", "dev")}
 
 
 def test_the_first_step_with_another_result_is_told() -> None:
