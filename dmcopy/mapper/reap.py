@@ -153,7 +153,8 @@ class Reaper:
     def _unnamed_loop(self, entry: Entry) -> bool:
         # The crash came before the kernel's answer was noted: a loop device over this file may be
         # that one or anybody's.
-        nodes = [sysfs.node(one.loop) for one in backing.of_all() if one.path == entry.uuid]
+        found = [one.loop for one in backing.of_all() if backing.is_made_of(one.loop, entry.uuid)]
+        nodes = list(map(sysfs.node, found))
         if nodes:
             raise DmcopyError(
                 f"{entry.uuid} is attached to {', '.join(nodes)}, perhaps by a process that was "

@@ -181,3 +181,16 @@ def test_one_that_is_to_stay_is_known_by_its_file(loops: Any) -> None:
     file.write_bytes(bytes(4096))
     assert [entry.name for entry in reaper.run().vanished] == [stays.path]
     assert backing.mark(stays.name) == stays.mark
+
+
+def test_one_that_was_about_to_be_made_is_looked_for_by_its_file(loops: Any) -> None:
+    """Under any name: whether it is ours nobody knows, so that a person is asked."""
+    ledger = Ledger(loops.folder / "ledger")
+    (made,) = loops(8)
+    file, link = Path(made.backing), loops.folder / "link"
+    link.hardlink_to(file)
+    file.unlink()
+    ledger.add("loop", "", uuid=str(link))
+    result = Reaper(KernelMapper(), ledger, wanted=lambda _: True).run()
+    (why,) = result.left.values()
+    assert f"{link} is attached to {made.path}, perhaps by a process that was killed" in why
