@@ -39,12 +39,11 @@ class Holder(NamedTuple):
                 phrase = f"a lock of process {self.pid}"
             case "process":
                 phrase = f"process {self.pid}"
-                if self.pid == os.getpid():
-                    phrase = "this process itself"
             case _:
                 phrase = f"{self.kind} device {self.name}"
         if self.pid is not None and self.kind != "mount":
-            return f"{phrase} ({', '.join(filter(None, [self.name, self.note]))})"
+            itself = "this process itself" if self.pid == os.getpid() else ""
+            return f"{phrase} ({', '.join(filter(None, [self.name, itself, self.note]))})"
         return f"{phrase} ({self.note})" if self.note else phrase
 
 

@@ -178,7 +178,7 @@ def test_this_process_is_told_apart(tmp_path: Path) -> None:
         (user,) = who(str(file))
     assert user.kind == "process"
     assert user.pid == os.getpid()
-    assert str(user) == f"this process itself ({user.name})"
+    assert str(user) == f"process {os.getpid()} ({user.name}, this process itself)"
 
 
 def test_what_is_not_there_or_no_device(tmp_path: Path) -> None:
