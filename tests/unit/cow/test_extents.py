@@ -39,6 +39,7 @@ def test_how_long_an_extent_is_on_average() -> None:
     assert mean_count([]) == 0
     many = [(2 * old, old) for old in range(1000)] + [(5000 + old, 5000 + old) for old in range(9)]
     assert mean_count(iter(many)) == 1
+    assert list(join([])) == []
     assert list(join([(3, 4)])) == [Consecutive(3, 4, 1)]
 
 

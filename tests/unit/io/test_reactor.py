@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from dmcopy.errors import ClosedError, UsageError
 from dmcopy.io import Io, IoRegion, Op, Reactor, probe
 from dmcopy.io.parts import FlushFirst
+from dmcopy.io.poller import Poller
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 
 
@@ -67,6 +69,17 @@ def test_a_reactor_is_not_waited_for_inside_of_its_own_callbacks() -> None:
     with pytest.raises(UsageError, match="inside one of its own callbacks"):
         reactor.step()
     assert (said, reactor.in_callback) == ([True], False)
+
+
+def test_a_bell_rings_once() -> None:
+    """Else a reactor that was woken would never sleep again."""
+    poller = Poller()
+    poller.wake()
+    poller.wake()
+    assert select.select([poller], [], [], 0)[0] == [poller]
+    poller.wait(0)
+    assert select.select([poller], [], [], 0)[0] == []
+    poller.close()
 
 
 def test_a_timer_that_was_cancelled_is_not_waited_for() -> None:

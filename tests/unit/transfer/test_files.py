@@ -21,7 +21,17 @@ from dmcopy.io import IoRegion, Reactor, probe
 from dmcopy.io.request import Request as IoRequest
 from dmcopy.kcopyd import Client
 from dmcopy.ranges import RangeSet
-from dmcopy.transfer import Options, Outcome, Plan, Request, Session, Transfer, events, open_all
+from dmcopy.transfer import (
+    Options,
+    Outcome,
+    Plan,
+    Request,
+    Session,
+    Transfer,
+    events,
+    open_all,
+    opening,
+)
 from dmcopy.transfer.plan import find_holes
 from dmcopy.transfer.verify import Verifier
 
@@ -155,6 +165,14 @@ def test_a_new_file_that_got_nothing_is_removed() -> None:
         outcome = Session(opened, Options(map_path="map")).run()
         assert (outcome.exit_code, outcome.nothing_written) == (ExitCode.FAILED, True)
     assert not Path("map").exists(), "nor is a map of nothing kept"
+
+
+def test_the_name_of_a_new_file_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its data is flushed; without its name it would be gone after a power cut all the same."""
+    synced: list[str] = []
+    monkeypatch.setattr(opening, "sync_folder", synced.append)
+    with open_all(Request("src", ("a",))):
+        assert synced == [os.getcwd()]
 
 
 @pytest.mark.parametrize("nameless", [True, False])
