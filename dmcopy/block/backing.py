@@ -1,9 +1,9 @@
 """What each loop device is made of, as its driver knows it.
 
-The path that sysfs shows is that of the moment when the device was made, in the mount namespace of
-whoever made it: the file may have other names, the name may be another file's by now, and a path
-may be one of another namespace. So the driver is asked for device and inode; the path counts only
-where it may not be asked, as it takes the right to open the loop device.
+The path that sysfs shows is that of the moment when the device was made, in the mount namespace
+of the program that made it: the file may have other names, the name may be another file's by now,
+and a path may be one of another namespace. So the driver is asked for device and inode; the path
+counts only where it may not be asked, as it takes the right to open the loop device.
 """
 
 from __future__ import annotations

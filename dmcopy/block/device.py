@@ -22,7 +22,8 @@ class BlockDevice:
     """An open block device or regular file, by `BlockDevice.open`; a context manager.
 
     Every position and length is in sectors of 512 bytes. The operations release the GIL and may be
-    called from several threads at once; none touches anything outside the range that it is given.
+    called from several threads side by side; none touches anything outside the range that it is
+    given.
 
     Attributes:
         path: as it was given.

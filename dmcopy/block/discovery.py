@@ -2,7 +2,7 @@
 
 Everything is read from sysfs, the links in /dev/disk and the devices themselves, so the answers are
 the same whether or not udevd runs. udev is asked only for what those leave open: what is on a disk
-that only root may read, the serial of a drive that tells it to nobody but udev (optical ones).
+that only root may read, the serial of a drive that tells it to udev alone (optical ones).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def find(spec: str, *, roots: Roots = LIVE) -> DeviceInfo:
 
 
 def appearance(path: str, *, roots: Roots = LIVE) -> str:
-    """Return a phrase for what is at `path`, for somebody who is to recognise it; "" if unknown.
+    """Return a phrase for what is at `path`, by which a person can recognise it; "" if unknown.
 
     What is on it, with its label, and which device it is, by model and serial.
     """

@@ -16,7 +16,7 @@ from dmcopy.units import SECTOR_SHIFT
 
 
 class Holder(NamedTuple):
-    """Somebody who uses a device. `str()` gives one phrase.
+    """A user of a device: a process, a mount, a device above. `str()` gives one phrase.
 
     `kind` is mount, swap, dm, md, stacked (another device on top), loop, lock or process; `name`
     the mount point, dm name, node or command; `on` the kernel name of the device that is held,
@@ -48,7 +48,7 @@ class Holder(NamedTuple):
 
 
 def who(path: str, *, roots: Roots = LIVE) -> list[Holder]:
-    """Return whoever uses the block device or regular file at `path`; nobody gives an empty list.
+    """Return the users of the block device or regular file at `path`; an empty list if it has none.
 
     For a disk this covers its partitions, and for a partition what holds the whole disk, or a part
     of it that has sectors of the partition. Processes
@@ -84,7 +84,7 @@ def device_users(name: str, *, roots: Roots = LIVE) -> list[Holder]:
 def loop_users(name: str, *, roots: Roots = LIVE) -> list[Holder]:
     """Return those of `device_users` that an exclusive open does not see.
 
-    They are the loop devices that are made of it, and whoever uses what a loop device is made of.
+    They are the loop devices that are made of it, and the users of what a loop device is made of.
     The rest takes longer to find: a mount may be in the namespace of any process.
     """
     found = [
@@ -208,7 +208,7 @@ def _loops_of_disk(name: str, roots: Roots) -> list[Holder]:
 
 
 def _under_loop(name: str, roots: Roots) -> Iterator[Holder]:
-    """Yield whoever uses the same bytes below a loop device, or a partition of one.
+    """Yield the users of the same bytes below a loop device, or a partition of one.
 
     That is what it is made of, or another loop device that is made of the same: the loop driver
     claims nothing below.

@@ -62,7 +62,7 @@ def loop_device(
     can (else it is buffered); `sector_size` is its logical block size in bytes; `offset` and `size`
     are in sectors. It is in `ledger`, by default the user's, until it is detached: after a crash,
     reaping removes it. Raises UsageError, MissingError (losetup, loop support, root), DeviceError,
-    and at the end BusyError when somebody keeps the device.
+    and at the end BusyError when the device is still in use.
     """
     device = attach(
         backing,
@@ -160,8 +160,8 @@ def detach(device: LoopDevice) -> None:
     """Detach a loop device; one with a `mark` is left alone when it is detached already.
 
     Detaching a device that is open only marks it, and the kernel does it at the last close: so this
-    waits, at most DETACH_SECONDS, for the backing file to be gone. Raises BusyError naming whoever
-    keeps it, DeadlineError when nobody can be named.
+    waits, at most DETACH_SECONDS, for the backing file to be gone. Raises BusyError naming the
+    process that keeps it, DeadlineError when none can be named.
     """
     deadline = time.monotonic() + DETACH_SECONDS
     said = ""
@@ -184,7 +184,7 @@ def _detach_failed(device: LoopDevice, said: str) -> Exception:
 
 
 def _wait_for_node(device: LoopDevice) -> None:
-    """Wait until the node is there: devtmpfs makes it at once, a udev in a container later."""
+    """Wait until the node is there: devtmpfs makes it immediately, a udev in a container later."""
     deadline = time.monotonic() + ATTACH_SECONDS
     while not os.path.exists(device.path):
         if time.monotonic() > deadline:

@@ -10,7 +10,7 @@ its close, until the worker thread that did a request has let go of it and the r
 
 Only writers claim. flock belongs to the open file and not to the process, so a reader's LOCK_SH
 would refuse a copy within one file, source and destination being two opens; and a reader harms
-nobody, just as a mounted disk may be read.
+no one, just as a mounted disk may be read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from dmcopy.block.devno import block_devno
 from dmcopy.block.holders import Holder
 from dmcopy.errors import BusyError, DeviceError, UsageError
 
-# What file systems answer that have no locks: then nobody else can have locked the file either.
+# What file systems answer that have no locks: then no other process can have locked the file
+# either.
 _NO_LOCKS: Final = {errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS}
 
 _HINTS: Final = {
@@ -116,7 +117,7 @@ def _cannot_open(path: str, error: OSError, *, write: bool) -> BusyError | Devic
 
 def _busy(path: str) -> BusyError:
     found = holders.who(path)
-    # Mere openers do not stop an O_EXCL open: name them only when there is nobody else to name.
+    # Mere openers do not stop an O_EXCL open: name them only when there is no other holder to name.
     strong = [holder for holder in found if holder.kind != "process"]
     return _error(path, strong or found)
 
@@ -145,7 +146,7 @@ def _lock(path: str, fd: int) -> None:
 def _locked(path: str) -> BusyError:
     found = holders.who(path)
     # On overlayfs and btrfs the kernel's list of locks has other device numbers than stat(2), so
-    # the lock is not found there; then whoever has the file open is the one.
+    # the lock is not found there; then the holder is the process that has the file open.
     locks = [holder for holder in found if holder.kind == "lock"]
     return _error(path, locks or found)
 

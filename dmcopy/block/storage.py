@@ -152,7 +152,7 @@ def _block(number: DevNo) -> Hashable:
 def _table(name: str, roots: Roots) -> Table | None:
     """Return the table of a mapped device; None for what is none, or may not be asked.
 
-    Not through a mapper, which is above this layer: whoever opens a device asks this.
+    Not through a mapper, which is above this layer: every opening of a device asks this.
     """
     number = sysfs.devno(name, roots)
     if number is None or not os.path.isdir(f"{sysfs.directory(name, roots)}/dm"):

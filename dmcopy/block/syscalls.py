@@ -91,7 +91,8 @@ def direct_alignment(fd: int) -> DirectAlignment | None:
 
 
 def birth_time(fd: int) -> int | None:
-    """Return when a file was made, in nanoseconds since 1970, None where nobody noted it.
+    """Return when a file was made, in nanoseconds since 1970, None where the file system does not
+    note it.
 
     statx(2), STATX_BTIME: an inode's number comes back after a removal, this time does not. Some
     network file systems stay silent.
@@ -139,7 +140,7 @@ def block_logical_size(fd: int) -> int:
 
 
 def block_physical_size(fd: int) -> int:
-    """Return a block device's physical block size in bytes: the least that is written at once."""
+    """Return a block device's physical block size in bytes: the least that the device writes."""
     return _int_ioctl(fd, _BLKPBSZGET)
 
 

@@ -37,7 +37,7 @@ def search_path() -> str:
     """Return PATH and the sbin directories, without the working folder.
 
     execvp(3) takes an empty or relative word of PATH for a place below the working folder, which
-    may be anybody's.
+    may be any user's.
     """
     words = (*os.environ.get("PATH", os.defpath).split(":"), *_SBIN)
     return ":".join(word for word in words if word.startswith("/"))

@@ -22,7 +22,7 @@ Action: TypeAlias = Literal["add", "change", "remove"]
 # As udevd itself has it: a burst of thousands of events fits. Unused, it costs nothing.
 _BUFFER_BYTES: Final = 128 << 20
 
-# However fast events come, the reader gets its turn after so many.
+# However fast events come, the reader gets its turn after this many.
 _AT_ONCE: Final = 1000
 
 
@@ -82,7 +82,7 @@ class Watch(Iterator[Event]):
         """End the iteration, in whatever thread it runs."""
         self._closed = True
         with self._lock:
-            if not self._released:  # else the number may be somebody else's descriptor by now
+            if not self._released:  # else the number may be another descriptor's by now
                 os.eventfd_write(self._wake, 1)
 
     def __enter__(self) -> Self:

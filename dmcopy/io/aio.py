@@ -1,4 +1,4 @@
-"""Awaiting on a reactor: asyncio drives it by its descriptor, for as long as somebody awaits."""
+"""Awaiting on a reactor: asyncio drives it by its descriptor, for as long as a task awaits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dmcopy.io.reactor import Reactor
 
 
 class _Driver:
-    """Steps a reactor from asyncio's loop while somebody awaits something of it.
+    """Steps a reactor from asyncio's loop while a task awaits something of it.
 
-    What a step raises, each of `waiting` raises: nobody knows whose it was.
+    What a step raises, each of `waiting` raises: whose it was is not known.
     """
 
     def __init__(self, reactor: Reactor, loop: asyncio.AbstractEventLoop) -> None:
@@ -58,7 +58,7 @@ async def wait_for(
     """Return when the callback given to `add_done_callback` has been called.
 
     On the reactor's own thread, this drives the reactor, and raises what `Reactor.step` raises;
-    elsewhere, whoever owns it does.
+    elsewhere, its owner does.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()

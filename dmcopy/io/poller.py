@@ -11,7 +11,7 @@ from dmcopy.errors import MissingError
 
 
 class Poller:
-    """An epoll set with a bell in it: `wake` may be called from any thread or signal handler.
+    """An epoll set with an eventfd in it: `wake` may be called from any thread or signal handler.
 
     `fired` are the calls that `wait` found due, for the reactor to make.
     Raises MissingError where there is no descriptor left.

@@ -61,8 +61,8 @@ class Reactor:
     Attributes:
         on_exception: is given every `Exception` that a callback raises. None: what the callback of
             a kcopyd job raises is logged, as by asyncio; the rest comes out of `step`, since
-            whatever raised there will not go on, and somebody may wait for it.
-        shield: for who, outside of callbacks, must not be interrupted between two changes.
+            whatever raised there will not continue, and a caller may wait for it.
+        shield: for code that, outside of callbacks, must not be interrupted between two changes.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Reactor:
 
     @property
     def in_callback(self) -> bool:
-        """Whether the reactor is calling somebody back right now."""
+        """Whether a callback is running right now."""
         return self._stepping
 
     def call_soon(self, notify: Callable[[], object]) -> None:
@@ -117,7 +117,7 @@ class Reactor:
         self._ready.append(notify)
 
     def call_before_io(self, notify: Callable[[], object]) -> None:
-        """Call `notify` once, right before the next I/O is submitted: for who queues requests."""
+        """Call `notify` once, right before the next I/O is submitted, as queued I/O needs."""
         self._before_io.append(notify)
 
     def call_soon_threadsafe(self, notify: Callable[[], object]) -> None:
@@ -290,7 +290,7 @@ class Reactor:
             self._catch(error)
 
     def _catch(self, error: BaseException) -> None:
-        """Take what a callback raised: whatever it was about will not go on by itself."""
+        """Take what a callback raised: whatever it was about will not continue by itself."""
         if self.on_exception is None:
             self._raised.append(error)
         else:
@@ -335,7 +335,7 @@ def background(backend: str | None = None) -> Iterator[Reactor]:
             ready.append(error)
             started.set()
             return
-        reactor.on_exception = _log_exception  # nobody is there to whom it could be raised
+        reactor.on_exception = _log_exception  # there is no caller to whom it could be raised
         ready.append(reactor)
         started.set()
         with reactor:

@@ -49,7 +49,7 @@ class IoRegion(NamedTuple):
 
     device: Device
     sector: int
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
+    count: int  # type: ignore[assignment]  # hides tuple.count, which no caller misses
 
     @property
     def end(self) -> int:

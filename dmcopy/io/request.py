@@ -28,7 +28,8 @@ class Op(enum.IntEnum):
     COPY = 5
 
 
-# By name, for whoever looks at every request: a member of an enum takes eight times as long to get.
+# By name, for code that looks at every request: a member of an enum takes eight times as long to
+# get.
 READ, WRITE, FLUSH, DISCARD, WRITE_ZEROES, COPY = Op
 
 _HUGE_BYTES: Final = 2 << 20
@@ -53,7 +54,7 @@ class Memory:
     private page that both have is copied when one of them writes, while the kernel may still be
     reading into it.
 
-    `is_huge`: they were asked for. Raises MissingError where there are not so many pages.
+    `is_huge`: they were asked for. Raises MissingError where there are not that many pages.
     """
 
     def __init__(self, pages: int) -> None:

@@ -33,7 +33,7 @@ RWF_DSYNC: Final = 2
 
 SQE: Final = struct.Struct("<BBHiQQIIQ24x")
 SQE_SIZE: Final = 64
-# Two neighbouring entries at once: a read linked to a write. The first word of an entry is
+# Two neighbouring entries together: a read linked to a write. The first word of an entry is
 # opcode | flags << 8 | fd << 32; then offset, address, length, user_data.
 PAIR: Final = struct.Struct("<QQQQQ24xQQQQQ24x")
 

@@ -130,7 +130,7 @@ class SimulatedDisk:
         self.write(sector, bytes(count << SECTOR_SHIFT))
 
     def twin(self) -> SimulatedDisk:
-        """Return a disk in the same state, volatile cache included, that goes on by itself."""
+        """Return a disk in the same state, volatile cache included, that continues by itself."""
         twin = SimulatedDisk(0, self.path, logical_block_size=self.logical_block_size)
         twin.sectors = self.sectors
         twin.content = self.content[:]
@@ -141,11 +141,11 @@ class SimulatedDisk:
 
     def crash(self, rng: random.Random) -> None:
         """Cut the power: of the cached writes, any may be lost, kept, or torn by sector."""
-        mood = rng.choice(("lose", "keep", "writes", "sectors"))
+        fate = rng.choice(("lose", "keep", "writes", "sectors"))
         for write in self._cache:
-            if write.durable or mood == "keep" or (mood == "writes" and rng.random() < 0.5):
+            if write.durable or fate == "keep" or (fate == "writes" and rng.random() < 0.5):
                 self._settle(write.sector, write.data)
-            elif mood == "sectors":
+            elif fate == "sectors":
                 self._tear(write, rng)
         self._flushed += len(self._cache)
         self._cache.clear()
@@ -197,7 +197,7 @@ class SimulatedBackend:
         heapq.heappush(self._events, (self._now + delay, self._order, request, covered))
 
     def poll(self, timeout: float | None) -> list[Request]:
-        """Let the next request complete, or the clock go on by `timeout`."""
+        """Let the next request complete, or the clock advance by `timeout`."""
         if not self._events:
             if timeout is None:
                 raise DeadlineError(
@@ -229,7 +229,7 @@ class SimulatedBackend:
     def after_power_cut(
         self, disks: Sequence[SimulatedDisk], rng: random.Random
     ) -> list[SimulatedDisk]:
-        """Return disks as these would be after a power cut now; the simulation itself goes on."""
+        """Return disks as these would be after a power cut now; the simulation itself continues."""
         twins = {id(disk): disk.twin() for disk in disks}
         for request in self._writes_in_flight():
             twin = twins.get(id(request.device))

@@ -24,7 +24,7 @@ WORKERS = 4
 class WorkerPool:
     """Threads that perform requests; what is done is kept for `collect`.
 
-    `wake` is called after a request was done, if somebody said that he sleeps. Where the system
+    `wake` is called after a request was done, if the reactor said that it sleeps. Where the system
     gives no thread (RLIMIT_NPROC, RLIMIT_AS) those that there are do it all; where there is not
     even one, `collect` itself does.
     """
@@ -103,7 +103,7 @@ class ThreadsBackend:
     def fileno(self) -> int:
         """The poller's descriptor; who asks for it sleeps on it, so every completion rings.
 
-        Nothing is done inline any more: what is kept for `poll` would ring nobody.
+        Nothing is done inline any more: what is kept for `poll` would wake no one.
         """
         self._nested = self._pool.sleeping = True
         self._inline = False

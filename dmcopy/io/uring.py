@@ -48,7 +48,7 @@ _LINKED_READ_FIXED = OP_READ_FIXED | (LINK | SKIP_SUCCESS) << 8
 _DO_OVER = frozenset({errno.EINTR, errno.EAGAIN, errno.ECANCELED})
 _POLL_SLOT = 0
 BURST = 16
-"""From so many entries on they are handed over: the kernel begins while others are still made."""
+"""From this many entries on they are handed over: the kernel begins while others are still made."""
 
 
 class UringBackend:
@@ -80,9 +80,10 @@ class UringBackend:
         self.time = time.monotonic
 
     def fileno(self) -> int:
-        """An eventfd that rings at every completion; made at the first call, for who nests us.
+        """An eventfd that rings at every completion; made at the first call, for a reactor that
+        nests this one.
 
-        Nothing is done inline any more: what is kept for `poll` would ring nobody.
+        Nothing is done inline any more: what is kept for `poll` would wake no one.
         """
         if self._bell is None:
             self._inline = False
@@ -150,9 +151,9 @@ class UringBackend:
             os.close(self._bell)
 
     @staticmethod
-    def _drain(bell: int) -> None:
+    def _drain(event: int) -> None:
         try:
-            os.eventfd_read(bell)
+            os.eventfd_read(event)
         except BlockingIOError:
             pass
 

@@ -1,4 +1,4 @@
-"""I/O that is waited for: for who sets something up and has nothing else to do meanwhile.
+"""I/O that is waited for: for code that sets something up and has nothing else to do meanwhile.
 
 Only outside of callbacks, on the reactor's own thread. Everything here raises DeviceError when the
 device fails, and DeadlineError when it does not answer.
@@ -80,7 +80,7 @@ def discard(
 def _memory(size_bytes: int) -> tuple[Memory, Sequence[Extent]]:
     """Return memory that goes with the last reference to it.
 
-    Nobody closes it: a request that is given up here may be held below, and be done later.
+    It is never closed: a request that is given up here may be held below, and be done later.
     """
     return Memory(max(1, -(-size_bytes // PAGE_SIZE))), [(0, size_bytes)]
 

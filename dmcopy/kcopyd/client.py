@@ -4,7 +4,7 @@
 
 Rules taken from the kernel (drivers/md/dm-kcopyd.c, 6.1): jobs are cut into sub-jobs of 512 KiB,
 eight under way per job, started in ascending order; who waits for pages is not overtaken; after an
-error no new slice of a job starts unless IGNORE_ERROR, slices already cut go on; pages go back
+error no new slice of a job starts unless IGNORE_ERROR, slices already cut are copied; pages go back
 before the callback; callbacks come one at a time, in order of completion, never inside `copy`;
 `destroy` waits for every job and its callback.
 
@@ -110,7 +110,8 @@ class Client:
         notify: Notify | None = None,
         context: Any = None,
     ) -> CopyJob:
-        """Start to copy `source` to every region of `dests`, 1 to 8 as long as it; return at once.
+        """Start to copy `source` to every region of `dests`, 1 to 8 as long as it; return
+        immediately.
 
         `notify(read_err, write_err, context)` is called on the reactor when all is done: read_err
         is 0 or 1, bit i of write_err is set when dests[i] failed. Nothing is flushed: as in the
@@ -155,7 +156,7 @@ class Client:
         notify: Notify | None = None,
         context: Any = None,
     ) -> ListJob:
-        """Start to do `moves` to `dest`, any number of them, in any order; return at once.
+        """Start to do `moves` to `dest`, any number of them, in any order; return immediately.
 
         They must not overlap. Neighbours, at most half of the client's pages of them, are read
         together and written together. Every move is some blocks of `unit` sectors, of which the

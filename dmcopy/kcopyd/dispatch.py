@@ -1,9 +1,9 @@
 """The way of each request: waiting, in order, for pages; in flight; done.
 
 Rules taken from the kernel (drivers/md/dm-kcopyd.c, 6.1): a job longer than a sub-job is cut into
-slices, eight under way at once, started in ascending order; who waits for pages is not overtaken;
-after an error no new slice of the job starts unless IGNORE_ERROR, slices already cut go on; pages
-go back before the callback, and the job counts until its callback has returned.
+slices, eight under way together, started in ascending order; work that waits for pages is not
+overtaken; after an error no new slice of the job starts unless IGNORE_ERROR, slices already cut are
+copied; pages go back before the callback, and the job counts until its callback has returned.
 
 Whatever raises here ends the job that it was about, once, with an error; see `Job.failure`. Where
 a user's thread comes in from outside of the reactor (`begin`, `cancel`), a signal may raise after
@@ -66,7 +66,7 @@ class Dispatcher:
         self.sectors_written = 0
         self.on_idle: Callable[[], object] | None = None
         self.unfired: dict[object, bool] = {}
-        """The prepared callbacks: whoever pops one has it to fire, or to give up."""
+        """The prepared callbacks: the code that pops one fires it, or gives it up."""
         self._given_up = False
 
     @property
@@ -256,7 +256,7 @@ class Dispatcher:
         return True
 
     def _start_merged(self) -> bool:
-        """Start the first that waits together with those that go on where it ends, if any do."""
+        """Start the first that waits together with those that begin where it ends, if any do."""
         jobs, size = self._neighbours()
         if len(jobs) < 2:
             return self._start(self._waiting[0])
@@ -278,7 +278,7 @@ class Dispatcher:
         return True
 
     def _not_submitted(self, request: CopyIo, error: BaseException) -> None:
-        """End a request that somebody's own back end, say, would not take."""
+        """End a request that a back end of the user's own, say, would not take."""
         request.error = errno.EIO
         self._reactor.call_soon(partial(request.notify, request))
         self._reactor.report(error)
@@ -368,7 +368,7 @@ class Dispatcher:
         self._finish(job)
 
     def _slice_done(self, sub: SubJob) -> None:
-        """Book a slice, and go on with its job or end it."""
+        """Book a slice, and continue its job or end it."""
         job = sub.job
         try:
             self._io_done(sub.pages)
@@ -388,7 +388,7 @@ class Dispatcher:
             self._finish(job)
 
     def _window_done(self, window: Window) -> None:
-        """Book a window, and go on with its list or end it."""
+        """Book a window, and continue its list or end it."""
         job = window.job
         try:
             self._io_done(window.pages)

@@ -32,7 +32,7 @@ class Flag(enum.IntFlag):
     """How a job is done. The first two are the kernel's (there they are bit numbers 1 and 2)."""
 
     IGNORE_ERROR = 1 << 1
-    """Errors are recorded but the job goes on; what could not be read is written as zeroes."""
+    """Errors are recorded but the job continues; what could not be read is written as zeroes."""
     WRITE_SEQ = 1 << 2
     """Writes are issued in ascending order; this switches IGNORE_ERROR off, as in the kernel."""
     SPARSE = 1 << 16
@@ -110,7 +110,7 @@ class Job:
         return self
 
     def add_done_callback(self, notify: Callable[[], object]) -> None:
-        """Call `notify()` on the reactor when it is done, at once if it is. From any thread.
+        """Call `notify()` on the reactor when it is done, immediately if it is. From any thread.
 
         What it raises is reported as what the job's callback raises, see `Reactor.on_exception`.
         """
@@ -132,7 +132,7 @@ class Job:
             self.failure = error
 
     def finish(self) -> None:
-        """Become done: run the callback, then whoever waits."""
+        """Become done: run the callback, then wake what waits."""
         self.done = True
         if self.callback is not None:
             try:
@@ -170,7 +170,7 @@ class CopyJob(Job, Work):
     """
 
     read_failures: Sequence[Failure] = ()
-    # How far the slicing got, and which sectors were written: all of them at once, or as booked
+    # How far the slicing got, and which sectors were written: all of them together, or as booked
     # slice by slice.
     cursor = 0
     is_written = False

@@ -4,8 +4,8 @@
 
 The moves come from an iterator, which is asked for no more than eight windows ahead: so a list has
 no length that would be too much. (The kernel has no such job. Its snapshot-merge gives kcopyd one
-run of consecutive chunks after the other; `MergedCopy` puts together only what goes on on both
-sides, and a COW's chunks seldom do.)
+run of consecutive chunks after the other; `MergedCopy` puts together only what is consecutive on
+both sides, and a COW's chunks seldom do.)
 """
 
 from __future__ import annotations

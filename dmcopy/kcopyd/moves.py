@@ -1,4 +1,4 @@
-"""Many small copies as few requests: neighbours are read at once, and written at once.
+"""Many small copies as few requests: neighbours are read together, and written together.
 
     moves → by source: reads, which lie one behind the other in memory → by destination: writes
 
@@ -29,7 +29,7 @@ class Move(NamedTuple):
     source: Device
     sector: int
     dest: int
-    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody misses
+    count: int  # type: ignore[assignment]  # hides tuple.count, which no caller misses
 
 
 class Placed(NamedTuple):
@@ -88,7 +88,7 @@ def scatter(placed: Iterable[Placed], device: Device) -> list[Part]:
 
 
 def _runs(moves: list[Move], spare: int) -> Iterator[tuple[list[Move], int]]:
-    """Yield moves that are read at once, and how much is between them that nobody wants."""
+    """Yield moves that are read together, and how much lies between them that is not wanted."""
     run: list[Move] = []
     end = gaps = 0
     for move in moves:

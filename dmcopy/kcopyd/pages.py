@@ -1,10 +1,9 @@
 """The pages that a client sets aside: a hard bound on the memory that its data uses.
 
-Think of a box with `num_pages` sheets. A piece of work takes as many as it needs, all at once or
-none, and puts them back when it is done. Nobody makes more sheets: when the box is too empty, the
-work waits. (The kernel's reserve, dm-kcopyd.c, is a floor instead: it asks the system for a page
-first and goes to the reserve only when there is none. This pool is the kernel under memory
-pressure.)
+A piece of work takes as many as it needs, all of them or none, and gives them back when it is done.
+There are never more than `num_pages`: when too few are free, the work waits. (The kernel's reserve,
+dm-kcopyd.c, is a floor instead: it asks the system for a page first and goes to the reserve only
+when there is none. This pool is the kernel under memory pressure.)
 
 Pages that lie side by side go out together, so that most requests have one extent. A pool that fell
 to pieces is put together again when nothing in it is long enough, and a request is served from

@@ -105,7 +105,7 @@ class WriteSequence:
 class Staged:
     """A sub-job in stages: read it (unless it zeroes), wait for its turn, write what there is.
 
-    Whatever raises before a stage's I/O was submitted ends the sub-job with EIO, and goes on.
+    Whatever raises before a stage's I/O was submitted ends the sub-job with EIO, and continues.
     """
 
     def __init__(self, sub: SubJob, submit: Callable[[Io], None]) -> None:
@@ -114,7 +114,7 @@ class Staged:
         self._left = 0
 
     def start(self) -> None:
-        """Submit the read, or go on to the writes of a job that zeroes."""
+        """Submit the read, or begin the writes of a job that zeroes."""
         sub = self.sub
         if sub.zeroes:
             self._ready()

@@ -22,7 +22,7 @@ class Work(CopyIo):
     slept = 0
 
     def is_followed_by(self, other: Work) -> bool:
-        """Return whether the two may go out as one: `other` goes on where this ends, both sides."""
+        """Return whether the two may go out as one: `other` begins where this ends, both sides."""
         device, sector, count = self.source
         next_device, next_sector, _ = other.source
         if next_sector != sector + count or next_device is not device:

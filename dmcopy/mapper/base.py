@@ -123,11 +123,11 @@ class Mapper(abc.ABC):
 
     @abc.abstractmethod
     def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Let I/O go on, with the loaded table if there is one."""
+        """Let I/O continue, with the loaded table if there is one."""
 
     @abc.abstractmethod
     def remove(self, name: str, *, deferred: bool = False, timeout: float | None = None) -> None:
-        """Remove a device; `deferred` lets it go at its last close if somebody has it open."""
+        """Remove a device; `deferred` lets it go at its last close if it is open."""
 
     @abc.abstractmethod
     def rename(self, name: str, new_name: str) -> None:
@@ -236,7 +236,7 @@ class Mapper(abc.ABC):
         return made
 
     def swap(self, name: str, table: Table, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Replace the active table under suspend; after an error the old one goes on."""
+        """Replace the active table under suspend; after an error the old one stays."""
         self.load(name, table)
         try:
             self.suspend(name, flush=flush, lockfs=lockfs)
@@ -279,7 +279,7 @@ class Mapper(abc.ABC):
         try:
             self.remove(made.name, timeout=QUICK_SECONDS)
         except BusyError:
-            # Whoever waits for I/O on a suspended device keeps it open; resumed, it lets go.
+            # A process that waits for I/O on a suspended device keeps it open; resumed, it lets go.
             self.thaw(made.name)
             self.remove(made.name)
 

@@ -1,12 +1,12 @@
 """Cookies: the SysV semaphores with which udev's rules say that they are done with a device.
 
-dmsetup makes one for each command, and when it is killed, the semaphore stays for ever: nobody can
-tell whose it was. So here the semaphore is made first, under a key that is in the ledger, and
+dmsetup makes one for each command, and when it is killed, the semaphore stays for ever: no process
+can tell whose it was. So here the semaphore is made first, under a key that is in the ledger, and
 dmsetup is given the key.
 
 Rules: libdm/libdm-common.c of lvm2 2.03.16. The key is 0x0d4d and 16 random bits; the value starts
-at 1; each task adds 1, which the rules take away again; whoever waits takes the first 1 away, waits
-until it is 0, and removes the semaphore.
+at 1; each task adds 1, which the rules take away again; the process that waits takes the first 1
+away, waits until it is 0, and removes the semaphore.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Cookie:
             return True
         number = ctypes.get_errno()
         if number in (errno.EIDRM, errno.EINVAL):
-            return True  # somebody has removed it: nobody will count it down any more
+            return True  # it has been removed: no process will count it down any more
         if number in (errno.EAGAIN, errno.EINTR):
             return False
         raise DeviceError(self.option, "wait for udev's cookie", number)

@@ -79,7 +79,7 @@ class Device:
         self.mapper.suspend(self.name, flush=flush, lockfs=lockfs)
 
     def resume(self, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Let I/O go on; see `Mapper.resume`."""
+        """Let I/O continue; see `Mapper.resume`."""
         self.mapper.resume(self.name, flush=flush, lockfs=lockfs)
 
     def rename(self, new_name: str) -> None:

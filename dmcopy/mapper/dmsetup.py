@@ -109,7 +109,7 @@ class Dmsetup:
 
     @property
     def udev(self) -> Udev:
-        """How nodes come about here; looked at once, when first asked."""
+        """How nodes come about here; looked up a single time, when first asked."""
         if self._udev is None:
             self._udev = choose()
         return self._udev

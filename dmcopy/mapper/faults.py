@@ -50,7 +50,7 @@ class Faulty:
         self._put(ranges, flush, lambda _line: Zero())
 
     def delay(self, read_ms: int, write_ms: int, *ranges: Range, flush: bool = False) -> None:
-        """Delay reads, and writes with flushes, by so many milliseconds."""
+        """Delay reads, and writes with flushes, by that many milliseconds."""
 
         def slow(device: str, offset: int) -> Target:
             read = Delayed(device, offset, read_ms)

@@ -130,7 +130,7 @@ class KernelMapper(Mapper):
             self._change("create it", name, *words, "--", name, stdin=text, table=table)
         except BaseException as error:
             if isinstance(error, DeviceError) and error.errno == errno.EEXIST:
-                self.ledger.cancel(entry)  # the one of that name is somebody else's
+                self.ledger.cancel(entry)  # the one of that name is not ours
             else:
                 note_failure(error, lambda: self._undo(name, uuid, entry))
             raise
@@ -154,7 +154,7 @@ class KernelMapper(Mapper):
         self._change("suspend it", name, *words, "--", name)
 
     def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Let I/O go on; see `Mapper.resume`."""
+        """Let I/O continue; see `Mapper.resume`."""
         words = ["resume", *names.options(name), *_suspend_options(flush, lockfs)]
         self._change("resume it", name, *words, "--", name)
 
@@ -168,7 +168,7 @@ class KernelMapper(Mapper):
     ) -> None:
         """Remove a device; see `Mapper.remove`. `force` makes I/O fail first, for good.
 
-        Somebody who has it open for a moment, as udev's rules do after every close, is waited for
+        A process that has it open for a moment, as udev's rules do after every close, is waited for
         until the deadline.
         """
         seconds = self.timeout if timeout is None else timeout
@@ -196,7 +196,7 @@ class KernelMapper(Mapper):
             had = self.info(name).uuid if error.errno == errno.EINVAL else ""
             if not had:
                 raise
-            hint = f"it has the UUID {had} already, and the kernel lets nobody change one"
+            hint = f"it has the UUID {had} already, and the kernel does not change one"
             raise DeviceError(name, "set its UUID", error.errno, hint) from error
 
     def ls(self) -> list[DeviceInfo]:
@@ -218,11 +218,11 @@ class KernelMapper(Mapper):
         return Table.read(text)
 
     def active_tables(self) -> dict[str, Table]:
-        """Return every active table, asked for at once; see `Mapper.active_tables`."""
+        """Return every active table, by one call of dmsetup; see `Mapper.active_tables`."""
         return self.tables()
 
     def tables(self, *, inactive: bool = False, showkeys: bool = False) -> dict[str, Table]:
-        """Return every table, asked for at once; see `table`."""
+        """Return every table, by one call of dmsetup; see `table`."""
         words = [*(["--inactive"] if inactive else []), *(["--showkeys"] if showkeys else [])]
         text = self.dmsetup.run("table", *RAW_NAMES, *words)
         return {name: Table.read(lines) for name, lines in parse_lines_of(text).items()}
@@ -234,7 +234,7 @@ class KernelMapper(Mapper):
         return {name: parse_lines(lines) for name, lines in parse_lines_of(text).items()}
 
     def all_deps(self) -> dict[str, tuple[str, ...]]:
-        """Return the devices under every device, asked for at once; see `deps`."""
+        """Return the devices under every device, by one call of dmsetup; see `deps`."""
         text = self.dmsetup.run("deps", *RAW_NAMES, "-o", "devno")
         return {name: parse_deps(lines) for name, lines in parse_lines_of(text).items()}
 
@@ -304,7 +304,7 @@ class KernelMapper(Mapper):
         return True
 
     def _info(self, *words: str) -> str:
-        # In mode hex: in the default mode one odd name of anybody's makes the whole list fail.
+        # In mode hex: in the default mode one odd name makes the whole list fail.
         options = ["--manglename", "hex", "--noheadings", "--separator", "|", "-o", FIELDS]
         return self.dmsetup.run("info", "-c", *options, *words)
 

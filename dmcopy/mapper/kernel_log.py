@@ -39,7 +39,7 @@ class KernelLog:
                 record = os.read(self._fd, 8192)
             except BlockingIOError:
                 break
-            except OSError:  # EPIPE: some were overwritten before we came; go on with the next
+            except OSError:  # EPIPE: some were overwritten before we came; read the next
                 continue
             if not record:
                 break

@@ -120,7 +120,7 @@ class MappedDevice(MappedIo):
         self._holds += 1
 
     def release(self) -> None:
-        """Undo one `hold`; the last one lets the bios go on that were kept back."""
+        """Undo one `hold`; the last one maps the bios that were kept back."""
         self._holds -= 1
         if not self._holds:
             deferred, self._deferred = self._deferred, []
@@ -128,7 +128,7 @@ class MappedDevice(MappedIo):
                 self.take(request)
 
     def submit(self, request: Io) -> None:
-        """Take a request of whoever opened the device; see `StackedDevice.submit`.
+        """Take a request of the device's opener; see `StackedDevice.submit`.
 
         One that would change a read-only device ends with EPERM.
         """
@@ -139,7 +139,7 @@ class MappedDevice(MappedIo):
             self.take(request)
 
     def take(self, request: Io) -> None:
-        """Map a request, whoever it comes from."""
+        """Map a request, wherever it comes from."""
         if self._holds:
             self._deferred.append(request)
             return

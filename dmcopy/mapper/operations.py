@@ -184,7 +184,7 @@ VERBS: Final = {
     "message": _Verb("SECTOR WORD [WORD...]", "send words to the target at SECTOR", _message),
     "load": _Verb("START LENGTH TARGET [WORD...]", "a table, which resume makes active", _load),
     "suspend": _Verb("[noflush]", "hold new I/O", _suspend),
-    "resume": _Verb("", "let I/O go on", _resume),
+    "resume": _Verb("", "let I/O continue", _resume),
     "until": _Verb("WORD [SECONDS]", "wait until the status has WORD", _until),
     "sleep": _Verb("SECONDS", "let time pass", _sleep),
 }

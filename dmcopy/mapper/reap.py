@@ -91,7 +91,7 @@ class Reaper:
             yield shlex.join(words)
 
     def _thaw(self, entries: list[Entry]) -> None:
-        """Resume what was left suspended: whoever waits for its I/O has a device over it open."""
+        """Resume what was left suspended: what waits for its I/O keeps the devices over it open."""
         ours = {entry.uuid for entry in entries if entry.kind == "dm"}
         for info in self.mapper.ls() if ours else []:
             if ours & _marks(info):
@@ -152,7 +152,7 @@ class Reaper:
 
     def _unnamed_loop(self, entry: Entry) -> bool:
         # The crash came before the kernel's answer was noted: a loop device over this file may be
-        # that one or anybody's.
+        # that one, or not ours.
         found = [one.loop for one in backing.of_all() if backing.is_made_of(one.loop, entry.uuid)]
         nodes = list(map(sysfs.node, found))
         if nodes:

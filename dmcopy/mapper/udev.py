@@ -2,7 +2,7 @@
 
 dmsetup hands the kernel a cookie, a SysV semaphore, and waits until udevd's rules have given it
 back. Where udevd does not run, or runs in another IPC namespace (a container with the host's /run),
-nobody gives it back. And without udevd nobody makes /dev/mapper/NAME, unless dmsetup is told to.
+it is never given back. And without udevd nothing makes /dev/mapper/NAME, unless dmsetup is told to.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ class UserMapper(Mapper):
                 exits.callback(target.postsuspend)
 
     def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Let I/O go on; see `Mapper.resume`.
+        """Let I/O continue; see `Mapper.resume`.
 
         As in the kernel (do_resume in dm-ioctl.c), a loaded table is active, and the one before it
         gone, even when it then cannot be resumed.
@@ -355,7 +355,7 @@ class UserMapper(Mapper):
         slot.mapped.activate(None)
         slot.retire(loaded, table)
         del self._slots[slot.name]
-        slot.mapped.release()  # whoever still waits for it gets EIO
+        slot.mapped.release()  # I/O that still waits for it ends with EIO
 
     def _deps(self, slot: Slot) -> tuple[str, ...]:
         table = slot.mapped.active

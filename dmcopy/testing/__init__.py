@@ -1,1 +1,1 @@
-"""For the tests of whoever uses dmcopy, too: faults on purpose, and two engines compared."""
+"""For the tests of dmcopy's users, too: faults on purpose, and two engines compared."""

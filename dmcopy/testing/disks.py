@@ -16,7 +16,8 @@ from dmcopy.units import SECTOR_SHIFT
 
 
 class Disks:
-    """Disks by their names, of so many sectors each, with nothing on them; a context manager.
+    """Disks by their names, of the given numbers of sectors, with nothing on them; a context
+    manager.
 
     They are files in `folder`, which is made, and removed at the end. `loops`: each is a loop
     device with blocks of `sector_size` bytes (root), noted in `ledger`.

@@ -1,9 +1,9 @@
 """On the host: `kernel` tests become one item for each kernel, and a guest supplies the results.
 
-The guests boot when the first of these tests is due, as many at once as there are processors: an
-emulated one keeps one busy. One pytest process in each runs all tests in order and sends reports,
-which are replayed here as though the tests had run here: -x, -k, --lf, --junitxml and the closing
-line see nothing else.
+The guests boot when the first of these tests is due, as many side by side as there are processors:
+an emulated one keeps one busy. One pytest process in each runs all tests in order and sends
+reports, which are replayed here as though the tests had run here: -x, -k, --lf, --junitxml and the
+closing line see nothing else.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Guests:
 class GuestRun:
     """One guest, one pytest process in it, and the reports that have come so far.
 
-    `others`: runs that must not wait for somebody to take their reports meanwhile.
+    `others`: runs whose reports must be taken meanwhile, too.
     """
 
     others: Sequence[GuestRun] = ()

@@ -31,7 +31,7 @@ LOG_SECTORS: Final = 16
 SIZES: Final = {**dict.fromkeys(LEGS, SECTORS), LOG: LOG_SECTORS}
 DISKS: Final = {f"disk-{name}": sectors for name, sectors in SIZES.items()}
 READONLY: Final = 0.2
-"""How many of the tables are loaded read-only: writes are refused, and recovery goes on."""
+"""How many of the tables are loaded read-only: writes are refused, and recovery continues."""
 FEATURES: Final = ("", "1 handle_errors", "2 handle_errors keep_log")
 ALWAYS: Final = 1 << 20
 """For how many seconds a flakey target is bad."""

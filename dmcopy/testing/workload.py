@@ -2,8 +2,9 @@
 
     for step in Workload(seed=7).steps():
         match step:
-            case Burst(accesses): ...      # reads, writes, flushes, discards, all in flight at once
-            case Load(device, table): ...  # and so on: what a Mapper does, and nothing else
+            case Burst(accesses): ...      # reads, writes, flushes, discards, all in flight
+            together case Load(device, table): ...  # and so on: what a Mapper does, and nothing
+            else
 
 The stack is always the same, and all of its devices exist from the start, empty:
 
@@ -13,7 +14,7 @@ The stack is always the same, and all of its devices exist from the start, empty
     low1 low2 low3       the COW devices, one for each snapshot; parts of them may fail for a while
 
 Now and then a table is loaded read-only. Then writes to the device itself are to fail, while what
-is above it, and its own targets, go on writing.
+is above it, and its own targets, continue to write.
 
 A table names a device as @origin, and the disks of at least DISK_SECTORS below as @disk0 to @disk3.
 A workload knows nothing of what became of its steps: that is for the engines to agree on.
@@ -45,7 +46,7 @@ LONGEST_CHUNK = 1024
 READONLY = 0.15
 """How many of the tables are loaded read-only."""
 MOST_CHUNKS = 160
-"""Of the smallest chunks that an origin has: whoever reads all of it reads so many bios."""
+"""Of the smallest chunks that an origin has: a reader of all of it reads that many bios."""
 
 
 @dataclass
@@ -200,7 +201,7 @@ class Workload:
             )
 
     def _pause(self) -> Iterator[Step]:
-        """Suspend a device, and go on with the others meanwhile."""
+        """Suspend a device, and use the others meanwhile."""
         one = self._any()
         device = self._rng.choice(["origin"] if one is None else ["origin", one.name])
         yield Suspend(device)
@@ -212,7 +213,7 @@ class Workload:
         yield Resume(device)
 
     def _merge(self) -> Iterator[Step]:
-        """Merge a snapshot into the origin, through which I/O goes on."""
+        """Merge a snapshot into the origin, through which I/O continues."""
         ready = [one for one in self.snapshots.values() if one.store != "N" and not one.tight]
         if not ready:
             return
@@ -293,7 +294,7 @@ class Workload:
         chunk, sector, count = self._range(device)
         if op == Op.DISCARD and sector % chunk:
             # One that begins within a chunk and leaves it would not be cut there by the kernel: it
-            # goes on into the chunk that happens to be next on the COW (measured on 6.1 and 6.12).
+            # runs into the chunk that happens to be next on the COW (measured on 6.1 and 6.12).
             count = min(count, chunk - sector % chunk)
         return Access(op, device, sector, count, rng.getrandbits(32))
 

@@ -38,8 +38,8 @@ def actions(mapper: Mapper, machine: Machine) -> dict[str, Action]:
 
     attach, detach: a file as a loop device. grow: a file and its loop device. wipe: the beginning
     of a device. clean, and the undo of wipe: the same where a store is, which would be in the way
-    of the next snapshot; if somebody has used the device for something else meanwhile, that stays.
-    retire: remove a device, at its last close if somebody uses it.
+    of the next snapshot; if the device has been used for something else meanwhile, that stays.
+    retire: remove a device, at its last close if it is in use.
     """
 
     def retire(step: Step) -> None:

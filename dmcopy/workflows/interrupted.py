@@ -71,7 +71,7 @@ def forget(
 
 
 def _left(info: DeviceInfo) -> str:
-    """Return a phrase for a device that is left: with how to let I/O go on that waits for it."""
+    """Return a phrase for a device that is left: with how to release I/O that waits for it."""
     cures = [f"'dmcopy dm clear {info.name}'"] if info.inactive else []
     cures += [f"'dmcopy dm resume {info.name}'"] if info.suspended else []
     state = "suspended" if info.suspended else "with a table loaded"

@@ -41,7 +41,7 @@ _LONGEST: Final = 200  # characters of what is quoted of a damaged record
 def default_folder() -> Path:
     """Return /var/lib/dmcopy/workflows for root, a folder beside the ledger for others.
 
-    Not in /run, where root's ledger is: a workflow may have to go on after a reboot.
+    Not in /run, where root's ledger is: a workflow may have to continue after a reboot.
     """
     if os.geteuid() == 0:
         return Path("/var/lib/dmcopy/workflows")
@@ -76,7 +76,7 @@ class Damaged:
 
 
 class Journal:
-    """The records of one user, in the directory `folder`; several processes may use it at once.
+    """The records of one user, in the directory `folder`; several processes may use it together.
 
     `owner` is how the process that begins or adopts a record is noted (see `ledger.identity`).
     """
@@ -113,7 +113,7 @@ class Journal:
             self._own(record)
 
     def adopt(self, record: Record) -> None:
-        """Note that this process goes on with an interrupted workflow. Raises BusyError."""
+        """Note that this process continues an interrupted workflow. Raises BusyError."""
         with self._locked():
             now = self.find(record.noun, record.name)
             if now is not None and now.running and now.owner != self.owner:
@@ -137,7 +137,7 @@ class Journal:
             raise self._failed(error) from error
 
     def put_aside(self, noun: str, name: str) -> Path:
-        """Give the damaged record of this name another name, which is returned: nobody reads it."""
+        """Rename the damaged record of this name, so that it is not read again; return its path."""
         path = self._path(noun, name)
         with self._locked():
             number = 1

@@ -86,7 +86,7 @@ class Machine:
             return SECTOR_SIZE
 
     def claim(self, device: str) -> None:
-        """Make sure that nobody uses it. Raises BusyError naming the holder, UsageError."""
+        """Make sure that it is not in use. Raises BusyError naming the holder, UsageError."""
         with BlockDevice.open(openable(device), write=True, direct=False):
             pass
 
@@ -178,7 +178,7 @@ class Machine:
         return any(("loop", node, real) in noted for node in nodes)
 
     def detach(self, file: str) -> None:
-        """Give the loop device back that `attach` made; nobody else's is touched."""
+        """Give the loop device back that `attach` made; no other is touched."""
         real = os.path.realpath(file)
         if self.attached(file):
             for node in self._loops(real):

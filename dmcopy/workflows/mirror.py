@@ -111,7 +111,7 @@ class Mirror:
         raise UsageError(f"{self.name} has no leg {word}; its legs are {legs}")
 
     def read_log(self) -> MirrorLog | None:
-        """Return what the disk log says now; None for a log in memory, which nobody can read."""
+        """Return what the disk log says now; None for a log in memory, which cannot be read."""
         log = self.log
         if isinstance(log, CoreLog):
             return None
@@ -129,7 +129,7 @@ class Mirror:
             return f"{replace} puts another in place"
         drop = f"'dmcopy mirror drop {self.name} --keep {self.alive[0]}'"
         again = f"'dmcopy mirror make {self.name} --from {self.name}'"
-        return f"{drop} goes on without a log, and {again} with another one"
+        return f"{drop} continues without a log, and {again} with another one"
 
 
 def fresh(log: CoreLog | DiskLog) -> CoreLog | DiskLog:

@@ -26,7 +26,7 @@ def plan_fail(mapper: Mapper, name: str, word: str) -> Plan:
     """Plan to let all I/O of a leg fail from now on, as a disk's that was pulled out.
 
     A leg that is no mapped device of dmcopy's is first put on one. What is mounted stays so, and a
-    write that the mirror holds is in nobody's way.
+    write that the mirror holds blocks no other program.
     """
     site = Site(mapper)
     name = site.named(name)
@@ -65,9 +65,9 @@ def plan_replace(
 ) -> Plan:
     """Plan to put the device `new` in the place of a leg, failed or not, and to copy to it.
 
-    Writes that the mirror holds for the failed leg go on at once. `dirty_only` says that `new` has
-    what the leg had, because it is that leg: then only what the disk log calls dirty is copied.
-    Else `new` must be empty, or `force` be given.
+    Writes that the mirror holds for the failed leg are done immediately. `dirty_only` says that
+    `new` has what the leg had, because it is that leg: then only what the disk log calls dirty is
+    copied. Else `new` must be empty, or `force` be given.
     """
     site = Site(mapper)
     name = site.named(name)
@@ -96,7 +96,7 @@ def plan_replace(
 
 
 def plan_drop(mapper: Mapper, name: str, word: str) -> Plan:
-    """Plan to go on without a leg, failed or not. The last one that stays is no mirror any more.
+    """Plan to continue without a leg, failed or not. The last one that stays is no mirror any more.
 
     With a leg that has failed go the others that have: each of them is in the way of the others.
     """
@@ -125,7 +125,7 @@ def plan_drop(mapper: Mapper, name: str, word: str) -> Plan:
 def plan_split(mapper: Mapper, name: str, word: str, new_name: str) -> Plan:
     """Plan to take a leg off as the device `new_name`: a consistent copy, as of now.
 
-    The file system on the mirror is frozen for the moment that it takes. The mirror goes on with
+    The file system on the mirror is frozen for the moment that it takes. The mirror continues with
     the other legs, or as a plain device when one is left.
     """
     site = Site(mapper)

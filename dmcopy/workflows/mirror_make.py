@@ -26,7 +26,7 @@ from dmcopy.workflows.step import Step
 FEATURES: Final = ("handle_errors",)
 """Without it the kernel says of a write that reached one leg only that it ended well, and of a
 resync that failed that it is done (dm-raid1.c, measured on 6.1 and 6.12). With it the leg's letter
-tells, and such writes wait until it is replaced; with keep_log they go on with what is left."""
+tells, and such writes wait until it is replaced; with keep_log they are done by what is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Options:
         log: `core`, or a device for the log.
         region_size: sectors; None takes REGION_SIZE, or what fits into a small device.
         features: of the target.
-        nosync: the legs are equal already; nobody checks.
+        nosync: the legs are equal already; that is not checked.
         reuse_log: these legs were a mirror with this log before: copy what it calls dirty.
         new_log: what is on the log device is not wanted.
         size: sectors of each leg to use; None takes them whole, which must be equal.
@@ -67,7 +67,7 @@ def plan_from_device(mapper: Mapper, source: str, legs: Sequence[str], options: 
     if odd or not table.lines or options.reuse_log or options.nosync or options.size:
         _refuse_source(name, odd, bool(table.lines))
     if site.infos[name].suspended:
-        raise BusyError(name, ("whoever suspended it",), f"'dmcopy dm resume {name}' first")
+        raise BusyError(name, ("what suspended it",), f"'dmcopy dm resume {name}' first")
     below = {site.key(device) for device in table.devices}
     _check_legs(site, legs, below | {site.key(mapper.path(name))}, at_least=1)
     _check_content(site, legs, options)
@@ -98,7 +98,8 @@ def plan_from_device(mapper: Mapper, source: str, legs: Sequence[str], options: 
 
 
 def plan_from_legs(mapper: Mapper, name: str, legs: Sequence[str], options: Options) -> Plan:
-    """Plan to make the mirror `name` of legs that nobody uses; the first is copied to the others.
+    """Plan to make the mirror `name` of legs that are not in use; the first is copied to the
+    others.
 
     Raises UsageError and BusyError before anything is changed.
     """
@@ -191,7 +192,7 @@ def _log(site: Site, options: Options, length: int, legs: set[str]) -> CoreLog |
     # Before the size of the log is computed from it.
     Table.of(length, MirrorTarget(log, (Leg("/a", 0), Leg("/b", 0)))).check()
     if site.key(options.log) in legs:
-        raise UsageError(f"{options.log} would be the log and a leg at once: give another device")
+        raise UsageError(f"{options.log} would be both the log and a leg: give another device")
     site.check_unused(options.log)
     _check_log_device(site, options, region_count(length, size))
     return log
@@ -219,7 +220,7 @@ def _check_log_device(site: Site, options: Options, regions: int) -> None:
     elif not options.new_log:
         raise UsageError(
             f"{options.log} has the log of a mirror of {before.nr_regions} regions, "
-            f"{before.clean.count()} of them clean: --reuse-log goes on with it, if these are its "
+            f"{before.clean.count()} of them clean: --reuse-log continues it, if these are its "
             "legs; --new-log forgets it and copies everything"
         )
 

@@ -34,7 +34,7 @@ done"""
 class Resync(NamedTuple):
     """How far the resync of the device `name` is.
 
-    `in_sync` of `regions`, and about so many sectors. `rate` is in sectors a second since the wait
+    `in_sync` of `regions`, and `sectors`, about. `rate` is in sectors a second since the wait
     began, `seconds` how long that is, `left` how long the rest takes at that rate; None while it is
     not known.
     """
@@ -74,7 +74,7 @@ class Waiter:
         """Return once every region of the device is in sync; None waits for ever.
 
         Raises PartialError when a leg or the log fails, since the kernel tries each region only
-        once, and DeadlineError, which changes nothing: the resync goes on.
+        once, and DeadlineError, which changes nothing: the resync continues.
         """
         began = self._clock()
         first: Resync | None = None
@@ -88,7 +88,7 @@ class Waiter:
             if timeout is not None and now.seconds >= timeout:
                 raise DeadlineError(
                     f"{name}: {now.in_sync} of {now.regions} regions are in sync after "
-                    f"{timeout:g} s; it goes on, and 'dmcopy mirror wait {name}' waits again"
+                    f"{timeout:g} s; it continues, and 'dmcopy mirror wait {name}' waits again"
                 )
             pause(self._mapper, name, seconds)
             seconds = min(seconds * 1.5, _LONGEST)
@@ -117,8 +117,8 @@ class Waiter:
         site = Site(self._mapper)
         found: list[str] = []
         advice = (
-            f"'dmcopy mirror drop {name} --keep 0' goes on without a log, and 'dmcopy mirror make "
-            f"{name} --from {name}' with another one"
+            f"'dmcopy mirror drop {name} --keep 0' continues without a log, and 'dmcopy mirror "
+            f"make {name} --from {name}' with another one"
         )
         for at, letter in reversed(list(enumerate(status.health))):
             if letter != "A":
@@ -154,12 +154,12 @@ class Resyncing:
             raise
         except DeviceError as error:
             if error.errno == errno.ENXIO and record.committed:
-                return  # somebody has removed it: only what is under it is left to be tidied up
+                return  # it has been removed: only what is under it is left to be tidied up
             if error.errno == errno.ENXIO:
                 note_failure(error, functools.partial(self._take_back, record, error))
             raise
         except (DeadlineError, KeyboardInterrupt) as error:
-            error.add_note(f"'{record}' waits for the resync, which goes on: {record.advice}")
+            error.add_note(f"'{record}' waits for the resync, which continues: {record.advice}")
             raise
 
     def loop(self, record: Record) -> str:

@@ -20,7 +20,7 @@ from dmcopy.workflows.site import Site
 from dmcopy.workflows.step import Step
 
 SWAP: Final = "swap"
-"""Any table; held writes go on with the new one."""
+"""Any table; held writes are done by the new one."""
 SETTLE: Final = "settle"
 """Only while every mirror line is in sync; there is no way back, and no need for one."""
 FREEZE: Final = "freeze"
@@ -33,8 +33,8 @@ class Swap:
     """Loads a table, suspends, resumes; done already, it does nothing. See the verbs above.
 
     A table that was planned when all was well with a leg is not loaded over a mirror in which that
-    leg has failed since: it would be copied from, or trusted to be in sync. Nobody knows before the
-    device is suspended, so that is when it is looked at (`Step.health`).
+    leg has failed since: it would be copied from, or trusted to be in sync. It is not known before
+    the device is suspended, so that is when it is looked at (`Step.health`).
 
     Without `flush` a mirror gives back the writes that it holds for a failed leg, and they go to
     the new table; with it they would fail (dm-raid1.c, hold_bio; measured on 6.1 and 6.12). Nor may

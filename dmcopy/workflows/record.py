@@ -41,11 +41,11 @@ class Plan:
         steps: what is done first, in order.
         wait: what is waited for then: resync, merge, or "" for nothing.
         after: what is done when that is over; a merge plans it then.
-        devices: the names of all mapped devices that nobody else may change meanwhile.
+        devices: the names of all mapped devices that no other workflow may change meanwhile.
         undo_failed: take everything back when a leg fails before the device is in sync.
         layout: of a snapshot.
         total: sectors: those that a merge copies back, those of a COW that is made longer.
-        committed: it cannot be undone: another workflow, or somebody, has begun it.
+        committed: it cannot be undone: another workflow, or another program, has begun it.
     """
 
     noun: str
@@ -66,8 +66,8 @@ class Record:
     """A plan that is carried out. The attributes are the plan's, and besides:
 
     Attributes:
-        settled: so many steps have surely ended.
-        begun: so many were begun; those from `settled` on may have happened or not.
+        settled: how many steps have surely ended.
+        begun: how many were begun; those from `settled` on may have happened or not.
         committed: it cannot be undone any more: a final step has ended.
         undoing: the steps are being taken back, the last one first.
         owner: the process that runs it, as the ledger has it; `boot`: in which boot.
@@ -119,7 +119,7 @@ class Record:
         self.owner, self.boot = owner, boot_id()
 
     def next(self, steps: Sequence[Step]) -> None:
-        """Go on with other steps, none of them begun."""
+        """Continue with other steps, none of them begun."""
         self.steps = list(steps)
         self.settled = self.begun = 0
 
@@ -134,7 +134,7 @@ class Record:
                 f"the machine was restarted since; 'dmcopy {self.noun} undo {self.name}' forgets it"
             )
         if self.undoing:
-            return f"'dmcopy {self.noun} undo {self.name}' goes on with taking it back"
+            return f"'dmcopy {self.noun} undo {self.name}' continues to take it back"
         ending = f"'dmcopy {self.noun} finish {self.name}' ends it"
         if self.committed:
             return ending

@@ -74,10 +74,10 @@ class Session:
         self._resyncing = Resyncing(self._runner, observer)
 
     def run(self, plan: Plan, *, wait: bool = True, timeout: float | None = None) -> None:
-        """Run a plan to its end; with `wait` False only until the rest goes on by itself.
+        """Run a plan to its end; with `wait` False only until the rest continues by itself.
 
         After an error all is as before, as far as it can be; the error says when it is not. What
-        outlasts `timeout` seconds goes on (DeadlineError): `finish` ends it, or `undo`.
+        outlasts `timeout` seconds continues (DeadlineError): `finish` ends it, or `undo`.
         """
         record = Record.of(plan)
         self.journal.begin(record)
@@ -89,7 +89,7 @@ class Session:
         self._go_on(record, wait, timeout)
 
     def interrupted(self, noun: str, name: str) -> Record | None:
-        """Return the record of the workflow on `name` that nobody works on, None if none is."""
+        """Return the record of the workflow on `name` that no process works on, None if none is."""
         record = self.journal.find(noun, name)
         return None if record is None or record.running else record
 
@@ -119,7 +119,7 @@ class Session:
         if record.rebooted:
             raise DmcopyError(
                 f"{name}: a merge that a reboot interrupted cannot be taken back; "
-                f"'dmcopy snapshot merge {name}' goes on with it"
+                f"'dmcopy snapshot merge {name}' continues it"
             )
         return self._undo(record)
 

@@ -133,7 +133,7 @@ class Site:
         """
         info = self.info(device)
         if info is not None and info.number is None:  # no kernel knows of it
-            return ["somebody that cannot be named"] if info.open_count else []
+            return ["a user that cannot be named"] if info.open_count else []
         found = self.machine.holders(device)
         return [str(holder) for holder in found if holder.kind != "process"]
 
@@ -156,7 +156,7 @@ class Site:
             raise UsageError(f"{device} has {found} on it: --force overwrites it")
 
     def check_closed(self, name: str, hint: str) -> None:
-        """Raise BusyError when somebody has a mapped device open for longer than a moment."""
+        """Raise BusyError when a mapped device is open for longer than a moment."""
         deadline = time.monotonic() + GRACE_SECONDS
         while self.mapper.info(name).open_count:
             if time.monotonic() > deadline:

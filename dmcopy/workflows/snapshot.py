@@ -97,7 +97,7 @@ def plan_merge(mapper: Mapper, name: str) -> Plan:
 def merge(session: Session, name: str, *, timeout: float | None = None) -> Layout:
     """Roll the origin back to the snapshot `name`; return when it is done.
 
-    Called again after an interruption, also by a reboot, it goes on. Raises what `plan_merge` and
+    Called again after an interruption, also by a reboot, it continues. Raises what `plan_merge` and
     `Session.run` do.
     """
     record = session.journal.find("snapshot", name)
@@ -115,7 +115,7 @@ def merge(session: Session, name: str, *, timeout: float | None = None) -> Layou
 
 
 class Growth(NamedTuple):
-    """How long a COW is to be: `sectors` in all, or so many `more`."""
+    """How long a COW is to be: `sectors` in all, or `sectors` `more`."""
 
     sectors: int
     more: bool = False

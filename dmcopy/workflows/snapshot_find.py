@@ -1,4 +1,4 @@
-"""Which snapshots there are: found in the tables of the mapped devices, whoever made them."""
+"""Which snapshots there are: found in the tables of the mapped devices, and so any program's."""
 
 from __future__ import annotations
 

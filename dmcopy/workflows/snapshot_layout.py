@@ -89,7 +89,7 @@ class Layout:
 def take(layout: Layout, origin_now: str, *, joining: bool, wipe: int) -> Iterator[Step]:
     """Yield the steps that take a snapshot. `origin_now`: the origin's active table, "" if none.
 
-    `wipe`: sectors at the beginning of the COW; 0 to go on with the store that is there.
+    `wipe`: sectors at the beginning of the COW; 0 to continue the store that is there.
 
     Everything is loaded before anything is suspended; between the suspend, which freezes a file
     system, and the last resume nothing but three resumes happens. The origin is suspended also when
@@ -146,7 +146,7 @@ def merge(layout: Layout, origin_now: str) -> Iterator[Step]:
 
 
 def merge_again(layout: Layout, origin_now: str, there: Collection[str]) -> Iterator[Step]:
-    """Yield the steps that go on with a merge whose devices a reboot, or somebody, has removed.
+    """Yield the steps that continue a merge whose devices a reboot or another program has removed.
 
     `origin_now`: "" for no device; `there`: which of the others are.
     """
@@ -169,7 +169,7 @@ def merge_again(layout: Layout, origin_now: str, there: Collection[str]) -> Iter
 
 
 def merge_anew(layout: Layout) -> Iterator[Step]:
-    """Yield the steps that let a merge go on which stopped at an error: a new device forgets it."""
+    """Yield the steps that continue a merge which stopped at an error: a new device forgets it."""
     yield Step("remove", layout.origin)
     yield Step("create", layout.origin, table=layout.merge_table)
 
@@ -218,7 +218,7 @@ def _make_real(layout: Layout) -> Iterator[Step]:
 def _swap_origin(layout: Layout, origin_now: str, *, last: bool) -> Iterator[Step]:
     yield Step("suspend", layout.origin)
     if last and layout.real:
-        # Two devices with one table are never active at once: a mirror's log would have two users.
+        # Two devices with one table are never active together: a mirror's log would have two users.
         yield Step("suspend", layout.real, joined=True)
     yield Step("resume", layout.origin, before=origin_now, joined=True)
     if last and layout.real:

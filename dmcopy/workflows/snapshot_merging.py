@@ -71,10 +71,10 @@ class Merging:
         self._observer = shielded(observer)
 
     def ready(self, record: Record) -> None:
-        """Plan devices anew that a reboot has removed, or somebody.
+        """Plan devices anew that a reboot or another program has removed.
 
         What was merged stays merged: the store on the COW knows what is left. Raises DmcopyError
-        naming the remedy when the devices, or the store, are somebody else's by now.
+        naming the remedy when the devices, or the store, have other users by now.
         """
         layout, site = _layout(record), self._site()
         if not record.wait:
@@ -97,7 +97,7 @@ class Merging:
             was = tables.get(wrong[0], layout.plain or layout.origin_table)
             raise DmcopyError(
                 f"{wrong[0]} has another table than before, so the merge of {layout.name} cannot "
-                f"go on; it was: {was}; give it that again, or {record.last_resort}"
+                f"continue; it was: {was}; give it that again, or {record.last_resort}"
             )
         if not record.rebooted and (record.begun or _is_whole(site, record)):
             self._runner.check(record)
@@ -106,7 +106,7 @@ class Merging:
         if layout.cow not in there and not self._machine.has_store(layout.store_device):
             raise DmcopyError(
                 f"{layout.store_device} has no store on it any more, so the merge of {layout.name} "
-                f"cannot go on; {record.last_resort}"
+                f"cannot continue; {record.last_resort}"
             )
         if now.lines:
             site.check_closed(layout.origin, "what is written would be overwritten")
@@ -131,7 +131,7 @@ class Merging:
             self._let_go_on(record)
             self._until_merged(record, timeout)
         except DeadlineError as error:
-            error.add_note(f"'{record}' waits for the merge, which goes on: {record.advice}")
+            error.add_note(f"'{record}' waits for the merge, which continues: {record.advice}")
             raise
         except DmcopyError as error:
             error.add_note(f"once the cause is gone, {record.advice}; {record.last_resort}")
@@ -191,7 +191,7 @@ class Merging:
             if timeout is not None and seconds >= timeout:
                 raise DeadlineError(
                     f"{layout.name}: {format_sectors(left)} are still to be merged after "
-                    f"{timeout:g} s; it goes on, and 'dmcopy snapshot merge {layout.name}' waits "
+                    f"{timeout:g} s; it continues, and 'dmcopy snapshot merge {layout.name}' waits "
                     "again"
                 )
             remaining = POLL_SECONDS if timeout is None else min(POLL_SECONDS, timeout - seconds)
@@ -210,7 +210,7 @@ def _layout(record: Record) -> Layout:
 
 
 def _is_whole(site: Site, record: Record) -> bool:
-    """Return whether all is there that the merge needs to go on."""
+    """Return whether all is there that the merge needs to continue."""
     layout = _layout(record)
     if not all(name in site.infos for name in (layout.origin, layout.real, layout.cow) if name):
         return False

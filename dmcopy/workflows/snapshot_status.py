@@ -46,7 +46,7 @@ class State:
 
 
 def states(mapper: Mapper, journal: Journal, name: str = "") -> list[State]:
-    """Return the state of one snapshot or of all, whoever made them."""
+    """Return the state of one snapshot or of all, by whatever program they were made."""
     site = Site(mapper)
     records = {record.name: record for record in journal.records("snapshot")}
     merges = {
@@ -122,7 +122,7 @@ def _without_device(site: Site, record: Record) -> State:
 def _suspended(site: Site, devices: tuple[str, ...]) -> str:
     """Return a sentence about the devices that are suspended, "" when none is."""
     names = [name for name in devices if name in site.infos and site.infos[name].suspended]
-    return f"{', '.join(names)}: suspended, so whoever uses it waits" if names else ""
+    return f"{', '.join(names)}: suspended, so its users wait" if names else ""
 
 
 def _with(state: State, record: Record | None) -> State:

@@ -47,7 +47,7 @@ def plan_take(
     device `Layout.origin` from then on.
 
     `force`: whatever is on `cow` is overwritten. `reuse`: the store on it is this snapshot's, from
-    before a restart, and goes on with its own chunk size. Raises UsageError or BusyError saying
+    before a restart, and keeps its own chunk size. Raises UsageError or BusyError saying
     what is in the way.
     """
     asked = _Asked(name, origin, cow, chunk_size, store.upper(), force=force, reuse=reuse)
@@ -233,7 +233,7 @@ class _Checker:
     def _stored_chunk_size(self, cow: str) -> int:
         """Return the chunk size of the store that is to be gone on with."""
         if self._asked.store == "N":
-            raise UsageError("a store N is in memory only: there is none to go on with")
+            raise UsageError("a store N is in memory only: there is none to continue")
         header = self._machine.store(cow)
         if header is None:
             raise UsageError(f"{cow} has no store of an earlier snapshot on it")

@@ -19,7 +19,7 @@ from dmcopy.workflows.snapshot_find import find
 from dmcopy.workflows.snapshot_status import read
 
 SOONEST_SECONDS: Final = 0.05
-_SLOWER: Final = 2.0  # a wait is at most so many times as long as the one before
+_SLOWER: Final = 2.0  # a wait is at most this many times as long as the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Level:
     """A look at a snapshot, in sectors of its COW, or what was done about it.
 
     `event`: level, threshold, extended, command, failed (an extension or the command; the watch
-    goes on), lost or gone. `message` says more; for a snapshot that is lost, how full it was when
+    continues), lost or gone. `message` says more; for a snapshot that is lost, how full it was when
     it was last looked at, and how long ago that was.
     """
 
@@ -70,9 +70,9 @@ def watch(
     reached before. So what is promised is that the snapshot lives if what is written in one
     interval and an extension (a dozen commands) fits into what the threshold leaves free.
 
-    An invalidation is an event and seen at once. The threshold acts once each time that it is
+    An invalidation is an event and seen immediately. The threshold acts once each time that it is
     reached: again after an extension, or after the level was below it. What fails then is told, and
-    the watch goes on. Raises UsageError when there is no such snapshot to begin with.
+    the watch continues. Raises UsageError when there is no such snapshot to begin with.
     """
     find(Site(session.mapper), name)
     try:

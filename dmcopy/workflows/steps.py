@@ -1,4 +1,4 @@
-"""Running the steps of a workflow, going on after a crash, and taking them back."""
+"""Running the steps of a workflow, continuing after a crash, and taking them back."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Runner:
     def run(self, record: Record) -> None:
         """Do what is left of the steps. After an error they are undone, if they can be.
 
-        A record of an earlier process goes on where that one stopped, also in undoing: see `check`.
-        Once it is too late to undo, a step on a device that is gone by then has nothing left to do.
-        Whatever happens, no file is written between steps that are joined, and Ctrl-C waits for
-        their end.
+        A record of an earlier process continues where that one stopped, also in undoing: see
+        `check`. Once it is too late to undo, a step on a device that is gone by then has nothing
+        left to do. Whatever happens, no file is written between steps that are joined, and Ctrl-C
+        waits for their end.
         """
         if record.undoing:
             self.undo(record)
@@ -102,7 +102,7 @@ class Runner:
             record.begun = start
 
     def check(self, record: Record) -> None:
-        """Raise DmcopyError if somebody has given a device of the steps another table meanwhile.
+        """Raise DmcopyError if a device of the steps has been given another table meanwhile.
 
         Neither is it ours to be removed then, nor would it get back what it had.
         """

@@ -139,7 +139,7 @@ def test_a_resync_that_goes_on_by_itself(world: World, capsys: pytest.CaptureFix
     assert facts["in_progress"][0]["workflow"] == "dmcopy mirror make home"
     mirror("finish", "home", "--timeout", "0", code=ExitCode.FAILED)
     said = capsys.readouterr().err
-    assert "it goes on" in said
+    assert "it continues" in said
     assert "'dmcopy mirror undo home'" in said
     mirror("finish", "home")
     assert "nosync" in str(world.table("home"))

@@ -61,7 +61,7 @@ def test_the_same_device_twice(world: World) -> None:
     link.symlink_to(a)
     with pytest.raises(UsageError, match="would be two legs of one mirror"):
         make(world, a, b, str(link))
-    with pytest.raises(UsageError, match="would be the log and a leg at once"):
+    with pytest.raises(UsageError, match="would be both the log and a leg"):
         make(world, a, b, log=str(link))
     world.create("home", Table.of(SECTORS, Linear(a, 0)))
     with pytest.raises(UsageError, match="would be two legs of one mirror"):
@@ -296,7 +296,7 @@ def test_a_wait_tells_how_far_it_is_and_has_a_deadline(world: World) -> None:
     now = iter(range(100))
     seen: list[Resync] = []
     waiter = Waiter(world, seen.append, clock=lambda: float(next(now)))
-    with pytest.raises(DeadlineError, match="1 of 4 regions are in sync after 0 s; it goes on"):
+    with pytest.raises(DeadlineError, match="1 of 4 regions are in sync after 0 s; it continues"):
         waiter.wait("home", 0)
     waiter.wait("home", 60)
     assert [one.in_sync for one in seen] == [1, 2, 3, 4]

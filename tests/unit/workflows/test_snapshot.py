@@ -172,7 +172,9 @@ def test_a_merge_that_outlasts_its_deadline_goes_on(stage: Stage) -> None:
     for _ in range(3):
         stage.world.write()
     stage.world.user = ""
-    with pytest.raises(DeadlineError, match=r"still to be merged after 0 s; it goes on") as caught:
+    with pytest.raises(
+        DeadlineError, match=r"still to be merged after 0 s; it continues"
+    ) as caught:
         merge(stage.process(), "snap", timeout=0)
     assert "'dmcopy snapshot finish snap' ends it" in caught.value.__notes__[0]
     assert state_of(stage).interrupted == "dmcopy snapshot merge snap"
@@ -275,7 +277,7 @@ def test_states_of_what_was_interrupted(stage: Stage) -> None:
     for at in (11, 12):  # the snapshot is there, or not
         state = crash(at)
         assert (state.state, state.origin) == ("suspended", "data")
-        assert state.trouble == "data: suspended, so whoever uses it waits"
+        assert state.trouble == "data: suspended, so its users wait"
         stage.process().undo("snapshot", "snap")
     stage.process().take(**REQUEST)
     assert state_of(stage).state == "active"

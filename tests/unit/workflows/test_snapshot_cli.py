@@ -85,7 +85,7 @@ def test_what_was_interrupted_is_told_and_ended(
             take()
         assert main(["snapshot", "status"]) == 0
         assert capsys.readouterr().err.splitlines() == [
-            "dmcopy: snap: data: suspended, so whoever uses it waits",
+            "dmcopy: snap: data: suspended, so its users wait",
             "dmcopy: snap: 'dmcopy snapshot take snap' was interrupted: 'dmcopy snapshot finish "
             "snap' ends it, 'dmcopy snapshot undo snap' takes it back",
         ]

@@ -263,7 +263,7 @@ def test_killed_by_a_restart_of_the_machine(
         before = play.world.tables()
         for record in play.stage.process().journal.records():
             if name in MERGES:
-                with pytest.raises(DmcopyError, match="goes on with it"):
+                with pytest.raises(DmcopyError, match="continues it"):
                     play.stage.process().undo("snapshot", record.name)
                 play.stage.process().merge(record.name)
             else:
