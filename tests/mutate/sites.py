@@ -68,10 +68,11 @@ class Site(NamedTuple):
 def find_sites(node: ast.AST) -> Iterator[Site]:
     """Yield the changes that can be made below `node`, in the order of the source.
 
-    What is only words is left out: docstrings, messages of exceptions, assertions, `__repr__`. So
-    is what can seldom matter: None returned for what is as false, and an attribute that `__init__`
-    would not give its first value, where that is a constant; the constants are changed all the
-    same.
+    What is only words is left out: docstrings, messages of exceptions, assertions, `__repr__`,
+    f-strings, and the choice between two of them, which is seldom more than one of wording (that
+    of an f-string or something else may be more, and is changed). So is what can seldom matter:
+    None returned for what is as false, and an attribute that `__init__` would not give its first
+    value, where that is a constant; the constants are changed all the same.
     """
     for field, value in ast.iter_fields(node):
         if field in _NOT_RUN:
@@ -92,7 +93,7 @@ def find_sites(node: ast.AST) -> Iterator[Site]:
 
 def _is_words(node: ast.AST) -> bool:
     match node:
-        case ast.IfExp(_, ast.JoinedStr()) | ast.IfExp(_, _, ast.JoinedStr()):
+        case ast.IfExp(_, ast.JoinedStr(), ast.JoinedStr()):
             return True
         case ast.JoinedStr() | ast.Assert() | ast.Expr(value=ast.Constant()):
             return True

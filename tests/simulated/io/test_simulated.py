@@ -164,3 +164,17 @@ def test_a_twin_goes_on_by_itself() -> None:
     twin.crash(random.Random(0))
     assert twin.read(1, 2) == b"b" * 512 + b"c" * 512, "what was flushed is there"
     assert disk.writes == 2, "a crash forgets no number of a write"
+
+
+def test_every_request_takes_its_time_and_is_a_step() -> None:
+    """Were some done in no time, no deadline would pass; power cuts are counted in steps."""
+    backend = SimulatedBackend(2)
+    disk, memory, reactor = SimulatedDisk(8), Memory(1), Reactor(backend)
+    took: list[float] = []
+    for _ in range(200):
+        began = reactor.time()
+        run(reactor, write(disk, 0, 1, memory))
+        took.append(reactor.time() - began)
+    assert backend.steps == 200
+    assert 9.9e-6 < min(took) < 20e-6
+    assert 1e-3 < max(took) < 2.1e-3

@@ -7,14 +7,17 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from dmcopy.block import BlockDevice
+from dmcopy.block.storage import Extent
 from dmcopy.cow import merge as merging
 from dmcopy.cow.moving import Mover
 from dmcopy.errors import DeviceError, ExitCode
+from dmcopy.transfer import layout
 from tests.unit.cow.conftest import Run
 from tests.unit.cow.stores import Pairs, allocate, build, overlay, scattered
 
@@ -69,6 +72,29 @@ def test_a_device_without_a_store(cow: Run) -> None:
         assert code == ExitCode.MISMATCH
         assert "byte 0: the magic is 0" in err
     assert cow("extract", "--origin", "origin", "--cow", "cow", "out")[0] == ExitCode.MISMATCH
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [("extract", "--origin", "origin", "--cow", "cow", "out"), ("merge", "origin", "cow")]
+)
+def test_a_cow_that_lies_over_what_it_is_used_with_is_refused(
+    cow: Run, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a partition and its disk: what is merged would be written over the store."""
+    make()
+    before = [Path(name).read_bytes() for name in ("origin", "cow")]
+    whole = (Extent("disk", 0, 1 << 40),)
+    fits = {os.stat(name).st_ino for name in ("origin", "cow")}
+
+    def on_one_disk(identity: Any, start: int, length: int) -> tuple[Extent, ...]:
+        inode = identity[-1] if isinstance(identity, tuple) else identity
+        return whole if inode in fits else (Extent(identity, start, start + length),)
+
+    monkeypatch.setattr(layout, "extents", on_one_disk)
+    code, _, err = cow(*words)
+    assert (code, "origin and the COW, cow, are the same storage" in err) == (ExitCode.USAGE, True)
+    assert [Path(name).read_bytes() for name in ("origin", "cow")] == before
     assert not Path("out").exists()
 
 

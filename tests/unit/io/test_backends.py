@@ -287,6 +287,28 @@ def test_short_transfers_are_finished(
     assert content(device)[512 << 9 : 528 << 9] == before[:8192]
 
 
+def test_writes_have_no_flag_but_that_of_fua(
+    device: BlockDevice, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flag that was not asked for costs time, and a file system may refuse it."""
+    seen: list[int] = []
+
+    def noting(fd: int, views: list[memoryview], at: int, flags: int) -> int:
+        seen.append(flags)
+        return pwritev(fd, views, at, flags)
+
+    pwritev = os.pwritev
+    monkeypatch.setattr(threads_module.os, "pwritev", noting)
+    here, there, extents = IoRegion(device, 0, 8), IoRegion(device, 512, 8), ((0, 4096),)
+    copy = CopyIo(here, [there], memory, extents, print)
+    writes = [Io(Op.WRITE, there, memory, extents, fua=fua) for fua in (False, True)]
+    for request in (copy, *writes):
+        threads_module.perform(request)
+    monkeypatch.undo()
+    assert (copy.write_errors, [write.error for write in writes]) == ({}, [0, 0])
+    assert seen == [0, 0, os.RWF_DSYNC]
+
+
 def test_signals_do_not_disturb(reactor: Reactor, device: BlockDevice, memory: Memory) -> None:
     """EINTR: a timer signal every millisecond while copies run."""
     before = content(device)

@@ -117,3 +117,14 @@ def test_a_flush_that_goes_before_a_write_is_of_no_sectors() -> None:
     disk = SimulatedDisk(8)
     FlushFirst(Io(Op.WRITE, IoRegion(disk, 0, 8)), submitted.append).start()
     assert [(io.op, io.region) for io in submitted] == [(Op.FLUSH, IoRegion(disk, 0, 0))]
+
+
+@pytest.mark.parametrize("how", ["call_soon", "call_before_io"])
+def test_what_is_due_at_once_is_not_waited_with(how: str) -> None:
+    """Each callback that asks for another would else cost a second where no I/O is under way."""
+    reactor, called = Reactor(SimulatedBackend()), list[float]()
+    again = reactor.call_soon
+    getattr(reactor, how)(lambda: again(lambda: called.append(reactor.time())))
+    reactor.step(60)
+    reactor.step(60)
+    assert called == [0]

@@ -29,6 +29,8 @@ def changes(source: str) -> list[str]:
         ("x = 7", ["x = 8"]),
         ("x = min(a, b)", ["x = a", "x = b"]),
         ("x = a if b else c", ["x = a", "x = c"]),
+        ("x = f'{a}' if b else ''", ["x = f'{a}'", "x = ''"]),
+        ("x = a if b < c else f'{a}'", ["x = a", "x = f'{a}'", "x = a if b <= c else f'{a}'"]),
         ("f(a)", ["pass"]),
         ("x.y = a", ["pass"]),
         ("x += a", ["pass"]),
@@ -51,7 +53,7 @@ def test_a_change_is_found(source: str, expected: list[str]) -> None:
     [
         '"""A text."""',
         "x = f'{1 + 1}'",
-        "x = f'{a}: {b}' if a else f'{b}'",
+        "x = f'{a}: {b}' if a < b else f'{b}'",
         "assert a < 1, a + 1",
         "def f(a: int = None) -> list[1]: ...",
         "X = int | None",

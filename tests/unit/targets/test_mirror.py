@@ -632,6 +632,30 @@ def test_a_leg_that_fails_during_several_recoveries_is_told_once(bench: Bench) -
     assert bench.agree("ac")
 
 
+def test_each_further_failure_is_an_event(bench: Bench) -> None:
+    """Who watches the mirror hears of a leg only by it; the first failure may not be the last."""
+    bench.make(HANDLE, legs="abc", sync="nosync")
+    bench.settle()
+    for number, leg in enumerate("bc", 1):
+        bench.disks[leg].fail(Op.WRITE, 0, SECTORS)
+        bench.start_write(number * REGION)  # a region that is in sync: it goes to every leg
+        bench.settle()
+        assert bench.events == number
+    assert bench.status() == "3 a b c 14/16 1 ADD 3 disk l A"
+
+
+def test_a_mirror_under_recovery_is_not_destroyed(bench: Bench) -> None:
+    """Its pages and its log would be gone under reads and writes that are still to end."""
+    bench.backend.silent = bench.disks["a"]
+    bench.make(log="core")
+    bench.settle()
+    with pytest.raises(DeadlineError, match="the last work of m"):
+        bench.mirror.destroy()
+    bench.backend.let_go()
+    bench.settle()
+    assert bench.agree()
+
+
 def test_a_suspend_waits_for_every_recovery_and_begins_none(bench: Bench) -> None:
     bench.backend.silent = bench.disks["a"]
     bench.make(log="core", legs="abc")

@@ -246,3 +246,10 @@ def test_what_cannot_be_written_can_be_read(engine: Engine) -> None:
     with pytest.raises(DeadlineError):
         engine.mapper.reactor.run_until(lambda: False, 1)
     assert engine.status("m") == "2 a b 0/8 1 AS 1 core"
+
+
+def test_error_writes_to_nothing(engine: Engine) -> None:
+    """Its device lends a block size: it may be one that nobody can write to, or that is in use."""
+    engine.write_protected.add("a")
+    engine.mapper.create("d", Table.parse("0 8 error a 0"))
+    assert engine.mapper.exists("d")

@@ -144,6 +144,19 @@ def test_a_failure_before_a_recovery_begins_lets_those_behind_it_go_on(how: str)
     assert [region.number for region in bench.recover()] == [1, 2]
 
 
+def test_the_end_of_another_recovery_does_not_end_the_waiting() -> None:
+    """Which regions are out of sync after a crash would hang on the order of the copies."""
+    bench = Bench(max_recovery=3)
+    bench.hash.begin_write(1)
+    bench.hash.start_recovery()
+    (first,) = bench.recover()
+    bench.hash.end_recovery(first, well=True)
+    bench.hash.update(errors_handled=True)
+    assert bench.recover() == []
+    bench.hash.end_write(1)
+    assert [region.number for region in bench.recover()] == [1, 2, 3]
+
+
 def test_writes_to_a_region_in_recovery_are_delayed_and_come_back() -> None:
     bench = Bench()
     bench.hash.start_recovery()

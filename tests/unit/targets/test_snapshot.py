@@ -257,6 +257,31 @@ def test_a_third_table_on_one_cow_is_refused(bench: Bench) -> None:
         bench.mapper.load("u", table)
 
 
+def test_a_handover_whose_source_goes_away_is_cancelled(bench: Bench) -> None:
+    """What waited for its exceptions would show the origin's data in place of the snapshot's."""
+    bench.make("s", "snapshot a b P 8")
+    bench.mapper.open("s").write(0, b"1" * (CHUNK << 9))
+    bench.mapper.create("t")
+    bench.mapper.load("t", Table.parse(f"0 {SECTORS} snapshot a b P 8"))
+    bench.mapper.remove("s")
+    bench.mapper.resume("t")
+    assert bench.status("t") == "Invalid"
+    with pytest.raises(DeviceError):
+        bench.mapper.open("t").read(0, CHUNK)
+    bench.mapper.remove("t")
+    bench.make("s", "snapshot a b P 8")  # nothing became of the store
+    assert bench.mapper.open("s").read(0, CHUNK) == b"1" * (CHUNK << 9)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_chunk_is_of_whole_blocks_of_both_devices(bench: Bench, name: str) -> None:
+    """No part of a block can be copied or written (dm_exception_store_set_chunk_size)."""
+    bench.disks[name] = SimulatedDisk(2 * SECTORS, name, logical_block_size=4096)
+    with pytest.raises(DeviceError, match="not a multiple of device blocksize"):
+        bench.make("s", "snapshot a b P 4")
+    bench.make("s", "snapshot a b P 8")
+
+
 def test_a_read_copies_nothing_out(bench: Bench) -> None:
     bench.snapshots("P 8", "P 8")
     bench.mapper.open("o").read(0, 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,25 @@ def test_what_is_busy_because_it_is_another_of_the_same_copy(tmp_path: Path) -> 
         check_over(str(tmp_path / "b"), [device])
         with pytest.raises(UsageError, match=r"/a and .*/a are the same storage: give one of them"):
             check_over(str(tmp_path / "a"), [device])
+
+
+def test_what_lies_beside_it_on_the_same_disk_is_not_what_makes_it_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of two partitions without a gap: the sentence would name one that has no part in it."""
+    (tmp_path / "a").write_bytes(bytes(8 * 512))
+    dest = SimulatedDisk(8)
+    begins = {dest.identity: 0}
+
+    def on_one_disk(identity: Hashable, start: int, length: int) -> tuple[Extent, ...]:
+        first = begins.get(identity, 8 * 512) + start
+        return (Extent("disk", first, first + length),)
+
+    monkeypatch.setattr(layout, "extents", on_one_disk)
+    for begin in (0, 16 * 512):
+        begins[dest.identity] = begin
+        check_over(str(tmp_path / "a"), [dest])
+    for begin in (512, 15 * 512):
+        begins[dest.identity] = begin
+        with pytest.raises(UsageError, match="are the same storage"):
+            check_over(str(tmp_path / "a"), [dest])

@@ -406,6 +406,17 @@ def test_what_is_far_too_long_is_no_map() -> None:
         copy("a")
 
 
+def test_a_map_may_be_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte more or less must not lose what was rescued."""
+    assert copy("a").exit_code == ExitCode.OK
+    length = max(os.path.getsize(name) for name in ("m", "m.dests"))
+    monkeypatch.setattr(stores, "_MOST_BYTES", length)
+    assert copy("a").resumed == SECTORS
+    monkeypatch.setattr(stores, "_MOST_BYTES", length - 1)
+    with pytest.raises(MetadataError, match="far too long"):
+        copy("a")
+
+
 @pytest.mark.parametrize(
     ("block", "whole"),
     [(1, [(3, 21), (30, 64)]), (8, [(8, 16), (32, 64)]), (16, [(32, 64)]), (32, [(32, 64)])],
