@@ -645,7 +645,7 @@ def test_each_further_failure_is_an_event(bench: Bench) -> None:
 
 
 def test_a_mirror_under_recovery_is_not_destroyed(bench: Bench) -> None:
-    """Its pages and its log would be gone under reads and writes that are still to end."""
+    """What copies its regions would take no more of them, and the mirror is to go on whole."""
     bench.backend.silent = bench.disks["a"]
     bench.make(log="core")
     bench.settle()

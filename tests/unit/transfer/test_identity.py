@@ -99,6 +99,16 @@ def test_without_the_kernels_count_there_is_doubt(machine: Machine) -> None:
     assert not machine.put("vda", serial="dup").is_of(machine.put("vda", serial="dup"))
 
 
+def test_where_a_partition_begins_tells_nothing_without_its_disk(machine: Machine) -> None:
+    """Most first partitions begin at 2048: a copy would continue on another disk's."""
+    first, other = (
+        machine.put(f"{disk}1", disk=disk, partition="1", start="2048")
+        for disk in ("sda", "sdb")
+        if machine.put(disk)
+    )
+    assert not first.is_of(other)
+
+
 def test_what_is_no_file_is_known_by_its_name() -> None:
     disks = [SimulatedDisk(8, "/nowhere/one"), SimulatedDisk(8, "/nowhere/other")]
     assert identify(disks[0]).is_of(identify(SimulatedDisk(8, "/nowhere/one")))
