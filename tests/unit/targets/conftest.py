@@ -13,10 +13,10 @@ from dmcopy.table import Table
 
 
 class Engine:
-    """A userspace engine over simulated disks a, b, c."""
+    """A userspace engine over simulated disks a to d."""
 
-    def __init__(self) -> None:
-        self.disks = {name: SimulatedDisk(256, name) for name in "abc"}
+    def __init__(self, disk_sectors: int) -> None:
+        self.disks = {name: SimulatedDisk(disk_sectors, name) for name in "abcd"}
         reactor = Reactor(SimulatedBackend(7), stacked=True)
         self.mapper = UserMapper(reactor, open_device=self.open)
 
@@ -27,9 +27,17 @@ class Engine:
     def make(self, name: str, text: str) -> None:
         self.mapper.create(name, Table.parse(text))
 
+    def status(self, name: str) -> str:
+        return str(self.mapper.status(name)[0].status)
+
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    made = Engine()
+def disk_sectors() -> int:
+    return 256
+
+
+@pytest.fixture
+def engine(disk_sectors: int) -> Iterator[Engine]:
+    made = Engine(disk_sectors)
     with made.mapper.reactor, made.mapper:
         yield made

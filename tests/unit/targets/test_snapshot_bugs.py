@@ -5,42 +5,22 @@ from __future__ import annotations
 import errno
 import random
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import pytest
 
 from dmcopy.errors import DeviceError
-from dmcopy.io import IoRegion, Reactor
+from dmcopy.io import IoRegion
 from dmcopy.io.request import Io, Memory, Op
-from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
-from dmcopy.mapper.userspace import UserMapper
+from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.table import Table
 
-
-class Engine:
-    """A userspace engine over simulated disks a to d."""
-
-    def __init__(self) -> None:
-        self.disks = {name: SimulatedDisk(2048, name) for name in "abcd"}
-        reactor = Reactor(SimulatedBackend(7), stacked=True)
-        self.mapper = UserMapper(reactor, open_device=self.open)
-
-    def open(self, path: str, write: bool) -> SimulatedDisk:
-        del write
-        return self.disks[path]
-
-    def make(self, name: str, text: str) -> None:
-        self.mapper.create(name, Table.parse(text))
-
-    def status(self, name: str) -> str:
-        return str(self.mapper.status(name)[0].status)
+from .conftest import Engine
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    made = Engine()
-    with made.mapper.reactor, made.mapper:
-        yield made
+def disk_sectors() -> int:
+    return 2048
 
 
 def sectors(seed: int, count: int) -> bytes:
