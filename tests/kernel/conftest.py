@@ -39,7 +39,7 @@ def no_device_is_left(tmp_path: Path) -> Iterator[None]:
 
 
 def devices() -> set[str]:
-    """Return the names of all mapped devices, without a call of dmsetup."""
+    """Return the names of all mapped devices that have had a table, without a call of dmsetup."""
     return {unmangle(path.read_text().strip()) for path in Path("/sys/block").glob("dm-*/dm/name")}
 
 

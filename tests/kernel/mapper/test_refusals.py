@@ -14,7 +14,7 @@ from dmcopy.errors import DeviceError
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.dmsetup import DmsetupError
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.table import Table
+from dmcopy.table import Table, Zero
 
 from .conftest import Disks
 
@@ -51,7 +51,8 @@ if release() < (6, 12, 117):
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelMapper]:
     mapper = KernelMapper(ledger=Ledger(tmp_path_factory.mktemp("probe") / "ledger.jsonl"))
-    device = mapper.create("dmcopy-probe")
+    # With a table: sysfs has no device that never had one, and it would seem to be a test's.
+    device = mapper.create("dmcopy-probe", Table.of(8, Zero()))
     yield mapper
     device.remove()
 
