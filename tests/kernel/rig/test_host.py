@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -152,6 +153,59 @@ def test_a_run_that_is_ended_leaves_nothing(clean: Path, number: signal.Signals)
         finally:
             run.kill()  # what fails here must not run on beside the next tests
     assert run.returncode == (ExitCode.INTERRUPTED if number == signal.SIGINT else -number)
+
+
+def test_one_that_is_ended_while_it_boots_leaves_nothing(clean: Path) -> None:
+    """Even where stderr is full."""
+    with start_run() as run:
+        try:
+            deadline = time.monotonic() + 60
+            while not any("qemu-system" in line for line in leftovers(clean)):
+                assert run.poll() is None, "it ended by itself"
+                assert time.monotonic() < deadline, "waited 60 s for QEMU to start"
+                time.sleep(0.02)
+            assert run.stderr is not None
+            fill(run.stderr.fileno())
+            run.send_signal(signal.SIGHUP)
+            assert run.wait(60) == ExitCode.INTERRUPTED
+        finally:
+            run.kill()
+
+
+def fill(fd: int) -> None:
+    """Fill a pipe, from its reading end."""
+    write = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, bytes(65536))
+    os.close(write)
+
+
+TWINS = """
+import os, subprocess, sys
+twins = [name for name in sorted(os.listdir("/sys/block")) if name.startswith("vd")
+         and open(f"/sys/block/{name}/serial").read() == "twin"]
+one, other = (f"/dev/{name}" for name in twins)
+data = os.urandom(1 << 20)
+with open("/dev/shm/data", "wb") as file:
+    file.write(data)
+for node in (one, other, one):
+    words = ["copy", "--map", "/dev/shm/map", "/dev/shm/data", node]
+    done = subprocess.run([sys.executable, "-m", "dmcopy", *words], capture_output=True, text=True)
+    with open(node, "rb") as disk:
+        print(done.returncode, disk.read(len(data)) == data, done.stderr.strip())
+"""
+
+
+@pytest.mark.usefixtures("clean")
+def test_two_disks_of_one_serial_are_told_apart() -> None:
+    """What a map says of one of them is not taken for the other's."""
+    disks = [vm.Disk("16M", serial="twin"), vm.Disk("16M", serial="twin", twin=True)]
+    with vm.guest(disks=disks) as guest:
+        said = guest.run([sys.executable, "-c", TWINS], timeout=120).text.splitlines()
+    assert [line.split(" ", 2)[:2] for line in said] == [
+        *(["0", "True"], [str(int(ExitCode.USAGE)), "False"], ["0", "True"])
+    ], said
 
 
 def start_run(seconds: str = "600") -> subprocess.Popen[bytes]:
