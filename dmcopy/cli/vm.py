@@ -68,7 +68,7 @@ def _add_guest_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SPEC",
-        help="a disk: SIZE,serial=NAME[,file=PATH]; may be repeated",
+        help="a disk: SIZE,serial=NAME[,file=PATH][,twin] (another has its serial); repeatable",
     )
     add("--memory", default="1G", metavar="SIZE", help="default: %(default)s")
     add("--cpus", type=int, metavar="N", help="processors (default: 1 emulated, 2 under KVM)")
