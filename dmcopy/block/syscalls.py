@@ -91,8 +91,7 @@ def direct_alignment(fd: int) -> DirectAlignment | None:
 
 
 def birth_time(fd: int) -> int | None:
-    """Return when a file was made, in nanoseconds since 1970, None where the file system does not
-    note it.
+    """Return when a file was made, in nanoseconds since 1970, None where that is not noted.
 
     statx(2), STATX_BTIME: an inode's number comes back after a removal, this time does not. Some
     network file systems stay silent.

@@ -80,10 +80,10 @@ class UringBackend:
         self.time = time.monotonic
 
     def fileno(self) -> int:
-        """An eventfd that rings at every completion; made at the first call, for a reactor that
-        nests this one.
+        """An eventfd that rings at every completion, made at the first call.
 
-        Nothing is done inline any more: what is kept for `poll` would wake no one.
+        It is for a reactor that nests this one. Nothing is done inline any more:
+        what is kept for `poll` would wake no one.
         """
         if self._bell is None:
             self._inline = False

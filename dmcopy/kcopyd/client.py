@@ -110,8 +110,7 @@ class Client:
         notify: Notify | None = None,
         context: Any = None,
     ) -> CopyJob:
-        """Start to copy `source` to every region of `dests`, 1 to 8 as long as it; return
-        immediately.
+        """Start to copy `source` to every region of `dests`, 1 to 8 as long as it, and return.
 
         `notify(read_err, write_err, context)` is called on the reactor when all is done: read_err
         is 0 or 1, bit i of write_err is set when dests[i] failed. Nothing is flushed: as in the

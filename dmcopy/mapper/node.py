@@ -45,8 +45,7 @@ class NodeIo(MappedIo):
     @property
     def sectors(self) -> int:
         """The size of the active table."""
-        self._node.sectors = syscalls.byte_size(self.fileno()) >> SECTOR_SHIFT
-        return self._node.sectors
+        return syscalls.byte_size(self.fileno()) >> SECTOR_SHIFT
 
     @property
     def logical_block_size(self) -> int:
