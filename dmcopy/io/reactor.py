@@ -17,6 +17,7 @@ import contextlib
 import heapq
 import itertools
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Self
@@ -146,9 +147,9 @@ class Reactor:
         if self._unpin is not None:
             self._unpin(memory)
 
-    def watch(self, fd: int, notify: Callable[[int], object]) -> None:
-        """Call `notify(events)` whenever `fd` is readable."""
-        self._poller.watch(fd, notify)
+    def watch(self, fd: int, notify: Callable[[int], object], events: int = select.EPOLLIN) -> None:
+        """Call `notify(events)` whenever `fd` is readable, or what `events` of epoll(7) say."""
+        self._poller.watch(fd, notify, events)
 
     def unwatch(self, fd: int) -> None:
         """Stop watching `fd`, which must still be open."""

@@ -1,0 +1,115 @@
+"""The one interface of all front ends, and the choice of one.
+
+What is served is any `dmcopy.io.Device` on a reactor: a mapped device of a `UserMapper`, an open
+`BlockDevice`, a disk in memory. A front end takes requests of other programs, hands them to
+`reactor.submit`, many at a time and all on the reactor's thread, and answers when they are done.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import TracebackType
+from typing import ClassVar, Final, NamedTuple, Self
+
+from dmcopy.errors import MissingError, UsageError
+from dmcopy.io.reactor import Reactor
+from dmcopy.io.region import Device
+from dmcopy.suggest import did_you_mean
+
+
+class Place(NamedTuple):
+    """Where a front end is to be found: what was asked for; each takes what it knows.
+
+    `socket`: the path of a Unix socket. `listen`: ADDRESS:PORT, or the port alone.
+    """
+
+    socket: str | None = None
+    listen: str | None = None
+
+
+class FrontEnd:
+    """Serves devices by their names, from `add` to `remove` or the end of a `with` block.
+
+    A subclass is a kind of front end, in a module that `_MODULES` names. All methods are called on
+    the reactor's thread, outside of callbacks.
+    """
+
+    kind: ClassVar[str]
+    """What --via calls it."""
+    summary: ClassVar[str]
+    """What users get, in a few words."""
+
+    def __init__(self, reactor: Reactor, place: Place) -> None:
+        self.reactor = reactor
+        self.place = place
+
+    @classmethod
+    def why_not(cls) -> str:
+        """Return why this cannot work on this machine for this user, "" where it can.
+
+        It is a phrase that can follow "because". Nothing is changed by asking.
+        """
+        raise NotImplementedError
+
+    def add(self, name: str, device: Device) -> str:
+        """Serve `device` as `name` from now on; return what users open: a path or a URI.
+
+        The device stays the caller's: it must be open until `remove` or `close`.
+        Raises UsageError for what cannot be, BusyError for a place that is taken, MissingError.
+        """
+        raise NotImplementedError
+
+    def remove(self, name: str) -> None:
+        """Serve `name` no longer, once what is in flight has ended.
+
+        Raises BusyError where it is in use and cannot be taken away; then it is still served.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Serve nothing any more, and leave nothing behind; as often as you like."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+_MODULES: Final[dict[str, str]] = {}
+"""The front ends, best first, each with the module that has it as `FRONT_END`."""
+
+
+def kinds() -> tuple[str, ...]:
+    """Return the names of all front ends; the best comes first."""
+    return tuple(_MODULES)
+
+
+def load(kind: str) -> type[FrontEnd]:
+    """Return a front end, whether it works here or not. Raises UsageError for an unknown name."""
+    if kind not in _MODULES:
+        hint = did_you_mean(kind, _MODULES) or f": choose one of {', '.join(_MODULES)}"
+        raise UsageError(f"there is no front end {kind!r}{hint}")
+    found: type[FrontEnd] = importlib.import_module(_MODULES[kind]).FRONT_END
+    return found
+
+
+def find(kind: str | None = None) -> type[FrontEnd]:
+    """Return the front end called `kind`, or else the first that works on this machine.
+
+    Raises UsageError for an unknown name, MissingError where it, or every one, does not work here.
+    """
+    reasons = {}
+    for name in kinds() if kind is None else (kind,):
+        front_end = load(name)
+        reasons[name] = front_end.why_not()
+        if not reasons[name]:
+            return front_end
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise MissingError(f"devices cannot be served here: {why}")

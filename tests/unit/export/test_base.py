@@ -1,0 +1,52 @@
+"""The choice of a front end."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+
+from dmcopy.errors import MissingError, UsageError
+from dmcopy.export import base
+
+
+def front_end(kind: str, reason: str) -> type[base.FrontEnd]:
+    class Other(base.FrontEnd):
+        @classmethod
+        def why_not(cls) -> str:
+            return reason
+
+    Other.kind = kind
+    return Other
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> list[type[base.FrontEnd]]:
+    found = [front_end("first", "there is no /dev/first"), front_end("second", "")]
+    for one in found:
+        module = types.ModuleType(f"front_{one.kind}")
+        module.FRONT_END = one  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(base, "_MODULES", {one.kind: f"front_{one.kind}" for one in found})
+    return found
+
+
+def test_the_first_that_works_is_chosen(two: list[type[base.FrontEnd]]) -> None:
+    assert base.kinds() == ("first", "second")
+    assert base.find() is two[1]
+    assert base.find("second") is two[1]
+
+
+def test_one_that_does_not_work_is_refused_with_the_reason(
+    two: list[type[base.FrontEnd]],
+) -> None:
+    assert base.load("first") is two[0]
+    with pytest.raises(MissingError, match=r"first: there is no /dev/first$"):
+        base.find("first")
+
+
+def test_an_unknown_one_is_a_mistake_in_usage(two: list[type[base.FrontEnd]]) -> None:
+    del two
+    with pytest.raises(UsageError, match=r"no front end 'secnd'.*second"):
+        base.find("secnd")
