@@ -27,7 +27,7 @@ _DMSETUP_SECONDS: Final = 10.0
 _SHARING: Final = {"thin", "snapshot", "snapshot-merge", "snapshot-origin"}
 
 
-class Extent(NamedTuple):
+class StorageExtent(NamedTuple):
     """The bytes from `start` to `end` of a device or file; `identity` as in `block.processes`.
 
     `below` is where they are, when that is not known to the byte: somewhere there. `sharing`: what
@@ -38,9 +38,9 @@ class Extent(NamedTuple):
     start: int
     end: int
     sharing: bool = False
-    below: tuple[Extent, ...] = ()
+    below: tuple[StorageExtent, ...] = ()
 
-    def touches(self, other: Extent) -> bool:
+    def touches(self, other: StorageExtent) -> bool:
         """Return whether the two have a byte in common, or may have."""
         if self.identity == other.identity:
             return self.start < other.end and other.start < self.end
@@ -50,7 +50,9 @@ class Extent(NamedTuple):
         return under or any(self.touches(low) for low in other.below)
 
 
-def extents(identity: Hashable, start: int, length: int, roots: Roots = LIVE) -> tuple[Extent, ...]:
+def extents(
+    identity: Hashable, start: int, length: int, roots: Roots = LIVE
+) -> tuple[StorageExtent, ...]:
     """Follow a run of bytes of a device or file down to the disks and files that hold it."""
     return tuple(_Search(roots).follow(identity, start, length, 0))
 
@@ -59,8 +61,10 @@ class _Search:
     def __init__(self, roots: Roots) -> None:
         self._roots = roots
 
-    def follow(self, identity: Hashable, start: int, length: int, deep: int) -> Iterator[Extent]:
-        here = Extent(identity, start, start + length)
+    def follow(
+        self, identity: Hashable, start: int, length: int, deep: int
+    ) -> Iterator[StorageExtent]:
+        here = StorageExtent(identity, start, start + length)
         name = self._name(identity) if deep < _DEEPEST else ""
         folder = sysfs.directory(name, self._roots)
         disk = sysfs.parent(name, self._roots)
@@ -76,7 +80,9 @@ class _Search:
         elif length:
             yield here._replace(below=self._slaves(name, deep))
 
-    def _mapped(self, whole: Extent, name: str, table: Table, deep: int) -> Iterator[Extent]:
+    def _mapped(
+        self, whole: StorageExtent, name: str, table: Table, deep: int
+    ) -> Iterator[StorageExtent]:
         for line in table:
             first = line.start << SECTOR_SHIFT
             start, end = max(whole.start, first), min(whole.end, line.end << SECTOR_SHIFT)
@@ -86,13 +92,13 @@ class _Search:
             if places is None:
                 sharing = line.target_name in _SHARING
                 below = self._areas(line, deep) or self._slaves(name, deep)
-                yield Extent(whole.identity, start, end, sharing, below)
+                yield StorageExtent(whole.identity, start, end, sharing, below)
                 continue
             for device, offset in places:
                 there = (offset << SECTOR_SHIFT) + start - first
                 yield from self.follow(_of_table(device), there, end - start, deep + 1)
 
-    def _areas(self, line: TableLine, deep: int) -> tuple[Extent, ...]:
+    def _areas(self, line: TableLine, deep: int) -> tuple[StorageExtent, ...]:
         """Return what a line uses in a way of its own; nothing for a target that is not known."""
         from dmcopy.table import Striped
 
@@ -102,10 +108,10 @@ class _Search:
         legs = [(_of_table(leg.device), leg.offset << SECTOR_SHIFT) for leg in line.target.legs]
         return tuple(low for leg in legs for low in self.follow(*leg, length, deep + 1))
 
-    def _slaves(self, name: str, deep: int) -> tuple[Extent, ...]:
+    def _slaves(self, name: str, deep: int) -> tuple[StorageExtent, ...]:
         return self._whole(map(self._identity, sysfs.slaves(name, self._roots)), deep)
 
-    def _whole(self, devices: Iterable[Hashable], deep: int) -> tuple[Extent, ...]:
+    def _whole(self, devices: Iterable[Hashable], deep: int) -> tuple[StorageExtent, ...]:
         sizes = [(device, self._size(device)) for device in devices]
         return tuple(low for at, size in sizes for low in self.follow(at, 0, size, deep + 1))
 

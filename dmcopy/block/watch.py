@@ -27,7 +27,7 @@ _AT_ONCE: Final = 1000
 
 
 @dataclass(frozen=True)
-class Event:
+class Uevent:
     """What happened to a device. A removed one is described as it was last seen.
 
     `relisted` says that the event itself was lost and was found by comparing lists, so several
@@ -39,7 +39,7 @@ class Event:
     relisted: bool = False
 
 
-class Watch(Iterator[Event]):
+class Watch(Iterator[Uevent]):
     """An iterator of events until `timeout` seconds have passed or `close()` is called.
 
     `close` may be called from any thread, and wakes one that waits. When events come faster than
@@ -58,7 +58,7 @@ class Watch(Iterator[Event]):
     ) -> None:
         self.source: Source = source or ("udev" if udev.runs() else "kernel")
         self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._pending: deque[Event] = deque()
+        self._pending: deque[Uevent] = deque()
         self._closed = False
         self._released = False
         self._lock = threading.Lock()
@@ -70,7 +70,7 @@ class Watch(Iterator[Event]):
         self._poll.register(self._wake, select.POLLIN)
         self._poll.register(self._monitor.fileno(), select.POLLIN)
 
-    def __next__(self) -> Event:
+    def __next__(self) -> Uevent:
         while not self._pending:
             if not self._wait():
                 self._release()
@@ -140,17 +140,17 @@ class Watch(Iterator[Event]):
         if device is None:  # gone already: its removal comes or has been told
             return
         kind: Action = "add" if action == "add" else "remove" if action == "remove" else "change"
-        self._pending.append(Event(kind, device))
+        self._pending.append(Uevent(kind, device))
 
     def _relist(self) -> None:
         before, self._known = self._known, _devices()
         for name in before.keys() - self._known.keys():
-            self._pending.append(Event("remove", before[name], relisted=True))
+            self._pending.append(Uevent("remove", before[name], relisted=True))
         for name, device in self._known.items():
             if name not in before:
-                self._pending.append(Event("add", device, relisted=True))
+                self._pending.append(Uevent("add", device, relisted=True))
             elif _unmounted(device) != _unmounted(before[name]):
-                self._pending.append(Event("change", device, relisted=True))
+                self._pending.append(Uevent("change", device, relisted=True))
 
 
 def watch(timeout: float | None = None, *, source: Source | None = None) -> Watch:

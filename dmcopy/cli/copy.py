@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     """Copy."""
     # Here and not above: the help, and what is wrong with the words, need no engine.
     from dmcopy.cli.transfers import run_transfer
-    from dmcopy.transfer.opening import Request
+    from dmcopy.transfer.opening import TransferRequest
 
-    request = Request(
+    request = TransferRequest(
         source=resolve(args.source),
         dests=tuple(resolve(dest) for dest in args.dests),
         source_start=parse_sectors(args.start),

@@ -15,7 +15,7 @@ from dmcopy.io import IoRegion, Op, Reactor
 from dmcopy.kcopyd import Client, CopyJob, Flag
 from dmcopy.ranges import RangeSet
 from dmcopy.testing.faults import FaultyBackend
-from dmcopy.transfer import Destination, Plan, Transfer, events
+from dmcopy.transfer import Destination, Transfer, TransferPlan, events
 from dmcopy.transfer.destination import errno_name
 from dmcopy.transfer.plan import block_of
 from dmcopy.transfer.verify import Verified, Verifier
@@ -55,7 +55,9 @@ class Stage:
         self.faulty = FaultyBackend.install(self.reactor)
         self.client = Client(PAGES, reactor=self.reactor)
         self.source, *self.dests = (IoRegion(device, 0, SECTORS) for device in self.devices)
-        self.plan = Plan(self.source, tuple(self.dests), self.client.sub_job_sectors, sparse=True)
+        self.plan = TransferPlan(
+            self.source, tuple(self.dests), self.client.sub_job_sectors, sparse=True
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -157,7 +159,7 @@ def _skip_errors(stage: Stage) -> None:
     story.title("What 'dmcopy copy --on-error skip' makes of it: only the bad blocks are left out")
     renderer = make_renderer(stage.progress, at_once=True)
 
-    def show(event: events.Event) -> None:
+    def show(event: events.TransferEvent) -> None:
         if isinstance(event, events.Progress):
             renderer.show(event)
 

@@ -13,7 +13,7 @@ from dmcopy.units import SECTOR_SIZE, format_bytes
 
 if TYPE_CHECKING:
     from dmcopy.block.info import DeviceInfo
-    from dmcopy.block.watch import Event
+    from dmcopy.block.watch import Uevent
 
 _EXAMPLES: Final = """\
 examples:
@@ -93,7 +93,7 @@ def _watch(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_event(event: Event, *, as_json: bool) -> None:
+def _print_event(event: Uevent, *, as_json: bool) -> None:
     device = event.device
     if as_json:
         emit_json_line(

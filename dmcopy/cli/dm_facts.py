@@ -25,8 +25,8 @@ from dmcopy.cli.output import add_json, emit_json, emit_json_line, printable, sa
 from dmcopy.cli.parser import seconds
 from dmcopy.errors import DeviceError, UsageError
 from dmcopy.mapper import tree
-from dmcopy.mapper.base import DeviceInfo
-from dmcopy.mapper.device import Device
+from dmcopy.mapper.base import DmInfo
+from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.events import follow
 from dmcopy.mapper.stats import StatsRegion
 from dmcopy.table import Table, TableLine
@@ -132,7 +132,7 @@ def _some(args: argparse.Namespace) -> bool:
     return bool(args.devices or addressed(args) or args.select is not None)
 
 
-def _infos(args: argparse.Namespace) -> list[DeviceInfo]:
+def _infos(args: argparse.Namespace) -> list[DmInfo]:
     found = {info.name: info for info in args.mapper.ls()}
     names = chosen(args) if _some(args) else list(found)
     return [found.get(name) or args.mapper.info(name) for name in names]
@@ -152,7 +152,7 @@ def _ls(args: argparse.Namespace) -> None:
     elif args.tree:
         _tree(args)
     else:
-        found: list[DeviceInfo] = args.mapper.ls()
+        found: list[DmInfo] = args.mapper.ls()
         if args.target:
             tables = args.mapper.tables()
             found = [one for one in found if _lines_of(tables.get(one.name, ()), args.target)]
@@ -281,7 +281,7 @@ def _events(args: argparse.Namespace) -> None:
         print(f"{printable(name)}: {number}")
 
 
-def emit_stats(args: argparse.Namespace, device: Device, wanted: Iterable[int]) -> None:
+def emit_stats(args: argparse.Namespace, device: DmDevice, wanted: Iterable[int]) -> None:
     """Do `stats list|print|clear|delete` for these regions and print what comes of it."""
     found: dict[int, Any] = {}
     for number in wanted:

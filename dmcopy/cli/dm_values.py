@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from dmcopy.mapper.base import DeviceInfo
+from dmcopy.mapper.base import DmInfo
 from dmcopy.mapper.tree import Node
 from dmcopy.status import StatusLine
 from dmcopy.table import Raw, Table
 from dmcopy.table.record import Ratio, Record
 
 
-def info_values(info: DeviceInfo) -> dict[str, object]:
+def info_values(info: DmInfo) -> dict[str, object]:
     """Return what is known of a device as JSON has it."""
     values = dataclasses.asdict(info)
     del values["deps"]

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from dmcopy.cli.output import printable, say
 from dmcopy.errors import DmcopyError, UsageError
-from dmcopy.mapper.base import DeviceInfo
+from dmcopy.mapper.base import DmInfo
 from dmcopy.mapper.dmsetup import DmsetupError
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.names import device_name, unmangle
@@ -188,7 +188,7 @@ def selected(mapper: KernelMapper, selection: str) -> list[str]:
     return [] if names[:2] == ["No", "devices"] else list(map(unmangle, names))
 
 
-def _addressed(args: argparse.Namespace) -> DeviceInfo:
+def _addressed(args: argparse.Namespace) -> DmInfo:
     if (args.major is None) != (args.minor is None):
         raise UsageError("say both the major number (-j) and the minor number (-m)")
     if args.uuid is not None and args.major is not None:
@@ -196,7 +196,7 @@ def _addressed(args: argparse.Namespace) -> DeviceInfo:
     number = None if args.major is None else (args.major, args.minor)
     for info in args.mapper.ls():
         if (number is None and info.uuid == args.uuid) or (number and info.number == number):
-            return DeviceInfo(name=info.name)
+            return DmInfo(name=info.name)
     what = f"of UUID {args.uuid}" if number is None else f"numbered {number[0]}:{number[1]}"
     raise UsageError(f"there is no mapped device {what}")
 

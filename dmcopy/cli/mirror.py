@@ -27,7 +27,7 @@ from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, p
 from dmcopy.workflows.mirror_end import complete_legs, plan_end
 from dmcopy.workflows.mirror_make import (
     FEATURES,
-    Options,
+    MirrorOptions,
     plan_from_device,
     plan_from_legs,
 )
@@ -193,7 +193,7 @@ def _features(text: str) -> tuple[str, ...]:
 
 
 def _make(args: argparse.Namespace) -> None:
-    options = Options(
+    options = MirrorOptions(
         log=args.log,
         region_size=args.region_size,
         features=args.features,

@@ -15,7 +15,7 @@ from dmcopy.cli.signals import interrupting
 from dmcopy.errors import ExitCode
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion
-from dmcopy.mirror.check import Comparison, Report, guess_region_size
+from dmcopy.mirror.check import Comparison, MirrorReport, guess_region_size
 from dmcopy.mirror.logfile import read_log
 from dmcopy.ranges import RangeSet
 from dmcopy.table.mirror import REGION_SIZE
@@ -80,7 +80,7 @@ def run_check(args: argparse.Namespace) -> int:
     return exit_code(report)
 
 
-def exit_code(report: Report) -> ExitCode:
+def exit_code(report: MirrorReport) -> ExitCode:
     """Return how a check ends that found this."""
     if report.interrupted:
         return ExitCode.INTERRUPTED
@@ -89,7 +89,7 @@ def exit_code(report: Report) -> ExitCode:
     return ExitCode.OK if report.is_readable else ExitCode.PARTIAL
 
 
-def _values(report: Report, legs: list[str]) -> dict[str, Any]:
+def _values(report: MirrorReport, legs: list[str]) -> dict[str, Any]:
     return {
         "interrupted": report.interrupted,
         "regions": report.regions,
@@ -108,7 +108,7 @@ def _values(report: Report, legs: list[str]) -> dict[str, Any]:
     }
 
 
-def _print(report: Report, legs: list[str]) -> None:
+def _print(report: MirrorReport, legs: list[str]) -> None:
     size = format_sectors(report.region_size)
     for number, leg in enumerate(legs):
         for first, end in report.unreadable[number]:

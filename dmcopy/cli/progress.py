@@ -47,7 +47,7 @@ _PROGRESS: Final = (events.Progress, Report)
 class Renderer(Protocol):
     """Shows events until `close`."""
 
-    def show(self, event: events.Event | Report) -> None:
+    def show(self, event: events.TransferEvent | Report) -> None:
         """Show one."""
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ def following(how: str, report: Callable[[_T], Report]) -> Iterator[Callable[[_T
 class Silent:
     """Shows nothing, unless it is asked: the summary says it all."""
 
-    def show(self, event: events.Event | Report) -> None:
+    def show(self, event: events.TransferEvent | Report) -> None:
         """Print how far it is when the user has asked."""
         if isinstance(event, _PROGRESS) and is_asked():
             say(_line_of(event))
@@ -92,7 +92,7 @@ class _Words:
     def __init__(self) -> None:
         self._said: dict[str, int] = {}
 
-    def of(self, event: events.Event) -> str:
+    def of(self, event: events.TransferEvent) -> str:
         """Return what to print for an event; "" for nothing."""
         if isinstance(event, events.ReadFailed | events.WriteFailed | events.Mismatch):
             said = self._said[event.path] = self._said.get(event.path, 0) + 1
@@ -110,7 +110,7 @@ class Plain:
         self._words = _Words()
         self._next = time.monotonic() + LINE_EVERY_SECONDS
 
-    def show(self, event: events.Event | Report) -> None:
+    def show(self, event: events.TransferEvent | Report) -> None:
         """Print the event, if it is one to be printed."""
         if not isinstance(event, _PROGRESS):
             text = self._words.of(event)
@@ -127,7 +127,7 @@ class Plain:
 class JsonLines:
     """One JSON object per line and event."""
 
-    def show(self, event: events.Event | Report) -> None:
+    def show(self, event: events.TransferEvent | Report) -> None:
         """Print the event."""
         import json
 
@@ -155,7 +155,7 @@ class Bar:
         self._progress: Any = None
         self._tasks: dict[str, Any] = {}
 
-    def show(self, event: events.Event | Report) -> None:
+    def show(self, event: events.TransferEvent | Report) -> None:
         """Move the bar, or print the event above it."""
         if isinstance(event, _PROGRESS):
             self._move(event)
@@ -212,7 +212,7 @@ def rich_progress() -> Any:
     )
 
 
-def sentence(event: events.Event) -> str:
+def sentence(event: events.TransferEvent) -> str:
     """Return an event for people; "" for those that need no words."""
     match event:
         case events.Overwrites(path, what):

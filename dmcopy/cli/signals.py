@@ -31,7 +31,7 @@ TOGETHER_SECONDS: Final = 0.3
 
 
 class Interruptible(Protocol):
-    """Work that can be ended early, and can be killed then without harm: a `Session`, a `Mover`."""
+    """What can be ended early, and killed then without harm: a `TransferSession`, a `Mover`."""
 
     def interrupt(self) -> None:
         """End it soon. Called from a signal handler."""

@@ -8,12 +8,12 @@ from dmcopy.cli.output import emit_table, printable, say
 from dmcopy.cli.progress import Report, pace
 from dmcopy.units import SECTOR_SHIFT, format_bytes
 from dmcopy.workflows.snapshot_merging import Progress
-from dmcopy.workflows.snapshot_status import State
+from dmcopy.workflows.snapshot_status import SnapshotState
 
 _HEADERS: Final = ("Name", "Origin", "State", "Full", "Used", "COW", "Store", "Chunk")
 
 
-def emit_states(states: list[State]) -> None:
+def emit_states(states: list[SnapshotState]) -> None:
     """Print snapshots as a table, and below it what is wrong and what can be done."""
     if not states:
         print("no snapshots")
@@ -29,7 +29,7 @@ def emit_states(states: list[State]) -> None:
             say(printable(f"dmcopy: {state.name}: '{state.working}' is at work"))
 
 
-def _row(state: State) -> list[str]:
+def _row(state: SnapshotState) -> list[str]:
     used = "" if state.used is None else format_bytes(state.used << SECTOR_SHIFT)
     return [
         state.name,

@@ -11,7 +11,7 @@ from dmcopy.io.region import IoRegion
 from dmcopy.transfer.destination import Destination, FailedRange, errno_name
 from dmcopy.transfer.opening import Opened
 from dmcopy.transfer.outcome import Outcome
-from dmcopy.transfer.session import Options
+from dmcopy.transfer.session import TransferOptions
 from dmcopy.transfer.settings import Settings
 from dmcopy.units import SECTOR_SHIFT, format_bytes, format_sectors
 
@@ -103,7 +103,7 @@ def _advise(outcome: Outcome) -> None:
 
 
 def describe_plan(
-    opened: Opened, settings: Settings | None, options: Options, *, as_json: bool
+    opened: Opened, settings: Settings | None, options: TransferOptions, *, as_json: bool
 ) -> None:
     """Say what would be done. `settings` is None when every destination is still to be made."""
     over = overwritten(opened)

@@ -13,19 +13,19 @@ from dmcopy.cli.signals import interrupting
 from dmcopy.cli.summary import describe_plan, overwritten, print_summary
 from dmcopy.errors import UsageError
 from dmcopy.transfer.events import Overwrites
-from dmcopy.transfer.opening import Opened, Request, open_all
+from dmcopy.transfer.opening import Opened, TransferRequest, open_all
 from dmcopy.transfer.outcome import Outcome
-from dmcopy.transfer.session import Options, Session
+from dmcopy.transfer.session import TransferOptions, TransferSession
 from dmcopy.units import parse_sectors
 
 
-def run_transfer(request: Request, args: argparse.Namespace) -> int:
+def run_transfer(request: TransferRequest, args: argparse.Namespace) -> int:
     """Do what was asked for, print what came of it, and return the exit code."""
     options = _options(args)
     with open_all(request, create=not args.dry_run) as opened:
         try:
             if args.dry_run:
-                settings = Session(opened, options).settings if opened.dests else None
+                settings = TransferSession(opened, options).settings if opened.dests else None
                 describe_plan(opened, settings, options, as_json=args.json)
                 return 0
             outcome = _run(opened, options, args)
@@ -44,9 +44,9 @@ def run_transfer(request: Request, args: argparse.Namespace) -> int:
     return outcome.exit_code
 
 
-def _run(opened: Opened, options: Options, args: argparse.Namespace) -> Outcome:
+def _run(opened: Opened, options: TransferOptions, args: argparse.Namespace) -> Outcome:
     renderer = make_renderer(args.progress)
-    session = Session(opened, options, renderer.show)
+    session = TransferSession(opened, options, renderer.show)
     with interrupting(session), contextlib.closing(renderer):
         if not os.path.lexists(options.map_path):  # else it is what an earlier run wrote
             for path, what in overwritten(opened).items():
@@ -54,7 +54,7 @@ def _run(opened: Opened, options: Options, args: argparse.Namespace) -> Outcome:
         return session.run()
 
 
-def _options(args: argparse.Namespace) -> Options:
+def _options(args: argparse.Namespace) -> TransferOptions:
     if not 1 <= args.throttle <= 100:
         raise UsageError(f"--throttle is a percentage from 1 to 100, not {args.throttle}")
     if not args.map_interval > 0:
@@ -63,7 +63,7 @@ def _options(args: argparse.Namespace) -> Options:
         raise UsageError("--map is the name of a file, and not an empty one")
     if args.trust_map and not args.map:
         raise UsageError("--trust-map is about a map: give --map FILE, too")
-    return Options(
+    return TransferOptions(
         backend=args.io,
         depth=args.depth,
         piece=None if args.piece is None else parse_sectors(args.piece),

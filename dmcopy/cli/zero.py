@@ -31,9 +31,9 @@ def run(args: argparse.Namespace) -> int:
     """Zero."""
     # Here and not above: the help, and what is wrong with the words, need no engine.
     from dmcopy.cli.transfers import run_transfer
-    from dmcopy.transfer.opening import Request
+    from dmcopy.transfer.opening import TransferRequest
 
-    request = Request(
+    request = TransferRequest(
         source=None,
         dests=tuple(resolve(dest) for dest in args.dests),
         dest_start=parse_sectors(args.to),

@@ -30,7 +30,7 @@ class Problem(NamedTuple):
         return f"byte {self.offset}: {self.text}"
 
 
-class Report:
+class StoreReport:
     """What `check` found: the first `LISTED` problems, and how many there are.
 
     `valid` is the header's, None where there is no header that can be read.
@@ -54,9 +54,9 @@ class Report:
 
 def check(
     device: CowDevice, *, origin_sectors: int | None = None, chunk_size: int | None = None
-) -> Report:
+) -> StoreReport:
     """Look at everything on a COW. `chunk_size` is the one that its table has, in sectors."""
-    report = Report()
+    report = StoreReport()
     try:
         header = read_header(device)
     except StoreError as error:

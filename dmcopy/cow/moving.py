@@ -36,7 +36,7 @@ PROGRESS_SECONDS: Final = 0.1
 FLUSH_SECONDS: Final = 3600.0
 """A flush of a file has all of it to write, through the page cache."""
 
-Observer = Callable[[int, float], object]
+MoveObserver = Callable[[int, float], object]
 """Told how many sectors have been moved, and in how many seconds."""
 
 
@@ -80,7 +80,7 @@ class Mover:
         *,
         chunk_size: int,
         limit: int = 0,
-        observer: Observer | None = None,
+        observer: MoveObserver | None = None,
     ) -> None:
         self.interrupted = False
         self._reactor = reactor
@@ -190,7 +190,12 @@ class Mover:
 
 @contextmanager
 def make_mover(
-    dest: Device, *, chunk_size: int, mean: int, limit: int = 0, observer: Observer | None = None
+    dest: Device,
+    *,
+    chunk_size: int,
+    mean: int,
+    limit: int = 0,
+    observer: MoveObserver | None = None,
 ) -> Iterator[Mover]:
     """Yield a mover for moves of about `mean` sectors, on a reactor of its own."""
     bulk = mean >= BULK_SECTORS and "DMCOPY_IO" not in os.environ

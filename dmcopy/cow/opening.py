@@ -12,7 +12,7 @@ from dmcopy.cow.store import open_cow, read_store
 from dmcopy.errors import UsageError
 from dmcopy.io.region import IoRegion
 from dmcopy.transfer.layout import check_apart
-from dmcopy.transfer.opening import Opened, Request, is_same, open_all
+from dmcopy.transfer.opening import Opened, TransferRequest, is_same, open_all
 from dmcopy.units import SECTOR_SHIFT
 
 
@@ -28,7 +28,7 @@ def opened_extract(
     _check_paths(cow, origin, out)
     with open_cow(cow) as device:
         chunk_bytes = read_store(device).layout.chunk_bytes
-        with open_all(Request(origin, (out,))) as opened:
+        with open_all(TransferRequest(origin, (out,))) as opened:
             try:
                 assert opened.source is not None
                 source = _fitting(opened, opened.source, chunk_bytes, write=False)

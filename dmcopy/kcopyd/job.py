@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from dmcopy.errors import DeadlineError
 from dmcopy.io.region import IoRegion
-from dmcopy.kcopyd.work import Work
+from dmcopy.kcopyd.queued import QueuedCopy
 from dmcopy.ranges import RangeSet
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Job:
             self.client.reactor.report(error)
 
 
-class CopyJob(Job, Work):
+class CopyJob(Job, QueuedCopy):
     """A copy that `Client.copy` or `Client.zero` started.
 
     `source` and `dests` are its regions; a job that `zeroes` has its first destination for a

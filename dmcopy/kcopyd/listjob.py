@@ -18,8 +18,8 @@ from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import ListCopyIo, Memory, Part
 from dmcopy.kcopyd.job import Failure, Job, Notify
 from dmcopy.kcopyd.moves import Move, Placed, gather, scatter
+from dmcopy.kcopyd.queued import QueuedCopy
 from dmcopy.kcopyd.subjob import cut
-from dmcopy.kcopyd.work import Work
 from dmcopy.units import PAGE_SECTORS, SECTOR_SHIFT
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class ListJob(Job):
         return moves
 
 
-class Window(Work, ListCopyIo):
+class Window(QueuedCopy, ListCopyIo):
     """Moves that are under way together: all reads, then all writes.
 
     It is given pages for twice what it moves, because what lies between two reads is read along.

@@ -14,13 +14,13 @@ from typing import Any
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import CopyIo, Extent, Io, Memory, Op
 from dmcopy.kcopyd.job import CopyJob, Flag
-from dmcopy.kcopyd.work import Work
+from dmcopy.kcopyd.queued import QueuedCopy
 
 ZERO_BLOCK_BYTES = 4096
 _IGNORE_ERROR, _SPARSE = int(Flag.IGNORE_ERROR), int(Flag.SPARSE)
 
 
-class SubJob(Work):
+class SubJob(QueuedCopy):
     """One slice of a job, `offset` sectors from its start."""
 
     alone = True  # a slice is as long as requests get

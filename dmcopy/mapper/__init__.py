@@ -6,7 +6,7 @@ from dmcopy.lazy import attributes
 
 if TYPE_CHECKING:
     from dmcopy.mapper.base import Mapper
-    from dmcopy.mapper.device import Device
+    from dmcopy.mapper.device import DmDevice
     from dmcopy.mapper.kernel import KernelMapper
     from dmcopy.mapper.mapped_io import MappedIo
     from dmcopy.mapper.userspace import UserMapper
@@ -14,10 +14,10 @@ else:
     __getattr__ = attributes(
         __name__,
         base="Mapper",
-        device="Device",
+        device="DmDevice",
         kernel="KernelMapper",
         mapped_io="MappedIo",
         userspace="UserMapper",
     )
 
-__all__ = ["Device", "KernelMapper", "MappedIo", "Mapper", "UserMapper"]
+__all__ = ["DmDevice", "KernelMapper", "MappedIo", "Mapper", "UserMapper"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from dmcopy.errors import BusyError, DmcopyError, UsageError
-from dmcopy.mapper.device import Device
+from dmcopy.mapper.device import DmDevice
 from dmcopy.status import StatusLine
 from dmcopy.table import ConciseDevice, Table
 
@@ -38,7 +38,7 @@ class Version(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceInfo:
+class DmInfo:
     """What an engine knows of a mapped device. `events` counts from 0 at its creation."""
 
     name: str
@@ -91,7 +91,7 @@ class Mapper(abc.ABC):
         readonly: bool = False,
         minor: int | None = None,
         keep: bool = False,
-    ) -> Device:
+    ) -> DmDevice:
         """Make a device, load `table` and resume it; without a table, only make it.
 
         All or nothing: after an error there is no device of that name. `keep` says that it is meant
@@ -138,11 +138,11 @@ class Mapper(abc.ABC):
         """Give a device that has no UUID one; it cannot be changed afterwards."""
 
     @abc.abstractmethod
-    def ls(self) -> list[DeviceInfo]:
+    def ls(self) -> list[DmInfo]:
         """Return every mapped device, by name."""
 
     @abc.abstractmethod
-    def info(self, name: str) -> DeviceInfo:
+    def info(self, name: str) -> DmInfo:
         """Return what is known of a device."""
 
     @abc.abstractmethod
@@ -210,13 +210,13 @@ class Mapper(abc.ABC):
         """Return whether there is a device of this name."""
         return any(info.name == name for info in self.ls())
 
-    def handle(self, name: str) -> Device:
+    def handle(self, name: str) -> DmDevice:
         """Return a handle on a device that is there already."""
-        return Device(self, name)
+        return DmDevice(self, name)
 
-    def create_all(self, devices: list[ConciseDevice], *, keep: bool = False) -> list[Device]:
+    def create_all(self, devices: list[ConciseDevice], *, keep: bool = False) -> list[DmDevice]:
         """Create devices in order, all or none: after an error those made so far are gone."""
-        made: list[Device] = []
+        made: list[DmDevice] = []
         try:
             for one in devices:
                 made.append(
@@ -246,7 +246,7 @@ class Mapper(abc.ABC):
             raise
 
     @contextlib.contextmanager
-    def device(self, name: str, table: Table, *, readonly: bool = False) -> Iterator[Device]:
+    def device(self, name: str, table: Table, *, readonly: bool = False) -> Iterator[DmDevice]:
         """Make a device for the length of a `with` block, under a name with this mapper's prefix.
 
         At the end it is resumed if it was left suspended, and removed. When the block raised, that
@@ -275,7 +275,7 @@ class Mapper(abc.ABC):
         if info.suspended and info.live:
             self.resume(name, flush=False, lockfs=False)
 
-    def _finish(self, made: Device) -> None:
+    def _finish(self, made: DmDevice) -> None:
         try:
             self.remove(made.name, timeout=QUICK_SECONDS)
         except BusyError:
@@ -291,7 +291,7 @@ class Stack:
         self._mapper = mapper
         self._exits = exits
 
-    def device(self, name: str, table: Table, *, readonly: bool = False) -> Device:
+    def device(self, name: str, table: Table, *, readonly: bool = False) -> DmDevice:
         """Make a device that lives until the stack ends; see `Mapper.device`."""
         return self._exits.enter_context(self._mapper.device(name, table, readonly=readonly))
 

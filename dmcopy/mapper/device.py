@@ -11,11 +11,11 @@ from dmcopy.status import Status, StatusLine
 from dmcopy.table import Table
 
 if TYPE_CHECKING:
-    from dmcopy.mapper.base import DeviceInfo, Mapper
+    from dmcopy.mapper.base import DmInfo, Mapper
     from dmcopy.mapper.mapped_io import MappedIo
 
 
-class Device:
+class DmDevice:
     """A mapped device of `mapper`. Can be opened: `open(device)` opens its node."""
 
     def __init__(self, mapper: Mapper, name: str) -> None:
@@ -23,7 +23,7 @@ class Device:
         self.name = name
 
     def __repr__(self) -> str:
-        return f"<Device {self.name!r}>"
+        return f"<DmDevice {self.name!r}>"
 
     def __fspath__(self) -> str:
         return self.path
@@ -34,7 +34,7 @@ class Device:
         return self.mapper.path(self.name)
 
     @property
-    def info(self) -> DeviceInfo:
+    def info(self) -> DmInfo:
         """What the engine knows of it now."""
         return self.mapper.info(self.name)
 
@@ -58,7 +58,7 @@ class Device:
         return self.mapper.open(self.name)
 
     @contextlib.contextmanager
-    def paused(self, *, flush: bool = True, lockfs: bool = True) -> Iterator[Device]:
+    def paused(self, *, flush: bool = True, lockfs: bool = True) -> Iterator[DmDevice]:
         """Suspend for the length of a `with` block; a table loaded meanwhile is active after it."""
         self.suspend(flush=flush, lockfs=lockfs)
         try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from dmcopy.mapper.base import DeviceInfo, Mapper
+from dmcopy.mapper.base import DmInfo, Mapper
 
 CONTROL = "/dev/mapper/control"
 # DM_DEV_ARM_POLL of include/uapi/linux/dm-ioctl.h (4.37.0, kernel 4.14): from then on, the file is
@@ -53,7 +53,7 @@ def follow(
             known = now
 
 
-def _differences(before: dict[str, DeviceInfo], now: dict[str, DeviceInfo]) -> Iterator[Event]:
+def _differences(before: dict[str, DmInfo], now: dict[str, DmInfo]) -> Iterator[Event]:
     moment = time.time()
     for name, info in now.items():
         old = before.get(name)

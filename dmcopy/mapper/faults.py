@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from dmcopy.errors import UsageError
 from dmcopy.mapper.base import Mapper
-from dmcopy.mapper.device import Device
+from dmcopy.mapper.device import DmDevice
 from dmcopy.table import Delay, Delayed, Error, Flakey, Linear, Table, TableLine, Target, Zero
 from dmcopy.units import parse_count
 
@@ -28,7 +28,7 @@ class Faulty:
     meets the fault. A device with I/O that never ends can be healed only that way.
     """
 
-    def __init__(self, device: Device, table: Table | None = None) -> None:
+    def __init__(self, device: DmDevice, table: Table | None = None) -> None:
         self.device = device
         self.healthy = table if table is not None else device.table
         self.table = self.healthy

@@ -27,13 +27,13 @@ from dmcopy.mapper import names
 from dmcopy.mapper.base import (
     PREFIX,
     QUICK_SECONDS,
-    DeviceInfo,
+    DmInfo,
     Mapper,
     Version,
     check_name,
     note_failure,
 )
-from dmcopy.mapper.device import Device
+from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.dmsetup import Dmsetup, DmsetupError
 from dmcopy.mapper.listing import FIELDS, RAW_NAMES, parse_deps, parse_info, parse_lines_of
 from dmcopy.mapper.passing import missing_device, table_text
@@ -114,7 +114,7 @@ class KernelMapper(Mapper):
         readonly: bool = False,
         minor: int | None = None,
         keep: bool = False,
-    ) -> Device:
+    ) -> DmDevice:
         """Make a device; see `Mapper.create`."""
         names.checked(name)
         uuid = names.checked_uuid(uuid)
@@ -136,7 +136,7 @@ class KernelMapper(Mapper):
             raise
         if not uuid:
             self.ledger.identify(entry, disk_mark(names.number_of(name)))
-        return Device(self, name)
+        return DmDevice(self, name)
 
     def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
         """Load a table beside the active one; see `Mapper.load`."""
@@ -199,11 +199,11 @@ class KernelMapper(Mapper):
             hint = f"it has the UUID {had} already, and the kernel does not change one"
             raise DeviceError(name, "set its UUID", error.errno, hint) from error
 
-    def ls(self) -> list[DeviceInfo]:
+    def ls(self) -> list[DmInfo]:
         """Return every mapped device of this kernel, by name."""
         return sorted(parse_info(self._info()), key=lambda info: info.name)
 
-    def info(self, name: str) -> DeviceInfo:
+    def info(self, name: str) -> DmInfo:
         """Return what is known of a device; see `Mapper.info`."""
         found = parse_info(self._ask("look at it", name, self._info, "--", name))
         if not found:

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from dmcopy.mapper import names
-from dmcopy.mapper.base import DeviceInfo
+from dmcopy.mapper.base import DmInfo
 
 FIELDS: Final = (
     "mangled_name,mangled_uuid,major,minor,open,segments,events,tables_loaded,suspended,readonly"
@@ -17,7 +17,7 @@ _NAMED: Final = re.compile(r"(.+?): (\d+ \d+ .*|\d+ dependencies.*|)")
 RAW_NAMES: Final = ("--manglename", "none")
 
 
-def parse_info(text: str) -> list[DeviceInfo]:
+def parse_info(text: str) -> list[DmInfo]:
     """Return the devices of lines with `FIELDS` between bars; other lines are none.
 
     A mangled name has neither a bar nor a line break in it, whatever the name has.
@@ -59,8 +59,8 @@ def _device(
     tables: str,
     suspended: str,
     readonly: str,
-) -> DeviceInfo:
-    return DeviceInfo(
+) -> DmInfo:
+    return DmInfo(
         name=names.unmangle(name),
         uuid=names.unmangle(uuid),
         number=(int(major), int(minor)),

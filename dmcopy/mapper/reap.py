@@ -16,7 +16,7 @@ from dmcopy.block.loop import LoopDevice, detach
 from dmcopy.block.sysfs import DISK_MARK, disk_mark
 from dmcopy.errors import DmcopyError
 from dmcopy.ledger import Entry, Ledger, alive
-from dmcopy.mapper.base import DeviceInfo, Mapper
+from dmcopy.mapper.base import DmInfo, Mapper
 from dmcopy.mapper.cookies import left_behind
 from dmcopy.mapper.noted import run_tool
 from dmcopy.mapper.tree import top_down, with_deps
@@ -109,7 +109,7 @@ class Reaper:
             key=lambda entry: (rank[entry.kind], height.get(entry.uuid, 0), newest[entry.id]),
         )
 
-    def _devices(self, entries: list[Entry]) -> list[DeviceInfo]:
+    def _devices(self, entries: list[Entry]) -> list[DmInfo]:
         if not any(entry.kind == "dm" for entry in entries):
             return []
         return top_down(with_deps(self.mapper))
@@ -191,12 +191,12 @@ class Reaper:
         return True
 
 
-def _marks(info: DeviceInfo) -> set[str]:
+def _marks(info: DmInfo) -> set[str]:
     """Return what the ledger may have noted of a device: its UUID, or what marks its disk."""
     return {info.uuid, disk_mark(info.number)} - {""}
 
 
-def _carries(info: DeviceInfo, mark: str) -> bool:
+def _carries(info: DmInfo, mark: str) -> bool:
     return info.uuid == mark or (mark.startswith(DISK_MARK) and disk_mark(info.number) == mark)
 
 

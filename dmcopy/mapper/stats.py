@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from dmcopy.errors import UsageError
 
 if TYPE_CHECKING:
-    from dmcopy.mapper.device import Device
+    from dmcopy.mapper.device import DmDevice
 
 PROGRAM_ID = "dmcopy"
 
@@ -51,13 +51,13 @@ class Counters:
 class StatsRegion:
     """A range of `device` whose I/O the engine counts, in areas of equal size."""
 
-    device: Device
+    device: DmDevice
     id: int
 
     @classmethod
     def create(
         cls,
-        device: Device,
+        device: DmDevice,
         start: int | None = None,
         length: int | None = None,
         *,
@@ -87,7 +87,7 @@ class StatsRegion:
         self.device.message("@stats_delete", str(self.id))
 
 
-def regions(device: Device, program_id: str = "") -> dict[int, str]:
+def regions(device: DmDevice, program_id: str = "") -> dict[int, str]:
     """Return the regions of `device` by number, as the engine describes them."""
     words = [program_id] if program_id else []
     answer = device.message("@stats_list", *words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from dmcopy.mapper.base import DeviceInfo, Mapper
+from dmcopy.mapper.base import DmInfo, Mapper
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,27 +14,27 @@ class Node:
 
     name: str
     devno: str
-    info: DeviceInfo | None
+    info: DmInfo | None
     below: tuple[Node, ...] = ()
 
 
-def with_deps(mapper: Mapper) -> list[DeviceInfo]:
+def with_deps(mapper: Mapper) -> list[DmInfo]:
     """Return every device with the devices under it."""
     devices = mapper.ls()
     deps = mapper.all_deps() if devices else {}
     return [replace(info, deps=deps.get(info.name, ())) for info in devices]
 
 
-def tree(devices: list[DeviceInfo]) -> list[Node]:
+def tree(devices: list[DmInfo]) -> list[Node]:
     """Return the devices that nothing stands on, each with all that it stands on."""
     by_number = {info.devno: info for info in devices}
     used = {number for info in devices for number in info.deps}
     return [_node(info.devno, by_number) for info in devices if info.devno not in used]
 
 
-def top_down(devices: list[DeviceInfo]) -> list[DeviceInfo]:
+def top_down(devices: list[DmInfo]) -> list[DmInfo]:
     """Return the devices in an order in which they can be removed."""
-    found: list[DeviceInfo] = []
+    found: list[DmInfo] = []
     left = list(devices)
     while left:
         used = {number for info in left for number in info.deps}
@@ -63,7 +63,7 @@ def _label(node: Node) -> str:
     return " ".join(filter(None, [node.name, f"({node.devno})"]))
 
 
-def _node(devno: str, by_number: dict[str, DeviceInfo]) -> Node:
+def _node(devno: str, by_number: dict[str, DmInfo]) -> Node:
     info = by_number.get(devno)
     if info is None:
         return Node("", devno, None)

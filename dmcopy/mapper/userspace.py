@@ -16,8 +16,8 @@ from typing import TypeVar
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, DmcopyError, UsageError
 from dmcopy.io.reactor import Reactor
 from dmcopy.mapper import names
-from dmcopy.mapper.base import DeviceInfo, Mapper, Version, check_name
-from dmcopy.mapper.device import Device
+from dmcopy.mapper.base import DmInfo, Mapper, Version, check_name
+from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.host import OpenDevice, Registry, Slot, label, refused
 from dmcopy.mapper.mapped import ActiveTable, MappedDevice
 from dmcopy.status import StatusLine, parse_status
@@ -95,7 +95,7 @@ class UserMapper(Mapper):
         readonly: bool = False,
         minor: int | None = None,
         keep: bool = False,
-    ) -> Device:
+    ) -> DmDevice:
         """Make a device; see `Mapper.create`. `minor` and `keep` mean nothing here."""
         del minor, keep
         check_name(name)
@@ -110,7 +110,7 @@ class UserMapper(Mapper):
         except BaseException:
             self._drop(slot)
             raise
-        return Device(self, name)
+        return DmDevice(self, name)
 
     def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
         """Load a table beside the active one; see `Mapper.load`.
@@ -214,15 +214,15 @@ class UserMapper(Mapper):
         slot.uuid = uuid
         slot.events += slot.mapped.active is not None  # dm_hash_rename in dm-ioctl.c
 
-    def ls(self) -> list[DeviceInfo]:
+    def ls(self) -> list[DmInfo]:
         """Return every device of this engine, by name."""
         return [self.info(name) for name in sorted(self._slots)]
 
-    def info(self, name: str) -> DeviceInfo:
+    def info(self, name: str) -> DmInfo:
         """Return what is known of a device; see `Mapper.info`."""
         slot = self._slot(name, "look at it")
         mapped = slot.mapped
-        return DeviceInfo(
+        return DmInfo(
             name=name,
             uuid=slot.uuid,
             open_count=len(slot.users),

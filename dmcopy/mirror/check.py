@@ -22,7 +22,7 @@ from dmcopy.observing import shielded
 from dmcopy.ondisk.mirror_log import MirrorLog, region_count
 from dmcopy.ranges import RangeSet
 from dmcopy.table.mirror import MAX_LEGS
-from dmcopy.transfer.events import Observer, Progress, ignore
+from dmcopy.transfer.events import Progress, TransferObserver, ignore
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
 
 PIECE: Final = 2048
@@ -32,7 +32,7 @@ _memcmp: Any = ctypes.CDLL(None).memcmp
 
 
 @dataclass
-class Report:
+class MirrorReport:
     """What a comparison found; regions are half-open ranges of their numbers.
 
     Attributes:
@@ -84,8 +84,8 @@ def compare(
     *,
     log: MirrorLog | None = None,
     reactor: Reactor | None = None,
-    observe: Observer = ignore,
-) -> Report:
+    observe: TransferObserver = ignore,
+) -> MirrorReport:
     """Compare `legs`, 2 to 9 regions of one length, in mirror regions of `region_size` sectors.
 
     `reactor`: where it runs, by default one of its own. An unreadable region is reported and does
@@ -155,10 +155,10 @@ class Comparison:
         region_size: int,
         *,
         log: MirrorLog | None = None,
-        observe: Observer = ignore,
+        observe: TransferObserver = ignore,
     ) -> None:
         _check(legs, region_size)
-        self._report = Report(region_count(legs[0].count, region_size), region_size, log=log)
+        self._report = MirrorReport(region_count(legs[0].count, region_size), region_size, log=log)
         self._report.by_leg = [RangeSet() for _ in legs[1:]]
         self._report.unreadable = [RangeSet() for _ in legs]
         self._reactor = reactor
@@ -175,7 +175,7 @@ class Comparison:
         self._began = reactor.time()
         self._told = self._began
 
-    def run(self) -> Report:
+    def run(self) -> MirrorReport:
         """Compare; return what was found."""
         self._fill()
         self._reactor.run_until(lambda: not self._active)

@@ -21,7 +21,7 @@ from dmcopy.io.region import IoRegion
 from dmcopy.io.request import Io, Op
 from dmcopy.table import TableLine
 from dmcopy.targets.base import DONE, REMAPPED, SUBMITTED, Bio, Host, Map, TargetError, register
-from dmcopy.targets.persistent import PersistentStore, Run
+from dmcopy.targets.persistent import MergeRun, PersistentStore
 from dmcopy.targets.snapshot import WAIT_SECONDS, Snapshot
 from dmcopy.targets.store import ExceptionStore
 from dmcopy.units import SECTOR_SHIFT
@@ -48,9 +48,9 @@ class SnapshotMerge(Snapshot):
         self._stopping = False
         self._failed = False
         self._merging: set[int] = set()  # the chunks that are being merged: writes to them wait
-        self._runs: Sequence[Run] = ()
-        self._bad: set[Run] = set()  # of them those that could not be copied
-        self._good: Sequence[Run] = ()  # and those before the first bad one
+        self._runs: Sequence[MergeRun] = ()
+        self._bad: set[MergeRun] = set()  # of them those that could not be copied
+        self._good: Sequence[MergeRun] = ()  # and those before the first bad one
         self._count = 0
         self._queued: list[Bio] = []
         super().__init__(line, host)
@@ -133,7 +133,7 @@ class SnapshotMerge(Snapshot):
         most = 1 if kernels else max(1, (BATCH_BYTES >> SECTOR_SHIFT) // self.chunk_size)
         self._store().last_runs(most, self._found)
 
-    def _found(self, runs: Sequence[Run], error: int) -> None:
+    def _found(self, runs: Sequence[MergeRun], error: int) -> None:
         """Merge some runs; none is the end, or an error."""
         if not runs:
             self._failed = self._failed or error != 0
@@ -143,7 +143,7 @@ class SnapshotMerge(Snapshot):
         self._runs = list(takewhile(self._is_there, runs)) or runs[:1]
         self._copy_out()
 
-    def _is_there(self, run: Run) -> bool:
+    def _is_there(self, run: MergeRun) -> bool:
         cow_end = run.new + run.count << self._shift
         return run.old << self._shift < self.origin.sectors and cow_end <= self.cow.sectors
 
@@ -183,7 +183,7 @@ class SnapshotMerge(Snapshot):
         """Copy all runs, in the order of the origin, so that neighbours go out together."""
         left = len(self._runs)
 
-        def copied(read_err: int, write_err: int, run: Run) -> None:
+        def copied(read_err: int, write_err: int, run: MergeRun) -> None:
             nonlocal left
             left -= 1
             if read_err or write_err:
@@ -233,7 +233,7 @@ class SnapshotMerge(Snapshot):
             self.host.reactor.submit(bio)
         self._next_runs()
 
-    def _fail(self, run: Run) -> None:
+    def _fail(self, run: MergeRun) -> None:
         """Stop for good at a run; what is not merged stays readable (merge_callback, shut)."""
         self._failed = True
         self._running = False

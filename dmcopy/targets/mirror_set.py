@@ -21,7 +21,7 @@ from dmcopy.kcopyd import Client, Flag, Throttle
 from dmcopy.targets.base import REQUEUE, Bio, Host
 from dmcopy.targets.dirty_log import CoreLog
 from dmcopy.targets.mirror_legs import Leg, LegError, Legs
-from dmcopy.targets.region_hash import Region, RegionHash, State
+from dmcopy.targets.region_hash import Region, RegionHash, RegionState
 from dmcopy.targets.work import Worker
 from dmcopy.units import PAGE_SECTORS
 
@@ -191,7 +191,10 @@ class MirrorSet:
             self._client.copy_chunk(place, dests, copied, flags=flags).alone = True
 
     def _read(self, bio: Bio) -> None:
-        in_sync = self.hash.state(self.region_of(bio.sector)) in (State.CLEAN, State.DIRTY)
+        in_sync = self.hash.state(self.region_of(bio.sector)) in (
+            RegionState.CLEAN,
+            RegionState.DIRTY,
+        )
         leg: Leg | None = self._legs.default
         if in_sync:
             leg = self._legs.choose()
@@ -221,12 +224,12 @@ class MirrorSet:
         to_default: list[Bio] = []
         for bio in writes:
             # A flush or a discard changes no region's state.
-            state = self.hash.state(bio.data) if bio.op == Op.WRITE else State.CLEAN
-            if state is State.RECOVERING:
+            state = self.hash.state(bio.data) if bio.op == Op.WRITE else RegionState.CLEAN
+            if state is RegionState.RECOVERING:
                 # Before anything is awaited, in which the recovery may come to its end.
                 self.hash.delay(bio.data, bio)
             else:
-                (to_default if state is State.NOSYNC else to_all).append(bio)
+                (to_default if state is RegionState.NOSYNC else to_all).append(bio)
         for bio in (*to_all, *to_default):
             if bio.op == Op.WRITE:
                 self.hash.begin_write(bio.data)

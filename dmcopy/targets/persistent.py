@@ -40,7 +40,7 @@ PREFETCH_CHUNKS = 12
 PIECE_BYTES = 1 << 20
 
 
-class Run(NamedTuple):
+class MergeRun(NamedTuple):
     """`count` exceptions of consecutive chunks, from `old` and, on the COW, from `new` on."""
 
     old: int
@@ -169,7 +169,7 @@ class PersistentStore:
         allocated = self._allocation.allocated * size & LAST_SECTOR
         return Usage(allocated, self._cow.sectors, (self._area + 2) * size)
 
-    def last_runs(self, most: int, notify: Callable[[Sequence[Run], int], object]) -> None:
+    def last_runs(self, most: int, notify: Callable[[Sequence[MergeRun], int], object]) -> None:
         """Find what to merge next: `notify(runs, error)`, the last one first.
 
         As many runs from the end of an area as have `most` chunks together, but always one, and no
@@ -324,11 +324,11 @@ class PersistentStore:
             )
         )  # fmt: skip
 
-    def _last_runs(self, most: int) -> list[Run]:
+    def _last_runs(self, most: int) -> list[MergeRun]:
         """Return the runs of exceptions that end the area."""
         end = self._committed
         entries = words(self._memory.view[: end * ENTRY_BYTES])
-        runs: list[Run] = []
+        runs: list[MergeRun] = []
         chunks: set[int] = set()
         while end:
             run = _last_run(entries, end)
@@ -340,7 +340,7 @@ class PersistentStore:
             end -= run.count
         return runs
 
-    def _read_back(self, most: int, notify: Callable[[Sequence[Run], int], object]) -> None:
+    def _read_back(self, most: int, notify: Callable[[Sequence[MergeRun], int], object]) -> None:
         """Read the area before the present one, all of whose entries count."""
         sector = self._layout.area_location(self._area) * self.chunk_size
         extents = [(0, self._layout.chunk_bytes)]
@@ -357,7 +357,7 @@ class PersistentStore:
         self._reactor.submit(Io(Op.READ, region, self._memory, extents, done))
 
 
-def _last_run(entries: Sequence[int], end: int) -> Run:
+def _last_run(entries: Sequence[int], end: int) -> MergeRun:
     """Return the run of exceptions that is last of the first `end` ones of an area."""
     old, new = entries[2 * end - 2], entries[2 * end - 1]
     count = 1
@@ -366,7 +366,7 @@ def _last_run(entries: Sequence[int], end: int) -> Run:
         if entries[place] != old - 1 or entries[place + 1] != new - 1:
             break
         old, new, count = old - 1, new - 1, count + 1
-    return Run(old, new, count)
+    return MergeRun(old, new, count)
 
 
 class _AreaReader:

@@ -23,7 +23,7 @@ from dmcopy.targets.base import Bio
 from dmcopy.targets.dirty_log import CoreLog
 
 
-class State(enum.Enum):
+class RegionState(enum.Enum):
     """What a region is in."""
 
     CLEAN = 0x01
@@ -41,7 +41,7 @@ class Region:
 
     __slots__ = ("delayed", "number", "pending", "state")
 
-    def __init__(self, number: int, state: State) -> None:
+    def __init__(self, number: int, state: RegionState) -> None:
         self.number = number
         self.state = state
         self.pending = 0
@@ -78,19 +78,19 @@ class RegionHash:
         self.recovering = 0
         self.flush_failure = False
 
-    def state(self, number: int) -> State:
+    def state(self, number: int) -> RegionState:
         """Return the state of a region."""
         region = self._regions.get(number)
         if region is not None:
             return region.state
-        return State.CLEAN if self._log.in_sync[number] else State.NOSYNC
+        return RegionState.CLEAN if self._log.in_sync[number] else RegionState.NOSYNC
 
     def begin_write(self, number: int) -> None:
         """Count a write that is about to go out; the log must be flushed before it does."""
         region = self._find(number)
         region.pending += 1
-        if region.state is State.CLEAN:
-            region.state = State.DIRTY
+        if region.state is RegionState.CLEAN:
+            region.state = RegionState.DIRTY
             self._clean.pop(number, None)
             self._log.mark(number)
 
@@ -102,15 +102,15 @@ class RegionHash:
             return
         if self.flush_failure:
             # A flush failed some time ago: this write may not be on every leg.
-            was_recovering = region.state is State.RECOVERING
-            region.state = State.NOSYNC
+            was_recovering = region.state is RegionState.RECOVERING
+            region.state = RegionState.NOSYNC
             if was_recovering:  # the kernel would wait for it for ever
                 self._end_resync(region, False)
-        elif region.state is State.RECOVERING:
+        elif region.state is RegionState.RECOVERING:
             self._awaited = None
             self._quiesced.append(region)
-        elif region.state is State.DIRTY:
-            region.state = State.CLEAN
+        elif region.state is RegionState.DIRTY:
+            region.state = RegionState.CLEAN
             self._clean[number] = region
         self._wake()
 
@@ -122,8 +122,8 @@ class RegionHash:
         """A write to the region reached some legs and not others."""
         self._log.set_in_sync(number, False)
         region = self._find(number)
-        was_recovering = region.state is State.RECOVERING
-        region.state = State.NOSYNC
+        was_recovering = region.state is RegionState.RECOVERING
+        region.state = RegionState.NOSYNC
         self._clean.pop(number, None)
         if was_recovering:
             self._end_resync(region, False)
@@ -165,7 +165,7 @@ class RegionHash:
             self._tokens -= 1
             self.recovering += 1
             region = self._find(number)
-            region.state = State.RECOVERING
+            region.state = RegionState.RECOVERING
             self._clean.pop(number, None)
             if region.pending:
                 self._awaited = region
@@ -185,7 +185,7 @@ class RegionHash:
         region = self._regions.get(number)
         if region is None:
             region = self._regions[number] = Region(number, self.state(number))
-            if region.state is State.CLEAN:
+            if region.state is RegionState.CLEAN:
                 self._clean[number] = region
         return region
 

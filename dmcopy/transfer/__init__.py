@@ -1,7 +1,7 @@
 """Whole-device copies for people: plan, errors per destination, map, verification, progress.
 
-with open_all(Request("/dev/sdb", ("/dev/sdc", "backup.img"))) as opened:
-    outcome = Session(opened, Options(verify=True)).run()
+with open_all(TransferRequest("/dev/sdb", ("/dev/sdc", "backup.img"))) as opened:
+    outcome = TransferSession(opened, TransferOptions(verify=True)).run()
     print(outcome.exit_code, outcome.as_dict())
 
 
@@ -15,31 +15,31 @@ from dmcopy.lazy import attributes
 if TYPE_CHECKING:
     from dmcopy.transfer.copy import Transfer
     from dmcopy.transfer.destination import Destination, FailedRange
-    from dmcopy.transfer.opening import Opened, Request, open_all
+    from dmcopy.transfer.opening import Opened, TransferRequest, open_all
     from dmcopy.transfer.outcome import Outcome
-    from dmcopy.transfer.plan import Piece, Plan
-    from dmcopy.transfer.session import Options, Session
+    from dmcopy.transfer.plan import Piece, TransferPlan
+    from dmcopy.transfer.session import TransferOptions, TransferSession
 else:
     __getattr__ = attributes(
         __name__,
         copy="Transfer",
         destination="Destination FailedRange",
-        opening="Opened Request open_all",
+        opening="Opened TransferRequest open_all",
         outcome="Outcome",
-        plan="Piece Plan",
-        session="Options Session",
+        plan="Piece TransferPlan",
+        session="TransferOptions TransferSession",
     )
 
 __all__ = [
     "Destination",
     "FailedRange",
     "Opened",
-    "Options",
     "Outcome",
     "Piece",
-    "Plan",
-    "Request",
-    "Session",
     "Transfer",
+    "TransferOptions",
+    "TransferPlan",
+    "TransferRequest",
+    "TransferSession",
     "open_all",
 ]

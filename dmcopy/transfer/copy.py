@@ -27,7 +27,7 @@ from dmcopy.transfer import events
 from dmcopy.transfer.destination import GONE, HOPELESS, Destination, Failures
 from dmcopy.transfer.durability import INTERVAL_SECONDS, Durability
 from dmcopy.transfer.pace import Pace
-from dmcopy.transfer.plan import Piece, Plan
+from dmcopy.transfer.plan import Piece, TransferPlan
 
 OnError = Literal["stop", "skip"]
 PATIENCE_SECONDS: Final = 0.6
@@ -64,10 +64,10 @@ class Transfer:
     def __init__(
         self,
         client: Client,
-        plan: Plan,
+        plan: TransferPlan,
         *,
         on_error: OnError = "stop",
-        observer: events.Observer = events.ignore,
+        observer: events.TransferObserver = events.ignore,
         saved: Callable[[Transfer], object] | None = None,
         interval: float = INTERVAL_SECONDS,
         outstanding: int = 16,

@@ -94,9 +94,11 @@ class Mismatch(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count, which is not used
 
 
-Event = Started | Overwrites | Progress | ReadFailed | WriteFailed | Dropped | MapFailed | Mismatch
-Observer = Callable[[Event], None]
+TransferEvent = (
+    Started | Overwrites | Progress | ReadFailed | WriteFailed | Dropped | MapFailed | Mismatch
+)
+TransferObserver = Callable[[TransferEvent], None]
 
 
-def ignore(event: Event) -> None:
+def ignore(event: TransferEvent) -> None:
     """Observe nothing."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from dmcopy.block import BlockDevice
-from dmcopy.block.storage import Extent, extents
+from dmcopy.block.storage import StorageExtent, extents
 from dmcopy.errors import UsageError
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.units import SECTOR_SHIFT
@@ -41,12 +41,12 @@ def check_over(path: str, dests: Sequence[Device]) -> None:
             raise UsageError(f"{path} and {dest.path} are the same storage: give one of them")
 
 
-def _extents(region: IoRegion) -> tuple[Extent, ...]:
+def _extents(region: IoRegion) -> tuple[StorageExtent, ...]:
     start, length = region.sector << SECTOR_SHIFT, region.count << SECTOR_SHIFT
     return extents(region.device.identity, start, length)
 
 
-def _shared(some: Sequence[Extent], others: Sequence[Extent]) -> str:
+def _shared(some: Sequence[StorageExtent], others: Sequence[StorageExtent]) -> str:
     touching = [(one, other) for one in some for other in others if one.touches(other)]
     if any(one.identity == other.identity for one, other in touching):
         return "it is the same storage"

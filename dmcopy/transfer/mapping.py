@@ -9,7 +9,7 @@ from dmcopy.ranges import RangeSet
 from dmcopy.transfer.copy import Transfer
 from dmcopy.transfer.destination import Destination
 from dmcopy.transfer.mapfile import BAD, DONE, UNTRIED, UNTRIMMED, Block, MapFile, surround
-from dmcopy.transfer.plan import Plan
+from dmcopy.transfer.plan import TransferPlan
 from dmcopy.units import SECTOR_SHIFT
 
 
@@ -51,13 +51,13 @@ def _settled(dest: Destination, count: int) -> RangeSet:
     return settled
 
 
-def extent(plan: Plan) -> tuple[int, int]:
+def extent(plan: TransferPlan) -> tuple[int, int]:
     """Return where the copied range of the source begins and ends, in bytes."""
     base = plan.source.sector if plan.source else 0
     return base << SECTOR_SHIFT, base + plan.count << SECTOR_SHIFT
 
 
-def offsets_of(content: MapFile, status: str, plan: Plan) -> RangeSet:
+def offsets_of(content: MapFile, status: str, plan: TransferPlan) -> RangeSet:
     """Return the offsets of the whole sectors that have a status, within the copied range."""
     base = plan.source.sector if plan.source else 0
     found = RangeSet()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dmcopy.errors import UsageError
 from dmcopy.ranges import RangeSet
-from dmcopy.transfer.state import DestState, Place, State
+from dmcopy.transfer.state import DestState, Place, TransferState
 from dmcopy.units import format_sectors
 
 
@@ -36,7 +36,7 @@ class Matching:
             )
         return [RangeSet() if self._is_new(dest) else done for dest in self.dests]
 
-    def with_states(self, found: State, done: RangeSet) -> list[RangeSet]:
+    def with_states(self, found: TransferState, done: RangeSet) -> list[RangeSet]:
         """Return what each destination has, in whatever order they are given this time."""
         self._check_source(found)
         foreign = _unknown(done, found)
@@ -48,7 +48,7 @@ class Matching:
             )
         return self._had(found.destinations, done, foreign)
 
-    def _check_source(self, found: State) -> None:
+    def _check_source(self, found: TransferState) -> None:
         """Refuse the state of a copy of another source, or of another range of it."""
         before, now = found.source, self.source
         here = found.count == self.count and (before and before.start) == (now and now.start)
@@ -123,7 +123,7 @@ class Matching:
         )
 
 
-def _unknown(done: RangeSet, found: State) -> RangeSet:
+def _unknown(done: RangeSet, found: TransferState) -> RangeSet:
     """Return what a map calls done and no destination is known to have."""
     known = RangeSet(pair for state in found.destinations for pair in state.written)
     for state in found.destinations:

@@ -26,7 +26,7 @@ from dmcopy.units import MAX_COUNT, SECTOR_SHIFT, SECTOR_SIZE, format_sectors
 _DEVICES, _SHARED_MEMORY = "/dev/", "/dev/shm/"
 
 
-class Request(NamedTuple):
+class TransferRequest(NamedTuple):
     """What a user asked for, in sectors. `source` None: zeroes. `count` None: all there is."""
 
     source: str | None
@@ -66,7 +66,7 @@ class Opened:
         self.created.clear()
 
 
-def open_all(request: Request, *, create: bool = True) -> Opened:
+def open_all(request: TransferRequest, *, create: bool = True) -> Opened:
     """Open everything that `request` names. Raises UsageError, BusyError, DeviceError.
 
     Files that are not there are created, sparse and as long as needed; without `create` they are
@@ -86,7 +86,7 @@ def open_all(request: Request, *, create: bool = True) -> Opened:
     return opened
 
 
-def _check_names(request: Request) -> None:
+def _check_names(request: TransferRequest) -> None:
     check_number(len(request.dests))
     if request.count is not None and request.count <= 0:
         raise UsageError(f"{request.count} sectors: there is nothing to write")
@@ -99,7 +99,7 @@ def _check_names(request: Request) -> None:
         seen[key] = path
 
 
-def _open_source(opened: Opened, request: Request) -> None:
+def _open_source(opened: Opened, request: TransferRequest) -> None:
     if request.source is None:
         return
     device = opened.device(request.source, write=False)
@@ -121,7 +121,7 @@ def _open_source(opened: Opened, request: Request) -> None:
     opened.source = IoRegion(_reachable(opened, device, start, count, write=False), start, count)
 
 
-def _open_dest(opened: Opened, request: Request, path: str, create: bool) -> None:
+def _open_dest(opened: Opened, request: TransferRequest, path: str, create: bool) -> None:
     start = request.dest_start
     count = opened.source.count if opened.source else request.count
     if start + (count or 0) > MAX_COUNT >> SECTOR_SHIFT:

@@ -47,7 +47,7 @@ class Piece(NamedTuple):
         )
 
 
-class Plan:
+class TransferPlan:
     """A checked copy of `source` (None: zeroes) to `dests`, in pieces of at most `piece` sectors.
 
     `holes`: offsets where the source is known to be zeroes; `empty`: those where each destination
@@ -77,9 +77,9 @@ class Plan:
                 f"have blocks of {self.block << SECTOR_SHIFT} bytes"
             )
 
-    def with_piece(self, piece: int) -> Plan:
+    def with_piece(self, piece: int) -> TransferPlan:
         """Return the same copy in pieces of another length, in sectors."""
-        return Plan(self.source, self.dests, piece, self.sparse, self.holes, self.empty)
+        return TransferPlan(self.source, self.dests, piece, self.sparse, self.holes, self.empty)
 
     @property
     def count(self) -> int:

@@ -16,14 +16,14 @@ from dmcopy.transfer.copy import OnError, Transfer
 from dmcopy.transfer.durability import INTERVAL_SECONDS
 from dmcopy.transfer.opening import Opened, is_same
 from dmcopy.transfer.outcome import Outcome
-from dmcopy.transfer.plan import Plan, block_of, find_holes
+from dmcopy.transfer.plan import TransferPlan, block_of, find_holes
 from dmcopy.transfer.settings import Settings, choose
 
 if TYPE_CHECKING:
-    from dmcopy.transfer.store import Store
+    from dmcopy.transfer.store import StateStore
 
 
-class Options(NamedTuple):
+class TransferOptions(NamedTuple):
     """How to copy. None: chosen for the devices. `throttle` is a percentage, `piece` in sectors.
 
     `limit`: bytes a second, 0: as many as there are.
@@ -44,14 +44,14 @@ class Options(NamedTuple):
     trust_map: bool = False
 
 
-class Session:
+class TransferSession:
     """Runs one copy over devices that are open already. `interrupt` may come from a signal."""
 
     def __init__(
         self,
         opened: Opened,
-        options: Options,
-        observer: events.Observer = events.ignore,
+        options: TransferOptions,
+        observer: events.TransferObserver = events.ignore,
     ) -> None:
         self.options = options
         self._opened = opened
@@ -74,7 +74,7 @@ class Session:
             block = block_of((source, *dests) if source else dests)
             holes = find_holes(source, block) if source else holes
             empty = tuple(find_holes(dest, block) for dest in dests)
-        self.plan = Plan(source, dests, self.settings.piece, options.sparse, holes, empty)
+        self.plan = TransferPlan(source, dests, self.settings.piece, options.sparse, holes, empty)
         self._reactor: Reactor | None = None
         self._store = self._make_store()
 
@@ -124,11 +124,11 @@ class Session:
             outcome.map_path = ""
         return outcome
 
-    def _make_store(self) -> Store | None:
+    def _make_store(self) -> StateStore | None:
         path = self.options.map_path
         if not path:
             return None
-        from dmcopy.transfer.store import SUFFIX, Store  # not for a copy without a map
+        from dmcopy.transfer.store import SUFFIX, StateStore  # not for a copy without a map
 
         devices = [region.device.path for region in self.plan.regions]
         devices += [missing for missing, _ in self._opened.missing]
@@ -137,9 +137,9 @@ class Session:
                 raise UsageError(f"{name} cannot be the map: it is {used}, which is to be copied")
         if is_same(path, [path + SUFFIX]):
             raise UsageError(f"{path} cannot be the map: {path + SUFFIX} is the same file")
-        return Store(path, trust=self.options.trust_map)
+        return StateStore(path, trust=self.options.trust_map)
 
-    def _open_map(self, store: Store, outcome: Outcome) -> None:
+    def _open_map(self, store: StateStore, outcome: Outcome) -> None:
         """Resume where a map ends; save it once before the first write, to see that it works."""
         transfer = outcome.transfer
         retry = self.options.retry or self.options.on_error == "stop"

@@ -55,7 +55,7 @@ class DestState:
 
 
 @dataclass(frozen=True)
-class State:
+class TransferState:
     """The whole: what is copied, which of its sectors are bad, what each destination has."""
 
     source: Place | None
@@ -64,7 +64,7 @@ class State:
     destinations: tuple[DestState, ...]
 
 
-def build(state: State) -> str:
+def build(state: TransferState) -> str:
     """Return the text of a state."""
     return json.dumps(
         {
@@ -86,7 +86,7 @@ def build(state: State) -> str:
     )
 
 
-def parse(text: str, path: str) -> State:
+def parse(text: str, path: str) -> TransferState:
     """Parse the text of `path`. Raises MetadataError for whatever is no state."""
     try:
         found = json.loads(text)
@@ -103,9 +103,9 @@ def _rows(failures: Iterable[FailedRange]) -> list[list[int | str]]:
     return [[start, end - start, errno_name(error)] for start, end, error in failures]
 
 
-def _state(found: Any) -> State:
+def _state(found: Any) -> TransferState:
     count = _number(found["count"], 1)
-    return State(
+    return TransferState(
         None if found["source"] is None else _place(found["source"]),
         count,
         _failures(found["errors"], count),

@@ -29,13 +29,13 @@ from dmcopy.transfer.identity import identify
 from dmcopy.transfer.mapfile import BAD, DONE, Block, MapFile
 from dmcopy.transfer.mapping import extent, inward, make_map, offsets_of
 from dmcopy.transfer.matching import Matching
-from dmcopy.transfer.state import DestState, Place, State
+from dmcopy.transfer.state import DestState, Place, TransferState
 
 SUFFIX: Final = ".dests"
 _MOST_BYTES: Final = 1 << 28  # a map of two million blocks; a longer file is an image, not a map
 
 
-class Store:
+class StateStore:
     """The map file `path` and its companion.
 
     `trust`: what the map calls done, every destination has, whatever is known of them. Raises
@@ -129,8 +129,8 @@ class Store:
         start, end = extent(plan)
         self._around = [b for b in content.blocks if b.position < start or b.end > end]
 
-    def _describe(self, transfer: Transfer) -> State:
-        return State(
+    def _describe(self, transfer: Transfer) -> TransferState:
+        return TransferState(
             self._source,
             transfer.plan.count,
             tuple(transfer.bad),

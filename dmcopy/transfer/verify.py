@@ -20,7 +20,7 @@ from dmcopy.ranges import RangeSet
 from dmcopy.transfer import events
 from dmcopy.transfer.destination import Destination, Failures
 from dmcopy.transfer.pace import Pace
-from dmcopy.transfer.plan import Piece, Plan, find_holes
+from dmcopy.transfer.plan import Piece, TransferPlan, find_holes
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT, SECTOR_SIZE
 
 _libc = ctypes.CDLL(None)
@@ -70,12 +70,12 @@ class Verifier:
     def __init__(
         self,
         reactor: Reactor,
-        plan: Plan,
+        plan: TransferPlan,
         dests: Sequence[Destination],
         *,
         pages: int,
         depth: int = 8,
-        observer: events.Observer = events.ignore,
+        observer: events.TransferObserver = events.ignore,
         limit: int = 0,
     ) -> None:
         self.result = Verified(len(dests))
@@ -215,7 +215,7 @@ class Verifier:
         self._observe(events.Progress("verify", self._checked, self._total, checked, seconds))
 
 
-def _piece_sectors(plan: Plan, pages: int) -> int:
+def _piece_sectors(plan: TransferPlan, pages: int) -> int:
     """Return the longest piece, at most the copy's, that fits into `pages` pages."""
     fits = pages * PAGE_SIZE >> SECTOR_SHIFT
     return max(plan.block, min(plan.piece, fits // plan.block * plan.block))

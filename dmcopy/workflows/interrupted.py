@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dmcopy.errors import BusyError, MetadataError, UsageError
-from dmcopy.mapper.base import DeviceInfo, Mapper
+from dmcopy.mapper.base import DmInfo, Mapper
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.record import Record
 
@@ -70,7 +70,7 @@ def forget(
     return text
 
 
-def _left(info: DeviceInfo) -> str:
+def _left(info: DmInfo) -> str:
     """Return a phrase for a device that is left: with how to release I/O that waits for it."""
     cures = [f"'dmcopy dm clear {info.name}'"] if info.inactive else []
     cures += [f"'dmcopy dm resume {info.name}'"] if info.suspended else []

@@ -30,7 +30,7 @@ tells, and such writes wait until it is replaced; with keep_log they are done by
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class MirrorOptions:
     """How a mirror is to be.
 
     Attributes:
@@ -54,7 +54,9 @@ class Options:
     force: bool = False
 
 
-def plan_from_device(mapper: Mapper, source: str, legs: Sequence[str], options: Options) -> Plan:
+def plan_from_device(
+    mapper: Mapper, source: str, legs: Sequence[str], options: MirrorOptions
+) -> Plan:
     """Plan to make the mapped device `source` a mirror, of what it is now and `legs`.
 
     What is mounted on it stays so. Its table moves to a hidden device, the first leg, which is
@@ -97,7 +99,7 @@ def plan_from_device(mapper: Mapper, source: str, legs: Sequence[str], options: 
     )
 
 
-def plan_from_legs(mapper: Mapper, name: str, legs: Sequence[str], options: Options) -> Plan:
+def plan_from_legs(mapper: Mapper, name: str, legs: Sequence[str], options: MirrorOptions) -> Plan:
     """Plan to make the mirror `name` of legs that are not in use; the first is copied to the
     others.
 
@@ -163,7 +165,7 @@ def _check_legs(site: Site, legs: Sequence[str], below: set[str], *, at_least: i
         site.check_unused(leg)
 
 
-def _check_content(site: Site, overwritten: Sequence[str], options: Options) -> None:
+def _check_content(site: Site, overwritten: Sequence[str], options: MirrorOptions) -> None:
     if not options.nosync and not options.reuse_log:
         for leg in overwritten:
             site.check_content(leg, force=options.force)
@@ -182,7 +184,7 @@ def _common_size(site: Site, legs: Sequence[str], size: int | None) -> int:
     return size or smallest
 
 
-def _log(site: Site, options: Options, length: int, legs: set[str]) -> CoreLog | DiskLog:
+def _log(site: Site, options: MirrorOptions, length: int, legs: set[str]) -> CoreLog | DiskLog:
     size = options.region_size or REGION_SIZE
     while options.region_size is None and size > length:
         size >>= 1
@@ -198,7 +200,7 @@ def _log(site: Site, options: Options, length: int, legs: set[str]) -> CoreLog |
     return log
 
 
-def _check_log_device(site: Site, options: Options, regions: int) -> None:
+def _check_log_device(site: Site, options: MirrorOptions, regions: int) -> None:
     needs = -(-log_bytes(regions) >> SECTOR_SHIFT)
     there = site.sectors(options.log)
     if there < needs:
@@ -233,7 +235,9 @@ def _log_there(device: str) -> MirrorLog | None:
         return None
 
 
-def _table(length: int, log: CoreLog | DiskLog, legs: tuple[Leg, ...], options: Options) -> Table:
+def _table(
+    length: int, log: CoreLog | DiskLog, legs: tuple[Leg, ...], options: MirrorOptions
+) -> Table:
     table = Table.of(length, MirrorTarget(log, legs, options.features or None))
     table.check()
     return table

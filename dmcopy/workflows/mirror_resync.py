@@ -49,7 +49,7 @@ class Resync(NamedTuple):
     left: float | None
 
 
-Observer = Callable[[Resync], object]
+ResyncObserver = Callable[[Resync], object]
 
 
 def ignore(progress: object) -> None:
@@ -62,7 +62,7 @@ class Waiter:
     def __init__(
         self,
         mapper: Mapper,
-        observer: Observer = ignore,
+        observer: ResyncObserver = ignore,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -133,7 +133,7 @@ class Waiter:
 class Resyncing:
     """The wait of a workflow that changed the legs of a mirror; see `Waiter`."""
 
-    def __init__(self, runner: Runner, observer: Observer) -> None:
+    def __init__(self, runner: Runner, observer: ResyncObserver) -> None:
         self._runner = runner
         self._mapper = runner.mapper
         self._waiter = Waiter(runner.mapper, observer)

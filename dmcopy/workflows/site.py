@@ -8,7 +8,7 @@ import time
 from typing import Final
 
 from dmcopy.errors import BusyError, DeadlineError, DmcopyError, UsageError
-from dmcopy.mapper.base import DeviceInfo, Mapper
+from dmcopy.mapper.base import DmInfo, Mapper
 from dmcopy.mapper.names import device_name
 from dmcopy.table import Table
 from dmcopy.workflows.machine import Machine, machine_of
@@ -27,7 +27,7 @@ class Site:
     def __init__(self, mapper: Mapper, machine: Machine | None = None) -> None:
         self.mapper = mapper
         self.machine = machine or machine_of(mapper)
-        self.infos: dict[str, DeviceInfo] = {info.name: info for info in mapper.ls()}
+        self.infos: dict[str, DmInfo] = {info.name: info for info in mapper.ls()}
         self._names = {info.devno: name for name, info in self.infos.items() if info.devno}
         for name, info in self.infos.items():
             path = mapper.path(name)
@@ -49,7 +49,7 @@ class Site:
         """Return the name of the mapped device that a device of a table is, "" if it is none."""
         return self._names.get(device) or self._names.get(self.machine.key(device), "")
 
-    def info(self, device: str) -> DeviceInfo | None:
+    def info(self, device: str) -> DmInfo | None:
         """Return what is known of the mapped device that `device` is, None if it is none."""
         return self.infos.get(self.mapped(device))
 

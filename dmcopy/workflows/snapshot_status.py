@@ -19,7 +19,7 @@ LOST: Final = (_STATES[INVALID], _STATES[OVERFLOW])
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class SnapshotState:
     """How one snapshot is. Sizes are in sectors.
 
     `state`: active, merging, merged, invalid, overflow, merge failed, suspended, interrupted (there
@@ -45,7 +45,7 @@ class State:
     advice: str = ""
 
 
-def states(mapper: Mapper, journal: Journal, name: str = "") -> list[State]:
+def states(mapper: Mapper, journal: Journal, name: str = "") -> list[SnapshotState]:
     """Return the state of one snapshot or of all, by whatever program they were made."""
     site = Site(mapper)
     records = {record.name: record for record in journal.records("snapshot")}
@@ -75,7 +75,7 @@ def read(mapper: Mapper, name: str) -> SnapshotStatus:
     return SnapshotStatus("Unknown")
 
 
-def _state(site: Site, found: Found, record: Record | None) -> State:
+def _state(site: Site, found: Found, record: Record | None) -> SnapshotState:
     status = read(site.mapper, found.name)
     layout = layout_of(site, found)
     word = _STATES.get(status.state, "unknown" if status.state else "")
@@ -86,7 +86,7 @@ def _state(site: Site, found: Found, record: Record | None) -> State:
     suspended = _suspended(site, devices)
     origin = layout.origin if record is None or record.layout is None else record.layout.origin
     cow = layout.cow_path if not layout.parts else parts_of(site, layout.cow)[0][1].device
-    state = State(
+    state = SnapshotState(
         name=record.name if record is not None else found.name,
         state="suspended" if suspended else word,
         origin=found.name if found.merging else origin,
@@ -102,12 +102,12 @@ def _state(site: Site, found: Found, record: Record | None) -> State:
     return _with(state, record)
 
 
-def _without_device(site: Site, record: Record) -> State:
+def _without_device(site: Site, record: Record) -> SnapshotState:
     layout = record.layout
     assert layout is not None  # `record.parse` has seen to that
     suspended = _suspended(site, record.devices)
     word = "unknown" if record.running else "interrupted"
-    state = State(
+    state = SnapshotState(
         name=record.name,
         state="suspended" if suspended else word,
         origin=layout.origin,
@@ -125,7 +125,7 @@ def _suspended(site: Site, devices: tuple[str, ...]) -> str:
     return f"{', '.join(names)}: suspended, so its users wait" if names else ""
 
 
-def _with(state: State, record: Record | None) -> State:
+def _with(state: SnapshotState, record: Record | None) -> SnapshotState:
     """Return the state with what its record says."""
     if record is None:
         return state

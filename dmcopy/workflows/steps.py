@@ -10,7 +10,7 @@ from typing import Final
 
 from dmcopy.errors import DeviceError, DmcopyError
 from dmcopy.io.signals import Shield
-from dmcopy.mapper.base import DeviceInfo, Mapper
+from dmcopy.mapper.base import DmInfo, Mapper
 from dmcopy.table import Table
 from dmcopy.workflows.actions import Action
 from dmcopy.workflows.journal import Journal
@@ -163,7 +163,7 @@ class Runner:
             case _:
                 pass  # it was done before the crash
 
-    def _create(self, step: Step, info: DeviceInfo | None) -> None:
+    def _create(self, step: Step, info: DmInfo | None) -> None:
         table = self._table(step) if step.table else None
         if info is None:
             self.mapper.create(step.device, table, keep=True)
@@ -193,7 +193,7 @@ class Runner:
             case _:
                 pass
 
-    def _undo_resume(self, step: Step, info: DeviceInfo) -> None:
+    def _undo_resume(self, step: Step, info: DmInfo) -> None:
         """Bring the table back that was there before, under suspend; `suspend`'s undo resumes."""
         swapped = info.live and str(self.mapper.table(step.device)) != step.before
         if info.inactive:
@@ -212,7 +212,7 @@ class Runner:
             return False
         return info.live and str(self.mapper.table(step.device)) != step.before
 
-    def _info(self, name: str) -> DeviceInfo | None:
+    def _info(self, name: str) -> DmInfo | None:
         try:
             return self.mapper.info(name)
         except DeviceError as error:

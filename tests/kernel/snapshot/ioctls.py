@@ -18,8 +18,8 @@ from typing import Any
 from dmcopy.errors import BusyError, DeadlineError, DeviceError
 from dmcopy.io.reactor import Reactor
 from dmcopy.ledger import Ledger
-from dmcopy.mapper.base import DeviceInfo
-from dmcopy.mapper.device import Device
+from dmcopy.mapper.base import DmInfo
+from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.passing import table_text
 from dmcopy.status import StatusLine, parse_lines
@@ -56,7 +56,7 @@ class IoctlMapper(KernelMapper):
 
     def create(
         self, name: str, table: Table | None = None, *, readonly: bool = False, **_: Any
-    ) -> Device:
+    ) -> DmDevice:
         """Make a device; see `Mapper.create`."""
         number = self._call("create it", CREATE, name)[10]
         self.paths[name] = f"/dev/dm-{os.minor(number)}"
@@ -67,7 +67,7 @@ class IoctlMapper(KernelMapper):
         except BaseException:
             self.remove(name)
             raise
-        return Device(self, name)
+        return DmDevice(self, name)
 
     def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
         """Load a table beside the active one; see `Mapper.load`."""
@@ -104,11 +104,11 @@ class IoctlMapper(KernelMapper):
             time.sleep(0.01)
         del self.paths[name]
 
-    def info(self, name: str) -> DeviceInfo:
+    def info(self, name: str) -> DmInfo:
         """Return what is known of a device; see `Mapper.info`."""
         head = self._call("look at it", STATUS, name)
         flags, number = head[7], head[10]
-        return DeviceInfo(
+        return DmInfo(
             name=name,
             number=(os.major(number), os.minor(number)),
             open_count=head[6],

@@ -16,7 +16,7 @@ from dmcopy.table import Linear, Mirror, Table
 from dmcopy.workflows.mirror import Mirror as State
 from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, plan_split
 from dmcopy.workflows.mirror_end import plan_end
-from dmcopy.workflows.mirror_make import Options, plan_from_device, plan_from_legs
+from dmcopy.workflows.mirror_make import MirrorOptions, plan_from_device, plan_from_legs
 from dmcopy.workflows.mirror_move import plan_move
 from dmcopy.workflows.mirror_resync import Waiter
 from dmcopy.workflows.record import Plan
@@ -60,7 +60,9 @@ def test_one_leg_after_the_other_is_pulled_and_replaced_under_load(rig: Rig) -> 
     load = Load(Path(rig.mounted))
     load.goes_on()
     session, mapper = rig.session(), rig.mapper
-    session.run(plan_from_device(mapper, "home", [rig.b], Options(log=rig.c)), timeout=DEADLINE)
+    session.run(
+        plan_from_device(mapper, "home", [rig.b], MirrorOptions(log=rig.c)), timeout=DEADLINE
+    )
     assert mapper.table("home").lines[0].target.log.sync is None  # type: ignore[union-attr]
     load.goes_on()
     for leg, new in (("1", rig.d), ("0", rig.b)):
@@ -92,7 +94,7 @@ def test_a_split_leg_is_a_clean_copy(rig: Rig) -> None:
     (Path(rig.mounted) / "early").write_text("early")
     load = Load(Path(rig.mounted))
     session, mapper = rig.session(), rig.mapper
-    session.run(plan_from_device(mapper, "home", [rig.b, rig.c], Options()), timeout=DEADLINE)
+    session.run(plan_from_device(mapper, "home", [rig.b, rig.c], MirrorOptions()), timeout=DEADLINE)
     load.goes_on()
     session.run(plan_split(mapper, "home", "0", "copy"))
     check_file_system("/dev/mapper/copy")
@@ -114,7 +116,9 @@ def test_a_mirror_is_ended_under_load(rig: Rig) -> None:
     before = rig.mapper.table("home")
     load = Load(Path(rig.mounted))
     session, mapper = rig.session(), rig.mapper
-    session.run(plan_from_device(mapper, "home", [rig.b], Options(log=rig.c)), timeout=DEADLINE)
+    session.run(
+        plan_from_device(mapper, "home", [rig.b], MirrorOptions(log=rig.c)), timeout=DEADLINE
+    )
     load.goes_on()
     session.run(plan_end(mapper, "home"))
     assert [(info.name, mapper.table(info.name)) for info in mapper.ls()] == [("home", before)]
@@ -124,7 +128,7 @@ def test_a_mirror_is_ended_under_load(rig: Rig) -> None:
     check_file_system("/dev/mapper/home")
     rig.remove("home")
 
-    options = Options(log=rig.c, new_log=True, force=True)
+    options = MirrorOptions(log=rig.c, new_log=True, force=True)
     session.run(plan_from_legs(mapper, "home", [rig.a, rig.b], options), timeout=DEADLINE)
     rig.mount()
     with pytest.raises(BusyError, match="mirror drop home --keep 0"):
@@ -149,7 +153,7 @@ def test_a_mirror_whose_devices_were_removed_by_hand(rig: Rig) -> None:
     mapper = rig.mapper
     for end in ("finish", "undo"):
         mapper.create("home", Table.of(SECTORS, Linear(rig.a, 0)))
-        plan = plan_from_device(mapper, "home", [rig.b], Options(force=True))
+        plan = plan_from_device(mapper, "home", [rig.b], MirrorOptions(force=True))
         killed(rig, plan, "resync")
         mapper.remove("home")
         if end == "finish":
@@ -193,7 +197,7 @@ def test_a_move_to_a_bad_disk_is_taken_back(rig: Rig) -> None:
 
 
 def make(rig: Rig) -> Plan:
-    return plan_from_device(rig.mapper, "home", [rig.b], Options(log=rig.c, new_log=True))
+    return plan_from_device(rig.mapper, "home", [rig.b], MirrorOptions(log=rig.c, new_log=True))
 
 
 def replace(rig: Rig) -> Plan:
@@ -287,18 +291,18 @@ def killed(rig: Rig, plan: Plan, last: str) -> None:
 def test_legs_that_were_a_mirror_go_on_with_their_log(rig: Rig) -> None:
     mapper, session = rig.mapper, rig.session()
     session.run(
-        plan_from_legs(mapper, "home", [rig.a, rig.b], Options(log=rig.c)), timeout=DEADLINE
+        plan_from_legs(mapper, "home", [rig.a, rig.b], MirrorOptions(log=rig.c)), timeout=DEADLINE
     )
     rig.remove("home")
     with open(rig.a, "r+b", buffering=0) as disk:  # behind its back: no log knows
         disk.write(os.urandom(4096))
         os.fsync(disk.fileno())
-    options = Options(log=rig.c, reuse_log=True)
+    options = MirrorOptions(log=rig.c, reuse_log=True)
     session.run(plan_from_legs(mapper, "home", [rig.a, rig.b], options), timeout=DEADLINE)
     with pytest.raises(AssertionError):
         rig.legs_agree()  # nothing was dirty, so nothing was copied
     rig.remove("home")
-    options = Options(log=rig.c, new_log=True)
+    options = MirrorOptions(log=rig.c, new_log=True)
     session.run(plan_from_legs(mapper, "home", [rig.a, rig.b], options), timeout=DEADLINE)
     rig.legs_agree()
     rig.remove("home")

@@ -14,7 +14,7 @@ from dmcopy.io import Memory
 from dmcopy.table import Error, Linear, Mirror, Table
 from dmcopy.workflows.mirror import Mirror as State
 from dmcopy.workflows.mirror_end import plan_end
-from dmcopy.workflows.mirror_make import Options, plan_from_device
+from dmcopy.workflows.mirror_make import MirrorOptions, plan_from_device
 from dmcopy.workflows.site import Site
 
 from .mirror_rig import DEADLINE, SECTORS, Rig, eventually
@@ -50,7 +50,7 @@ def test_the_disk_of_the_log_dies(rig: Rig) -> None:
     mapper.create("home", Table.of(SECTORS, Linear(rig.a, 0)), keep=True)
     mapper.create("log", Table.of(SECTORS, Linear(rig.c, 0)), keep=True)
     log = mapper.path("log")
-    session.run(plan_from_device(mapper, "home", [rig.b], Options(log=log)), timeout=DEADLINE)
+    session.run(plan_from_device(mapper, "home", [rig.b], MirrorOptions(log=log)), timeout=DEADLINE)
     writer = Writer(mapper.path("home"))
     writer.start()
     eventually(lambda: writer.count > 8, "writes go on")
@@ -63,7 +63,8 @@ def test_the_disk_of_the_log_dies(rig: Rig) -> None:
     before = writer.count
     eventually(lambda: writer.count > before + 8, "writes go on without the log")
     session.run(
-        plan_from_device(mapper, "home", [rig.b], Options(log=rig.d, force=True)), timeout=DEADLINE
+        plan_from_device(mapper, "home", [rig.b], MirrorOptions(log=rig.d, force=True)),
+        timeout=DEADLINE,
     )
     assert isinstance(mapper.table("home").lines[0].target, Mirror)
     eventually(lambda: writer.count > before + 16, "writes go on in the new mirror")

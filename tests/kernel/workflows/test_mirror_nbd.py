@@ -18,7 +18,7 @@ import pytest
 from dmcopy.errors import PartialError
 from dmcopy.workflows.mirror import Mirror
 from dmcopy.workflows.mirror_change import plan_replace
-from dmcopy.workflows.mirror_make import Options, plan_from_legs
+from dmcopy.workflows.mirror_make import MirrorOptions, plan_from_legs
 from dmcopy.workflows.mirror_resync import Waiter
 
 from .mirror_rig import DEADLINE, SECTORS, Rig, content, eventually, run
@@ -130,7 +130,7 @@ def write(*regions: int) -> None:
 def test_a_leg_over_the_network_is_cut_off_mid_write_and_comes_back(rig: Rig, far: Far) -> None:
     mapper = rig.mapper
     connect("/dev/nbd0")
-    options = Options(log=rig.c, region_size=REGION)
+    options = MirrorOptions(log=rig.c, region_size=REGION)
     legs = [rig.a, "/dev/nbd0"]
     rig.session().run(plan_from_legs(mapper, "home", legs, options), timeout=DEADLINE)
     write(3, 7, 20)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dmcopy.block.loop import loop_device
-from dmcopy.block.watch import Event, Watch
+from dmcopy.block.watch import Uevent, Watch
 
 pytestmark = pytest.mark.loop
 
@@ -39,7 +39,7 @@ def _poke(name: str, times: int) -> None:
         Path(f"/sys/class/block/{name}/uevent").write_text("change")
 
 
-def _next(watch: Watch, name: str, action: str) -> Event:
+def _next(watch: Watch, name: str, action: str) -> Uevent:
     """Return the next such event; a udevd that runs adds change events of its own."""
     return next(event for event in watch if (event.device.name, event.action) == (name, action))
 

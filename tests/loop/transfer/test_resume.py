@@ -9,7 +9,7 @@ import pytest
 
 from dmcopy.block.loop import LoopDevice, loop_device
 from dmcopy.errors import UsageError
-from dmcopy.transfer import Options, Outcome, Request, Session, open_all
+from dmcopy.transfer import Outcome, TransferOptions, TransferRequest, TransferSession, open_all
 from tests.loop.conftest import LoopFactory
 
 pytestmark = pytest.mark.loop
@@ -33,8 +33,8 @@ def make() -> None:
 
 
 def copy(loop: LoopDevice) -> Outcome:
-    with open_all(Request("src", (loop.path,))) as opened:
-        return Session(opened, Options(map_path="map")).run()
+    with open_all(TransferRequest("src", (loop.path,))) as opened:
+        return TransferSession(opened, TransferOptions(map_path="map")).run()
 
 
 @pytest.mark.usefixtures("folder")

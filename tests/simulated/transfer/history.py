@@ -14,9 +14,9 @@ from dmcopy.io import IoRegion, Op, Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client
 from dmcopy.ranges import RangeSet
-from dmcopy.transfer import Plan, Transfer
+from dmcopy.transfer import Transfer, TransferPlan
 from dmcopy.transfer.destination import Destination
-from dmcopy.transfer.store import Store
+from dmcopy.transfer.store import StateStore
 from dmcopy.transfer.verify import Verifier
 from dmcopy.units import PAGE_SECTORS
 
@@ -78,8 +78,10 @@ class History:
         piece = min(piece, pages * PAGE_SECTORS // self.step * self.step)
         sub_job = -(-piece // PAGE_SECTORS) * PAGE_SECTORS
         client = Client(pages, reactor=reactor, sub_job_sectors=sub_job, depth=rng.randint(1, 8))
-        plan = Plan(self.region(self.source, self.start), self.regions(), piece, self.sparse)
-        store = Store("/nowhere/map")
+        plan = TransferPlan(
+            self.region(self.source, self.start), self.regions(), piece, self.sparse
+        )
+        store = StateStore("/nowhere/map")
         skip = rng.random() < 0.5
         transfer = Transfer(
             client,
@@ -121,7 +123,7 @@ class History:
             self.powered = False
             backend.power_cut([self.source, *self.dests])
 
-    def save(self, store: Store, transfer: Transfer) -> None:
+    def save(self, store: StateStore, transfer: Transfer) -> None:
         """Keep what a map file would hold."""
         self.saved = store.dump(transfer)
 

@@ -12,7 +12,7 @@ from dmcopy.errors import ExitCode
 from dmcopy.io import IoRegion, Op, Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client
-from dmcopy.transfer import Outcome, Plan, Transfer
+from dmcopy.transfer import Outcome, Transfer, TransferPlan
 from dmcopy.transfer.settings import Settings
 
 SECTORS = 2048
@@ -27,7 +27,7 @@ def copied(full_at: Sequence[int]) -> Outcome:
     with Reactor(SimulatedBackend(1)) as reactor:
         client = Client(64, reactor=reactor, depth=1)
         regions = [IoRegion(disk, 0, SECTORS) for disk in (source, *dests)]
-        transfer = Transfer(client, Plan(regions[0], tuple(regions[1:]), 64), outstanding=1)
+        transfer = Transfer(client, TransferPlan(regions[0], tuple(regions[1:]), 64), outstanding=1)
         transfer.run()
         client.destroy()
     return Outcome(transfer, Settings("simulated", 1, 64, 64))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.cow.check import LISTED, Problem, Report, check
+from dmcopy.cow.check import LISTED, Problem, StoreReport, check
 from dmcopy.cow.load import load
 from dmcopy.cow.store import Store, read_header, read_store
 from dmcopy.errors import MetadataError
@@ -25,7 +25,7 @@ PAIRS = allocate(scattered(600, 1500), 8)
 AREA_0, AREA_2 = 4096, 515 * 4096
 
 
-def report(data: bytes | bytearray, **expected: int) -> Report:
+def report(data: bytes | bytearray, **expected: int) -> StoreReport:
     return check(MemoryDisk(data), **expected)
 
 

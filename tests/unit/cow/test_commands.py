@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from dmcopy.block import BlockDevice
-from dmcopy.block.storage import Extent
+from dmcopy.block.storage import StorageExtent
 from dmcopy.cow import merge as merging
 from dmcopy.cow.moving import Mover
 from dmcopy.errors import DeviceError, ExitCode
@@ -84,12 +84,12 @@ def test_a_cow_that_lies_over_what_it_is_used_with_is_refused(
     """As a partition and its disk: what is merged would be written over the store."""
     make()
     before = [Path(name).read_bytes() for name in ("origin", "cow")]
-    whole = (Extent("disk", 0, 1 << 40),)
+    whole = (StorageExtent("disk", 0, 1 << 40),)
     fits = {os.stat(name).st_ino for name in ("origin", "cow")}
 
-    def on_one_disk(identity: Any, start: int, length: int) -> tuple[Extent, ...]:
+    def on_one_disk(identity: Any, start: int, length: int) -> tuple[StorageExtent, ...]:
         inode = identity[-1] if isinstance(identity, tuple) else identity
-        return whole if inode in fits else (Extent(identity, start, start + length),)
+        return whole if inode in fits else (StorageExtent(identity, start, start + length),)
 
     monkeypatch.setattr(layout, "extents", on_one_disk)
     code, _, err = cow(*words)

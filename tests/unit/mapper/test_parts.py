@@ -21,7 +21,7 @@ from dmcopy.block.sysfs import Roots, disk_mark
 from dmcopy.errors import UsageError
 from dmcopy.ledger import Ledger, NoLedger, alive, identity
 from dmcopy.mapper import names
-from dmcopy.mapper.base import DeviceInfo
+from dmcopy.mapper.base import DmInfo
 from dmcopy.mapper.dmsetup import error_code
 from dmcopy.mapper.events import follow
 from dmcopy.mapper.faults import Faulty
@@ -332,8 +332,8 @@ def test_faults_need_linear_lines() -> None:
         Faulty(_Swaps(), Table.of(8, Zero()))  # type: ignore[arg-type]
 
 
-def _info(number: int, *deps: int) -> DeviceInfo:
-    return DeviceInfo(
+def _info(number: int, *deps: int) -> DmInfo:
+    return DmInfo(
         f"d{number}", number=(254, number), deps=tuple(f"254:{dep}" for dep in deps) or ("7:0",)
     )
 

@@ -17,7 +17,7 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import Op
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
-from dmcopy.mirror.check import Report, compare, guess_region_size
+from dmcopy.mirror.check import MirrorReport, compare, guess_region_size
 from dmcopy.ondisk.bitset import Bitset
 from dmcopy.ondisk.mirror_log import MirrorLog
 
@@ -39,7 +39,7 @@ def _disks(count: int) -> list[SimulatedDisk]:
     return disks
 
 
-def _compare(disks: list[SimulatedDisk], size: int, log: MirrorLog | None = None) -> Report:
+def _compare(disks: list[SimulatedDisk], size: int, log: MirrorLog | None = None) -> MirrorReport:
     with Reactor(SimulatedBackend(3)) as reactor:
         legs = [IoRegion(disk, 0, disk.sectors) for disk in disks]
         return compare(legs, size, log=log, reactor=reactor)

@@ -17,7 +17,7 @@ from dmcopy.ondisk.mirror_log import MirrorLog
 from dmcopy.table import Table
 from dmcopy.targets.mirror import Mirror
 from dmcopy.targets.mirror_set import COPY_PAGES, Module
-from dmcopy.targets.region_hash import State
+from dmcopy.targets.region_hash import RegionState
 from dmcopy.units import PAGE_SECTORS
 
 SECTORS = 256
@@ -702,7 +702,7 @@ def test_a_write_that_is_delayed_while_its_recovery_ends_is_not_forgotten(bench:
     bench.mapper.suspend("m")
     bench.mapper.resume("m")
     bench.settle()
-    assert (regions.state(1), regions.recovering) == (State.RECOVERING, 1)
+    assert (regions.state(1), regions.recovering) == (RegionState.RECOVERING, 1)
     regions.flush_failure = True
     plain = bench.disks["l"].write
 
@@ -715,7 +715,7 @@ def test_a_write_that_is_delayed_while_its_recovery_ends_is_not_forgotten(bench:
     writes = [bench.start_write(REGION), bench.start_write(3 * REGION)]
     bench.settle()
     assert [(write.context, write.error) for write in writes] == [(True, 0)] * 2
-    assert (regions.state(1), regions.recovering) == (State.NOSYNC, 0)
+    assert (regions.state(1), regions.recovering) == (RegionState.NOSYNC, 0)
 
 
 def test_a_mirror_may_begin_anywhere_in_its_table(bench: Bench) -> None:

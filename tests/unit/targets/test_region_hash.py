@@ -12,7 +12,7 @@ from dmcopy.io.request import Io, Op
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.targets.base import Bio
 from dmcopy.targets.dirty_log import CoreLog
-from dmcopy.targets.region_hash import Region, RegionHash, State
+from dmcopy.targets.region_hash import Region, RegionHash, RegionState
 from dmcopy.targets.work import Requests, Worker, wait_for
 
 
@@ -40,14 +40,14 @@ def test_a_write_makes_a_region_dirty_until_its_end_is_noted() -> None:
     bench = Bench("nosync")
     bench.hash.begin_write(3)
     bench.hash.begin_write(3)
-    assert bench.hash.state(3) is State.DIRTY
+    assert bench.hash.state(3) is RegionState.DIRTY
     bench.hash.end_write(3)
-    assert (bench.hash.state(3), bench.wakes) == (State.DIRTY, 0)
+    assert (bench.hash.state(3), bench.wakes) == (RegionState.DIRTY, 0)
     bench.hash.end_write(3)
-    assert (bench.hash.state(3), bench.wakes) == (State.CLEAN, 1)
+    assert (bench.hash.state(3), bench.wakes) == (RegionState.CLEAN, 1)
     bench.hash.begin_write(3)  # before the worker came
     bench.hash.update(errors_handled=True)
-    assert bench.hash.state(3) is State.DIRTY
+    assert bench.hash.state(3) is RegionState.DIRTY
     bench.hash.end_write(3)
     bench.hash.update(errors_handled=True)
     assert not bench.hash._regions
@@ -62,7 +62,7 @@ def test_regions_are_recovered_one_at_a_time_and_upwards() -> None:
         bench.hash.prepare_recovery()
         region = bench.hash.next_quiesced()
         assert region is not None
-        assert (region.number, bench.hash.state(number)) == (number, State.RECOVERING)
+        assert (region.number, bench.hash.state(number)) == (number, RegionState.RECOVERING)
         bench.hash.prepare_recovery()
         assert bench.hash.next_quiesced() is None
         bench.hash.end_recovery(region, well=number != 5)
@@ -92,10 +92,10 @@ def test_several_regions_are_recovered_at_a_time_and_upwards() -> None:
     bench.hash.update(errors_handled=True)
     assert bench.recover() == []
     assert (bench.hash.recovering, bench.log.sync_count) == (0, 4)
-    assert bench.hash.state(0) is State.NOSYNC
+    assert bench.hash.state(0) is RegionState.NOSYNC
     bench.hash.start_recovery()
     assert [region.number for region in bench.recover()] == [5, 6, 7]
-    assert bench.hash.state(0) is State.NOSYNC  # it is tried again at the next resume
+    assert bench.hash.state(0) is RegionState.NOSYNC  # it is tried again at the next resume
 
 
 def test_writes_to_several_regions_in_recovery_come_back_with_their_own() -> None:
@@ -110,7 +110,7 @@ def test_writes_to_several_regions_in_recovery_come_back_with_their_own() -> Non
     bench.hash.update(errors_handled=True)
     assert bench.dispatched == [bios[6], bios[2]]
     states = [bench.hash.state(number) for number in (6, 2, 3)]
-    assert states == [State.CLEAN, State.NOSYNC, State.RECOVERING]
+    assert states == [RegionState.CLEAN, RegionState.NOSYNC, RegionState.RECOVERING]
 
 
 def test_a_region_that_waits_for_writes_holds_up_those_behind_it() -> None:
@@ -119,7 +119,7 @@ def test_a_region_that_waits_for_writes_holds_up_those_behind_it() -> None:
     bench.hash.begin_write(1)
     bench.hash.start_recovery()
     assert [region.number for region in bench.recover()] == [0]
-    assert (bench.hash.recovering, bench.hash.state(1)) == (2, State.RECOVERING)
+    assert (bench.hash.recovering, bench.hash.state(1)) == (2, RegionState.RECOVERING)
     bench.hash.end_write(1)
     assert bench.recover() == []
     bench.hash.end_write(1)
@@ -139,7 +139,7 @@ def test_a_failure_before_a_recovery_begins_lets_those_behind_it_go_on(how: str)
     else:
         bench.hash.flush_failure = True
     bench.hash.end_write(0)
-    assert (bench.hash.recovering, bench.hash.state(0)) == (0, State.NOSYNC)
+    assert (bench.hash.recovering, bench.hash.state(0)) == (0, RegionState.NOSYNC)
     assert bench.dispatched == [bio]
     assert [region.number for region in bench.recover()] == [1, 2]
 
@@ -169,13 +169,13 @@ def test_writes_to_a_region_in_recovery_are_delayed_and_come_back() -> None:
     assert bench.dispatched == []
     bench.hash.update(errors_handled=True)
     assert bench.dispatched == [bio]
-    assert bench.hash.state(0) is State.CLEAN
+    assert bench.hash.state(0) is RegionState.CLEAN
 
 
 def test_a_recovery_waits_for_the_writes_under_way() -> None:
     bench = Bench()
     bench.hash.begin_write(0)
-    assert bench.hash.state(0) is State.NOSYNC
+    assert bench.hash.state(0) is RegionState.NOSYNC
     bench.hash.start_recovery()
     bench.hash.prepare_recovery()
     assert bench.hash.next_quiesced() is None
@@ -196,7 +196,7 @@ def test_a_failure_before_a_recovery_begins_ends_it(how: str) -> None:
         bench.hash.flush_failure = True
     bench.hash.end_write(0)
     # Or a suspend would wait for it for ever.
-    assert (bench.hash.recovering, bench.hash.state(0)) == (0, State.NOSYNC)
+    assert (bench.hash.recovering, bench.hash.state(0)) == (0, RegionState.NOSYNC)
     assert bench.hash.next_quiesced() is None
 
 

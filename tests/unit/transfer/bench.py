@@ -9,7 +9,7 @@ from typing import Any
 from dmcopy.io import IoRegion, Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client
-from dmcopy.transfer import Plan, Transfer, events
+from dmcopy.transfer import Transfer, TransferPlan, events
 
 SECTORS = 640
 
@@ -23,14 +23,14 @@ class Bench:
             for name in ("source", "dest0", "dest1", "dest2")
         )
         self.source.load(random.Random(0).randbytes(SECTORS << 9))
-        self.seen: list[events.Event] = []
-        self.observe: events.Observer = self.seen.append
+        self.seen: list[events.TransferEvent] = []
+        self.observe: events.TransferObserver = self.seen.append
 
     def run(self, during: Callable[[Transfer, Reactor], Any] | None = None, **how: Any) -> Transfer:
         with Reactor(SimulatedBackend(1)) as reactor:
             client = Client(64, reactor=reactor, depth=4)
             source, *dests = (IoRegion(disk, 0, SECTORS) for disk in (self.source, *self.dests))
-            plan = Plan(source, tuple(dests), 64)
+            plan = TransferPlan(source, tuple(dests), 64)
             transfer = Transfer(client, plan, observer=self.observe, **how)
             if during is not None:
                 during(transfer, reactor)
@@ -41,5 +41,5 @@ class Bench:
     def is_copied(self, index: int) -> bool:
         return self.dests[index].content == self.source.content
 
-    def of(self, kind: type[events.Event]) -> list[Any]:
+    def of(self, kind: type[events.TransferEvent]) -> list[Any]:
         return [event for event in self.seen if isinstance(event, kind)]

@@ -13,7 +13,7 @@ from dmcopy.io import IoRegion, Op, Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client
 from dmcopy.ranges import RangeSet
-from dmcopy.transfer import Outcome, Plan, Transfer, events
+from dmcopy.transfer import Outcome, Transfer, TransferPlan, events
 from dmcopy.transfer.destination import Destination, FailedRange
 from dmcopy.transfer.durability import Durability
 from dmcopy.transfer.plan import Piece
@@ -167,7 +167,7 @@ def test_interrupted_it_ends_soon_and_says_what_is_written(bench: Bench) -> None
 
 def test_pieces_give_each_what_it_needs(bench: Bench) -> None:
     source, first, second, _ = (IoRegion(disk, 0, SECTORS) for disk in (bench.source, *bench.dests))
-    plan = Plan(source, (first, second), 64, holes=RangeSet([(192, 256)]))
+    plan = TransferPlan(source, (first, second), 64, holes=RangeSet([(192, 256)]))
     needs = [RangeSet([(0, 100)]), RangeSet([(80, 130), (192, 260)])]
     assert list(plan.pieces(needs)) == [
         Piece(0, 64, (0,)),
@@ -189,21 +189,21 @@ def test_halves_are_whole_blocks() -> None:
 def test_a_plan_refuses_what_cannot_be(bench: Bench) -> None:
     source, dest = IoRegion(bench.source, 0, 64), IoRegion(bench.dests[0], 0, 64)
     with pytest.raises(UsageError, match="1 to 8 destinations, not 0"):
-        Plan(source, (), 64)
+        TransferPlan(source, (), 64)
     with pytest.raises(UsageError, match="dest0 is given twice"):
-        Plan(source, (dest, IoRegion(bench.dests[0], 64, 64)), 64)
+        TransferPlan(source, (dest, IoRegion(bench.dests[0], 64, 64)), 64)
     with pytest.raises(UsageError, match="overlaps the source"):
-        Plan(source, (IoRegion(bench.source, 32, 64),), 64)
+        TransferPlan(source, (IoRegion(bench.source, 32, 64),), 64)
     with pytest.raises(UsageError, match="past the end"):
-        Plan(source, (IoRegion(bench.dests[0], 600, 64),), 64)
+        TransferPlan(source, (IoRegion(bench.dests[0], 600, 64),), 64)
     with pytest.raises(UsageError, match="is empty"):
-        Plan(IoRegion(bench.source, 0, 0), (dest,), 64)
+        TransferPlan(IoRegion(bench.source, 0, 0), (dest,), 64)
 
 
 def test_an_observer_that_raises_changes_nothing(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def observe(_: events.Event) -> None:
+    def observe(_: events.TransferEvent) -> None:
         raise BrokenPipeError
 
     bench.observe = observe
@@ -235,7 +235,7 @@ def test_the_books_are_kept_before_anybody_is_told(bench: Bench) -> None:
     transfers = list[Transfer]()
     looked = list[str]()
 
-    def look(event: events.Event) -> None:
+    def look(event: events.TransferEvent) -> None:
         (transfer,) = transfers
         if isinstance(event, events.WriteFailed | events.Dropped):
             looked.append(type(event).__name__)
@@ -341,7 +341,9 @@ def test_a_fault_in_a_callback_ends_the_copy_with_it(
     with Reactor(SimulatedBackend(1)) as reactor:
         client = Client(64, reactor=reactor, depth=4)
         source, *dests = (IoRegion(disk, 0, SECTORS) for disk in (bench.source, *bench.dests))
-        transfer = Transfer(client, Plan(source, tuple(dests), 64), outstanding=4, interval=0.001)
+        transfer = Transfer(
+            client, TransferPlan(source, tuple(dests), 64), outstanding=4, interval=0.001
+        )
         with contextlib.suppress(ZeroDivisionError):
             transfer.run()
             assert all(bench.is_copied(index) for index in range(3))  # not called so often

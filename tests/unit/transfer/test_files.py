@@ -22,12 +22,12 @@ from dmcopy.io.request import Request as IoRequest
 from dmcopy.kcopyd import Client
 from dmcopy.ranges import RangeSet
 from dmcopy.transfer import (
-    Options,
     Outcome,
-    Plan,
-    Request,
-    Session,
     Transfer,
+    TransferOptions,
+    TransferPlan,
+    TransferRequest,
+    TransferSession,
     events,
     open_all,
     opening,
@@ -55,18 +55,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def copy(*dests: str, **options: object) -> Outcome:
-    with open_all(Request("src", dests)) as opened:
-        return Session(opened, Options(**options)).run()  # type: ignore[arg-type]
+    with open_all(TransferRequest("src", dests)) as opened:
+        return TransferSession(opened, TransferOptions(**options)).run()  # type: ignore[arg-type]
 
 
 def test_a_file_that_shrinks_is_a_read_error(engine: str) -> None:
     kept = 1 << 20 | 512
-    with open_all(Request("src", ("a",))) as opened:
+    with open_all(TransferRequest("src", ("a",))) as opened:
         os.truncate("src", kept)
-        options = Options(backend=engine, piece=64)
-        assert Session(opened, options).run().exit_code == ExitCode.FAILED
-        skipping = Options(backend=engine, piece=64, on_error="skip")
-        outcome = Session(opened, skipping).run()
+        options = TransferOptions(backend=engine, piece=64)
+        assert TransferSession(opened, options).run().exit_code == ExitCode.FAILED
+        skipping = TransferOptions(backend=engine, piece=64, on_error="skip")
+        outcome = TransferSession(opened, skipping).run()
     assert outcome.exit_code == ExitCode.PARTIAL
     assert outcome.transfer.bad.ranges() == RangeSet([(kept >> 9, SIZE >> 9)])
     assert Path("a").read_bytes()[:kept] == Path("src").read_bytes()
@@ -121,18 +121,18 @@ def test_a_verification_names_the_sectors_that_differ(direct: bool) -> None:
     content[1001 * 512 + 511] ^= 128
     content[-1] ^= 1
     Path("b").write_bytes(content)
-    with open_all(Request("src", ("a", "b"))) as opened, Reactor() as reactor:
+    with open_all(TransferRequest("src", ("a", "b"))) as opened, Reactor() as reactor:
         if not direct:
             for region in opened.dests:
                 region.device.direct = False  # type: ignore[misc]
         client = Client(16, reactor=reactor)
-        plan = Plan(opened.source, tuple(opened.dests), 64)
+        plan = TransferPlan(opened.source, tuple(opened.dests), 64)
         transfer = Transfer(client, plan)
         for dest in transfer.dests:
             dest.resume(RangeSet([(0, SIZE >> 9)]))
         found = Verifier(reactor, plan, transfer.dests, pages=64).run()
         client.destroy()
-        outcome = Outcome(transfer, Session(opened, Options()).settings, found)
+        outcome = Outcome(transfer, TransferSession(opened, TransferOptions()).settings, found)
     last = (SIZE >> 9) - 1
     assert found.mismatches == [RangeSet(), RangeSet([(1000, 1002), (last, last + 1)])]
     assert (found.is_good(0), found.is_good(1)) == (True, False)
@@ -155,14 +155,14 @@ def test_holes() -> None:
 
 
 def test_a_new_file_that_got_nothing_is_removed() -> None:
-    with open_all(Request("src", ("a",))) as opened:
+    with open_all(TransferRequest("src", ("a",))) as opened:
         assert opened.created == ["a"]
         opened.discard_created()
     assert not Path("a").exists()
     os.truncate("src", 512)
-    with open_all(Request("src", ("b",))) as opened:
+    with open_all(TransferRequest("src", ("b",))) as opened:
         os.truncate("src", 0)
-        outcome = Session(opened, Options(map_path="map")).run()
+        outcome = TransferSession(opened, TransferOptions(map_path="map")).run()
         assert (outcome.exit_code, outcome.nothing_written) == (ExitCode.FAILED, True)
     assert not Path("map").exists(), "nor is a map of nothing kept"
     assert outcome.map_path == "", "nor is anybody told to resume by it"
@@ -172,7 +172,7 @@ def test_the_name_of_a_new_file_is_durable(monkeypatch: pytest.MonkeyPatch) -> N
     """Its data is flushed; without its name it would be gone after a power cut all the same."""
     synced: list[str] = []
     monkeypatch.setattr(opening, "sync_folder", synced.append)
-    with open_all(Request("src", ("a",))):
+    with open_all(TransferRequest("src", ("a",))):
         assert synced == [os.getcwd()]
 
 
@@ -190,7 +190,7 @@ def test_a_file_that_cannot_be_as_long_is_not_made(
         monkeypatch.setattr(os, "O_TMPFILE", os.O_RDWR)  # of a folder: as where there is none
     monkeypatch.setattr(os, "ftruncate", no_room)
     before = os.listdir()
-    with pytest.raises(DeviceError, match=says), open_all(Request("src", ("a",))):
+    with pytest.raises(DeviceError, match=says), open_all(TransferRequest("src", ("a",))):
         pass
     assert os.listdir() == before
 
@@ -201,7 +201,7 @@ def test_a_new_file_has_its_size_from_the_first(
 ) -> None:
     if not nameless:  # as on a file system without O_TMPFILE
         monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)
-    with open_all(Request("src", ("a",), count=9)) as opened:
+    with open_all(TransferRequest("src", ("a",), count=9)) as opened:
         assert opened.created == ["a"]
     assert os.stat("a").st_size == 9 * 512
     assert sorted(os.listdir()) == ["a", "src"]
@@ -239,10 +239,10 @@ def waker() -> Iterator[list[threading.Timer]]:
 def test_an_interruption_does_not_wait_for_a_disk_that_hangs(
     waker: list[threading.Timer],
 ) -> None:
-    with open_all(Request("src", ("a",))) as opened, Reactor("threads") as reactor:
+    with open_all(TransferRequest("src", ("a",))) as opened, Reactor("threads") as reactor:
         stuck = Stuck(reactor)
         client = Client(64, reactor=reactor)
-        transfer = Transfer(client, Plan(opened.source, tuple(opened.dests), 128))
+        transfer = Transfer(client, TransferPlan(opened.source, tuple(opened.dests), 128))
         timer = threading.Timer(0.05, reactor.call_soon_threadsafe, [transfer.interrupt])
         waker.append(timer)
         timer.start()
@@ -259,8 +259,8 @@ def test_an_interruption_does_not_wait_for_a_disk_that_hangs(
 
 
 def test_an_interruption_before_anything_began() -> None:
-    with open_all(Request("src", ("a",))) as opened:
-        session = Session(opened, Options())
+    with open_all(TransferRequest("src", ("a",))) as opened:
+        session = TransferSession(opened, TransferOptions())
         session.interrupt()
         began = time.monotonic()
         outcome = session.run()
@@ -269,14 +269,16 @@ def test_an_interruption_before_anything_began() -> None:
 
 
 def test_an_interruption_of_the_verification(engine: str) -> None:
-    with open_all(Request("src", ("a",))) as opened:
-        session: Session
+    with open_all(TransferRequest("src", ("a",))) as opened:
+        session: TransferSession
 
-        def stop(event: events.Event) -> None:
+        def stop(event: events.TransferEvent) -> None:
             if isinstance(event, events.Progress) and event.phase == "verify":
                 session.interrupt()
 
-        session = Session(opened, Options(backend=engine, piece=8, verify=True), stop)
+        session = TransferSession(
+            opened, TransferOptions(backend=engine, piece=8, verify=True), stop
+        )
         outcome = session.run()
     assert outcome.exit_code == ExitCode.INTERRUPTED
     assert outcome.transfer.dests[0].ok, "the copy itself was done"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dmcopy.block import BlockDevice
-from dmcopy.block.storage import Extent
+from dmcopy.block.storage import StorageExtent
 from dmcopy.errors import UsageError
 from dmcopy.io import IoRegion
 from dmcopy.io.simulated import SimulatedDisk
@@ -45,8 +45,11 @@ def test_what_shares_sectors_is_refused(
 
 def test_what_may_share_sectors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the one is somewhere on a disk that the other is a part of."""
-    part = Extent("disk", 0, 8)
-    places = {id(A): Extent("raid", 0, 8, below=(Extent("disk", 0, 99),)), id(B): part}
+    part = StorageExtent("disk", 0, 8)
+    places = {
+        id(A): StorageExtent("raid", 0, 8, below=(StorageExtent("disk", 0, 99),)),
+        id(B): part,
+    }
     monkeypatch.setattr(layout, "extents", lambda identity, *_: (places[identity],))
     with pytest.raises(UsageError, match="both are on the same storage, and where cannot be told"):
         check_apart(IoRegion(A, 0, 8), [IoRegion(B, 0, 8)])
@@ -69,9 +72,9 @@ def test_what_lies_beside_it_on_the_same_disk_is_not_what_makes_it_busy(
     dest = SimulatedDisk(8)
     begins = {dest.identity: 0}
 
-    def on_one_disk(identity: Hashable, start: int, length: int) -> tuple[Extent, ...]:
+    def on_one_disk(identity: Hashable, start: int, length: int) -> tuple[StorageExtent, ...]:
         first = begins.get(identity, 8 * 512) + start
-        return (Extent("disk", first, first + length),)
+        return (StorageExtent("disk", first, first + length),)
 
     monkeypatch.setattr(layout, "extents", on_one_disk)
     for begin in (0, 16 * 512):

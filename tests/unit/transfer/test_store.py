@@ -17,13 +17,21 @@ from hypothesis import strategies as st
 
 from dmcopy.errors import DeviceError, ExitCode, MetadataError, UsageError
 from dmcopy.ranges import RangeSet
-from dmcopy.transfer import Options, Outcome, Request, Session, mapfile, open_all, state
+from dmcopy.transfer import (
+    Outcome,
+    TransferOptions,
+    TransferRequest,
+    TransferSession,
+    mapfile,
+    open_all,
+    state,
+)
 from dmcopy.transfer import store as stores
 from dmcopy.transfer.destination import FailedRange
 from dmcopy.transfer.identity import Identity
 from dmcopy.transfer.mapping import inward
 from dmcopy.transfer.plan import find_holes
-from dmcopy.transfer.state import DestState, Place, State
+from dmcopy.transfer.state import DestState, Place, TransferState
 
 SECTORS = 64
 SIZE = SECTORS * 512
@@ -38,9 +46,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def copy(*dests: str, start: int = 0, count: int | None = None, **options: object) -> Outcome:
     options = {"backend": "threads", "map_path": "m"} | options
-    with open_all(Request("src", dests, start, 0, count)) as opened:
+    with open_all(TransferRequest("src", dests, start, 0, count)) as opened:
         try:
-            return Session(opened, Options(**options)).run()  # type: ignore[arg-type]
+            return TransferSession(opened, TransferOptions(**options)).run()  # type: ignore[arg-type]
         except BaseException:
             opened.discard_created()
             raise
@@ -78,8 +86,11 @@ class TestBeside:
         for source, dest in (("kept", name), (name, "copy")):
             Path("m").unlink(missing_ok=True)
             Path("m.dests").unlink(missing_ok=True)
-            with open_all(Request(source, (dest,))) as opened:
-                assert Session(opened, Options(map_path="m")).run().exit_code == ExitCode.OK
+            with open_all(TransferRequest(source, (dest,))) as opened:
+                assert (
+                    TransferSession(opened, TransferOptions(map_path="m")).run().exit_code
+                    == ExitCode.OK
+                )
         assert len({*content("kept", name, "copy")}) == 1
         assert sorted(os.listdir()) == sorted(["kept", name, "copy", "m", "m.dests"])
 
@@ -123,9 +134,9 @@ class TestBeside:
         os.symlink("twin", "twin.dests")
         Path("b").write_bytes(bytes(SIZE))
         before = sorted(os.listdir())
-        with open_all(Request("src", (dest, "b")), create=not dry) as opened:
+        with open_all(TransferRequest("src", (dest, "b")), create=not dry) as opened:
             with pytest.raises(UsageError, match=says):
-                Session(opened, Options(map_path=path))
+                TransferSession(opened, TransferOptions(map_path=path))
             opened.discard_created()
         assert sorted(os.listdir()) == before
 
@@ -185,12 +196,14 @@ def test_a_kill_between_two_files_is_gone_on_from(
         assert copy("a").exit_code == ExitCode.OK
     if earlier == "a copy to a file that is gone":
         os.unlink("a")
-    monkeypatch.setattr(Session, "_save", lambda session, transfer: session._store.save(transfer))
-    monkeypatch.setattr(stores.Store, "remove", lambda _: None)
+    monkeypatch.setattr(
+        TransferSession, "_save", lambda session, transfer: session._store.save(transfer)
+    )
+    monkeypatch.setattr(stores.StateStore, "remove", lambda _: None)
     with monkeypatch.context() as context:
         fail_after(context, good, Killed())
-        with open_all(Request("src", ("a",))) as opened, suppress(Killed):
-            Session(opened, Options(map_path="m", backend="threads")).run()
+        with open_all(TransferRequest("src", ("a",))) as opened, suppress(Killed):
+            TransferSession(opened, TransferOptions(map_path="m", backend="threads")).run()
     if good < 2 and earlier == "a copy to a file that is gone":
         # What is known is still of the file before, so this one is somebody else's.
         with pytest.raises(UsageError, match="that was another file or device of this name"):
@@ -331,11 +344,11 @@ json_values = st.recursive(
 )
 
 
-def example() -> State:
+def example() -> TransferState:
     place = Place("/dev/a", Identity("wwn 1", "boot 2"), 100, 8)
     written, failed = RangeSet([(0, 8), (16, 24)]), (FailedRange(8, 16, errno.ENOSPC),)
     bad = (FailedRange(24, 32, errno.EIO),)
-    return State(place, 64, bad, (DestState(place, 64, written, failed),))
+    return TransferState(place, 64, bad, (DestState(place, 64, written, failed),))
 
 
 def test_a_state_is_read_back_as_it_was() -> None:
@@ -435,7 +448,7 @@ def test_holes_are_whole_blocks() -> None:
         for page in (5, 6, 40):
             file.seek(page << 12)
             file.write(b"x")
-    with open_all(Request("src", ("a",))) as opened:
+    with open_all(TransferRequest("src", ("a",))) as opened:
         assert opened.source is not None
         found = {block: find_holes(opened.source, block) for block in (8, 32, 64)}
         shifted = find_holes(opened.source.slice(8, 2000), 64)
@@ -450,7 +463,7 @@ def test_data_that_begins_or_ends_within_a_sector_makes_it_data(
 ) -> None:
     """File systems whose blocks are bytes say so; the rest of the sector is not a hole."""
     monkeypatch.setattr("dmcopy.transfer.plan._data", lambda *_: [(1023, 1025), (5 * 512, 6 * 512)])
-    with open_all(Request("src", ("a",))) as opened:
+    with open_all(TransferRequest("src", ("a",))) as opened:
         assert opened.source is not None
         assert find_holes(opened.source, 1) == RangeSet([(0, 1), (3, 5), (6, SECTORS)])
         assert find_holes(opened.source, 2) == RangeSet([(6, SECTORS)])

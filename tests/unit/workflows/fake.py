@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dmcopy.errors import BusyError, DeviceError
-from dmcopy.mapper.base import DeviceInfo, Mapper
-from dmcopy.mapper.device import Device
+from dmcopy.mapper.base import DmInfo, Mapper
+from dmcopy.mapper.device import DmDevice
 from dmcopy.table import Table
 
 
@@ -147,7 +147,7 @@ class FakeMapper(Mapper):
         readonly: bool = False,
         minor: int | None = None,
         keep: bool = False,
-    ) -> Device:
+    ) -> DmDevice:
         del uuid, readonly, minor, keep
         self.need(name not in self.devices, name, errno.EEXIST)
 
@@ -158,7 +158,7 @@ class FakeMapper(Mapper):
         self.call(f"create {name}", make)
         if table is not None:  # a kill may come between the two
             self.call(f"fill {name}", lambda: (self._load(name, table), self._resume(name)))
-        return Device(self, name)
+        return DmDevice(self, name)
 
     def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
         del readonly
@@ -195,13 +195,13 @@ class FakeMapper(Mapper):
 
         self.call(f"remove {name}", remove)
 
-    def ls(self) -> list[DeviceInfo]:
+    def ls(self) -> list[DmInfo]:
         return [self.info(name) for name in sorted(self.devices)]
 
-    def info(self, name: str) -> DeviceInfo:
+    def info(self, name: str) -> DmInfo:
         self.alive()
         mapped = self.get(name)
-        return DeviceInfo(
+        return DmInfo(
             name,
             number=(254, mapped.number) if self.numbered else None,
             open_count=mapped.opened,

@@ -15,7 +15,7 @@ from dmcopy.table import Linear, Mirror, Table
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, plan_split
 from dmcopy.workflows.mirror_end import plan_end
-from dmcopy.workflows.mirror_make import Options, plan_from_device, plan_from_legs
+from dmcopy.workflows.mirror_make import MirrorOptions, plan_from_device, plan_from_legs
 from dmcopy.workflows.mirror_move import plan_move
 from dmcopy.workflows.record import Plan
 from dmcopy.workflows.session import Session
@@ -49,7 +49,7 @@ def began(world: World) -> World:
 
 
 def mirror(world: World, log: bool = False, legs: str = "ab") -> None:
-    options = Options(log=world.disk("log") if log else "core", new_log=True)
+    options = MirrorOptions(log=world.disk("log") if log else "core", new_log=True)
     paths = [world.disk(leg) for leg in legs]
     session(world).run(plan_from_legs(world, "home", paths, options))
     world.use("home")
@@ -63,15 +63,17 @@ def degraded(world: World, log: bool = False, broken: str = "b", legs: str = "ab
 
 
 def make_from_device(world: World) -> Plan:
-    return plan_from_device(world, "home", [world.disk("new")], Options())
+    return plan_from_device(world, "home", [world.disk("new")], MirrorOptions())
 
 
 def make_with_log(world: World) -> Plan:
-    return plan_from_device(world, "home", [world.disk("new")], Options(log=world.disk("log")))
+    return plan_from_device(
+        world, "home", [world.disk("new")], MirrorOptions(log=world.disk("log"))
+    )
 
 
 def make_from_legs(world: World) -> Plan:
-    return plan_from_legs(world, "home", [world.disk("a"), world.disk("b")], Options())
+    return plan_from_legs(world, "home", [world.disk("a"), world.disk("b")], MirrorOptions())
 
 
 @dataclass

@@ -22,7 +22,7 @@ from dmcopy.table import Linear, Snapshot, Table
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.mirror import Mirror
 from dmcopy.workflows.mirror_change import plan_drop, plan_fail, plan_replace, plan_split
-from dmcopy.workflows.mirror_make import Options, plan_from_device, plan_from_legs
+from dmcopy.workflows.mirror_make import MirrorOptions, plan_from_device, plan_from_legs
 from dmcopy.workflows.mirror_move import plan_move
 from dmcopy.workflows.mirror_resync import Resync, Waiter
 from dmcopy.workflows.session import Session
@@ -43,7 +43,7 @@ def session(world: World) -> Session:
 
 
 def make(world: World, *legs: str, **options: object) -> None:
-    plan_from_legs(world, "home", legs, Options(**options))  # type: ignore[arg-type]
+    plan_from_legs(world, "home", legs, MirrorOptions(**options))  # type: ignore[arg-type]
 
 
 def test_one_leg_or_ten(world: World) -> None:
@@ -65,7 +65,7 @@ def test_the_same_device_twice(world: World) -> None:
         make(world, a, b, log=str(link))
     world.create("home", Table.of(SECTORS, Linear(a, 0)))
     with pytest.raises(UsageError, match="would be two legs of one mirror"):
-        plan_from_device(world, "home", [str(link)], Options())
+        plan_from_device(world, "home", [str(link)], MirrorOptions())
 
 
 def test_legs_of_different_sizes(world: World) -> None:
@@ -83,7 +83,7 @@ def test_a_region_size_that_no_kernel_takes(world: World) -> None:
         with pytest.raises(UsageError, match=rule):
             make(world, *legs, region_size=size)
     small = world.disk("c", 100), world.disk("d", 100)
-    plan = plan_from_legs(world, "home", small, Options())
+    plan = plan_from_legs(world, "home", small, MirrorOptions())
     assert "mirror core 2 64 sync" in plan.steps[0].table
 
 
@@ -138,11 +138,11 @@ def test_what_is_on_a_device_that_would_be_overwritten(world: World) -> None:
     make(world, a, full, nosync=True)
     world.create("home", Table.of(SECTORS, Linear(full, 0)))
     with pytest.raises(UsageError, match=said.replace("full", "other")):
-        plan_from_device(world, "home", [used(world, "other")], Options())
+        plan_from_device(world, "home", [used(world, "other")], MirrorOptions())
     with pytest.raises(UsageError, match=said.replace("full", "other")):
         plan_move(world, "home", full, used(world, "other"))
-    plan_from_device(world, "home", [b], Options())
-    plan_from_device(world, "home", [used(world, "other")], Options(force=True))
+    plan_from_device(world, "home", [b], MirrorOptions())
+    plan_from_device(world, "home", [used(world, "other")], MirrorOptions(force=True))
     plan_move(world, "home", full, used(world, "other"), force=True)
 
 
@@ -172,22 +172,22 @@ class Holding:
 def test_a_device_that_cannot_become_a_mirror(world: World) -> None:
     a, b = world.disk("a"), world.disk("b")
     with pytest.raises(UsageError, match="there is no mapped device home"):
-        plan_from_device(world, "home", [b], Options())
+        plan_from_device(world, "home", [b], MirrorOptions())
     world.create("snap", Table.of(SECTORS, Snapshot(a, b, "P", 8)))
     with pytest.raises(UsageError, match="snap has snapshot: only"):
-        plan_from_device(world, "snap", [world.disk("c")], Options())
+        plan_from_device(world, "snap", [world.disk("c")], MirrorOptions())
     world.create("home", Table.of(SECTORS, Linear(a, 0)))
     with pytest.raises(UsageError, match="a leg must not be smaller"):
-        plan_from_device(world, "home", [world.disk("small", 8)], Options())
+        plan_from_device(world, "home", [world.disk("small", 8)], MirrorOptions())
     with pytest.raises(UsageError, match="are for mirrors made of legs"):
-        plan_from_device(world, "home", [b], Options(nosync=True))
+        plan_from_device(world, "home", [b], MirrorOptions(nosync=True))
     with pytest.raises(UsageError, match="--from home"):
         make(world, a, b)
 
 
 def mirror(world: World, legs: str = "ab") -> None:
     paths = [world.disk(leg) for leg in legs]
-    session(world).run(plan_from_legs(world, "home", paths, Options()))
+    session(world).run(plan_from_legs(world, "home", paths, MirrorOptions()))
     world.use("home")
 
 
@@ -239,7 +239,7 @@ def test_two_failed_legs_of_three(world: World) -> None:
 
 
 def test_the_only_leg_with_the_data_stays_while_the_others_are_copied_to(world: World) -> None:
-    plan = plan_from_legs(world, "home", [world.disk("a"), world.disk("b")], Options())
+    plan = plan_from_legs(world, "home", [world.disk("a"), world.disk("b")], MirrorOptions())
     session(world).run(plan, wait=False)
     world.use("home")
     with pytest.raises(DmcopyError, match=r"no leg has all of the data|the only one that has all"):
@@ -276,7 +276,7 @@ def test_a_move_takes_only_the_lines_on_that_disk(world: World) -> None:
 
 
 def test_while_one_workflow_is_open_there_is_no_other(world: World) -> None:
-    plan = plan_from_legs(world, "home", [world.disk("a"), world.disk("b")], Options())
+    plan = plan_from_legs(world, "home", [world.disk("a"), world.disk("b")], MirrorOptions())
     one = session(world)
     one.run(plan, wait=False)
     for _ in range(9):
@@ -291,7 +291,7 @@ def test_while_one_workflow_is_open_there_is_no_other(world: World) -> None:
 
 
 def test_a_wait_tells_how_far_it_is_and_has_a_deadline(world: World) -> None:
-    plan = plan_from_legs(world, "home", [world.disk("a"), world.disk("b")], Options())
+    plan = plan_from_legs(world, "home", [world.disk("a"), world.disk("b")], MirrorOptions())
     session(world).run(plan, wait=False)
     now = iter(range(100))
     seen: list[Resync] = []

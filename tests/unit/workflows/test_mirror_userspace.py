@@ -15,7 +15,7 @@ from dmcopy.table import Linear, Table
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.mirror import Mirror
 from dmcopy.workflows.mirror_change import plan_fail, plan_replace, plan_split
-from dmcopy.workflows.mirror_make import Options, plan_from_device, plan_from_legs
+from dmcopy.workflows.mirror_make import MirrorOptions, plan_from_device, plan_from_legs
 from dmcopy.workflows.mirror_move import plan_move
 from dmcopy.workflows.session import Session
 
@@ -48,7 +48,7 @@ def test_a_live_device_becomes_a_mirror_is_broken_repaired_and_split(
     before = Path(a).read_bytes()
     mapper.create("home", Table.of(SECTORS, Linear(a, 0)))
     home = mapper.open("home")
-    options = Options(log=str(log), region_size=1024)
+    options = MirrorOptions(log=str(log), region_size=1024)
     session.run(plan_from_device(mapper, "home", [b], options), timeout=60)
     assert Path(b).read_bytes() == before
     home.write(8, b"x" * 512)
@@ -83,9 +83,9 @@ def test_legs_that_were_a_mirror_before(
     a, b = (disk(tmp_path, name) for name in "ab")
     log = tmp_path / "log"
     log.write_bytes(bytes(1 << 20))
-    session.run(plan_from_legs(mapper, "home", [a, b], Options(log=str(log))), timeout=60)
+    session.run(plan_from_legs(mapper, "home", [a, b], MirrorOptions(log=str(log))), timeout=60)
     mapper.remove("home")
     Path(b).write_bytes(bytes(SECTORS * 512))  # behind its back
-    again = Options(log=str(log), reuse_log=True)
+    again = MirrorOptions(log=str(log), reuse_log=True)
     session.run(plan_from_legs(mapper, "home", [a, b], again), timeout=60)
     assert Path(b).read_bytes() == bytes(SECTORS * 512)  # nothing was dirty: nothing was copied

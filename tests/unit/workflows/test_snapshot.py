@@ -15,7 +15,7 @@ from dmcopy.table import Linear, Ratio, Raw, Table
 from dmcopy.workflows import snapshot_watch
 from dmcopy.workflows.snapshot import Growth, merge
 from dmcopy.workflows.snapshot_merging import Progress
-from dmcopy.workflows.snapshot_status import State, states
+from dmcopy.workflows.snapshot_status import SnapshotState, states
 from dmcopy.workflows.snapshot_watch import SOONEST_SECONDS, Level, Threshold, watch
 
 from .fake import Crash
@@ -240,7 +240,7 @@ def test_one_that_is_lost_is_not_extended(stage: Stage) -> None:
     assert (stage.world.tables(), stage.records()) == (before, [])
 
 
-def state_of(stage: Stage, name: str = "snap") -> State:
+def state_of(stage: Stage, name: str = "snap") -> SnapshotState:
     (state,) = states(stage.world, stage.process().journal, name)
     return state
 
@@ -260,7 +260,7 @@ def test_states_in_words(stage: Stage) -> None:
 
 
 def test_states_of_what_was_interrupted(stage: Stage) -> None:
-    def crash(at: int) -> State:
+    def crash(at: int) -> SnapshotState:
         snapshots = stage.process()
         stage.world.calls, stage.world.crash_at = 0, at
         with pytest.raises(Crash):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dmcopy.io.request import CopyIo, Extent
 
 
-class Work(CopyIo):
+class QueuedCopy(CopyIo):
     """A request with its place in the queue.
 
     `pages` is what it took from the pool: `extents`, rounded up to whole pages. `is_plain`: one
@@ -21,7 +21,7 @@ class Work(CopyIo):
     alone = False
     slept = 0
 
-    def is_followed_by(self, other: Work) -> bool:
+    def is_followed_by(self, other: QueuedCopy) -> bool:
         """Return whether the two may go out as one: `other` begins where this ends, both sides."""
         device, sector, count = self.source
         next_device, next_sector, _ = other.source
