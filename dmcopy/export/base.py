@@ -82,7 +82,7 @@ class FrontEnd:
         self.close()
 
 
-_MODULES: Final[dict[str, str]] = {}
+_MODULES: Final = {"nbd": "dmcopy.export.nbd.server"}
 """The front ends, best first, each with the module that has it as `FRONT_END`."""
 
 

@@ -1,0 +1,163 @@
+"""Where servers listen: Unix sockets that only their user can open, and TCP on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import socket
+import stat
+from pathlib import Path
+from typing import Final
+
+from dmcopy.errors import BusyError, DeviceError, DmcopyError, UsageError
+from dmcopy.units import quoted
+
+MAX_PATH: Final = 107
+"""What fits into sun_path with its end, in bytes (man 7 unix)."""
+LOOPBACK: Final = "127.0.0.1"
+_BACKLOG: Final = 128
+_LISTEN: Final = re.compile(r"(?:\[([^][]+)\]:|([^:]*):)?(\d{1,5})")
+
+
+def runtime_folder() -> Path:
+    """Return the folder of this user's sockets, /run/dmcopy for root, made with mode 0700.
+
+    Raises UsageError where there is none, or where others could have put something into it.
+    """
+    if os.geteuid() == 0:
+        above = "/run"
+    else:
+        above = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+    folder = Path(above, "dmcopy")
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+    except OSError as error:
+        raise UsageError(
+            f"there is no place for a socket, {folder} cannot be made ({error.strerror}): "
+            "say --socket PATH"
+        ) from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise UsageError(
+            f"{folder} is not a folder that is yours alone: chmod it to 700, or say --socket PATH"
+        )
+    return folder
+
+
+class Listener:
+    """A socket that listens. `path` of a Unix socket, `address` (and port) of TCP."""
+
+    def __init__(
+        self, listening: socket.socket, path: str = "", address: tuple[str, int] = ("", 0)
+    ) -> None:
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
+        self.socket = listening
+        self.fileno = listening.fileno
+        self.path = path
+        self.address = address
+        self._file = _file(path)
+
+    def close(self) -> None:
+        """Listen no more; remove the socket's file, unless the name is another's by now."""
+        if self.path and self._file == _file(self.path):
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+        self.socket.close()
+
+
+def listen_unix(path: str) -> Listener:
+    """Listen at `path`, which only this user can open (0600).
+
+    A socket that nobody listens at any more, as a killed server leaves it, is replaced. Raises
+    BusyError where somebody does, UsageError for a path that cannot be, DeviceError.
+    """
+    length = len(os.fsencode(path))
+    if length > MAX_PATH:
+        raise UsageError(
+            f"{quoted(path)} is too long for a socket: {length} bytes, where {MAX_PATH} fit"
+        )
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        # The file gets the socket's own mode (unix_bind in net/unix/af_unix.c): there is no moment
+        # at which others can open it.
+        os.fchmod(listener.fileno(), 0o600)
+        try:
+            listener.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            _remove_dead(path)
+            listener.bind(path)
+        found = Listener(listener, path)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise BusyError(path, ["another server, which was just started"]) from None
+        raise DeviceError(path, "make a socket of it", error.errno or 0) from None
+    except DmcopyError:
+        listener.close()
+        raise
+    return found
+
+
+def _remove_dead(path: str) -> None:
+    """Remove a socket that nobody listens at. Raises BusyError, UsageError."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise UsageError(f"{path} exists, and is no socket: say another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(1)
+        try:
+            client.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:  # its queue is full: somebody is there
+            raise BusyError(path, ["a server that listens there"], "say another path") from None
+        else:
+            raise BusyError(path, ["a server that listens there"], "say another path")
+
+
+def listen_tcp(where: str) -> Listener:
+    """Listen at ADDRESS:PORT, or at PORT of the loopback.
+
+    Port 0 is any that is free. Raises BusyError for a port that is taken, UsageError, DeviceError.
+    """
+    parts = _LISTEN.fullmatch(where)
+    port = int(parts[3]) if parts else 1 << 16
+    if parts is None or port >= 1 << 16:
+        raise UsageError(
+            f"{quoted(where)} is no place to listen at: give ADDRESS:PORT, [ADDRESS]:PORT or PORT, "
+            "the port from 0 to 65535"
+        )
+    address = parts[1] or parts[2] or LOOPBACK
+    try:
+        family, kind, _, _, at = socket.getaddrinfo(
+            address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"{quoted(address)} is no address of a machine: {error}") from None
+    listener = socket.socket(family, kind | socket.SOCK_CLOEXEC)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(at)
+        found = Listener(listener, address=(address, listener.getsockname()[1]))
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            taken = f"port {port} of {address}"
+            raise BusyError(taken, ["another server"], "say another port") from None
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UsageError(f"{address} is no address of this machine") from None
+        raise DeviceError(where, "listen there", error.errno or 0) from None
+    return found
+
+
+def _file(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,77 @@
+"""A reactor with its servers on a thread of their own, for programs that do something else."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Self, TypeVar
+
+from dmcopy.errors import ClosedError
+from dmcopy.io.reactor import Reactor
+
+_T = TypeVar("_T")
+
+
+class ReactorThread:
+    """A reactor for stacked devices that runs until `close`, or the end of a `with` block.
+
+    What `call` is given runs on it, outside of callbacks, so that it may wait for I/O there.
+    Everything that is made there must be closed there, before `close`.
+    """
+
+    def __init__(self, name: str = "dmcopy-export") -> None:
+        self._calls: deque[tuple[Future[Any], Callable[[Reactor], Any]]] = deque()
+        self._started: Future[Reactor] = Future()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+        self._reactor = self._started.result()
+
+    def call(self, what: Callable[[Reactor], _T]) -> _T:
+        """Call `what(reactor)` on the thread; return what it returns, raise what it raises."""
+        if self._stopping:
+            raise ClosedError("the reactor's thread has ended")
+        future: Future[_T] = Future()
+        self._reactor.call_soon_threadsafe(lambda: self._calls.append((future, what)))
+        return future.result()
+
+    def close(self) -> None:
+        """End the thread."""
+        if not self._stopping:
+            self.call(self._stop)
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _stop(self, reactor: Reactor) -> None:
+        del reactor
+        self._stopping = True
+
+    def _run(self) -> None:
+        try:
+            reactor = Reactor(stacked=True)
+        except BaseException as error:
+            self._started.set_exception(error)
+            return
+        with reactor:
+            reactor.on_exception = _log
+            self._started.set_result(reactor)
+            while not self._stopping:
+                reactor.run_until(lambda: self._calls)
+                future, what = self._calls.popleft()
+                try:
+                    future.set_result(what(reactor))
+                except BaseException as error:
+                    future.set_exception(error)
+
+
+def _log(error: Exception) -> None:
+    import logging
+
+    logging.getLogger("dmcopy").error("a callback on the reactor raised", exc_info=error)
