@@ -1,5 +1,9 @@
 """On the host: `kernel` tests become one item for each kernel, and a guest supplies the results.
 
+Those marked `kernel(either=True)` become one item in all: they are dealt to the kernels in turn, in
+the order in which they were collected, so that the same selection is always dealt in the same way.
+With one kernel, and with $DMCOPY_TEST=long, they run on every one.
+
 The guests boot when the first of these tests is due, as many side by side as there are processors:
 an emulated one keeps one busy. One pytest process in each runs all tests in order and sends
 reports, which are replayed here as though the tests had run here: -x, -k, --lf, --junitxml and the
@@ -8,11 +12,12 @@ closing line see nothing else.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,9 +69,19 @@ class Guests:
         marked = [item for item in items if item.get_closest_marker("kernel")]
         others = [item for item in items if not item.get_closest_marker("kernel")]
         # After the others, and kernel by kernel, so that the reports read well.
+        dealt = list(zip(marked, self._deal(marked), strict=True))
         items[:] = others + [
-            self._item(original, kernel) for kernel in self._kernels for original in marked
+            self._item(original, kernel)
+            for kernel in self._kernels
+            for original, kernels in dealt
+            if kernel in kernels
         ]
+
+    def _deal(self, marked: Sequence[pytest.Item]) -> Iterator[Sequence[str]]:
+        """Yield the kernels of each test."""
+        turns = itertools.cycle(self._kernels)
+        for item in marked:
+            yield [next(turns)] if _either(item) else self._kernels
 
     def _item(self, original: pytest.Item, kernel: str) -> GuestItem:
         label = Path(kernel).name
@@ -260,6 +275,14 @@ class GuestRun:
             longrepr=f"not run to its end: {self._ended}",
             when="call",
         )
+
+
+def _either(item: pytest.Item) -> bool:
+    """Whether a test runs on one of the kernels only: as the innermost mark says that says it."""
+    if os.environ.get("DMCOPY_TEST") == "long":
+        return False
+    said = (mark.kwargs.get("either") for mark in item.iter_markers("kernel"))
+    return next((bool(word) for word in said if word is not None), False)
 
 
 def _longrepr_text(longrepr: object) -> str:

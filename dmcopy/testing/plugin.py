@@ -1,6 +1,7 @@
 """The pytest plugin: tests marked `kernel` run in guests, one for each kernel that `--vm` names.
 
-    pytest --vm 6.1,6.12        each marked test becomes test[6.1] and test[6.12]
+    pytest --vm 6.1,6.12        each marked test becomes test[6.1] and test[6.12]; one that is
+                                marked kernel(either=True) becomes one of the two, by turns
     sudo pytest                 they run here, if this machine has device-mapper
 
 Where neither is possible they are skipped, and the reason names what is missing. In a guest there
@@ -42,7 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "kernel: needs real device-mapper: runs in guests with --vm")
+    config.addinivalue_line(
+        "markers",
+        "kernel(either=False): needs real device-mapper: runs in guests with --vm; "
+        "either=True: in one of them, by turns, unless $DMCOPY_TEST is long",
+    )
     if config.getoption("--vm-report"):
         config.pluginmanager.register(reporter.Reporter(config), "dmcopy-reporter")
     elif config.getoption("--vm"):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.docs.blocks import FILES, ROOT, blocks, run
 
-pytestmark = pytest.mark.kernel
+pytestmark = pytest.mark.kernel(either=True)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from dmcopy.table import (
 
 from .conftest import Disks
 
-pytestmark = pytest.mark.kernel
+pytestmark = pytest.mark.kernel(either=True)
 ZERO = Table.of(8, Zero())
 
 

@@ -21,7 +21,7 @@ from dmcopy.table import Linear, Table, Zero
 from ..conftest import devices
 from .conftest import Disks, loops
 
-pytestmark = pytest.mark.kernel
+pytestmark = pytest.mark.kernel(either=True)
 
 
 # Opens and closes the nodes at random, as udev, blkid and others do, until its input ends. A node

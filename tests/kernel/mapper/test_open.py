@@ -16,7 +16,7 @@ from dmcopy.table import Table
 
 from .conftest import Disks
 
-pytestmark = pytest.mark.kernel
+pytestmark = pytest.mark.kernel(either=True)
 NAME = "dmcopy-open"
 
 

@@ -21,7 +21,7 @@ from dmcopy.table import Table
 
 from .conftest import Disks
 
-pytestmark = pytest.mark.kernel
+pytestmark = pytest.mark.kernel(either=True)
 
 DEADLINE = 60.0
 

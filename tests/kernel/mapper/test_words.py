@@ -20,7 +20,7 @@ from dmcopy.mapper.reap import Reaper
 
 from .conftest import Disks
 
-pytestmark = pytest.mark.kernel
+pytestmark = pytest.mark.kernel(either=True)
 
 Answer = tuple[int, str]
 

@@ -16,7 +16,7 @@ from dmcopy.testing.compare import Harness
 from dmcopy.testing.steps import Access, Burst, Load, Resume, Step, Suspend, Swap, bursts
 from tests.unit.targets.examples import forgotten, load
 
-pytestmark = pytest.mark.kernel
+pytestmark = pytest.mark.kernel(either=True)
 
 SECTORS = 1024
 

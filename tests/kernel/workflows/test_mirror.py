@@ -32,7 +32,7 @@ from .mirror_rig import (
     eventually,
 )
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel(either=True), pytest.mark.timeout(900)]
 
 
 @pytest.fixture

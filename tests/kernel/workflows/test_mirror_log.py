@@ -20,7 +20,7 @@ from dmcopy.workflows.site import Site
 from .mirror_rig import DEADLINE, SECTORS, Rig, eventually
 from .test_mirror import rig as rig
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel(either=True), pytest.mark.timeout(900)]
 
 
 class Writer(threading.Thread):

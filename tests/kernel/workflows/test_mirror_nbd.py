@@ -24,7 +24,7 @@ from dmcopy.workflows.mirror_resync import Waiter
 from .mirror_rig import DEADLINE, SECTORS, Rig, content, eventually, run
 from .test_mirror import rig as rig
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel(either=True), pytest.mark.timeout(900)]
 
 REGION = 1024
 SPACE = "dmcopy-far"

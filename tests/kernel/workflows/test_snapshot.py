@@ -27,7 +27,7 @@ from dmcopy.workflows.mirror_resync import ignore
 from dmcopy.workflows.session import Session
 from dmcopy.workflows.snapshot import merge, plan_drop, plan_take
 
-pytestmark = pytest.mark.kernel
+pytestmark = pytest.mark.kernel(either=True)
 
 MIB = 1 << 20
 SMALL = 4096  # sectors

@@ -151,6 +151,61 @@ def test_no_guest_boots_for_nothing(suite: pytest.Pytester) -> None:
     assert FakeGuest.booted == []
 
 
+@pytest.fixture
+def dealt(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    monkeypatch.delenv("DMCOPY_TEST", raising=False)
+    pytester.makeconftest("from dmcopy.testing import plugin\nplugin.missing_here = lambda: ''")
+    pytester.makepyfile(
+        test_one="""
+        import pytest
+        pytestmark = pytest.mark.kernel(either=True)
+        @pytest.mark.parametrize("x", [1, 2])
+        def test_of(x): pass
+        def test_alone(): pass
+        @pytest.mark.kernel(either=False)
+        def test_both(): pass
+        """,
+        test_two="""
+        import pytest
+        @pytest.mark.kernel
+        def test_each(): pass
+        @pytest.mark.kernel(either=True)
+        class TestThese:
+            def test_first(self): pass
+            @pytest.mark.kernel
+            def test_second(self): pass
+        """,
+    )
+    return pytester
+
+
+def names(pytester: pytest.Pytester, *args: str) -> list[str]:
+    result = run(pytester, "--collect-only", "-q", *args)
+    return [line.rpartition("::")[2] for line in result.outlines if "::" in line]
+
+
+def test_what_runs_on_either_kernel_is_dealt_by_turns(dealt: pytest.Pytester) -> None:
+    first = ["test_of[1-6.1]", "test_alone[6.1]", "test_both[6.1]", "test_each[6.1]"]
+    second = ["test_of[2-6.12]", "test_both[6.12]", "test_each[6.12]"]
+    last = ["test_second[6.1]", "test_first[6.12]"]
+    assert names(dealt, "--vm", "6.1,6.12") == [*first, last[0], *second, last[1]]
+    run(dealt, "--vm", "6.1,6.12", "-v").assert_outcomes(passed=9)
+    assert FakeGuest.booted == ["6.1", "6.12"]
+    assert names(dealt, "--vm", "6.1,6.12", "test_two.py") == [
+        *("test_each[6.1]", "test_first[6.1]", "test_each[6.12]", "test_second[6.12]")
+    ]
+
+
+def test_all_of_it_runs_on_one_kernel_and_in_a_long_run(
+    dealt: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = names(dealt, "--vm", "6.12")
+    assert len(alone) == 7
+    monkeypatch.setenv("DMCOPY_TEST", "long")
+    both = names(dealt, "--vm", "6.1,6.12")
+    assert both == [name.replace("6.12", "6.1") for name in alone] + alone
+
+
 @pytest.mark.parametrize("processors", [1, 2])
 def test_stop_at_the_first_failure(
     suite: pytest.Pytester, processors: int, monkeypatch: pytest.MonkeyPatch
