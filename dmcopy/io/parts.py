@@ -1,12 +1,49 @@
-"""Requests done in parts, for back ends or devices that cannot do them as one."""
+"""Requests in parts: one callback when the last has ended, and requests that have to be done so."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import CopyIo, Io, Op, Part
+
+
+class Countdown:
+    """Calls `notify()` when `count` things, one at least, have ended.
+
+    `ended` can be the callback of a request; what it is called with is not looked at.
+    """
+
+    __slots__ = ("_left", "_notify")
+
+    def __init__(self, count: int, notify: Callable[[], object]) -> None:
+        self._left = count
+        self._notify = notify
+
+    def ended(self, _thing: object = None) -> None:
+        """Count one."""
+        self._left -= 1
+        if not self._left:
+            notify = self._notify
+            del self._notify  # it may lead back here: nothing is left for the garbage collector
+            notify()
+
+
+def submit_all(
+    submit: Callable[[Io], object], requests: Sequence[Io], notify: Callable[[Sequence[Io]], object]
+) -> None:
+    """Submit requests, one at least; `notify(requests)` when all have ended and have an `error`."""
+    ended = Countdown(len(requests), partial(notify, requests)).ended
+    for request in requests:
+        request.notify = ended
+        submit(request)
+
+
+def first_error(requests: Sequence[Io]) -> int:
+    """Return the errno of the first request that failed, or 0."""
+    return next((request.error for request in requests if request.error), 0)
 
 
 class Fan:
@@ -15,24 +52,21 @@ class Fan:
     def __init__(self, request: CopyIo, submit: Callable[[Io], None]) -> None:
         self._request = request
         self._submit = submit
-        self._left = 0
 
     def start(self) -> None:
         """Submit the reads."""
-        self._begin(Op.READ, self._request.reads(), self._read_done)
+        self._begin(Op.READ, self._request.reads(), self._read)
 
-    def _begin(self, op: Op, parts: Sequence[Part], notify: Callable[[Io], object]) -> None:
-        submit, memory = self._submit, self._request.memory
-        self._left = len(parts)
-        for index, (region, extents) in enumerate(parts):
-            submit(Io(op, region, memory, extents, notify, context=index))
+    def _begin(
+        self, op: Op, parts: Sequence[Part], notify: Callable[[Sequence[Io]], object]
+    ) -> None:
+        memory = self._request.memory
+        requests = [Io(op, region, memory, extents) for region, extents in parts]
+        submit_all(self._submit, requests, notify)
 
-    def _read_done(self, read: Io) -> None:
+    def _read(self, reads: Sequence[Io]) -> None:
         request = self._request
-        request.error = request.error or read.error
-        self._left -= 1
-        if self._left:
-            return
+        request.error = first_error(reads)
         try:
             writes = () if request.error else request.writes()
         except BaseException:  # for the reactor, once the copy has ended
@@ -40,16 +74,15 @@ class Fan:
             request.notify(request)
             raise
         if writes:
-            self._begin(Op.WRITE, writes, self._write_done)
+            self._begin(Op.WRITE, writes, self._written)
         else:
             request.notify(request)
 
-    def _write_done(self, write: Io) -> None:
-        if write.error:
-            self._request.write_failed(write.context, write.error)
-        self._left -= 1
-        if not self._left:
-            self._request.notify(self._request)
+    def _written(self, writes: Sequence[Io]) -> None:
+        for index, write in enumerate(writes):
+            if write.error:
+                self._request.write_failed(index, write.error)
+        self._request.notify(self._request)
 
 
 class FlushFirst:

@@ -11,6 +11,7 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dmcopy.io.parts import submit_all
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import CopyIo, Extent, Io, Memory, Op
 from dmcopy.kcopyd.job import CopyJob, Flag
@@ -111,7 +112,6 @@ class Staged:
     def __init__(self, sub: SubJob, submit: Callable[[Io], None]) -> None:
         self.sub = sub
         self._submit = submit
-        self._left = 0
 
     def start(self) -> None:
         """Submit the read, or begin the writes of a job that zeroes."""
@@ -133,9 +133,7 @@ class Staged:
         except BaseException:
             self._not_read(errno.EIO)
             raise
-        self._left = len(requests)
-        for request in requests:
-            self._submit(request)
+        submit_all(self._submit, requests, self._written)
 
     def fail(self, error: int) -> None:
         """Fail every destination without any I/O."""
@@ -199,14 +197,13 @@ class Staged:
         op = Op.WRITE_ZEROES if zero else Op.WRITE
         extents = () if zero else cut(self.sub.extents, offset << 9, count << 9)
         region = dest.slice(offset, count)
-        return Io(op, region, self.sub.memory, extents, self._write_done, context=index)
+        return Io(op, region, self.sub.memory, extents, context=index)
 
-    def _write_done(self, write: Io) -> None:
-        if write.error:
-            self.sub.write_failed(write.context, write.error)
-        self._left -= 1
-        if not self._left:
-            self.finish()
+    def _written(self, writes: Sequence[Io]) -> None:
+        for write in writes:
+            if write.error:
+                self.sub.write_failed(write.context, write.error)
+        self.finish()
 
 
 def cut(extents: Sequence[Extent], offset: int, length: int) -> tuple[Extent, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dmcopy.io.parts import Countdown, first_error, submit_all
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import DISCARD, FLUSH, READ, WRITE, Io, Memory
@@ -192,10 +193,8 @@ class MappedDevice(MappedIo):
             bio.error = bio.error or errno.EIO
         parent = bio.parent
         if isinstance(parent, _Group):
-            parent.left -= 1
             parent.error = parent.error or bio.error
-            if not parent.left:
-                self._finish(parent.request, parent.error)
+            parent.ended()
         else:
             self._finish(parent, bio.error)
 
@@ -255,19 +254,12 @@ class MappedDevice(MappedIo):
         is not done again.
         """
         self.in_flight -= 1  # the parts count
-        left, error = len(parts), 0
 
-        def ended(part: Io) -> None:
-            nonlocal left, error
-            left -= 1
-            error = error or part.error
-            if not left:
-                request.error = error
-                notify(request)  # type: ignore[misc]
+        def ended(parts: Sequence[Io]) -> None:
+            request.error = first_error(parts)
+            notify(request)  # type: ignore[misc]
 
-        for part in parts:
-            part.notify = ended
-            self.take(part)
+        submit_all(self.take, parts, ended)
 
     def _submit_special(self, request: Io) -> None:
         if self.active is None:
@@ -299,7 +291,7 @@ class MappedDevice(MappedIo):
         if not total:
             self._end_soon(request, 0)
             return
-        group = _Group(request, total)
+        group = _Group(request, total, self._finish)
         for target, sector, count, copies in parts:
             for number in range(copies):
                 self._map(Bio(request, sector, count, (), self._ended, target, group, number))
@@ -366,14 +358,13 @@ class Underlying(StackedDevice):
         return self._mapped.identity
 
 
-class _Group:
-    """The parts that a request was cut into."""
+class _Group(Countdown):
+    """A request that was cut into bios; `finish(request, error)` when all have ended."""
 
-    __slots__ = ("error", "left", "request")
+    __slots__ = ("error",)
 
-    def __init__(self, request: Io, left: int) -> None:
-        self.request = request
-        self.left = left
+    def __init__(self, request: Io, bios: int, finish: Callable[[Io, int], object]) -> None:
+        super().__init__(bios, lambda: finish(request, self.error))
         self.error = 0
 
 

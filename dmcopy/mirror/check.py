@@ -12,9 +12,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from dmcopy.errors import UsageError
+from dmcopy.io.parts import submit_all
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import Io, Memory, Op
@@ -137,11 +139,10 @@ def _check(legs: Sequence[IoRegion], region_size: int) -> None:
 class _Piece:
     """A run of sectors that is read from every leg, side by side, into the memory from `base`."""
 
-    def __init__(self, start: int, count: int, base: int, legs: int) -> None:
+    def __init__(self, start: int, count: int, base: int) -> None:
         self.start = start
         self.count = count
         self.base = base
-        self.left = legs
         self.failed: list[int] = []
 
 
@@ -200,25 +201,20 @@ class Comparison:
 
     def _fill(self) -> None:
         while self._free and not self._report.interrupted and (place := self._next()) is not None:
-            piece = _Piece(*place, self._free.pop(), len(self._legs))
+            piece = _Piece(*place, self._free.pop())
             self._active += 1
+            reads = []
             for number, leg in enumerate(self._legs):
                 extent = (self._place(piece, number), piece.count << SECTOR_SHIFT)
                 region = leg.slice(piece.start, piece.count)
-                read = Io(Op.READ, region, self._memory, [extent], self._read_done)
-                read.context = (piece, number)
-                self._reactor.submit(read)
+                reads.append(Io(Op.READ, region, self._memory, [extent]))
+            submit_all(self._reactor.submit, reads, partial(self._read_done, piece))
 
     def _place(self, piece: _Piece, leg: int) -> int:
         return piece.base + leg * (PIECE << SECTOR_SHIFT)
 
-    def _read_done(self, read: Io) -> None:
-        piece, number = read.context
-        if read.error:
-            piece.failed.append(number)
-        piece.left -= 1
-        if piece.left:
-            return
+    def _read_done(self, piece: _Piece, reads: Sequence[Io]) -> None:
+        piece.failed = [number for number, read in enumerate(reads) if read.error]
         self._active -= 1
         self._free.append(piece.base)
         if piece.failed and piece.count > self._report.region_size:

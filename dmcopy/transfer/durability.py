@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from dmcopy.io.parts import Countdown
 from dmcopy.io.reactor import Reactor, Timer
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import Io, Op
@@ -39,7 +40,7 @@ class Durability:
         self._dests = dests
         self._saved = saved
         self._dropped = dropped
-        self._left = 0
+        self._flushing = False
         self._began = 0.0
         self._interval = INTERVAL_SECONDS
         self._timer: Timer | None = None
@@ -60,7 +61,7 @@ class Durability:
         """Stop the rounds, flush everything written so far, then call `then`."""
         self.stop()
         self._then = then
-        if not self._left:
+        if not self._flushing:
             self._begin()
 
     def _tick(self) -> None:
@@ -70,30 +71,27 @@ class Durability:
     def _begin(self) -> None:
         self._began = self._reactor.time()
         todo = [dest for dest in self._dests if dest.unflushed and not dest.error]
-        self._left = len(todo) or 1
+        self._flushing = True
+        flushes = Countdown(len(todo) or 1, self._flushed)
         for dest in todo:
             dest.unflushed = False
-            self._submit(dest, dest.written.copy())
+            self._submit(dest, dest.written.copy(), flushes)
         if not todo:
-            self._reactor.call_soon(self._one_done)
+            self._reactor.call_soon(flushes.ended)
 
-    def _submit(self, dest: Destination, covered: RangeSet) -> None:
+    def _submit(self, dest: Destination, covered: RangeSet, flushes: Countdown) -> None:
+        def ended(flush: Io) -> None:
+            if flush.error:
+                self._dropped(dest, flush.error)
+            else:
+                dest.flushed(covered)
+            flushes.ended()
+
         region = IoRegion(dest.region.device, 0, dest.region.device.sectors)
-        self._reactor.submit(
-            Io(Op.FLUSH, region, notify=lambda flush: self._flushed(dest, covered, flush.error))
-        )
+        self._reactor.submit(Io(Op.FLUSH, region, notify=ended))
 
-    def _flushed(self, dest: Destination, covered: RangeSet, error: int) -> None:
-        if error:
-            self._dropped(dest, error)
-        else:
-            dest.flushed(covered)
-        self._one_done()
-
-    def _one_done(self) -> None:
-        self._left -= 1
-        if self._left:
-            return
+    def _flushed(self) -> None:
+        self._flushing = False
         if self._then is not None and any(d.unflushed and not d.error for d in self._dests):
             self._begin()  # this round began before the last write had ended
             return

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from dmcopy.io.parts import submit_all
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import Extent, Io, Memory, Op
@@ -50,9 +52,6 @@ class _Check:
     def __init__(self, piece: Piece, base: int) -> None:
         self.piece = piece
         self.base = base
-        self.left = 0
-        self.source_error = 0
-        self.errors: dict[int, int] = {}
 
     def extent(self, place: int) -> Extent:
         """Return where the source's bytes are (`place` 0), or those of target `place` - 1."""
@@ -146,40 +145,33 @@ class Verifier:
     def _begin(self, check: _Check) -> None:
         piece, source = check.piece, self._plan.source
         self._active += 1
-        check.left = len(piece.targets) + (source is not None)
+        places = [(place, self._plan.dests[index]) for place, index in enumerate(piece.targets, 1)]
         if source is None:
             start, size = check.extent(0)
             self._memory.fill([(start, size)], bytes(size))
         else:
-            self._read(check, 0, source, -1)
-        for place, index in enumerate(piece.targets, 1):
-            self._read(check, place, self._plan.dests[index], index)
+            places.insert(0, (0, source))
+        reads = [
+            Io(
+                *(Op.READ, region.slice(piece.start, piece.length), self._memory),
+                [check.extent(place)],
+            )
+            for place, region in places
+        ]
+        submit_all(self._reactor.submit, reads, partial(self._read_done, check))
 
-    def _read(self, check: _Check, place: int, region: IoRegion, index: int) -> None:
-        part = region.slice(check.piece.start, check.piece.length)
-        read = Io(Op.READ, part, self._memory, [check.extent(place)], self._read_done)
-        read.context = (check, index)
-        self._reactor.submit(read)
-
-    def _read_done(self, read: Io) -> None:
-        check, index = read.context
-        if read.error and index < 0:
-            check.source_error = read.error
-        elif read.error:
-            check.errors[index] = read.error
-        check.left -= 1
-        if check.left:
-            return
-        self._compare(check)
+    def _read_done(self, check: _Check, reads: Sequence[Io]) -> None:
+        self._compare(check, [read.error for read in reads])
         self._free.append(check.base)
         self._active -= 1
         self._checked += check.piece.length
         self._fill()
 
-    def _compare(self, check: _Check) -> None:
+    def _compare(self, check: _Check, errors: list[int]) -> None:
         piece = check.piece
+        source_error = 0 if self._plan.source is None else errors.pop(0)
         for place, index in enumerate(piece.targets, 1):
-            error = check.source_error or check.errors.get(index, 0)
+            error = source_error or errors[place - 1]
             if error:
                 self.result.unreadable[index].add(piece.start, piece.end, error)
                 continue

@@ -329,7 +329,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int) 
     [
         *((Transfer, name) for name in ("_book", "_fill", "_begin", "_settled", "_finish")),
         *((Destination, name) for name in ("wrote", "needs", "flushed")),
-        *((Durability, name) for name in ("_begin", "_one_done", "_submit")),
+        *((Durability, name) for name in ("_begin", "_flushed", "_submit")),
         (RangeSet, "add"),
     ],
 )
