@@ -98,8 +98,16 @@ def _guests() -> list[Check]:
 
 
 def _exports() -> list[Check]:
+    from dmcopy.export.base import load
+    from dmcopy.export.kinds import kinds
+
     reason = _refusal("/dev/fuse")
     return [
+        *(
+            Check(f"serve --via {kind}", not why, why or load(kind).summary)
+            for kind in kinds()
+            for why in [load(kind).why_not()]
+        ),
         Check("FUSE", not reason, reason or "/dev/fuse", "modprobe fuse"),
         _module("nbd"),
         _tool("nbd-client"),

@@ -63,7 +63,7 @@ def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     words = [*args.words, *args.command]
-    devices = _devices(args, words)
+    devices = devices_of(args, words)
     operations = [Operation.parse(word) for word in words]
     if not operations:
         raise UsageError("say what to do: dmcopy dm run FILE 'read 0 8'")
@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
     from dmcopy.mapper.engines import engine
 
     outcomes = []
-    with _faults_told(args), engine(args.engine, timeout=args.timeout, say=say) as started:
+    with faults_told(args), engine(args.engine, timeout=args.timeout, say=say) as started:
         running = Run(started, devices)
         for operation in operations:
             running.check(operation)
@@ -86,7 +86,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _faults_told(args: argparse.Namespace) -> Iterator[None]:
+def faults_told(args: argparse.Namespace) -> Iterator[None]:
     """Tell what a target raises in one sentence, once, and not with a traceback for each bio."""
     import logging
 
@@ -111,7 +111,7 @@ def _faults_told(args: argparse.Namespace) -> Iterator[None]:
         logger.removeFilter(tell)
 
 
-def _devices(args: argparse.Namespace, words: list[str]) -> list[ConciseDevice]:
+def devices_of(args: argparse.Namespace, words: list[str]) -> list[ConciseDevice]:
     """Return the devices to make; takes the FILE off `words` if that is where the table is."""
     if args.concise is not None and args.table is not None:
         raise UsageError("say either --table or --concise")

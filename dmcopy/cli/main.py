@@ -27,6 +27,7 @@ NOUNS: Final = {
     "mirror": "mirror devices in use: make, watch, repair, split, move, compare",
     "cow": "read, check, extract, merge, compare and draw snapshots' COW devices",
     "mirror-log": "look at the disk log of a mirror: which regions are clean",
+    "serve": "serve a table's devices, or a file, as an NBD export, until it is told to stop",
     "completion": "print the completion of dmcopy's words for a shell",
     "guide": "read the guides: copies, snapshots, mirrors, the library, the rig, figures",
     "schema": "print the JSON Schema of what a command prints with --json",

@@ -81,6 +81,11 @@ def interrupting(work: Interruptible) -> Iterator[None]:
         _state.works.remove(work)
 
 
+def unhurried() -> None:
+    """Let work that was asked to end take its time: from now on only another signal ends it."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def is_asked() -> bool:
     """Return whether the user has asked how far it is, since the last call."""
     asked, _state.asked = _state.asked, False

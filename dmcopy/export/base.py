@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import importlib
 from types import TracebackType
-from typing import ClassVar, Final, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 from dmcopy.errors import MissingError, UsageError
+from dmcopy.export.kinds import MODULES, kinds
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.suggest import did_you_mean
@@ -30,8 +31,8 @@ class Place(NamedTuple):
 class FrontEnd:
     """Serves devices by their names, from `add` to `remove` or the end of a `with` block.
 
-    A subclass is a kind of front end, in a module that `_MODULES` names. All methods are called on
-    the reactor's thread, outside of callbacks.
+    A subclass is a kind of front end, in a module that `dmcopy.export.kinds` names. All methods are
+    called on the reactor's thread, outside of callbacks.
     """
 
     kind: ClassVar[str]
@@ -82,21 +83,12 @@ class FrontEnd:
         self.close()
 
 
-_MODULES: Final = {"nbd": "dmcopy.export.nbd.server"}
-"""The front ends, best first, each with the module that has it as `FRONT_END`."""
-
-
-def kinds() -> tuple[str, ...]:
-    """Return the names of all front ends; the best comes first."""
-    return tuple(_MODULES)
-
-
 def load(kind: str) -> type[FrontEnd]:
     """Return a front end, whether it works here or not. Raises UsageError for an unknown name."""
-    if kind not in _MODULES:
-        hint = did_you_mean(kind, _MODULES) or f": choose one of {', '.join(_MODULES)}"
+    if kind not in MODULES:
+        hint = did_you_mean(kind, MODULES) or f": choose one of {', '.join(MODULES)}"
         raise UsageError(f"there is no front end {kind!r}{hint}")
-    found: type[FrontEnd] = importlib.import_module(_MODULES[kind]).FRONT_END
+    found: type[FrontEnd] = importlib.import_module(MODULES[kind]).FRONT_END
     return found
 
 

@@ -77,7 +77,8 @@ class Client:
             self.option(8)
             assert self.answers() == [(1, b"")]
             self.structured = True
-        self.option(option, struct.pack("!I", len(name)) + name.encode() + b"\0\0")
+        encoded = name.encode()
+        self.option(option, struct.pack("!I", len(encoded)) + encoded + b"\0\0")
         answers = self.answers()
         for kind, data in answers:
             if kind == 3 and data[:2] == b"\0\0":

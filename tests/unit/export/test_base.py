@@ -8,7 +8,7 @@ import types
 import pytest
 
 from dmcopy.errors import MissingError, UsageError
-from dmcopy.export import base
+from dmcopy.export import base, kinds
 
 
 def front_end(kind: str, reason: str) -> type[base.FrontEnd]:
@@ -28,12 +28,14 @@ def two(monkeypatch: pytest.MonkeyPatch) -> list[type[base.FrontEnd]]:
         module = types.ModuleType(f"front_{one.kind}")
         module.FRONT_END = one  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(base, "_MODULES", {one.kind: f"front_{one.kind}" for one in found})
+    modules = {one.kind: f"front_{one.kind}" for one in found}
+    for place in (base, kinds):
+        monkeypatch.setattr(place, "MODULES", modules)
     return found
 
 
 def test_the_first_that_works_is_chosen(two: list[type[base.FrontEnd]]) -> None:
-    assert base.kinds() == ("first", "second")
+    assert kinds.kinds() == ("first", "second")
     assert base.find() is two[1]
     assert base.find("second") is two[1]
 

@@ -1,0 +1,108 @@
+"""`dmcopy serve`: devices of a table, or a file, as what other programs open."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+from typing import TYPE_CHECKING, Final
+
+from dmcopy.cli.serving import add_options
+from dmcopy.errors import DeviceError, ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from dmcopy.io import Device, Reactor
+
+_EXAMPLES: Final = """\
+examples:
+  dmcopy serve disk.img                                          a file, or a device
+  dmcopy serve --table '0 262144 snapshot old.img cow.img P 8'
+  dmcopy serve --concise 'then,,,,0 262144 snapshot old.img cow.img P 8;
+      live,,,,0 262144 snapshot-origin old.img'                  a snapshot, then its origin
+  qemu-system-x86_64 -drive file="$(head -1 uri)",format=raw     with stdout in the file uri
+  nbd-client -unix SOCKET -N NAME /dev/nbd0                      as a block device, as root
+
+The userspace engine's devices: no root and no kernel driver are needed. What other programs open
+is printed, a line for each device, when it can be opened. SIGINT, SIGTERM and SIGHUP end it: what
+was asked for is done and flushed before.
+
+Ends with 0 after one of these; with 2 for what cannot be, 5 when this machine lacks what --via
+needs, 6 when a device, a port or a socket is in use.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.epilog = _EXAMPLES
+    parser.add_argument(
+        "file", nargs="?", metavar="FILE", help="a file or device to serve as it is"
+    )
+    parser.add_argument("--table", metavar="TABLE", help="the table of a device, or the file of it")
+    parser.add_argument("--concise", metavar="SPEC", help="several devices, as in dm create")
+    parser.add_argument("--name", metavar="N", help="what the device is called (default: dev)")
+    parser.add_argument("--read-only", action="store_true", help="let nobody write to it")
+    add_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal comes."""
+    given = [args.file, args.table, args.concise]
+    if sum(word is not None for word in given) != 1:
+        raise UsageError("say what to serve: a FILE, --table or --concise, and one of them")
+    if args.concise is not None and args.name is not None:
+        raise UsageError("--name is for one device; in --concise each has its name")
+    # Here and not above: the engine takes time to import.
+    from dmcopy.cli.dm_run import faults_told
+    from dmcopy.cli.serving import Served
+    from dmcopy.export.base import Place, find
+    from dmcopy.io import Reactor
+
+    front_end = find(args.via)
+    with contextlib.ExitStack() as exits:
+        exits.enter_context(faults_told(args))
+        reactor = exits.enter_context(Reactor(stacked=True))
+        reactor.on_exception = log_exception
+        served = front_end(reactor, Place(args.socket, args.listen))
+        devices = _devices(args, reactor, exits)
+        Served(reactor, served, as_json=args.json).run(devices)
+    return ExitCode.OK
+
+
+def log_exception(error: Exception) -> None:
+    """Tell of what a callback raised: its I/O has ended, and the rest goes on."""
+    import logging
+
+    logging.getLogger("dmcopy").error("a callback on the reactor raised", exc_info=error)
+
+
+def _devices(
+    args: argparse.Namespace, reactor: Reactor, exits: contextlib.ExitStack
+) -> dict[str, Device]:
+    """Make or open what is to be served, until `exits` close it."""
+    if args.file is not None:
+        from pathlib import Path
+
+        from dmcopy.block import BlockDevice
+
+        device = exits.enter_context(BlockDevice.open(args.file, write=not args.read_only))
+        return {args.name or Path(args.file).name: device}
+    from dataclasses import replace
+
+    from dmcopy.cli.dm_run import devices_of
+    from dmcopy.mapper.userspace import UserMapper
+
+    made = devices_of(args, [])
+    if args.name is not None:
+        made = [replace(made[0], name=args.name)]
+    if args.read_only:
+        made = [replace(one, readonly=True) for one in made]
+    if len({one.name for one in made}) < len(made):
+        raise UsageError("two devices have the same name")
+    mapper = exits.enter_context(UserMapper(reactor))
+    try:
+        mapper.create_all(made)
+    except DeviceError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise UsageError(str(error)) from error
+    return {one.name: mapper.open(one.name) for one in made}

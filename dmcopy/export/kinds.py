@@ -1,0 +1,13 @@
+"""The kinds of front ends by name: importing this imports none of them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MODULES: Final = {"nbd": "dmcopy.export.nbd.server"}
+"""The front ends, best first, each with the module that has it as `FRONT_END`."""
+
+
+def kinds() -> tuple[str, ...]:
+    """Return the names of all front ends; the best comes first."""
+    return tuple(MODULES)

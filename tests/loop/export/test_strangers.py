@@ -1,0 +1,174 @@
+"""Clients of other people: QEMU's tools, libnbd's, fio. They judge what we serve."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.export.serving import Serving
+
+SECTORS = 32 << 11
+PACKAGES = {
+    "qemu-img": "qemu-utils",
+    "qemu-io": "qemu-utils",
+    "nbdinfo": "libnbd-bin",
+    "nbdcopy": "libnbd-bin",
+    "nbdsh": "python3-libnbd",
+    "fio": "fio",
+}
+
+
+def run(program: str, *words: object, code: int = 0) -> str:
+    """Run a program; return what it said. Skips where there is no such program."""
+    if shutil.which(program) is None:
+        pytest.skip(f"no {program} (apt-get install {PACKAGES[program]})")
+    # nbdsh runs by the first python3, and its module is for the distribution's.
+    env = {**os.environ, "PATH": f"/usr/bin:{os.environ['PATH']}"}
+    argv = [program, *map(str, words)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=env)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+class Pair:
+    """A snapshot and its origin, and what the origin held when the snapshot was made."""
+
+    def __init__(self, folder: Path, serving: Serving, before: bytes) -> None:
+        self.folder = folder
+        self.then, self.live = serving.found
+        self.before = before
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    before = os.urandom(1 << 20) * (SECTORS >> 11)
+    disk, cow = tmp_path / "disk", tmp_path / "cow"
+    disk.write_bytes(before)
+    with open(cow, "wb") as file:
+        file.truncate(SECTORS * 512 * 5 // 4)
+    spec = f"then,,,,0 {SECTORS} snapshot {disk} {cow} P 8;"
+    spec += f"live,,,,0 {SECTORS} snapshot-origin {disk}"
+    with Serving("--concise", spec, "--socket", tmp_path / "socket", lines=2) as serving:
+        yield Pair(tmp_path, serving, before)
+
+
+def content(uri: str, folder: Path) -> bytes:
+    """The whole of an export, by four connections."""
+    copy = folder / "copy"
+    run("nbdcopy", "--connections", 4, uri, copy)
+    return copy.read_bytes()
+
+
+def test_what_nbdinfo_says(pair: Pair) -> None:
+    found = json.loads(run("nbdinfo", "--json", "--no-content", "--list", pair.live))
+    assert found["structured"]
+    assert [one["export-name"] for one in found["exports"]] == ["then", "live"]
+    for one in found["exports"]:
+        assert one["export-size"] == SECTORS * 512
+        able = [
+            "can_df",
+            "can_fast_zero",
+            "can_flush",
+            "can_fua",
+            "can_multi_conn",
+            "can_trim",
+            "can_zero",
+        ]
+        assert all(one[what] for what in able)
+        assert (one["block_size_minimum"], one["block_size_maximum"]) == (512, 32 << 20)
+        assert not one["is_read_only"]
+
+
+def test_qemu_writes_an_origin_while_its_snapshot_is_read(pair: Pair) -> None:
+    commands = [
+        *("write -P 0x11 0 4M", "write -P 7 1M 64k", "write -f -P 8 2M 512", "write -z 8M 1M"),
+        *("write -z -u 9M 4k", "aio_write -P 9 10M 1M", "aio_flush", "discard 16M 4M", "flush"),
+        *("read -P 7 1M 64k", "read -P 8 2M 512", "read -P 0 8M 1M", "read -P 9 10M 1M"),
+    ]
+    assert content(pair.then, pair.folder) == pair.before
+    words = [word for command in commands for word in ("-c", command)]
+    assert "verification failed" not in run("qemu-io", "-f", "raw", *words, pair.live)
+    assert content(pair.then, pair.folder) == pair.before
+    run("qemu-io", "-r", "-f", "raw", "-c", "read -P 9 10M 1M", pair.live)
+
+
+def test_qemu_img_converts_and_compares(pair: Pair) -> None:
+    image = pair.folder / "image.qcow2"
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", pair.then, image)
+    run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", pair.then, image)
+    run("qemu-io", "-f", "raw", "-c", "write -P 5 1M 1M", pair.live)
+    run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", pair.live, image, code=1)
+    # Back to what it was, with zeroes written as such: into an export that is there (-n).
+    words = ["convert", "-n", "-W", "-m", 8, "-f", "qcow2", "-O", "raw", image, pair.live]
+    run("qemu-img", *words)
+    assert content(pair.live, pair.folder) == pair.before
+
+
+def test_fio_verifies(pair: Pair) -> None:
+    said = run(
+        "fio",
+        "--name=verify",
+        "--ioengine=nbd",
+        f"--uri={pair.live}",
+        "--rw=randwrite",
+        "--bsrange=512-128k",
+        "--bs_unaligned=0",
+        "--blockalign=512",
+        "--iodepth=16",
+        "--size=16M",
+        "--io_size=8M",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--verify_state_save=0",
+        "--output-format=json",
+    )
+    (job,) = json.loads(said[said.index("{") :])["jobs"]
+    assert job["error"] == 0
+    assert job["read"]["total_ios"] == job["write"]["total_ios"] > 0
+    assert content(pair.then, pair.folder) == pair.before
+
+
+SCRIPT = """
+import errno
+h.set_strict_mode(0)
+h.set_export_name("live")
+h.connect_uri(uri)
+size = h.get_size()
+for call, number in [
+    (lambda: h.pread(512, size), errno.EINVAL),
+    (lambda: h.pwrite(b"x" * 512, size), errno.ENOSPC),
+    (lambda: h.pread(512, 1), errno.EINVAL),
+    (lambda: h.zero(4096, 0, nbd.CMD_FLAG_FAST_ZERO), errno.EOPNOTSUPP),
+    (lambda: h.cache(512, 0), errno.EINVAL),
+]:
+    try:
+        call()
+    except nbd.Error as error:
+        assert error.errnum == number, error
+    else:
+        raise AssertionError(number)
+h.pwrite(b"a" * 1024, 512, nbd.CMD_FLAG_FUA)
+assert h.pread(1024, 512) == b"a" * 1024
+assert h.pread_structured(512, 512, lambda data, at, status, error: 0, nbd.CMD_FLAG_DF)
+h.zero(512, 512, nbd.CMD_FLAG_NO_HOLE)
+assert h.pread(1024, 512) == bytes(512) + b"a" * 512
+h.trim(4096, 8192)
+h.flush()
+pieces = [nbd.Buffer(4096) for _ in range(64)]
+tags = [h.aio_pread(piece, at * 4096) for at, piece in enumerate(pieces)]
+while h.aio_in_flight():
+    h.poll(-1)
+assert all(h.aio_command_completed(tag) for tag in tags)
+h.shutdown()
+"""
+
+
+def test_nbdsh_asks_for_what_cannot_be(pair: Pair) -> None:
+    run("nbdsh", "-c", f"uri = {pair.live!r}", "-c", SCRIPT)
+    assert content(pair.then, pair.folder) == pair.before

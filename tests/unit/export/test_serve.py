@@ -1,0 +1,186 @@
+"""`dmcopy serve`: what it prints, how it ends, and what it refuses."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dmcopy.cli.main import main
+from dmcopy.cli.schema import schemas
+from dmcopy.errors import UsageError
+from dmcopy.export.listening import listen_tcp, runtime_folder
+
+from .client import Client
+from .serving import Serving
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(SIZE))
+    return path
+
+
+def connect(path: Path | str, name: str = "") -> Client:
+    client = Client(str(path))
+    client.greet()
+    assert client.go(name) == 1
+    return client
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_file_until_a_signal_comes(disk: Path, tmp_path: Path, number: signal.Signals) -> None:
+    place = tmp_path / "socket"
+    with Serving(disk, "--socket", place) as serving:
+        assert serving.found == [f"nbd+unix:///disk?socket={place}"]
+        with connect(place) as client:
+            assert client.write(512, b"f" * 512) == 0
+            assert serving.end(number) == (0, "")
+            assert client.is_closed()
+    assert disk.read_bytes()[:1024] == bytes(512) + b"f" * 512
+    assert not place.exists()
+
+
+def test_a_snapshot_and_its_origin_are_one_process(disk: Path, tmp_path: Path) -> None:
+    place, cow = tmp_path / "socket", tmp_path / "cow"
+    cow.write_bytes(bytes(SIZE))
+    spec = f"then,,,,0 2048 snapshot {disk} {cow} P 8;live,,,,0 2048 snapshot-origin {disk}"
+    with Serving("--concise", spec, "--socket", place, "--json", lines=2) as serving:
+        told = [json.loads(line) for line in serving.found]
+        assert [one["name"] for one in told] == ["then", "live"]
+        assert all(one.keys() == schemas()["serve"]["properties"].keys() for one in told)
+        with connect(place, "live") as live, connect(place, "then") as then:
+            assert live.write(0, b"n" * (64 << 10)) == 0
+            assert then.read(0, 128 << 10) == bytes(128 << 10)
+            assert then.write(8192, b"m" * 512) == 0
+            assert live.read(8192, 512) == b"n" * 512
+            assert then.read(8192, 1024) == b"m" * 512 + bytes(512)
+    assert disk.read_bytes()[: 64 << 10] == b"n" * (64 << 10)
+
+
+def test_a_table_by_name_and_read_only(disk: Path, tmp_path: Path) -> None:
+    place = tmp_path / "socket"
+    table = f"0 1024 linear {disk} 0"
+    with (
+        Serving("--table", table, "--socket", place, "--name", "ö x", "--read-only") as serving,
+        connect(place, "ö x") as client,
+    ):
+        assert serving.found == [f"nbd+unix:///%C3%B6%20x?socket={place}"]
+        assert client.size == 1024 << 9
+        assert client.write(0, b"x" * 512) == 1
+
+
+def test_a_killed_server_is_followed_by_another(disk: Path, tmp_path: Path) -> None:
+    place = tmp_path / "socket"
+    with Serving(disk, "--socket", place) as serving:
+        assert serving.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    assert place.exists()
+    with Serving(disk, "--socket", place), connect(place) as client:
+        assert client.read(0, 512) == bytes(512)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Return what tells how a command ended that cannot serve, and what it said."""
+
+    def run(*words: object) -> tuple[int, str]:
+        try:
+            code = main(["serve", *map(str, words)])
+        except SystemExit as error:
+            code = int(error.code or 0)
+        output = capsys.readouterr()
+        assert output.out == ""
+        return code, output.err
+
+    return run
+
+
+def test_what_cannot_be(
+    disk: Path, tmp_path: Path, refused: Callable[..., tuple[int, str]]
+) -> None:
+    long = tmp_path / ("s" * 110)
+    for words, code, told in [
+        ((), 2, "say what to serve"),
+        ((disk, "--table", "0 8 zero"), 2, "one of them"),
+        (("--table", "0 8 zeros"), 2, "zeros"),
+        (("--table", "0 8 linear"), 2, "linear"),
+        (("--table", ""), 2, "no lines"),
+        (("--concise", "a,,,,0 8 zero;a,,,,0 8 zero"), 2, "same name"),
+        (("--concise", "a,,,,0 8 zero", "--name", "b"), 2, "--name is for one"),
+        (("--table", "0 8 zero", "--name", "a/b"), 2, "a/b"),
+        ((disk, "--via", "pigeon"), 2, "pigeon"),
+        ((disk, "--socket", long), 2, "too long for a socket"),
+        ((disk, "--socket", disk), 2, "is no socket"),
+        ((disk, "--socket", tmp_path / "none" / "socket"), 1, "No such file or directory"),
+        ((disk, "--listen", "127.0.0.1:99999"), 2, "no place to listen"),
+        ((disk, "--listen", "here"), 2, "no place to listen"),
+        ((disk, "--listen", "0", "--socket", "s"), 2, "not both"),
+        ((tmp_path / "none",), 2, "there is no such device or file"),
+        ((tmp_path,), 2, "a directory"),
+    ]:
+        found = refused(*words)
+        assert found[0] == code, found
+        assert told in found[1]
+        assert found[1].count("\n") == 1
+
+
+def test_what_is_in_use(
+    disk: Path, tmp_path: Path, refused: Callable[..., tuple[int, str]]
+) -> None:
+    place = tmp_path / "socket"
+    with socket.socket() as taken, open(disk, "rb") as file:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, said = refused(disk, "--listen", port)
+        assert (code, said) == (
+            6,
+            f"dmcopy: port {port} of 127.0.0.1 is in use by another server; say another port\n",
+        )
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert refused(disk, "--socket", place)[0] == 6
+        assert refused("--table", f"0 8 linear {disk} 0", "--socket", place)[0] == 6
+    other = tmp_path / "other"
+    other.write_bytes(bytes(SIZE))
+    with Serving(disk, "--socket", place):
+        code, said = refused(other, "--socket", place)
+        assert code == 6
+        assert "a server that listens there" in said
+        with connect(place) as client:
+            assert client.read(0, 512) == bytes(512)
+
+
+def test_the_folder_of_sockets_is_the_users_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() or 4711)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    if os.getuid():
+        assert runtime_folder() == tmp_path / "dmcopy"
+        assert (tmp_path / "dmcopy").stat().st_mode & 0o777 == 0o700
+        (tmp_path / "dmcopy").chmod(0o755)
+    with pytest.raises(UsageError, match="not a folder that is yours alone"):
+        runtime_folder()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="say --socket"):
+        runtime_folder()
+
+
+@pytest.mark.parametrize("where", ["[::1]:0", "localhost:0", ":0", "0"])
+def test_places_to_listen(where: str) -> None:
+    try:
+        listener = listen_tcp(where)
+    except UsageError:
+        assert where.startswith("[")  # a machine without IPv6
+    else:
+        assert listener.address[1]
+        listener.close()
