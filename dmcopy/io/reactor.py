@@ -241,7 +241,7 @@ class Reactor:
                 try:
                     request.notify(request)  # type: ignore[misc]
                 except BaseException as error:
-                    self._catch(error)
+                    self.catch(error)
             if self._poller.fired:
                 self._call_watchers()
             if self._timers:
@@ -288,9 +288,9 @@ class Reactor:
         try:
             notify()
         except BaseException as error:
-            self._catch(error)
+            self.catch(error)
 
-    def _catch(self, error: BaseException) -> None:
+    def catch(self, error: BaseException) -> None:
         """Take what a callback raised: whatever it was about will not continue by itself."""
         if self.on_exception is None:
             self._raised.append(error)

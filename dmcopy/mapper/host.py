@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from dmcopy.block import BlockDevice
 from dmcopy.block.devno import devno_text, openable
@@ -20,6 +20,7 @@ from dmcopy.mapper.mapped import ActiveTable, MappedDevice, Underlying
 from dmcopy.suggest import did_you_mean
 from dmcopy.table import Table
 from dmcopy.targets import TARGETS, TargetError
+from dmcopy.targets.guard import Failed, Guard
 from dmcopy.units import SECTOR_SHIFT
 
 _T = TypeVar("_T")
@@ -195,7 +196,9 @@ class TableHost:
         self._slot = slot
         self._table = table
         self._areas: list[tuple[Device, int, int]] = []
-        self.reactor = registry.reactor
+        guard = Guard(registry.reactor, self._failed, self._stopped)
+        self.reactor = cast(Reactor, guard)
+        self.call = guard.call
         self.module = registry.module
 
     @property
@@ -238,6 +241,28 @@ class TableHost:
 
     def release(self) -> None:
         self._slot.mapped.release()
+
+    def _failed(self, error: BaseException) -> None:
+        error.add_note(f"a target of {self.name} raised it: all I/O of its table ends with EIO")
+        targets, mapped = list(self._table.targets), self._slot.mapped
+        self._table.targets[:] = map(Failed, targets)
+        if mapped.active is self._table:
+            mapped.activate(self._table)
+        for target in targets:
+            target.wants_end_io = False
+            self._report(target.failed)
+        self.event()
+
+    def _stopped(self) -> None:
+        for target in self._table.targets:
+            self._report(target.stopped)
+        self._slot.mapped.end_held(self._table)
+
+    def _report(self, notify: Callable[[], object]) -> None:
+        try:
+            notify()
+        except Exception as error:
+            self._registry.reactor.report(error)
 
     def check_areas(self) -> None:
         """Refuse areas that are past their device's end or off its blocks.

@@ -35,7 +35,8 @@ class ActiveTable:
     """The targets of a table, what they opened, and the block size that comes from it.
 
     `opened`: the devices by the words that the table's lines have for them. A word may come to mean
-    another device, after a rename for one; the table keeps the one that it opened.
+    another device, after a rename for one; the table keeps the one that it opened. `held`: the
+    bios that its targets keep.
     """
 
     def __init__(self, sectors: int, *, readonly: bool) -> None:
@@ -44,6 +45,7 @@ class ActiveTable:
         self.logical_block_size = SECTOR_SIZE
         self.readonly = readonly
         self.opened: dict[str, Device] = {}
+        self.held: set[Bio] = set()
         self.closers = contextlib.ExitStack()
 
     def find(self, sector: int) -> Target:
@@ -81,6 +83,7 @@ class MappedDevice(MappedIo):
         self.noflush = False
         self._holds = 1
         self._only: Target | None = None
+        self._held: set[Bio] = set()
         self._deferred: list[Io] = []
         self._ended = self._end  # bound once: every bio gets it
 
@@ -115,6 +118,13 @@ class MappedDevice(MappedIo):
         """Make `table` the active one; the device must be suspended."""
         self.active = table
         self._only = table.targets[0] if table and len(table.targets) == 1 else None
+        self._held = table.held if table else set()
+
+    def end_held(self, table: ActiveTable) -> None:
+        """End with EIO what the targets of a table keep, which will not end it themselves."""
+        for bio in list(table.held):
+            bio.error = errno.EIO
+            self._end(bio)
 
     def hold(self) -> None:
         """Keep new bios back until as many `release` calls; see `Host.hold`."""
@@ -167,30 +177,35 @@ class MappedDevice(MappedIo):
         try:
             result = bio.target.map(bio)
         except Exception as error:  # it is the target's fault, and must not be the bio's fate
-            self._report(bio.target, error)
+            self._report(self.reactor, bio.target, error)
             result = KILL
         if result is REMAPPED:
             self.reactor.submit(bio)
+        elif result is SUBMITTED:
+            self._held.add(bio)
         elif result is DONE:
             self.reactor.call_soon(partial(self._end, bio))
-        elif result is not SUBMITTED:
+        else:
             if result is not KILL:
-                self._report(bio.target, TypeError(f"map() returned {result!r} and no Map"))
+                wrong = TypeError(f"map() returned {result!r} and no Map")
+                self._report(self.reactor, bio.target, wrong)
             bio.error = errno.EIO
             self.reactor.call_soon(partial(self._end, bio))
 
-    def _report(self, target: Target, error: Exception) -> None:
+    def _report(self, reactor: Reactor, target: Target, error: Exception) -> None:
         error.add_note(f"target '{target.name}' of {self.name} raised it; the I/O ends with EIO")
-        self.reactor.report(error)
+        reactor.report(error)
 
     def _end(self, bio: Bio) -> None:
         target = bio.target
+        self._held.discard(bio)
         try:
             if target.wants_end_io and not target.end_io(bio):
+                self._held.add(bio)
                 return
-        except Exception as error:
-            self._report(target, error)
+        except Exception as error:  # what else it was about, only the target knows: its table fails
             bio.error = bio.error or errno.EIO
+            self._report(target.host.reactor, target, error)
         parent = bio.parent
         if isinstance(parent, _Group):
             parent.error = parent.error or bio.error
@@ -206,7 +221,10 @@ class MappedDevice(MappedIo):
                 return
             error = errno.EIO
         request.error = error
-        request.notify(request)  # type: ignore[misc]
+        try:
+            request.notify(request)  # type: ignore[misc]
+        except BaseException as raised:  # not the target's fault, which may be in a loop of its own
+            self.reactor.catch(raised)
 
     def _find(self, request: Io) -> Target | None:
         """Return the target of a request's first sector; end the request when there is none."""

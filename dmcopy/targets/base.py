@@ -128,7 +128,7 @@ class Host(Protocol):
 
     @property
     def reactor(self) -> Reactor:
-        """The thread of all callbacks, and the way of all I/O."""
+        """The thread of all callbacks, and the way of all I/O; see `dmcopy.targets.guard`."""
 
     @property
     def suspended(self) -> bool:
@@ -164,6 +164,9 @@ class Host(Protocol):
 
     def release(self) -> None:
         """Let the bios continue that a `hold` kept back, if it was the last one."""
+
+    def call(self, notify: Callable[..., _T], *args: Any) -> _T | None:
+        """Call a target of this table from another's; see `dmcopy.targets.guard.Guard.call`."""
 
 
 class Target:
@@ -252,6 +255,19 @@ class Target:
 
     def destroy(self) -> None:
         """The table goes away; the device is suspended, or never ran. May wait for I/O."""
+
+    def failed(self) -> None:
+        """A callback has raised: `map` and `end_io` are not called any more. May not wait.
+
+        What is submitted here is the last that is not refused with EIO. See to it that `status`
+        and what is on the disks say no more than what is true.
+        """
+
+    def stopped(self) -> None:
+        """It failed, and nothing calls it any more: let others go that wait. May not wait.
+
+        The bios that it was given and has not ended are ended by the device.
+        """
 
 
 def register(cls: _Class) -> _Class:

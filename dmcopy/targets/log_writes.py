@@ -6,11 +6,13 @@ discards enter it when a flush completes that was sent after them, FUA writes wh
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections import deque
 from typing import ClassVar
 
+from dmcopy.errors import ClosedError
 from dmcopy.io import whole
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import Io, Memory, Op
@@ -116,10 +118,15 @@ class LogWrites(Target):
         if self._in_use:
             self._queue.extend(self._unflushed)
             self._mark(END)
-            self.host.reactor.run_until(
-                lambda: not self._writing, whole.TIMEOUT_SECONDS, f"the log on {self._log.path}"
-            )
+            with contextlib.suppress(ClosedError):
+                self.host.reactor.run_until(
+                    lambda: not self._writing, whole.TIMEOUT_SECONDS, f"the log on {self._log.path}"
+                )
         self._memory.close()
+
+    def failed(self) -> None:
+        """Give the log up."""
+        self._enabled = False
 
     def _keep(self, bio: Bio) -> _Block:
         sector, count = bio.sector // self._block_sectors, bio.count // self._block_sectors

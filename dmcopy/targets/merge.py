@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from functools import partial
 from itertools import takewhile
 from typing import ClassVar, Final
 
+from dmcopy.errors import ClosedError
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import Io, Op
 from dmcopy.table import TableLine
@@ -105,6 +107,14 @@ class SnapshotMerge(Snapshot):
         self.max_io_len = origin.minimum_chunk_size() or self.chunk_size
         self.start_merge()
 
+    def failed(self) -> None:
+        """Stop merging. What is not merged is in the store, for another table."""
+        self._failed = True
+        self._running = False
+        origin = self.module.origin(self.origin)
+        if self.host in origin.hosts:
+            origin.hosts.remove(self.host)
+
     def start_merge(self) -> None:
         """Merge from where it was left."""
         if not self._running:
@@ -118,6 +128,8 @@ class SnapshotMerge(Snapshot):
             self.host.reactor.run_until(
                 lambda: not self._running, WAIT_SECONDS, f"the merge of {self.host.name} to stop"
             )
+        except ClosedError:
+            self._running = False  # it has failed
         finally:
             self._stopping = False
 
@@ -159,7 +171,7 @@ class SnapshotMerge(Snapshot):
             for sector in range(start, start + (run.count << self._shift), self.max_io_len):
                 waits |= origin.write(sector, None) is SUBMITTED
         if waits:
-            self.module.when_pending_done(self._copy_out)
+            self.module.when_pending_done(partial(self.host.call, self._copy_out))
         else:
             self._merge()
 

@@ -6,9 +6,10 @@ Writes go to every leg, reads to one. What differs between the legs is tracked b
 
 from __future__ import annotations
 
+import contextlib
 from typing import ClassVar, NamedTuple
 
-from dmcopy.errors import DeadlineError
+from dmcopy.errors import ClosedError, DeadlineError
 from dmcopy.io.request import Op
 from dmcopy.ondisk.mirror_log import region_count
 from dmcopy.table import TableLine
@@ -133,7 +134,8 @@ class Mirror(Target):
     def postsuspend(self) -> None:
         """Write the log a last time."""
         self._wait_idle("the last work")
-        wait_for(self.host.reactor, self._log.flush(last=True), f"the log of {self.host.name}")
+        with contextlib.suppress(ClosedError):
+            wait_for(self.host.reactor, self._log.flush(last=True), f"the log of {self.host.name}")
 
     def resume(self) -> None:
         """Read the log, and recover what it calls dirty."""
@@ -145,6 +147,11 @@ class Mirror(Target):
         self._wait_idle("the last work")
         self.work.close()
         self._log.close()
+
+    def failed(self) -> None:
+        """Count as a mirror all of whose legs have failed: no write reaches them any more."""
+        for leg in self.legs:
+            self.legs.fail(leg, LegError.WRITE)
 
     def _open_legs(self) -> Legs:
         legs = []
@@ -181,6 +188,9 @@ class Mirror(Target):
         )
 
     def _wait_idle(self, waiting_for: str) -> None:
-        self.host.reactor.run_until(
-            lambda: self.work.idle, TIMEOUT_SECONDS, f"{waiting_for} of {self.host.name}"
-        )
+        with contextlib.suppress(
+            ClosedError
+        ):  # then there is none any more, whatever its books say
+            self.host.reactor.run_until(
+                lambda: self.work.idle, TIMEOUT_SECONDS, f"{waiting_for} of {self.host.name}"
+            )

@@ -16,7 +16,6 @@ from dmcopy.io.request import WRITE
 from dmcopy.kcopyd import Throttle
 from dmcopy.table import TableLine
 from dmcopy.targets.base import REMAPPED, SUBMITTED, Bio, Host, Map, Target, register
-from dmcopy.targets.pending import Pending
 
 if TYPE_CHECKING:
     from dmcopy.targets.snapshot import Snapshot
@@ -53,9 +52,10 @@ class Origin:
         That copy is started last, to give the others a head start.
         """
         result = REMAPPED
-        last: Pending | None = None
+        last: Callable[[], object] | None = None
         for snapshot in self.snapshots:
-            pending = snapshot.pending_for_origin(sector)
+            call = snapshot.host.call  # what one of them raises is not the others' fault
+            pending = call(snapshot.pending_for_origin, sector) or snapshot.loss
             if pending is None:
                 continue
             result = SUBMITTED
@@ -63,11 +63,11 @@ class Origin:
                 pending.origin_bios.append(bio)
                 bio = None
                 if not pending.started:
-                    last = pending
+                    last = partial(call, pending.start_copy)
             elif not pending.started:
-                pending.start_copy()
+                call(pending.start_copy)
         if last is not None:
-            last.start_copy()
+            last()
         return result
 
 
@@ -138,7 +138,7 @@ class SnapshotOrigin(Target):
         origin = self._origin
         for snapshot in origin.snapshots:
             if snapshot.pending.copies > self._module.cow_threshold:
-                snapshot.pending.when_room(partial(self._go_on, bio))
+                snapshot.pending.when_room(partial(self.host.call, self._go_on, bio))
                 return SUBMITTED
         return origin.write(bio.sector, bio)
 
@@ -150,9 +150,14 @@ class SnapshotOrigin(Target):
 
     def postsuspend(self) -> None:
         """Leave the origin: snapshots hear no more of writes through this device."""
-        self._origin.hosts.remove(self.host)
-        self._module.forget_if_unused(self.device)
-        self._origin = Origin()
+        if self.host in self._origin.hosts:
+            self._origin.hosts.remove(self.host)
+            self._module.forget_if_unused(self.device)
+            self._origin = Origin()
+
+    def failed(self) -> None:
+        """Leave the origin."""
+        self.postsuspend()
 
     def _go_on(self, bio: Bio) -> None:
         if self.map(bio) is REMAPPED:

@@ -135,6 +135,17 @@ class PendingExceptions:
         """Call `notify` when it is no longer congested (wait_for_in_progress)."""
         self._waiters.append(notify)
 
+    def give_up(self) -> list[Bio]:
+        """Let nothing wait any more: call what waits for room, and return the origin's bios."""
+        self.copies = 0
+        bios: list[Bio] = []
+        for pending in self._by_chunk.values():
+            bios += pending.origin_bios
+            pending.origin_bios = []
+        while self._waiters:
+            self._waiters.popleft()()
+        return bios
+
     def copy(self, pending: Pending) -> None:
         """Copy a chunk out; at the end of the origin it may be a short one.
 

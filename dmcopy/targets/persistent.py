@@ -95,8 +95,9 @@ class PersistentStore:
         """Whether nothing is being written."""
         return not self._busy and not self._writing
 
-    def attach(self, cow: Device) -> None:
-        """Continue with another handle on the same COW device."""
+    def attach(self, reactor: Reactor, cow: Device) -> None:
+        """Continue as another table's, with its handle on the same COW device."""
+        self._reactor = reactor
         self._cow = self._allocation.cow = cow
 
     def load(self, exceptions: ExceptionTable) -> bool:

@@ -5,12 +5,14 @@ The rules are those of drivers/md/dm-snap.c (6.1 and 6.12).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
+from dmcopy.errors import ClosedError
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import DISCARD, FLUSH, READ, WRITE_ZEROES, Io
 from dmcopy.kcopyd import Client, Throttle
@@ -55,6 +57,7 @@ class Snapshot(Target):
         chunk_size: in sectors; 0 while another table still has the store.
         valid: false once it is lost. overflowed: full, but what it has can be read (PO).
         active: it was resumed, and hears of writes to the origin.
+        loss: while it is being made invalid, what writes to the origin wait for.
 
     For snapshots of your own: `allocation` says where a persistent store puts its chunks,
     `make_store` what the store is. A handover passes on the store with its allocation.
@@ -96,7 +99,7 @@ class Snapshot(Target):
             self.origin, self.cow, self.client, self.module, self._committed
         )
         self.pending.use(self.store, self.cow)
-        self._loss: Pending | None = None  # its bios wait for the store to say so
+        self.loss: Pending | None = None  # its bios wait for the store to say so
         self._lost: list[Pending] = []  # what ends then
         try:
             self._register()
@@ -206,11 +209,11 @@ class Snapshot(Target):
             return self._out_of_space(bio)
         self.remap(bio, pending.new)
         if not pending.started and bio.count == self.chunk_size:
-            pending.start_full(bio)
+            self.host.call(pending.start_full, bio)
             return SUBMITTED
         pending.snapshot_bios.append(bio)
         if not pending.started:
-            pending.start_copy()
+            self.host.call(pending.start_copy)
         return SUBMITTED
 
     def _map_again(self, bio: Bio) -> None:
@@ -226,7 +229,7 @@ class Snapshot(Target):
     def pending_for_origin(self, sector: int) -> Pending | None:
         """Return the exception that a write to the origin at `sector` must wait for, if any."""
         if not self.valid or not self.active or sector >= self.host.sectors or self.is_merge:
-            return self._loss
+            return self.loss
         chunk = sector >> self._shift
         pending = self.pending.get(chunk)
         if pending is not None:
@@ -236,7 +239,7 @@ class Snapshot(Target):
         pending = self.pending.prepare(chunk)
         if pending is None:
             self.invalidate()
-            return self._loss
+            return self.loss
         return pending
 
     def _committed(self, batch: Sequence[Pending], good: bool) -> None:
@@ -244,7 +247,7 @@ class Snapshot(Target):
         if not good:
             self.invalidate()
         for pending in batch:
-            if self._loss is not None:
+            if self.loss is not None:
                 self._lost.append(pending)
             elif not self.valid:
                 self._finish(pending, errno.EIO)
@@ -273,11 +276,15 @@ class Snapshot(Target):
             else:
                 submit(bio)
         if pending.origin_bios:
-            origin = self.module.origin(self.origin)
-            alone = origin.snapshots == [self]  # then there is no other to wait for
-            for bio in pending.origin_bios:
-                if alone or origin.write(bio.sector, bio) is REMAPPED:
-                    submit(bio)
+            self._write_on(pending.origin_bios)
+
+    def _write_on(self, bios: Sequence[Bio]) -> None:
+        """Let writes to the origin continue."""
+        origin = self.module.origin(self.origin)
+        alone = origin.snapshots == [self]  # then there is no other to wait for
+        for bio in bios:
+            if alone or origin.write(bio.sector, bio) is REMAPPED:
+                bio.target.host.reactor.submit(bio)
 
     def invalidate(self) -> None:
         """Give the snapshot up, for ever (__invalidate_snapshot).
@@ -287,12 +294,12 @@ class Snapshot(Target):
         """
         if self.valid:
             self.valid = False
-            self._loss = Pending(self.pending, -1, -1, -1)
-            self._loss.started = True
+            self.loss = Pending(self.pending, -1, -1, -1)
+            self.loss.started = True
             self.store.invalidate(self._invalidated)
 
     def _invalidated(self) -> None:
-        loss, self._loss = self._loss, None
+        loss, self.loss = self.loss, None
         lost, self._lost = self._lost, []
         self.host.event()
         for pending in lost:
@@ -306,9 +313,9 @@ class Snapshot(Target):
             self.overflowed = True
             return KILL
         self.invalidate()
-        if self._loss is None:
+        if self.loss is None:
             return KILL
-        self._loss.snapshot_bios.append(bio)
+        self.loss.snapshot_bios.append(bio)
         return SUBMITTED
 
     # Status
@@ -356,11 +363,23 @@ class Snapshot(Target):
 
     def wait_idle(self) -> None:
         """Wait until nothing is copied or written for the store any more."""
-        self.host.reactor.run_until(
-            lambda: not len(self.pending) and self.store.is_idle,
-            WAIT_SECONDS,
-            f"the copies of snapshot {self.host.name}",
-        )
+        with contextlib.suppress(ClosedError):  # nothing is, then, whatever its books say
+            self.host.reactor.run_until(
+                lambda: not len(self.pending) and self.store.is_idle,
+                WAIT_SECONDS,
+                f"the copies of snapshot {self.host.name}",
+            )
+
+    def failed(self) -> None:
+        """Be invalid, if there can be writes to the origin."""
+        if self.active:
+            self.invalidate()
+
+    def stopped(self) -> None:
+        """Let the writes to the origin go on."""
+        loss, self.loss = self.loss, None
+        self._write_on([*self.pending.give_up(), *(loss.origin_bios if loss else ())])
+        self.module.pending_done()
 
     def start_merge(self) -> None:
         """Merge: for snapshots that do."""
@@ -375,7 +394,7 @@ class Snapshot(Target):
         # Whether overflow is reported is for the table to say that is running; P or N is not.
         if self.store.letters != "N":
             self.store.letters = "PO" if source.store.letters == "PO" else "P"
-        self.store.attach(self.cow)
+        self.store.attach(self.host.reactor, self.cow)
         self.pending.use(self.store, self.cow)
         source.pending.use(source.store, source.cow)
         self.valid, self.overflowed = source.valid, source.overflowed

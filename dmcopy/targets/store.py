@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.ondisk.exception_store import MAX_CHUNK_SIZE
 from dmcopy.ondisk.exceptions import ExceptionTable
@@ -56,8 +57,8 @@ class ExceptionStore(Protocol):
     def load(self, exceptions: ExceptionTable) -> bool:
         """Read what is there; False: the store says that it is invalid. Waits for I/O."""
 
-    def attach(self, cow: Device) -> None:
-        """Use another handle on the same COW device."""
+    def attach(self, reactor: Reactor, cow: Device) -> None:
+        """Be another table's, with its handle on the same COW device."""
 
     def prepare(self) -> int | None:
         """Reserve a chunk of the COW; None when it is full. Every one must come to `commit`."""
@@ -97,8 +98,9 @@ class TransientStore:
         del exceptions
         return True
 
-    def attach(self, cow: Device) -> None:
+    def attach(self, reactor: Reactor, cow: Device) -> None:
         """Use another handle."""
+        del reactor
         self._cow = cow
 
     def prepare(self) -> int | None:
