@@ -12,7 +12,7 @@ from dmcopy import plugins
 from dmcopy.cli import dm_changes, dm_facts, dm_run
 from dmcopy.cli.dm_verbs import VerbParser, changing
 from dmcopy.cli.dm_words import NAME, add_the_rest
-from dmcopy.cli.output import add_json, emit_json, say
+from dmcopy.cli.output import add_json, emit_json, refuse_json, say
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.ledger import Ledger, NoLedger
 from dmcopy.mapper.dmsetup import Dmsetup, ScriptDmsetup
@@ -54,6 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the verbs."""
     parser.epilog = _EXAMPLES
     add_json(parser)
+    parser.set_defaults(prints_json=False)
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=VerbParser)
     dm_changes.configure(verbs)
     dm_run.configure(verbs)
@@ -72,6 +73,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for name in NEVER:
         _other(verbs, name, _never)
     _other(verbs, "help", functools.partial(_help, parser))
+    for verb in set(verbs.choices.values()):
+        verb.set_defaults(called=verb.prog)
 
 
 def _other(
@@ -86,6 +89,7 @@ def _other(
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
+    refuse_json(args)
     for module in getattr(args, "plugin", None) or ():
         plugins.load(module)
     args.mapper = _mapper(args)
@@ -183,7 +187,7 @@ def _pass_on(args: argparse.Namespace) -> None:
         words = [word for word in args.words if word != "--dry-run"]
         print(shlex.join(["dmsetup", args.name, *words]))
         return
-    if args.json or "--json" in args.words:
+    if "--json" in args.words:
         raise UsageError(f"'dm {args.name}' prints dmsetup's own text: leave --json out")
     print(args.mapper.dmsetup.run(args.name, *args.words), end="")
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from dmcopy.cli.mirror_map import draw
 from dmcopy.cli.output import emit_json, printable, say
 from dmcopy.cli.parser import seconds
-from dmcopy.cli.progress import Report, pace
+from dmcopy.cli.progress import WorkflowProgress, pace
 from dmcopy.cli.shown import drawing
 from dmcopy.cli.streams import is_heard
 from dmcopy.cli.workflows import code_of, open_journal
@@ -122,17 +122,17 @@ def mirror_lines(mirror: Mirror, site: Site) -> Iterator[str]:
         yield f"  leg {at}  {printable(site.label(leg.device))}{offset}  {health}"
 
 
-def report(progress: Resync) -> Report:
+def report(one: Resync) -> WorkflowProgress:
     """Return how far a resync is, for `following`."""
-    done, total, seconds = progress.sectors, progress.total, progress.seconds
-    values = {"event": "resync", **progress._asdict()}
-    return Report("resync", done, total, seconds, progress_line(progress), values)
+    how_far = one._asdict()
+    details = {"in_sync": how_far.pop("in_sync"), "regions": how_far.pop("regions")}
+    return WorkflowProgress("resync", line=progress_line(one), details=details, **how_far)
 
 
 def progress_line(progress: Resync) -> str:
     """Return how far a resync is, in one line."""
     done = f"{progress.in_sync} of {progress.regions} regions in sync"
-    return f"{progress.name}: {done}{pace(progress.rate, progress.left)}"
+    return f"{progress.name}: {done}{pace(progress.rate, progress.seconds_left)}"
 
 
 def _found(args: argparse.Namespace, site: Site) -> list[Mirror]:

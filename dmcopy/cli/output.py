@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dmcopy.cli.shown import drawing
 from dmcopy.cli.shown import printable as printable
 from dmcopy.cli.streams import is_heard
+from dmcopy.errors import UsageError
 
 
 def add_json(parser: argparse.ArgumentParser, *, verb: bool = False) -> None:
@@ -17,6 +18,15 @@ def add_json(parser: argparse.ArgumentParser, *, verb: bool = False) -> None:
     default = argparse.SUPPRESS if verb else False
     text = "print JSON on stdout"
     parser.add_argument("--json", action="store_true", default=default, help=text)
+    parser.set_defaults(prints_json=True)
+
+
+def refuse_json(args: argparse.Namespace) -> None:
+    """Raise UsageError for a --json that would get text: of a verb without, or of a rehearsal."""
+    if args.json and getattr(args, "dry_run", False):
+        raise UsageError("--dry-run prints commands for a shell: leave --json out")
+    if args.json and not args.prints_json:
+        raise UsageError(f"'{args.called}' prints text: leave --json out")
 
 
 def emit_json(value: object) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from dmcopy.cli.output import printable, say
@@ -30,24 +30,30 @@ _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _T = TypeVar("_T")
 
 
-class Report(NamedTuple):
-    """How far a workflow is: for a bar in sectors, for people as a line, for programs as values."""
+class WorkflowProgress(NamedTuple):
+    """How far a workflow on the device `name` is: as `events.Progress`, and as a line for people.
+
+    `rate` in sectors a second. `details`: what else is told to programs.
+    """
 
     phase: str
+    name: str
     sectors: int
     total: int
     seconds: float
+    rate: float
+    seconds_left: float | None
     line: str
-    values: dict[str, Any]
+    details: Mapping[str, int] = {}
 
 
-_PROGRESS: Final = (events.Progress, Report)
+_PROGRESS: Final = (events.Progress, WorkflowProgress)
 
 
 class Renderer(Protocol):
     """Shows events until `close`."""
 
-    def show(self, event: events.TransferEvent | Report) -> None:
+    def show(self, event: events.TransferEvent | WorkflowProgress) -> None:
         """Show one."""
 
     def close(self) -> None:
@@ -68,7 +74,7 @@ def make_renderer(how: str, *, at_once: bool = False) -> Renderer:
 
 
 @contextlib.contextmanager
-def following(how: str, report: Callable[[_T], Report]) -> Iterator[Callable[[_T], None]]:
+def following(how: str, report: Callable[[_T], WorkflowProgress]) -> Iterator[Callable[[_T], None]]:
     """Show what a workflow observes as `report` puts it, for the length of a `with` block."""
     with contextlib.closing(make_renderer(how)) as renderer:
         yield lambda one: renderer.show(report(one))
@@ -77,7 +83,7 @@ def following(how: str, report: Callable[[_T], Report]) -> Iterator[Callable[[_T
 class Silent:
     """Shows nothing, unless it is asked: the summary says it all."""
 
-    def show(self, event: events.TransferEvent | Report) -> None:
+    def show(self, event: events.TransferEvent | WorkflowProgress) -> None:
         """Print how far it is when the user has asked."""
         if isinstance(event, _PROGRESS) and is_asked():
             say(_line_of(event))
@@ -110,7 +116,7 @@ class Plain:
         self._words = _Words()
         self._next = time.monotonic() + LINE_EVERY_SECONDS
 
-    def show(self, event: events.TransferEvent | Report) -> None:
+    def show(self, event: events.TransferEvent | WorkflowProgress) -> None:
         """Print the event, if it is one to be printed."""
         if not isinstance(event, _PROGRESS):
             text = self._words.of(event)
@@ -127,17 +133,19 @@ class Plain:
 class JsonLines:
     """One JSON object per line and event."""
 
-    def show(self, event: events.TransferEvent | Report) -> None:
+    def show(self, event: events.TransferEvent | WorkflowProgress) -> None:
         """Print the event."""
         import json
 
-        if isinstance(event, Report):
-            print(json.dumps(event.values), file=sys.stderr, flush=True)
-            return
         line: dict[str, Any] = {"event": _snake(type(event).__name__), **event._asdict()}
-        if isinstance(event, events.Progress):
+        if isinstance(event, _PROGRESS):
             left = event.seconds_left
+            line["event"] = "progress"
+            line["rate"] = round(event.rate, 1)
             line["seconds_left"] = None if left is None else round(left, 1)
+        if isinstance(event, WorkflowProgress):
+            del line["line"]
+            line |= line.pop("details")
         if "errno" in line:
             line["errno"] = errno_name(line["errno"])
         print(json.dumps(line), file=sys.stderr, flush=True)
@@ -155,7 +163,7 @@ class Bar:
         self._progress: Any = None
         self._tasks: dict[str, Any] = {}
 
-    def show(self, event: events.TransferEvent | Report) -> None:
+    def show(self, event: events.TransferEvent | WorkflowProgress) -> None:
         """Move the bar, or print the event above it."""
         if isinstance(event, _PROGRESS):
             self._move(event)
@@ -172,7 +180,7 @@ class Bar:
             self._progress.stop()
             self._progress = None
 
-    def _move(self, event: events.Progress | Report) -> None:
+    def _move(self, event: events.Progress | WorkflowProgress) -> None:
         if self._progress is None:
             if event.seconds < self._after and not is_asked():
                 return
@@ -230,8 +238,8 @@ def sentence(event: events.TransferEvent) -> str:
     return ""
 
 
-def _line_of(event: events.Progress | Report) -> str:
-    return event.line if isinstance(event, Report) else progress_line(event)
+def _line_of(event: events.Progress | WorkflowProgress) -> str:
+    return event.line if isinstance(event, WorkflowProgress) else progress_line(event)
 
 
 def progress_line(event: events.Progress) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from dmcopy.cli.output import emit_table, printable, say
-from dmcopy.cli.progress import Report, pace
+from dmcopy.cli.progress import WorkflowProgress, pace
 from dmcopy.units import SECTOR_SHIFT, format_bytes
-from dmcopy.workflows.snapshot_merging import Progress
+from dmcopy.workflows.snapshot_merging import MergeProgress
 from dmcopy.workflows.snapshot_status import SnapshotState
 
 _HEADERS: Final = ("Name", "Origin", "State", "Full", "Used", "COW", "Store", "Chunk")
@@ -43,19 +43,8 @@ def _row(state: SnapshotState) -> list[str]:
     ]
 
 
-def report(one: Progress) -> Report:
+def report(one: MergeProgress) -> WorkflowProgress:
     """Return how far a merge is, for `following`."""
-    remaining = None if one.remaining is None else round(one.remaining, 1)
-    values = {
-        "event": "progress",
-        "phase": "merge",
-        "name": one.name,
-        "left": one.left,
-        "total": one.total,
-        "percent": round(one.percent, 2),
-        "sectors_per_second": round(one.rate, 1),
-        "seconds": round(one.seconds, 3),
-        "seconds_left": remaining,
-    }
-    line = printable(f"merge {one.name}: {one.percent:.1f}%{pace(one.rate, one.remaining)}")
-    return Report("merge", one.total - one.left, one.total, one.seconds, line, values)
+    line = printable(f"merge {one.name}: {one.percent:.1f}%{pace(one.rate, one.seconds_left)}")
+    done, left = one.total - one.left, one.seconds_left
+    return WorkflowProgress("merge", one.name, done, one.total, one.seconds, one.rate, left, line)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dmcopy.cli.options import add_progress
-from dmcopy.cli.output import add_json, emit_json, printable, say
+from dmcopy.cli.output import add_json, emit_json, printable, refuse_json, say
 from dmcopy.cli.parser import seconds
 from dmcopy.errors import ExitCode
 from dmcopy.mapper.dmsetup import ScriptDmsetup
@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
 def open_mapper(args: argparse.Namespace) -> KernelMapper:
     """Return the kernel's mapper, or one that prints its commands."""
     if args.dry_run:
+        refuse_json(args)
         return KernelMapper(ScriptDmsetup(), ledger=NoLedger(), timeout=args.call_timeout)
     return KernelMapper(timeout=args.call_timeout)
 

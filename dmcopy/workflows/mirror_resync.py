@@ -35,8 +35,8 @@ class Resync(NamedTuple):
     """How far the resync of the device `name` is.
 
     `in_sync` of `regions`, and `sectors`, about. `rate` is in sectors a second since the wait
-    began, `seconds` how long that is, `left` how long the rest takes at that rate; None while it is
-    not known.
+    began, `seconds` how long that is, `seconds_left` how long the rest takes at that rate; None
+    while it is not known.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Resync(NamedTuple):
     total: int
     seconds: float
     rate: float
-    left: float | None
+    seconds_left: float | None
 
 
 ResyncObserver = Callable[[Resync], object]

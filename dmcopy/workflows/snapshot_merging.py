@@ -33,7 +33,7 @@ done"""
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class MergeProgress:
     """How far a merge is: `left` sectors of data of `total` are still in the store.
 
     `seconds` since this process began to watch, when `first` sectors were left.
@@ -56,7 +56,7 @@ class Progress:
         return (self.first - self.left) / self.seconds if self.seconds else 0.0
 
     @property
-    def remaining(self) -> float | None:
+    def seconds_left(self) -> float | None:
         """Seconds until the end at that rate, None while nothing was merged."""
         return self.left / self.rate if self.rate else None
 
@@ -64,7 +64,7 @@ class Progress:
 class Merging:
     """The wait of a merge: hand the exceptions over, look how many are left, plan the end."""
 
-    def __init__(self, runner: Runner, observer: Callable[[Progress], object]) -> None:
+    def __init__(self, runner: Runner, observer: Callable[[MergeProgress], object]) -> None:
         self._runner = runner
         self._mapper = runner.mapper
         self._machine = runner.machine
@@ -185,7 +185,7 @@ class Merging:
             left = status.used.used - status.metadata
             first = left if first is None else first
             seconds = time.monotonic() - started
-            self._observer(Progress(layout.name, left, record.total, first, seconds))
+            self._observer(MergeProgress(layout.name, left, record.total, first, seconds))
             if not left:
                 return
             if timeout is not None and seconds >= timeout:

@@ -167,7 +167,7 @@ def test_merge_rolls_back_and_tells_how_far_it_is(
     assert main(["snapshot", "merge", "snap", "--progress=json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert {line["phase"] for line in lines} == {"merge"}
-    assert (lines[0]["total"], lines[-1]["left"], lines[-1]["percent"]) == (SMALL, 0, 100.0)
+    assert (lines[0]["total"], lines[-1]["sectors"]) == (SMALL, SMALL)
     assert content(data) == {b"a"}
     assert content(mapper.path("other")) == {b"a"}
     assert sorted(info.name for info in mapper.ls()) == ["data", "data-real", "other", "other-cow"]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
 import pytest
 
-from dmcopy.cli.progress import Report, duration, following, in_one_unit, progress_line, speed
+from dmcopy.cli.progress import (
+    WorkflowProgress,
+    duration,
+    following,
+    in_one_unit,
+    progress_line,
+    speed,
+)
 from dmcopy.cli.signals import handled
 from dmcopy.transfer.events import Progress
+from tests.schemas import validator
 
 GIB = 1 << 21
 """In sectors."""
@@ -55,9 +64,10 @@ def test_a_speed() -> None:
 
 
 def test_a_workflow_is_followed_as_a_copy_is(capsys: pytest.CaptureFixture[str]) -> None:
-    def report(done: int) -> Report:
-        values = {"event": "resync", "at": done}
-        return Report("resync", done, 10, 1.0, f"home: {done} of 10", values)
+    def report(done: int) -> WorkflowProgress:
+        line = f"home: {done} of 10"
+        speed = (1.0, 2.04, (10 - done) / 2.04)
+        return WorkflowProgress("resync", "home", done, 10, *speed, line, {"regions": 10})
 
     said = {}
     for how in ("none", "plain", "json", "bar"):
@@ -67,8 +77,12 @@ def test_a_workflow_is_followed_as_a_copy_is(capsys: pytest.CaptureFixture[str])
             observer(4)
         said[how] = capsys.readouterr().err
     assert said["none"] == said["plain"] == "home: 3 of 10\n"
-    assert said["json"].splitlines() == [
-        *('{"event": "resync", "at": 3}', '{"event": "resync", "at": 4}'),
+    shape = {"event": "progress", "phase": "resync", "name": "home", "total": 10, "regions": 10}
+    assert [json.loads(line) for line in said["json"].splitlines()] == [
+        shape | {"sectors": 3, "seconds": 1.0, "rate": 2.0, "seconds_left": 3.4},
+        shape | {"sectors": 4, "seconds": 1.0, "rate": 2.0, "seconds_left": 2.9},
     ]
+    for line in said["json"].splitlines():
+        validator("progress").validate(json.loads(line))
     assert "home: 3 of 10" in said["bar"]
     assert "home: 4 of 10" not in said["bar"]

@@ -87,3 +87,23 @@ def test_what_a_schema_does_not_name_is_noticed() -> None:
 )
 def test_a_command_line_is_of_one_command(words: str, command: str) -> None:
     assert command_of(words.split()) == command
+
+
+def test_a_verb_of_dm_that_prints_text_refuses_json(capsys: pytest.CaptureFixture[str]) -> None:
+    verbs = {f"dm {name}" for name in subparsers(subparsers(_build_parser("dm"))["dm"])}
+    text = sorted(verbs - set(schemas()))
+    assert "dm create" in text
+    for verb in text:
+        assert main(["dm", "--json", *verb.split()[1:], "x", "0"]) == ExitCode.USAGE
+        said = capsys.readouterr()
+        assert (said.out, "prints text: leave --json out" in said.err) == ("", True)
+
+
+@pytest.mark.parametrize(
+    "words", ["dm --json create x", "dm reap --json", "snapshot take s o c --json"]
+)
+def test_a_rehearsal_refuses_json(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words.split(), "--dry-run"]) == ExitCode.USAGE
+    assert capsys.readouterr().err == (
+        "dmcopy: --dry-run prints commands for a shell: leave --json out\n"
+    )

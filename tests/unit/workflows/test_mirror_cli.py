@@ -77,7 +77,7 @@ def test_make_to_replace(world: World, capsys: pytest.CaptureFixture[str]) -> No
     mirror("make", "home", *legs, "--region-size", "512K", "--progress=json")
     said = capsys.readouterr()
     events = [json.loads(line) for line in said.err.splitlines()]
-    assert {event["event"] for event in events} == {"resync"}
+    assert {(event["event"], event["phase"]) for event in events} == {("progress", "resync")}
     assert (events[-1]["in_sync"], events[-1]["regions"], events[-1]["name"]) == (4, 4, "home")
     assert said.out.splitlines() == [
         "home: 2 MiB, 4 of 4 regions of 1024s (512 KiB) in sync, log in memory",

@@ -302,5 +302,5 @@ def test_a_wait_tells_how_far_it_is_and_has_a_deadline(world: World) -> None:
     assert [one.in_sync for one in seen] == [1, 2, 3, 4]
     assert seen[-1].sectors == seen[-1].total == SECTORS
     assert seen[2].rate > 0
-    assert seen[2].left == (SECTORS - seen[2].sectors) / seen[2].rate
+    assert seen[2].seconds_left == (SECTORS - seen[2].sectors) / seen[2].rate
     session(world).finish("mirror", "home")

@@ -14,7 +14,7 @@ from dmcopy.status import SnapshotStatus
 from dmcopy.table import Linear, Ratio, Raw, Table
 from dmcopy.workflows import snapshot_watch
 from dmcopy.workflows.snapshot import Growth, merge
-from dmcopy.workflows.snapshot_merging import Progress
+from dmcopy.workflows.snapshot_merging import MergeProgress
 from dmcopy.workflows.snapshot_status import SnapshotState, states
 from dmcopy.workflows.snapshot_watch import SOONEST_SECONDS, Level, Threshold, watch
 
@@ -418,10 +418,10 @@ def test_watch_is_told_to_end_while_it_waits(stage: Stage) -> None:
 
 
 def test_progress_is_a_rate_and_the_time_left() -> None:
-    progress = Progress("snap", left=25, total=100, first=75, seconds=10.0)
-    assert (progress.percent, progress.rate, progress.remaining) == (75.0, 5.0, 5.0)
-    assert Progress("snap", 100, 100, 100, 1.0).remaining is None
-    assert Progress("snap", 0, 0, 0, 0.0).percent == 100.0
+    progress = MergeProgress("snap", left=25, total=100, first=75, seconds=10.0)
+    assert (progress.percent, progress.rate, progress.seconds_left) == (75.0, 5.0, 5.0)
+    assert MergeProgress("snap", 100, 100, 100, 1.0).seconds_left is None
+    assert MergeProgress("snap", 0, 0, 0, 0.0).percent == 100.0
 
 
 def test_the_origin_stays_what_it_was(stage: Stage) -> None:
