@@ -45,8 +45,7 @@ def measure(store: Store, *, width: int, rows: int, origin_sectors: int | None =
     MetadataError for a chunk that is past the origin's end.
     """
     size = store.header.chunk_size
-    end = gather(store).highest_old + 1 if origin_sectors is None else None
-    chunks = -(-(origin_sectors or 0) // size) if end is None else end
+    chunks = gather(store).highest_old + 1 if origin_sectors is None else -(-origin_sectors // size)
     per_cell = max(1, -(-chunks // (width * rows)))
     changed = array("Q", bytes(8 * -(-chunks // per_cell)))
     for entries in store.entries():

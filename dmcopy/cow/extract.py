@@ -80,8 +80,7 @@ class Extract(NamedTuple):
         except OSError:  # in memory, or a mapped device of the userspace engine
             return
         try:
-            status = os.fstat(fd)
-            if stat.S_ISREG(status.st_mode) and status.st_size > size:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
                 os.ftruncate(fd, size)
         except OSError as error:
             raise DeviceError(device.path, "cut it", error.errno or 0) from error

@@ -69,7 +69,7 @@ class Bitset:
     def resized(self, size: int, value: bool) -> Bitset:
         """Return a set of another size; bits that this one does not have are `value`."""
         other = Bitset(size, self.data)
-        other.fill(min(self.size, size), size, value)
+        other.fill(self.size, size, value)
         return other
 
     def copy(self) -> Bitset:

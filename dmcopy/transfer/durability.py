@@ -55,7 +55,6 @@ class Durability:
         """Begin no flush any more; one that is under way continues."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
 
     def flush(self, then: Callable[[], object]) -> None:
         """Stop the rounds, flush everything written so far, then call `then`."""
@@ -65,7 +64,6 @@ class Durability:
             self._begin()
 
     def _tick(self) -> None:
-        self._timer = None
         self._begin()
 
     def _begin(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from dmcopy.errors import DeviceError, DmcopyError, UsageError
@@ -99,8 +100,8 @@ class TransferSession:
     def interrupt(self) -> None:
         """End it soon. From any thread, and from a signal handler."""
         self._interrupted = True
-        if self._stop is not None and self._reactor is not None:
-            self._reactor.call_soon_threadsafe(self._stop)
+        if self._stop is not None:
+            self._stop()
 
     def _copy(self, client: Client) -> Outcome:
         transfer = Transfer(
@@ -192,9 +193,9 @@ class TransferSession:
     def _drive(self, stop: Callable[[], object], run: Callable[[], object]) -> None:
         """Run a phase that `interrupt` ends by calling `stop` on the reactor."""
         assert self._reactor is not None
-        self._stop = stop
+        self._stop = partial(self._reactor.call_soon_threadsafe, stop)
         if self._interrupted:  # before there was anything to stop
-            self._reactor.call_soon(stop)
+            self._stop()
         run()
         self._stop = None
 

@@ -57,9 +57,7 @@ class StateStore:
                 f"{self.dests_path} is there without a map {path}: give another --map, or remove it"
             )
 
-    def load(
-        self, transfer: Transfer, *, retry: bool = False, created: Collection[str] = ()
-    ) -> None:
+    def load(self, transfer: Transfer, *, retry: bool, created: Collection[str] = ()) -> None:
         """Let `transfer` resume where the map ends; nothing happens when there is no map yet.
 
         `retry`: try the bad blocks again. `created`: destinations that are new, and so have
@@ -106,9 +104,7 @@ class StateStore:
         content = make_map(transfer, self._around)
         return mapfile.build(content), state.build(self._describe(transfer)) + "\n"
 
-    def restore(
-        self, transfer: Transfer, source: str, dests: str | None, *, retry: bool = False
-    ) -> None:
+    def restore(self, transfer: Transfer, source: str, dests: str | None, *, retry: bool) -> None:
         """Let `transfer` resume from what `dump` made, or from a map without companion."""
         content, plan = _parse(source, self.path), transfer.plan
         done = offsets_of(content, DONE, plan)

@@ -77,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def mirrored(tree: Path, module: Path) -> list[str]:
-    """Return the tests that mirror a module, only such as need neither root nor a guest."""
+    """Return the tests that mirror a module: no guest's, and those of loop devices as root only."""
     found: list[str] = []
-    for kind in ("unit", "simulated"):
+    for kind in ("unit", "simulated", *(["loop"] if not os.geteuid() else [])):
         folder = tree / "tests" / kind / Path(*module.parts[1:-1])
         files = sorted(folder.rglob("test_*.py")) if folder.is_dir() else []
         if len(module.parts) == 2:

@@ -71,8 +71,9 @@ def find_sites(node: ast.AST) -> Iterator[Site]:
     What is only words is left out: docstrings, messages of exceptions, assertions, `__repr__`,
     f-strings, and the choice between two of them, which is seldom more than one of wording (that
     of an f-string or something else may be more, and is changed). So is what can seldom matter:
-    None returned for what is as false, and an attribute that `__init__` would not give its first
-    value, where that is a constant; the constants are changed all the same.
+    None returned for what is as false, an attribute that `__init__` would not give its first value,
+    where that is a constant (the constants are changed all the same), and whether a number with a
+    point is below a bound or just on it.
     """
     for field, value in ast.iter_fields(node):
         if field in _NOT_RUN:
@@ -108,6 +109,8 @@ def _is_words(node: ast.AST) -> bool:
 
 def _changes(node: ast.AST) -> Iterator[ast.AST]:
     match node:
+        case ast.Compare(_, [ast.Lt() | ast.LtE() | ast.Gt() | ast.GtE()], [ast.Constant(float())]):
+            pass  # no measured number is ever exactly that
         case ast.Compare(left, ops, comparators):
             for place, op in enumerate(ops):
                 other = _COMPARISONS[type(op)]()

@@ -405,6 +405,19 @@ def test_map(cow: Run) -> None:
     assert (facts["chunks"], facts["chunks_per_cell"], sum(facts["cells"])) == (31, 2, 13)
 
 
+def test_a_map_tells_which_byte_names_a_chunk_that_the_origin_does_not_have(cow: Run) -> None:
+    Path("cow").write_bytes(build(8, allocate([0, 1, 40, 2], 8), 30))
+    Path("origin").write_bytes(bytes(32 * 4096))
+    code, _, err = cow("map", "cow", "--origin", "origin")
+    assert code == ExitCode.MISMATCH
+    assert "cow: byte 4128: chunk 40 is past the end of the origin, which has 32 chunks" in err
+    os.truncate("origin", 0)
+    assert (
+        "chunk 0 is past the end of the origin, which has 0"
+        in cow("map", "cow", "--origin", "origin")[2]
+    )
+
+
 def test_map_of_an_empty_store(cow: Run) -> None:
     Path("cow").write_bytes(build(8, [], 10))
     assert cow("map", "cow")[1].startswith("0 of 0 chunks changed: 0 B, 0%\n")

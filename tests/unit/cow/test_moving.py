@@ -17,7 +17,7 @@ from dmcopy.cow.moving import WINDOW_SECTORS, Mover, make_mover
 from dmcopy.cow.store import read_store
 from dmcopy.errors import DeviceError, UsageError
 from dmcopy.io.reactor import Reactor
-from dmcopy.io.region import IoRegion
+from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import CopyIo, Io, Op, Request
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd.moves import Move
@@ -270,6 +270,48 @@ def test_how_long_extents_are_on_average() -> None:
     assert mean_count((3 * old, old + 2) for old in range(5000)) == 1
     runs = [(20 * run + place, 16 * run + place) for run in range(50) for place in range(16)]
     assert mean_count(runs) == 16
+
+
+def test_the_mean_of_an_extract_is_in_sectors(world: World) -> None:
+    """It decides how the copies are done: by the ring, or on threads where they are long."""
+    regions = [IoRegion(disk, 0, ORIGIN_SECTORS) for disk in (world.origin, world.out)]
+    chunks = mean_count(sorted(world.pairs))
+    assert plan_extract(regions[0], world.cow, regions[1]).mean == CHUNK * chunks > CHUNK
+
+
+@pytest.mark.parametrize("which", ["origin", "out"])
+def test_chunks_that_are_no_whole_blocks_are_refused(world: World, which: str) -> None:
+    """As by the kernel: each of them would be written with a part of its neighbour's block."""
+    getattr(world, which).logical_block_size = 4096
+    regions = [IoRegion(disk, 0, ORIGIN_SECTORS - 7) for disk in (world.origin, world.out)]
+    says = f"{which} has blocks of 4096 bytes, and the chunks on cow are 1024 bytes"
+    with pytest.raises(UsageError, match=says):
+        plan_extract(regions[0], world.cow, regions[1])
+    if which == "origin":
+        with pytest.raises(UsageError, match=says):
+            plan_merge(regions[0], world.cow)
+
+
+def test_the_end_of_an_area_is_cleared_and_nothing_else_of_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block that is written anew keeps its first entries, whichever block of the area it is."""
+    pairs = allocate(range(0, 200, 2), 8)
+    cow = MemoryDisk(build(8, pairs, 110))
+    monkeypatch.setattr(merging, "BATCH_BYTES", 7 * 4096)
+    plan = plan_merge(IoRegion(world.origin, 0, 8 * 200), cow)
+    left: list[Pairs] = []
+    flush = Mover.flush
+
+    def noting(self: Mover, device: Device) -> None:
+        flush(self, device)
+        if device is cow:
+            entries = list(read_store(cow).entries())
+            left.append([pair for e in entries for pair in zip(e.olds, e.news, strict=True)])
+
+    monkeypatch.setattr(Mover, "flush", noting)
+    plan.run(Mover(world.reactor, world.origin, chunk_size=8))
+    assert left == [pairs[:end] for end in (*range(93, 0, -7), 0)]
 
 
 @pytest.mark.parametrize(("mean", "name"), [(8, None), (4096, "threads")])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
+from types import ModuleType
+from unittest.mock import MagicMock
+
+import pytest
 
 from dmcopy.cow.density import Density
-from dmcopy.cow.picture import to_svg, to_text
+from dmcopy.cow.picture import to_png, to_svg, to_text
 
 # Cells of twelve chunks of 4 KiB, two in a row, the last one of four: none, some, 1/3, 2/3, all.
 DENSITY = Density(8, 52, 12, 2, array("Q", [0, 1, 4, 8, 4]))
@@ -50,3 +55,28 @@ def test_as_svg() -> None:
 def test_how_much_of_a_cell_has_changed() -> None:
     assert (DENSITY.rows, DENSITY.total) == (3, 17)
     assert [DENSITY.share(cell) for cell in range(5)] == [0, 1 / 12, 4 / 12, 8 / 12, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "ticks"), [(3, [0, 1, 2]), (15, [*range(15)]), (40, [*range(0, 40, 5)])]
+)
+def test_a_png_has_few_positions_beside_it(
+    monkeypatch: pytest.MonkeyPatch, rows: int, ticks: list[int]
+) -> None:
+    """As matplotlib is told: it need not be there, and what it draws is its own."""
+    mpl, pyplot = MagicMock(spec=ModuleType("matplotlib")), MagicMock()
+    mpl.use, mpl.pyplot = MagicMock(), pyplot
+    figure, axes = MagicMock(), MagicMock()
+    pyplot.subplots.return_value = figure, axes
+    monkeypatch.setitem(sys.modules, "matplotlib", mpl)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", pyplot)
+    density = Density(8, rows * 24 - 12, 12, 2, array("Q", [4] * (2 * rows - 1)))
+    to_png(density)
+    (grid,), _ = axes.imshow.call_args
+    assert [len(row) for row in grid] == [2] * rows
+    assert grid[0] == [1 / 3, 1 / 3]
+    assert grid[-1][1] != grid[-1][1], "no number where the origin has ended"
+    (places, names), _ = axes.set_yticks.call_args
+    assert list(places) == ticks
+    assert names[:2] == ["0 B", "96 KiB"] if rows < 16 else ["0 B", "480 KiB"]
+    assert pyplot.close.called

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dmcopy.io import Reactor
+from dmcopy.io import Reactor, aio
 from dmcopy.io.aio import wait_for
 
 Done = Callable[[Callable[[], object]], None]
@@ -75,6 +75,24 @@ def test_who_gave_up_waiting_is_not_told(reactor: Reactor) -> None:
         asyncio.run(asyncio.wait_for(wait_for(reactor, ends.append), 0.01))
     reactor.call_soon(ends[0])
     reactor.step()
+
+
+def test_who_gave_up_just_now_does_not_hide_what_a_step_raises(reactor: Reactor) -> None:
+    def fail() -> None:
+        raise ValueError("mine")
+
+    async def main() -> None:
+        first, second = (asyncio.ensure_future(wait_for(reactor, lambda _: None)) for _ in "12")
+        await asyncio.sleep(0)
+        reactor.call_soon(fail)
+        first.cancel()
+        aio._drivers[reactor]._step()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        with pytest.raises(ValueError, match="mine"):
+            await second
+
+    run(main)
 
 
 def test_what_a_step_raises_is_raised_by_all_who_wait(reactor: Reactor) -> None:

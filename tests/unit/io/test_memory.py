@@ -31,6 +31,7 @@ def test_every_byte_can_be_used_and_is_the_memory_s_own(size: int) -> None:
     memories = [Memory(size // PAGE_SIZE) for _ in range(3)]
     for number, memory in enumerate(memories):
         assert memory.size_bytes == len(memory.view) == size
+        assert memory.is_huge == (size >= HUGE), "pages that are not are pinned, where they can be"
         assert memory.address % (HUGE if size >= HUGE else PAGE_SIZE) == 0
         memory.view[:] = bytes([number]) * size
     for number, memory in enumerate(memories):

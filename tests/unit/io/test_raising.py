@@ -451,3 +451,43 @@ def test_where_no_thread_can_be_started(
     assert ended == [0] * 6
     assert device.pread(128, 64) == device.pread(192, 64) == device.pread(64, 64)
     memory.close()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_that_is_reported_comes_out_too(
+    reactor: Reactor, kind: type[BaseException]
+) -> None:
+    """It is nobody's error to be told of: it ends the program."""
+    told: list[BaseException] = []
+    reactor.on_exception = told.append
+    reactor.report(kind())
+    with pytest.raises(kind):
+        reactor.step()
+    assert told == []
+
+
+def test_handlers_are_given_back_where_not_all_could_be_taken(
+    monkeypatch: pytest.MonkeyPatch, on_interrupt: list[int]
+) -> None:
+    taken: list[int] = []
+    take = signal.signal
+
+    def refuse_second(number: int, handler: Any) -> Any:
+        taken.append(number)
+        if len(taken) == 2:
+            raise KeyboardInterrupt
+        return take(number, handler)
+
+    monkeypatch.setattr(signals, "SIGNALS", (signal.SIGINT, signal.SIGTERM))
+    monkeypatch.setattr(signals, "_set", refuse_second)
+    other = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        shield = Shield(lambda: None)
+        with pytest.raises(KeyboardInterrupt), shield:
+            pytest.fail("it was entered")
+        assert taken == [signal.SIGINT, signal.SIGTERM, signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGTERM, other)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert on_interrupt == [signal.SIGINT]

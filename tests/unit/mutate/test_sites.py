@@ -21,6 +21,7 @@ def changes(source: str) -> list[str]:
     ("source", "expected"),
     [
         ("x = a < b", ["x = a <= b"]),
+        ("x = a < 0.5", []),
         ("x = a in b", ["x = a not in b"]),
         ("x = a and b", ["x = a or b"]),
         ("x = not a", ["x = a"]),

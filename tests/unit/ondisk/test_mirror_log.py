@@ -87,6 +87,12 @@ def test_a_log_of_the_kernels() -> None:
     assert mirror_log.findings(MEASURED) == []
 
 
+def test_a_header_is_whole_with_its_last_byte() -> None:
+    assert mirror_log.parse_header(MEASURED[:16]).nr_regions == 16
+    with pytest.raises(MetadataError, match="byte 15: the log ends before its header does"):
+        mirror_log.parse_header(MEASURED[:15])
+
+
 def test_what_is_not_interpreted_stays_and_version_1_becomes_2() -> None:
     before = bytearray(MEASURED)
     before[4] = 1

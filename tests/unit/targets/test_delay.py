@@ -124,6 +124,25 @@ def test_later_bios_of_a_class_wait_in_turn(engine: Engine) -> None:
     assert engine.ended[Op.WRITE] - started == pytest.approx(1.5, abs=0.01)
 
 
+def test_each_of_a_class_ends_in_its_own_turn(engine: Engine) -> None:
+    """The clock is set anew for the next one, and not for the one behind it."""
+    began: list[float] = []
+    ended: list[float] = []
+    engine.start(ALL)
+    for _ in range(4):
+        region = IoRegion(engine.mapper.open("d"), 4, 1)
+        io = Io(
+            Op.READ, region, Memory(1), [(0, 512)], lambda _: ended.append(engine.reactor.time())
+        )
+        began.append(engine.reactor.time())
+        engine.reactor.submit(io)
+        engine.mapper.sleep(0.1)
+    engine.reactor.run_until(lambda: len(ended) == 4, 100)
+    assert [end - start for start, end in zip(began, ended, strict=True)] == pytest.approx(
+        [1] * 4, abs=0.01
+    )
+
+
 def test_one_that_comes_when_nothing_waits_any_more_is_delayed_as_the_first(engine: Engine) -> None:
     engine.start(ALL, Op.WRITE)
     engine.wait(Op.WRITE)

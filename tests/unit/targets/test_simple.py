@@ -216,3 +216,26 @@ def test_a_rename_and_a_uuid_are_events(engine: Engine) -> None:
     engine.mapper.rename("d", "e")
     engine.mapper.set_uuid("e", "U")
     assert engine.mapper.info("e").events == 2
+
+
+@pytest.mark.parametrize("op", [Op.READ, Op.WRITE, Op.DISCARD])
+def test_what_error_fails_is_no_fault_of_the_target(engine: Engine, op: Op) -> None:
+    told: list[Exception] = []
+    engine.mapper.reactor.on_exception = told.append
+    engine.make("bad", "0 64 error")
+    ended: list[Io] = []
+    region, extents = IoRegion(engine.mapper.open("bad"), 8, 1), [(0, 512)] * (op <= Op.WRITE)
+    engine.mapper.reactor.submit(Io(op, region, Memory(1), extents, ended.append))
+    engine.mapper.reactor.run_until(lambda: ended, 10)
+    assert (ended[0].error, told) == (errno.EIO, [])
+
+
+def test_error_with_a_device_takes_its_blocks_and_fits_it(engine: Engine) -> None:
+    engine.disks["a"].logical_block_size = 4096
+    engine.make("plain", "0 64 error")
+    engine.make("bad", "0 64 error a 192")
+    assert engine.mapper.open("plain").logical_block_size == 512
+    assert engine.mapper.open("bad").logical_block_size == 4096
+    assert engine.mapper.deps("bad") == ("a",)
+    with pytest.raises(DeviceError, match="a too small for target: start=200, len=64"):
+        engine.make("more", "0 64 error a 200")

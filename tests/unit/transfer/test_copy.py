@@ -307,6 +307,10 @@ def test_the_time_that_is_left_is_that_of_what_is_left() -> None:
     assert events.Progress("copy", 1000, 1000, (1000,), 0.0).seconds_left == 0.0
     first = events.Progress("copy", 100, 1000, (100,), 0.0)
     assert (first.rate, first.seconds_left) == (0.0, None)
+    quick = events.Progress("copy", 100, 1000, (100,), 0.5)
+    assert (quick.rate, quick.seconds_left) == (200.0, 4.5)
+    slow = events.Progress("copy", 1, 3, (1,), 4.0)
+    assert (slow.rate, slow.seconds_left) == (0.25, 8.0)
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dmcopy.block import BlockDevice
-from dmcopy.errors import DeviceError, ExitCode
+from dmcopy.errors import DeviceError, ExitCode, UsageError
 from dmcopy.io import IoRegion, Reactor, probe
 from dmcopy.io.request import Request as IoRequest
 from dmcopy.kcopyd import Client
@@ -284,3 +284,36 @@ def test_an_interruption_of_the_verification(engine: str) -> None:
     assert outcome.transfer.dests[0].ok, "the copy itself was done"
     assert outcome.verified is not None
     assert not outcome.verified.is_good(0)
+
+
+def test_a_path_given_twice_is_named_once() -> None:
+    """The other path is told where it is another one."""
+    os.symlink("a", "link")
+    with pytest.raises(UsageError, match=r"a is given twice as a destination$"):
+        open_all(TransferRequest("src", ("a", "a")))
+    with pytest.raises(UsageError, match=r"link is given twice as a destination \(also as a\)$"):
+        open_all(TransferRequest("src", ("a", "link")))
+
+
+def test_a_verification_tells_how_far_it_is(engine: str) -> None:
+    """From nothing to all of it, and never more."""
+    told: list[events.TransferEvent] = []
+    with open_all(TransferRequest("src", ("a",))) as opened:
+        options = TransferOptions(backend=engine, piece=8, verify=True)
+        assert TransferSession(opened, options, told.append).run().exit_code == ExitCode.OK
+    progress = [event for event in told if isinstance(event, events.Progress)]
+    verified = [event for event in progress if event.phase == "verify"]
+    assert [event.total for event in verified] == [SIZE >> 9] * len(verified)
+    assert (verified[0].sectors, verified[-1].sectors) == (0, SIZE >> 9)
+    assert [event.written for event in verified] == [(event.sectors,) for event in verified]
+
+
+def test_an_interruption_while_the_map_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a reactor then, and nothing yet that could be stopped on it."""
+    with open_all(TransferRequest("src", ("a",))) as opened:
+        session = TransferSession(opened, TransferOptions(map_path="m"))
+        open_map = session._open_map
+        monkeypatch.setattr(
+            session, "_open_map", lambda *args: (session.interrupt(), open_map(*args))
+        )
+        assert session.run().exit_code == ExitCode.INTERRUPTED

@@ -328,6 +328,20 @@ def test_a_map_is_of_one_range(start: int, count: int) -> None:
     assert content("m", "m.dests", "a") == before
 
 
+def test_a_map_of_another_source_names_it() -> None:
+    """And says that it was of the same name only where it was."""
+    copy("a")
+    os.rename("src", "before")
+    Path("src").write_bytes(os.urandom(SIZE))
+    with pytest.raises(UsageError, match="copy of src, which was another file or device of this"):
+        copy("a")
+    os.rename("src", "other")
+    with open_all(TransferRequest("other", ("a",))) as opened:
+        session = TransferSession(opened, TransferOptions(backend="threads", map_path="m"))
+        with pytest.raises(UsageError, match="m is the map of a copy of src: give another --map"):
+            session.run()
+
+
 def test_a_destination_that_is_left_out_would_be_forgotten() -> None:
     assert copy("a", "b").exit_code == ExitCode.OK
     with pytest.raises(UsageError, match="m is the map of a copy that also goes to b: give the"):
