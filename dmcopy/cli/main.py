@@ -28,6 +28,7 @@ NOUNS: Final = {
     "cow": "read, check, extract, merge, compare and draw snapshots' COW devices",
     "mirror-log": "look at the disk log of a mirror: which regions are clean",
     "serve": "serve a table's devices, or a file, as an NBD export, until it is told to stop",
+    "disk": "serve a disk whose power can be cut, for any VM or program",
     "completion": "print the completion of dmcopy's words for a shell",
     "guide": "read the guides: copies, snapshots, mirrors, the library, the rig, figures",
     "schema": "print the JSON Schema of what a command prints with --json",

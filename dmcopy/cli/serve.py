@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--name is for one device; in --concise each has its name")
     # Here and not above: the engine takes time to import.
     from dmcopy.cli.dm_run import faults_told
-    from dmcopy.cli.serving import Served
+    from dmcopy.cli.serving import Served, log_exception
     from dmcopy.export.base import Place, find
-    from dmcopy.io import Reactor
+    from dmcopy.io import Reactor, whole
 
     front_end = find(args.via)
     with contextlib.ExitStack() as exits:
@@ -65,14 +65,10 @@ def run(args: argparse.Namespace) -> int:
         served = front_end(reactor, Place(args.socket, args.listen))
         devices = _devices(args, reactor, exits)
         Served(reactor, served, as_json=args.json).run(devices)
+        for device in reversed(list(devices.values())):  # what is above others comes first
+            if not device.read_only:
+                whole.flush(reactor, device)
     return ExitCode.OK
-
-
-def log_exception(error: Exception) -> None:
-    """Tell of what a callback raised: its I/O has ended, and the rest goes on."""
-    import logging
-
-    logging.getLogger("dmcopy").error("a callback on the reactor raised", exc_info=error)
 
 
 def _devices(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from dmcopy.cli import signals
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from dmcopy.io import Device, Reactor
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare how and where a device is served."""
+def add_options(parser: argparse.ArgumentParser, *, verb: bool = False) -> None:
+    """Declare how and where a device is served. `verb`: as for `add_json`."""
     parser.add_argument(
         "--via",
         choices=kinds(),
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="ADDR:PORT",
         help="where: TCP, without ADDR on the loopback; whoever can reach it can read and write",
     )
-    add_json(parser)
+    add_json(parser, verb=verb)
 
 
 class Served:
@@ -51,19 +51,20 @@ class Served:
         self._stopping = True
         self._reactor.call_soon_threadsafe(lambda: None)
 
-    def run(self, devices: Mapping[str, Device]) -> None:
-        """Serve them; print where each is found, the first thing on stdout."""
-        from dmcopy.io import whole
+    def run(
+        self, devices: Mapping[str, Device], ready: Callable[[], object] = lambda: None
+    ) -> None:
+        """Serve them; print where each is found, the first thing on stdout.
 
-        with signals.interrupting(self):
-            with self._front_end:
-                for name, device in devices.items():
-                    self._announce(name, device, self._front_end.add(name, device))
-                self._reactor.run_until(lambda: self._stopping)
-                signals.unhurried()
-            for device in reversed(list(devices.values())):  # what is above others comes first
-                if not device.read_only:
-                    whole.flush(self._reactor, device)
+        `ready` is called before that is told.
+        """
+        with signals.interrupting(self), self._front_end:
+            found = {name: self._front_end.add(name, one) for name, one in devices.items()}
+            ready()
+            for name, device in devices.items():
+                self._announce(name, device, found[name])
+            self._reactor.run_until(lambda: self._stopping)
+            signals.unhurried()
 
     def _announce(self, name: str, device: Device, found: str) -> None:
         if not self._as_json:
@@ -78,3 +79,10 @@ class Served:
             "read_only": device.read_only,
         }
         emit_json_line(facts)
+
+
+def log_exception(error: Exception) -> None:
+    """Tell of what a callback raised: its I/O has ended, and the rest goes on."""
+    import logging
+
+    logging.getLogger("dmcopy").error("a callback on the reactor raised", exc_info=error)

@@ -67,6 +67,10 @@ class FrontEnd:
         """
         raise NotImplementedError
 
+    def disconnect(self, name: str) -> None:
+        """Cut off whoever uses `name`, as far as this kind can; others may come. May be called
+        inside of callbacks."""
+
     def close(self) -> None:
         """Serve nothing any more, and leave nothing behind; as often as you like."""
         raise NotImplementedError

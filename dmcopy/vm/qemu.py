@@ -27,9 +27,9 @@ from dmcopy.vm.agent import Kind
 from dmcopy.vm.base import BOOT_TIMEOUT, RUN_TIMEOUT, Guest
 from dmcopy.vm.cache import keep_log
 from dmcopy.vm.channel import Channel, ChannelLostError, Command, Result, Sink
+from dmcopy.vm.disk_server import DiskServer
 from dmcopy.vm.disks import Disk
 from dmcopy.vm.leash import Leashed
-from dmcopy.vm.volatile import DiskServer
 
 MAX_CPUS: Final = 64
 _SHUTDOWN_TIMEOUT: Final = 30.0

@@ -20,7 +20,7 @@ from dmcopy.export.listening import Listener, listen_tcp, listen_unix, runtime_f
 from dmcopy.export.nbd import protocol as nbd
 from dmcopy.export.nbd.handshake import Handshake
 from dmcopy.export.nbd.transmission import Transmission
-from dmcopy.export.nbd.wire import Wire
+from dmcopy.export.wire import Wire
 from dmcopy.io.reactor import Reactor, Timer
 from dmcopy.io.region import Device
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from dmcopy.export.nbd import protocol as nbd
 from dmcopy.export.nbd.pieces import Pieces
-from dmcopy.export.nbd.wire import Wire
+from dmcopy.export.wire import Wire
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, Extent, Io, Op
 from dmcopy.kcopyd.pages import Extents, PagePool

@@ -24,6 +24,7 @@ ALONE = {
     "schema": [],
     "copy": ["big", "other", "small", "--on-error", "skip", "--verify"],
     "zero": ["zeroed", "--verify"],
+    "serve": ["--table", "0 8 no-such-target"],
 }
 WORDS = {
     "devices list": [],

@@ -53,7 +53,7 @@ def test_the_commands_with_one_are_listed(capsys: pytest.CaptureFixture[str]) ->
     listed = json.loads(capsys.readouterr().out)
     assert [one["command"] for one in listed] == sorted(schemas())
     assert [one["command"] for one in listed if one["lines"]] == [
-        *("devices watch", "dm run", "progress", "serve", "snapshot watch"),
+        *("devices watch", "disk serve", "dm run", "progress", "serve", "snapshot watch"),
     ]
     assert main(["schema"]) == 0
     rows = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()]
