@@ -30,13 +30,13 @@ from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.table import Table
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.mirror import Mirror
-from dmcopy.workflows.mirror_make import Options, plan_from_legs
+from dmcopy.workflows.mirror_make import MirrorOptions, plan_from_legs
 from dmcopy.workflows.session import Session
 
 a, b, log = ("/dev/disk/by-id/virtio-" + serial for serial in ("a", "b", "log"))
 mapper = KernelMapper()
 session = Session(mapper, Journal(sys.argv[1]))
-options = Options(log=log, region_size={REGION}, reuse_log="reuse" in sys.argv)
+options = MirrorOptions(log=log, region_size={REGION}, reuse_log="reuse" in sys.argv)
 
 def written():
     name = os.path.basename(os.path.realpath(b))
