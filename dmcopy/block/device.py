@@ -6,11 +6,11 @@ import contextlib
 import errno
 import os
 import stat
-from types import TracebackType
 from typing import Final, Self
 
 from dmcopy.block import geometry, opening, syscalls, transfer
 from dmcopy.block.processes import Identity, identity_of
+from dmcopy.closing import Closing
 from dmcopy.errors import ClosedError, DeviceError, UsageError
 from dmcopy.units import SECTOR_SHIFT
 
@@ -18,7 +18,7 @@ from dmcopy.units import SECTOR_SHIFT
 _REFUSED: Final = {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL}
 
 
-class BlockDevice:
+class BlockDevice(Closing):
     """An open block device or regular file, by `BlockDevice.open`; a context manager.
 
     Every position and length is in sectors of 512 bytes. The operations release the GIL and may be
@@ -104,17 +104,6 @@ class BlockDevice:
         claim, self._claim = self._claim, -1
         _close(fd)
         _close(claim)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __fspath__(self) -> str:
         return self.path

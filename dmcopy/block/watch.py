@@ -9,13 +9,13 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Literal, Self, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from dmcopy.block import udev
 from dmcopy.block.discovery import list_devices
 from dmcopy.block.info import DeviceInfo, describe
 from dmcopy.block.udev import LostEventsError, Monitor, Source
+from dmcopy.closing import Closing
 
 Action: TypeAlias = Literal["add", "change", "remove"]
 
@@ -39,7 +39,7 @@ class Uevent:
     relisted: bool = False
 
 
-class Watch(Iterator[Uevent]):
+class Watch(Closing, Iterator[Uevent]):
     """An iterator of events until `timeout` seconds have passed or `close()` is called.
 
     `close` may be called from any thread, and wakes one that waits. When events come faster than
@@ -85,15 +85,7 @@ class Watch(Iterator[Uevent]):
             if not self._released:  # else the number may be another descriptor's by now
                 os.eventfd_write(self._wake, 1)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
         self._release()
 

@@ -10,9 +10,9 @@ from dmcopy.cli.options import add_progress
 from dmcopy.cli.output import add_json, emit_json, printable, refuse_json, say
 from dmcopy.cli.parser import seconds
 from dmcopy.errors import ExitCode
+from dmcopy.ledger import NoLedger
 from dmcopy.mapper.dmsetup import ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import NoLedger
 from dmcopy.workflows.journal import Journal, NoJournal
 from dmcopy.workflows.mirror_resync import ignore
 from dmcopy.workflows.session import Session

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from dmcopy.errors import MissingError, UsageError
 from dmcopy.io.poller import Poller
-from dmcopy.io.request import Request
+from dmcopy.io.request import Memory, Request
 
 BACKENDS: Final = ("uring", "threads")
 
@@ -38,6 +38,12 @@ class IoBackend(Protocol):
 
     def time(self) -> float:
         """Return the clock that timers go by, in seconds."""
+
+    def pin(self, memory: Memory) -> None:
+        """See `Reactor.pin`."""
+
+    def unpin(self, memory: Memory) -> None:
+        """See `Reactor.unpin`."""
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when `poll(0)` would do something."""

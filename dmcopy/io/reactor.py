@@ -78,8 +78,6 @@ class Reactor:
             backend = make_backend(backend, self._poller, inline=inline)
         elif callable(backend):
             backend = backend(self._poller)
-        self._pin = getattr(backend, "pin", None)
-        self._unpin = getattr(backend, "unpin", None)
         if stacked:
             backend = StackBackend(backend, self.call_soon, self.report)
         self.stacked = stacked
@@ -135,17 +133,12 @@ class Reactor:
         return timer
 
     def pin(self, memory: Memory) -> None:
-        """Expect many copies through a memory. Nothing fails where pages cannot be pinned.
-
-        A back end need not know of it.
-        """
-        if self._pin is not None:
-            self._pin(memory)
+        """Expect many copies through a memory. Nothing fails where pages cannot be pinned."""
+        self.backend.pin(memory)
 
     def unpin(self, memory: Memory) -> None:
         """Expect no more of them; none may be in flight."""
-        if self._unpin is not None:
-            self._unpin(memory)
+        self.backend.unpin(memory)
 
     def watch(self, fd: int, notify: Callable[[int], object], events: int = select.EPOLLIN) -> None:
         """Call `notify(events)` whenever `fd` is readable, or what `events` of epoll(7) say."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from dmcopy.errors import DeadlineError
 from dmcopy.io.parts import Fan, FlushFirst
-from dmcopy.io.request import CopyIo, Io, Op, Request
+from dmcopy.io.request import CopyIo, Io, Memory, Op, Request
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
 
 
@@ -195,6 +195,12 @@ class SimulatedBackend:
         self._order += 1
         covered = getattr(request.device, "writes", 0)
         heapq.heappush(self._events, (self._now + delay, self._order, request, covered))
+
+    def pin(self, memory: Memory) -> None:
+        """See `Reactor.pin`; nothing is gained by it here."""
+
+    def unpin(self, memory: Memory) -> None:
+        """See `Reactor.unpin`."""
 
     def poll(self, timeout: float | None) -> list[Request]:
         """Let the next request complete, or the clock advance by `timeout`."""

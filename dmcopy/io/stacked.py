@@ -48,6 +48,7 @@ class StackBackend:
         self.poll = below.poll
         self.fileno = below.fileno
         self.close = below.close
+        self.pin, self.unpin = below.pin, below.unpin
         self._submit_below = below.submit
         self._call_soon = call_soon
         self._report = report

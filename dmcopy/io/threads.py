@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from dmcopy.io.poller import Poller
 from dmcopy.io.region import Device
-from dmcopy.io.request import CopyIo, Io, ListCopyIo, Op, Request
+from dmcopy.io.request import CopyIo, Io, ListCopyIo, Memory, Op, Request
 
 WORKERS = 4
 
@@ -118,6 +118,12 @@ class ThreadsBackend:
             self._pool.submit(self._alone)
             self._alone = None
         self._pool.submit(request)
+
+    def pin(self, memory: Memory) -> None:
+        """See `Reactor.pin`; nothing is gained by it here."""
+
+    def unpin(self, memory: Memory) -> None:
+        """See `Reactor.unpin`."""
 
     def poll(self, timeout: float | None) -> list[Request]:
         """See `IoBackend.poll`."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from dmcopy.block.loop import loop_device
 from dmcopy.block.processes import Identity, identity_at
@@ -16,7 +16,6 @@ from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.userspace import UserMapper
 
 EngineName = Literal["kernel", "user"]
-ENGINES: Final[tuple[EngineName, ...]] = ("kernel", "user")
 
 
 @dataclass(frozen=True)

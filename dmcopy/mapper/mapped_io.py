@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from dmcopy.closing import Closing
 from dmcopy.io import whole
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.stacked import StackedDevice
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dmcopy.mapper.base import Mapper
 
 
-class MappedIo(StackedDevice):
+class MappedIo(Closing, StackedDevice):
     """A mapped device of `mapper` that is open, and closed at the end of a `with` block.
 
     `read`, `write`, `flush`, `zero_out` and `discard` wait for the I/O, `timeout` seconds at most,
@@ -89,14 +89,3 @@ class MappedIo(StackedDevice):
 
     def close(self) -> None:
         """Close the device, as often as you like. I/O that was given up may keep it busy."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

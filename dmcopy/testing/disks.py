@@ -6,18 +6,17 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
 
 from dmcopy.block import syscalls
 from dmcopy.block.devno import devno_text
 from dmcopy.block.loop import LoopDevice, attach, detach
+from dmcopy.closing import Closing
 from dmcopy.ledger import Ledger
 from dmcopy.units import SECTOR_SHIFT
 
 
-class Disks:
-    """Disks by their names, of the given numbers of sectors, with nothing on them; a context
-    manager.
+class Disks(Closing):
+    """Disks by their names, of the given numbers of sectors, with nothing on them.
 
     They are files in `folder`, which is made, and removed at the end. `loops`: each is a loop
     device with blocks of `sector_size` bytes (root), noted in `ledger`.
@@ -53,12 +52,6 @@ class Disks:
         self.words = {path: name for name, path in self.paths.items()}
         if loops:
             self.words |= {_number(path): name for name, path in self.paths.items()}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Remove them."""

@@ -48,6 +48,7 @@ class FaultyBackend:
         self.name = inner.name
         self.time = inner.time
         self.fileno = inner.fileno
+        self.pin, self.unpin = inner.pin, inner.unpin
         self.faults: list[DeviceFault] = []
         self._finished: list[Request] = []
 

@@ -20,10 +20,10 @@ from dmcopy.block import backing, content, holders, loop, sysfs, tools
 from dmcopy.block.device import BlockDevice
 from dmcopy.block.processes import Identity, identity_at, identity_of
 from dmcopy.errors import DeviceError, DmcopyError
+from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.dmsetup import ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import Ledger
 from dmcopy.mapper.names import mangle, unmangle
 from dmcopy.ondisk.exception_store import Header
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE

@@ -1,27 +1,47 @@
-"""Workflows on real devices, and a check that no test leaves any."""
+"""Workflows on real devices."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import Ledger
-from dmcopy.mapper.tree import top_down, with_deps
+from dmcopy.testing.disks import Disks
+
+from .mirror_rig import SECTORS, Rig
+
+
+@pytest.fixture(scope="module")
+def disks() -> Iterator[Disks]:
+    """Loop devices over files in memory, which outlive what a test leaves on them."""
+    folder = Path("/dev/shm") / f"dmcopy-mirror-{os.getpid()}"
+    with Disks(folder, dict.fromkeys("abcd", SECTORS), loops=True) as disks:
+        yield disks
 
 
 @pytest.fixture
-def mapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KernelMapper]:
+def rig(tmp_path: Path, disks: Disks, no_device_is_left: None) -> Iterator[Rig]:  # noqa: ARG001
+    """The disks, with nothing on them, and a check that nothing is noted at the end."""
+    disks.wipe()
+    rig = Rig(tmp_path, disks)
+    yield rig
+    assert rig.journal.records() == []
+    assert rig.mapper.ledger.entries() == []
+
+
+@pytest.fixture
+def mapper(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_device_is_left: None,  # noqa: ARG001 - what is left is removed after this
+) -> Iterator[KernelMapper]:
     """A mapper with a ledger of the test's own, for commands too, and the journal beside it."""
     monkeypatch.setattr("dmcopy.ledger.default_path", lambda: tmp_path / "ledger.jsonl")
     monkeypatch.setattr("dmcopy.workflows.journal.default_folder", lambda: tmp_path / "workflows")
     mapper = KernelMapper(ledger=Ledger(tmp_path / "ledger.jsonl"), timeout=60)
     yield mapper
-    left = top_down(with_deps(mapper))
-    for info in left:
-        mapper.thaw(info.name)
-        mapper.remove(info.name)
-    assert left == [], "the test left devices"
     assert mapper.ledger.entries() == [], "the test left an entry in the ledger"

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dmcopy.block.loop import LoopDevice, attach
+from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.mapper.ledger import Ledger
-from dmcopy.table import Error, Linear, Mirror, Table
+from dmcopy.table import Linear, Mirror, Table
+from dmcopy.testing.disks import Disks
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.mirror_resync import ignore
 from dmcopy.workflows.session import Session
@@ -25,17 +25,11 @@ DEADLINE = 240.0
 
 
 class Rig:
-    """Loop devices `a` to `d` over files in memory, a mapper and a journal of their own."""
+    """The disks `a` to `d`, a mapper and a journal of their own."""
 
-    def __init__(self, folder: Path, shared: Path) -> None:
+    def __init__(self, folder: Path, disks: Disks) -> None:
         self.folder = folder
-        self.loops: list[LoopDevice] = []
-        for name in "abcd":
-            path = shared / name
-            path.touch()
-            os.truncate(path, SECTORS * 512)
-            self.loops.append(attach(path))
-        self.a, self.b, self.c, self.d = (loop.path for loop in self.loops)
+        self.a, self.b, self.c, self.d = disks.paths.values()
         self.mapper = KernelMapper(ledger=Ledger(folder / "ledger.jsonl"), timeout=DEADLINE)
         self.journal = Journal(folder / "journal")
         self.mounted = ""
@@ -60,18 +54,6 @@ class Rig:
     def umount(self) -> None:
         run("umount", self.mounted)
         self.mounted = ""
-
-    def clean_up(self) -> list[str]:
-        """Remove what a test left; return the names of what it should not have."""
-        infos = [info for info in self.mapper.ls() if not info.name.startswith("dmcopy-")]
-        infos.sort(key=lambda info: "mimage" in info.name)  # these are below
-        for info in infos:  # what waits for I/O is let go
-            self.mapper.swap(info.name, Table.of(8, Error()), flush=False, lockfs=False)
-        if self.mounted:
-            subprocess.run(["umount", "-l", self.mounted], check=False, timeout=60)
-        for info in infos:
-            self.mapper.remove(info.name)
-        return [info.name for info in infos]
 
     def remove(self, *names: str) -> None:
         for name in names:

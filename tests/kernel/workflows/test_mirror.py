@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dmcopy.block.loop import detach
 from dmcopy.errors import BusyError, DeviceError, PartialError
 from dmcopy.table import Linear, Mirror, Table
 from dmcopy.workflows.mirror import Mirror as State
@@ -33,22 +31,6 @@ from .mirror_rig import (
 )
 
 pytestmark = [pytest.mark.kernel(either=True), pytest.mark.timeout(900)]
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    shared = Path(tempfile.mkdtemp(prefix="dmcopy-mirror-", dir="/dev/shm"))
-    found = Rig(tmp_path, shared)
-    yield found
-    left = found.clean_up()
-    for loop in found.loops:
-        detach(loop)
-    for file in shared.iterdir():
-        file.unlink()
-    shared.rmdir()
-    assert left == [], "the test left devices"
-    assert found.journal.records() == []
-    assert found.mapper.ledger.entries() == []
 
 
 def state(rig: Rig) -> State:

@@ -18,7 +18,6 @@ from dmcopy.workflows.mirror_make import MirrorOptions, plan_from_device
 from dmcopy.workflows.site import Site
 
 from .mirror_rig import DEADLINE, SECTORS, Rig, eventually
-from .test_mirror import rig as rig
 
 pytestmark = [pytest.mark.kernel(either=True), pytest.mark.timeout(900)]
 

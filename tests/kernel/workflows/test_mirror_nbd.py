@@ -22,7 +22,6 @@ from dmcopy.workflows.mirror_make import MirrorOptions, plan_from_legs
 from dmcopy.workflows.mirror_resync import Waiter
 
 from .mirror_rig import DEADLINE, SECTORS, Rig, content, eventually, run
-from .test_mirror import rig as rig
 
 pytestmark = [pytest.mark.kernel(either=True), pytest.mark.timeout(900)]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from dmcopy.block.holders import Holder
 from dmcopy.errors import BusyError, DeadlineError, DeviceError
-from dmcopy.mapper.ledger import Ledger
+from dmcopy.ledger import Ledger
 from dmcopy.status import Silent, SnapshotMergeStatus, SnapshotStatus, StatusLine
 from dmcopy.table import Linear, Ratio, Snapshot, SnapshotMerge, SnapshotOrigin, Table
 from dmcopy.workflows.journal import Journal
