@@ -12,6 +12,7 @@ merged, those that the kernel had merged before are, and no others.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Sequence
 from functools import partial
@@ -26,6 +27,7 @@ from dmcopy.targets.base import DONE, REMAPPED, SUBMITTED, Bio, Host, Map, Targe
 from dmcopy.targets.persistent import MergeRun, PersistentStore
 from dmcopy.targets.snapshot import WAIT_SECONDS, Snapshot
 from dmcopy.targets.store import ExceptionStore
+from dmcopy.targets.work import Calls, Requests, Worker
 from dmcopy.units import SECTOR_SHIFT
 
 BATCH_BYTES: Final = 1 << 20
@@ -46,14 +48,10 @@ class SnapshotMerge(Snapshot):
     is_merge = True
 
     def __init__(self, line: TableLine, host: Host) -> None:
-        self._running = False
+        self._worker = Worker(host.reactor, self._merge)
         self._stopping = False
         self._failed = False
         self._merging: set[int] = set()  # the chunks that are being merged: writes to them wait
-        self._runs: Sequence[MergeRun] = ()
-        self._bad: set[MergeRun] = set()  # of them those that could not be copied
-        self._good: Sequence[MergeRun] = ()  # and those before the first bad one
-        self._count = 0
         self._queued: list[Bio] = []
         super().__init__(line, host)
 
@@ -110,26 +108,24 @@ class SnapshotMerge(Snapshot):
     def failed(self) -> None:
         """Stop merging. What is not merged is in the store, for another table."""
         self._failed = True
-        self._running = False
         origin = self.module.origin(self.origin)
         if self.host in origin.hosts:
             origin.hosts.remove(self.host)
 
     def start_merge(self) -> None:
         """Merge from where it was left."""
-        if not self._running:
-            self._running = True
-            self.host.reactor.call_soon(self._next_runs)
+        if self._worker.idle:
+            self._worker.wake()
 
     def stop_merge(self) -> None:
         """Stop after the present batch, and wait for that."""
         self._stopping = True
         try:
-            self.host.reactor.run_until(
-                lambda: not self._running, WAIT_SECONDS, f"the merge of {self.host.name} to stop"
-            )
-        except ClosedError:
-            self._running = False  # it has failed
+            with contextlib.suppress(ClosedError):  # it has failed
+                self.host.reactor.run_until(
+                    *(lambda: self._worker.idle, WAIT_SECONDS),
+                    f"the merge of {self.host.name} to stop",
+                )
         finally:
             self._stopping = False
 
@@ -137,118 +133,88 @@ class SnapshotMerge(Snapshot):
         assert isinstance(self.store, PersistentStore), "other stores are refused when loaded"
         return self.store
 
-    def _next_runs(self) -> None:
-        if self._stopping or not self.valid:
-            self._running = False
-            return
+    async def _merge(self) -> None:
+        """Merge a batch after the other, until nothing is left or it fails or is to stop."""
         kernels = self.module.merge == "kernel"
         most = 1 if kernels else max(1, (BATCH_BYTES >> SECTOR_SHIFT) // self.chunk_size)
-        self._store().last_runs(most, self._found)
-
-    def _found(self, runs: Sequence[MergeRun], error: int) -> None:
-        """Merge some runs; none is the end, or an error."""
-        if not runs:
-            self._failed = self._failed or error != 0
-            self._running = False
-            return
-        # What a disk does not have is sure to fail: nothing that would follow it is written.
-        self._runs = list(takewhile(self._is_there, runs)) or runs[:1]
-        self._copy_out()
+        while self.valid and not self._stopping:
+            runs, error = await self._store().last_runs(most)
+            if not runs:
+                self._failed = self._failed or error != 0
+                return
+            # What a disk does not have is sure to fail: nothing that would follow it is written.
+            runs = list(takewhile(self._is_there, runs)) or runs[:1]
+            await self._copy_out(runs)
+            bad = await self._merge_runs(runs)
+            if bad is not None:
+                self._fail(bad)
+                return
+            for bio in self._take_queued():
+                self.host.reactor.submit(bio)
 
     def _is_there(self, run: MergeRun) -> bool:
         cow_end = run.new + run.count << self._shift
         return run.old << self._shift < self.origin.sectors and cow_end <= self.cow.sectors
 
-    def _copy_out(self) -> None:
-        """Have the runs copied out to every other snapshot, then merge them.
+    async def _copy_out(self, runs: Sequence[MergeRun]) -> None:
+        """Have the runs copied out to every other snapshot.
 
         Repeated until nothing is pending, since there may be writes meanwhile.
         """
+        while self._begin_copies(runs):
+            done = Calls()
+            self.module.when_pending_done(partial(self.host.call, done))
+            await done
+
+    def _begin_copies(self, runs: Sequence[MergeRun]) -> bool:
         origin = self.module.origin(self.origin)
         waits = False
-        for run in self._runs:
+        for run in runs:
             start = run.old << self._shift
             for sector in range(start, start + (run.count << self._shift), self.max_io_len):
                 waits |= origin.write(sector, None) is SUBMITTED
-        if waits:
-            self.module.when_pending_done(partial(self.host.call, self._copy_out))
-        else:
-            self._merge()
+        return waits
 
-    def _merge(self) -> None:
-        """Publish the runs, wait for writes to them that are under way, and copy them."""
-        self._merging = {
-            chunk for run in self._runs for chunk in range(run.old, run.old + run.count)
-        }
-        left = len(self._merging)
-
-        def quiet() -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                self._copy()
-
-        for chunk in list(self._merging):
+    async def _merge_runs(self, runs: Sequence[MergeRun]) -> MergeRun | None:
+        """Copy runs, flush, and clear those before the first bad one; return where it failed."""
+        self._merging = {chunk for run in runs for chunk in range(run.old, run.old + run.count)}
+        quiet = Calls(len(self._merging))
+        for chunk in list(self._merging):  # writes that are under way
             self.tracked.when_quiet(chunk, quiet)
+        await quiet
+        bad = await self._copy(runs)
+        good = list(takewhile(lambda run: run not in bad, runs))
+        count = sum(run.count for run in good)
+        if not (good and await self._flush() and await self._store().commit_merge(count)):
+            return runs[0]
+        for run in good:
+            for chunk in range(run.old + run.count - 1, run.old - 1, -1):
+                if chunk in self.exceptions:  # a damaged store may name a chunk twice
+                    self.exceptions.remove(chunk)
+        return runs[len(good)] if bad else None
 
-    def _copy(self) -> None:
-        """Copy all runs, in the order of the origin, so that neighbours go out together."""
-        left = len(self._runs)
+    async def _copy(self, runs: Sequence[MergeRun]) -> set[MergeRun]:
+        """Copy all runs, in the order of the origin, so that neighbours go out together.
 
-        def copied(read_err: int, write_err: int, run: MergeRun) -> None:
-            nonlocal left
-            left -= 1
-            if read_err or write_err:
-                self._bad.add(run)
-            if not left:
-                self._copied()
-
-        for run in sorted(self._runs):
+        Return those that could not be copied.
+        """
+        copied = Calls(len(runs))
+        for run in sorted(runs):
             start, length = run.old << self._shift, run.count << self._shift
             if 0 <= self.origin.sectors - start < length:
                 length = self.origin.sectors - start
             source = IoRegion(self.cow, run.new << self._shift, length)
             self.client.copy_chunk(source, [IoRegion(self.origin, start, length)], copied, run)
+        return {run for read_err, write_err, run in await copied if read_err or write_err}
 
-    def _copied(self) -> None:
-        """Flush and clear the runs before the first bad one."""
-        self._good = list(takewhile(lambda run: run not in self._bad, self._runs))
-        self._count = sum(run.count for run in self._good)
-        if self._good:
-            self._merged()
-        else:
-            self._fail(self._runs[0])
-
-    def _merged(self) -> None:
-        # The merged data must be durable before its exceptions are gone from the COW.
-        flush = Io(Op.FLUSH, IoRegion(self.origin, 0, 0), notify=self._flushed)
-        self.host.reactor.submit(flush)
-
-    def _flushed(self, flush: Io) -> None:
-        if flush.error:
-            self._fail(self._runs[0])
-        else:
-            self._store().commit_merge(self._count, self._cleared)
-
-    def _cleared(self, good: bool) -> None:
-        if not good:
-            self._fail(self._runs[0])
-            return
-        for run in self._good:
-            for chunk in range(run.old + run.count - 1, run.old - 1, -1):
-                if chunk in self.exceptions:  # a damaged store may name a chunk twice
-                    self.exceptions.remove(chunk)
-        if self._bad:
-            self._fail(self._runs[len(self._good)])
-            return
-        for bio in self._take_queued():
-            self.host.reactor.submit(bio)
-        self._next_runs()
+    async def _flush(self) -> bool:
+        """Make the merged data durable, before its exceptions are gone from the COW."""
+        flush = Io(Op.FLUSH, IoRegion(self.origin, 0, 0))
+        return await Requests(self.host.reactor, [flush]) == [0]
 
     def _fail(self, run: MergeRun) -> None:
         """Stop for good at a run; what is not merged stays readable (merge_callback, shut)."""
         self._failed = True
-        self._running = False
         for bio in self._take_queued():
             if run.old <= bio.sector >> self._shift < run.old + run.count:
                 bio.end(errno.EIO)
@@ -257,7 +223,7 @@ class SnapshotMerge(Snapshot):
 
     def _take_queued(self) -> list[Bio]:
         """Return the writes that waited, and let none wait any more."""
-        self._merging, self._bad = set(), set()
+        self._merging = set()
         queued, self._queued = self._queued, []
         return queued
 

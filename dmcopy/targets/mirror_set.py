@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from errno import EIO, EOPNOTSUPP
+from functools import partial
 from typing import Final, Literal
 
+from dmcopy.io.parts import submit_all
 from dmcopy.io.request import Io, Op
 from dmcopy.kcopyd import Client, Flag, Throttle
 from dmcopy.targets.base import REQUEUE, Bio, Host
@@ -254,32 +256,23 @@ class MirrorSet:
         self._reactor.submit(bio)
 
     def _write_to_all(self, bio: Bio) -> None:
-        failed: list[Leg] = []
-        left = len(self._legs)
-
-        def ended(write: Io) -> None:
-            nonlocal left
-            left -= 1
-            if write.error:
-                failed.append(write.context)
-            if not left:
-                self._written(bio, failed)
-
+        flush = bio.op == Op.FLUSH
+        writes = []
         for leg in self._legs:
-            flush = bio.op == Op.FLUSH
             place = leg.whole if flush else leg.region(bio.sector - self._begin, bio.count)
-            write = Io(bio.op, place, bio.memory, bio.extents, ended, fua=bio.fua, context=leg)
-            self._reactor.submit(write)
+            write = Io(bio.op, place, bio.memory, bio.extents, fua=bio.fua, context=leg)
+            writes.append(write)
+        submit_all(self._reactor.submit, writes, partial(self._written, bio))
 
-    def _written(self, bio: Bio, failed: list[Leg]) -> None:
+    def _written(self, bio: Bio, writes: Sequence[Io]) -> None:
+        failed = [write.context for write in writes if write.error]
         if not failed:
             bio.end()
         elif bio.op == Op.DISCARD:  # nothing is lost with it: no leg is degraded
             bio.end(EOPNOTSUPP)
         else:
-            for leg in self._legs:
-                if leg in failed:
-                    self._legs.fail(leg, LegError.WRITE)
+            for leg in failed:
+                self._legs.fail(leg, LegError.WRITE)
             self._queue_failures([bio])
 
     def _end_failed(self, bio: Bio) -> None:

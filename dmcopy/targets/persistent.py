@@ -31,6 +31,7 @@ from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.targets.allocation import LAST_SECTOR, Allocation
 from dmcopy.targets.base import TargetError
 from dmcopy.targets.store import Committed, Prepared, Usage, check_chunk_size, ignore
+from dmcopy.targets.work import Requests, wait_for
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT, SECTOR_SIZE
 
 DEFAULT_CHUNK_SIZE = 32
@@ -170,36 +171,31 @@ class PersistentStore:
         allocated = self._allocation.allocated * size & LAST_SECTOR
         return Usage(allocated, self._cow.sectors, (self._area + 2) * size)
 
-    def last_runs(self, most: int, notify: Callable[[Sequence[MergeRun], int], object]) -> None:
-        """Find what to merge next: `notify(runs, error)`, the last one first.
+    async def last_runs(self, most: int) -> tuple[Sequence[MergeRun], int]:
+        """Return what to merge next, the last one first, and an errno.
 
         As many runs from the end of an area as have `most` chunks together, but always one, and no
         chunk of the origin twice. None when nothing is left, and none and an errno when the
         metadata cannot be read. (persistent_prepare_merge takes one run.)
         """
-        if self._committed:
-            notify(self._last_runs(most), 0)
-        elif not self._area:
-            notify((), 0)
-        else:
-            self._area -= 1
-            self._read_back(most, notify)
+        error = 0
+        if not self._committed and self._area:
+            error = await self._read_back()
+        return self._last_runs(most), error
 
-    def commit_merge(self, count: int, notify: Callable[[bool], object]) -> None:
-        """Clear the last `count` exceptions, durably, then `notify(whether that worked)`."""
+    async def commit_merge(self, count: int) -> bool:
+        """Clear the last `count` exceptions, durably; return whether that worked."""
         first = self._committed - count
         start, size = first * ENTRY_BYTES, count * ENTRY_BYTES
         self._memory.view[start : start + size] = bytes(size)
         self._writing = True
-
-        def written(error: int) -> None:
-            self._writing = False
-            if not error:
-                self._committed = first
-                self._allocation.merged(self._area, first)
-            notify(not error)
-
-        self._write_entries(first, self._committed, written)
+        write = self._write_of_entries(first, self._committed)
+        (error,) = await Requests(self._reactor, [write])
+        self._writing = False
+        if not error:
+            self._committed = first
+            self._allocation.merged(self._area, first)
+        return not error
 
     def _read_header(self) -> Header | None:
         count = self._unit >> SECTOR_SHIFT
@@ -282,7 +278,9 @@ class PersistentStore:
         if self._valid:
             first = self._committed - len(self._batch)
             end = min(self._committed + 1, self._layout.per_area)  # with the zeroes that end it
-            self._write_entries(first, end, self._batch_written)
+            write = self._write_of_entries(first, end)
+            write.notify = lambda io: self._batch_written(io.error)
+            self._reactor.submit(write)
         else:
             self._batch_written(0)
 
@@ -306,8 +304,8 @@ class PersistentStore:
             self._memory.close()
             self._memory = Memory(self._layout.chunk_bytes // PAGE_SIZE)
 
-    def _write_entries(self, first: int, end: int, notify: Callable[[int], object]) -> None:
-        """Flush the COW, then write the part of the area that holds the entries, with FUA.
+    def _write_of_entries(self, first: int, end: int) -> Io:
+        """Return what flushes the COW, then writes the part of the area with the entries, FUA.
 
         The kernel writes the whole area; what is left out here is on disk already, or does not
         count, being behind the end.
@@ -317,13 +315,7 @@ class PersistentStore:
         size = -(-end * ENTRY_BYTES // unit) * unit - start
         sector = self._layout.area_location(self._area) * self.chunk_size + (start >> SECTOR_SHIFT)
         region = IoRegion(self._cow, sector, size >> SECTOR_SHIFT)
-
-        self._reactor.submit(
-            Io(
-                Op.WRITE, region, self._memory, [(start, size)], lambda io: notify(io.error),
-                preflush=True, fua=True,
-            )
-        )  # fmt: skip
+        return Io(Op.WRITE, region, self._memory, [(start, size)], preflush=True, fua=True)
 
     def _last_runs(self, most: int) -> list[MergeRun]:
         """Return the runs of exceptions that end the area."""
@@ -341,21 +333,18 @@ class PersistentStore:
             end -= run.count
         return runs
 
-    def _read_back(self, most: int, notify: Callable[[Sequence[MergeRun], int], object]) -> None:
-        """Read the area before the present one, all of whose entries count."""
+    async def _read_back(self) -> int:
+        """Read the area before the present one, all of whose entries count; return the errno."""
+        self._area -= 1
         sector = self._layout.area_location(self._area) * self.chunk_size
-        extents = [(0, self._layout.chunk_bytes)]
-
-        def done(io: Io) -> None:
-            if io.error:
-                self._area += 1
-                notify((), io.error)
-                return
-            self._committed = self._layout.per_area
-            notify(self._last_runs(most), 0)
-
         region = IoRegion(self._cow, sector, self.chunk_size)
-        self._reactor.submit(Io(Op.READ, region, self._memory, extents, done))
+        read = Io(Op.READ, region, self._memory, [(0, self._layout.chunk_bytes)])
+        (error,) = await Requests(self._reactor, [read])
+        if error:
+            self._area += 1
+        else:
+            self._committed = self._layout.per_area
+        return error
 
 
 def _last_run(entries: Sequence[int], end: int) -> MergeRun:
@@ -411,10 +400,8 @@ class _AreaReader:
                 request.error = errno.EIO  # the store claims areas behind the end of the device
             else:
                 left.append(request)
-        count, done = len(left), list[Io]()
-        for request in left:
-            request.notify = done.append
-            self._reactor.submit(request)
-        self._reactor.run_until(
-            lambda: len(done) == count, whole.TIMEOUT_SECONDS, f"the areas of {self._cow.path}"
-        )
+
+        async def read() -> None:
+            await Requests(self._reactor, left)
+
+        wait_for(self._reactor, read(), f"the areas of {self._cow.path}")

@@ -6,8 +6,8 @@
     worker = Worker(reactor, work)
     worker.wake()
 
-There is no asyncio in it: what a coroutine awaits is only ever the end of requests, after which the
-reactor continues it.
+There is no asyncio in it: what a coroutine awaits is only ever the end of requests, or the calls of
+a callback, the last of which continues it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,30 @@ from dmcopy.io.request import Io
 
 TIMEOUT_SECONDS = 60.0
 _T = TypeVar("_T")
-Work = Coroutine["Requests", None, _T]
+Work = Coroutine["Calls", None, _T]
+
+
+class Calls:
+    """A callback for `count` calls; awaiting it returns what it was called with each time."""
+
+    def __init__(self, count: int = 1) -> None:
+        self._count = count
+        self._calls: list[tuple[Any, ...]] = []
+        self._waiter: Callable[[], object] | None = None
+
+    def __call__(self, *args: Any) -> None:
+        self._calls.append(args)
+        if len(self._calls) == self._count and self._waiter is not None:
+            self._waiter()
+
+    def __await__(self) -> Generator[Calls, None, list[tuple[Any, ...]]]:
+        if len(self._calls) < self._count:
+            yield self
+        return self._calls
+
+    def call_at_end(self, notify: Callable[[], object]) -> None:
+        """Have `notify` called with the last call, which has not come yet."""
+        self._waiter = notify
 
 
 class Requests:
@@ -28,25 +51,14 @@ class Requests:
 
     def __init__(self, reactor: Reactor, requests: Sequence[Io]) -> None:
         self._requests = requests
-        self._left = len(requests)
-        self._waiter: Callable[[], object] | None = None
+        self._ends = Calls(len(requests))
         for request in requests:
-            request.notify = self._ended
+            request.notify = self._ends
             reactor.submit(request)
 
-    def __await__(self) -> Generator[Requests, None, list[int]]:
-        if self._left:
-            yield self
+    def __await__(self) -> Generator[Calls, None, list[int]]:
+        yield from self._ends.__await__()
         return [request.error for request in self._requests]
-
-    def call_at_end(self, notify: Callable[[], object]) -> None:
-        """Have `notify` called when all requests have ended, which they have not yet."""
-        self._waiter = notify
-
-    def _ended(self, _request: Io) -> None:
-        self._left -= 1
-        if not self._left and self._waiter is not None:
-            self._waiter()
 
 
 class Worker:

@@ -47,10 +47,10 @@ def no_skip_after_reload(patch: pytest.MonkeyPatch) -> None:
 def no_flush_in_merge(patch: pytest.MonkeyPatch) -> None:
     """Exceptions are cleared before the merged data is durable (kernels before 5.11)."""
 
-    def merged(self: Any, *_: object) -> None:
-        self._store().commit_merge(self._count, self._cleared)
+    async def flush(_self: Any) -> bool:
+        return True
 
-    patch.setattr(SnapshotMerge, "_merged", merged)
+    patch.setattr(SnapshotMerge, "_flush", flush)
 
 
 def header_in_the_buffer_of_the_area(patch: pytest.MonkeyPatch) -> None:

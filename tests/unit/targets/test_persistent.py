@@ -16,6 +16,7 @@ from dmcopy.ondisk.exception_store import ENTRY, Header
 from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.table import Table
 from dmcopy.targets.persistent import PersistentStore
+from dmcopy.targets.work import wait_for
 
 PER_AREA = 32
 """Exceptions in an area, which is a chunk of one sector."""
@@ -176,11 +177,6 @@ def test_what_lies_behind_the_end_does_not_count_when_the_end_moves_on(
 
 
 def last_runs(store: PersistentStore, most: int) -> list[tuple[int, int, int]]:
-    found: list[tuple[int, int, int]] = []
-
-    def notify(runs: Sequence[tuple[int, int, int]], error: int) -> None:
-        assert not error
-        found.extend(runs)
-
-    store.last_runs(most, notify)
-    return found
+    runs, error = wait_for(store._reactor, store.last_runs(most), "the last runs")
+    assert not error
+    return list(runs)
