@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import ClassVar
 
+from dmcopy import table as lines
 from dmcopy.io.reactor import Timer
 from dmcopy.io.request import Op
 from dmcopy.table import Delayed, TableLine
@@ -19,6 +20,7 @@ class Delay(Target):
     before. A suspend sends down what waits; until the resume nothing is delayed.
     """
 
+    value: lines.Delay
     name: ClassVar[str] = "delay"
     version: ClassVar = (1, 4, 0)
     flush_bios = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
+from dmcopy import table as lines
 from dmcopy.io.request import Op
 from dmcopy.table import TableLine
 from dmcopy.targets.base import KILL, REMAPPED, Bio, Host, Map, Target, TargetError, register
@@ -21,6 +22,7 @@ class Dust(Target):
     whatever the offset. A flush touches no block; the kernel takes it for a write to the first.
     """
 
+    value: lines.Dust
     name: ClassVar[str] = "dust"
     version: ClassVar = (1, 0, 0)
     flush_bios = 1

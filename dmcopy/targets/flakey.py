@@ -10,6 +10,7 @@ import dataclasses
 import random
 from typing import ClassVar, NamedTuple
 
+from dmcopy import table as lines
 from dmcopy.io.request import Memory, Op
 from dmcopy.kcopyd.subjob import cut
 from dmcopy.table import TableLine
@@ -50,6 +51,7 @@ class Flakey(Target):
     copy. What is random comes from a generator that the line seeds, so that a run can be repeated.
     """
 
+    value: lines.Flakey
     name: ClassVar[str] = "flakey"
     version: ClassVar = (1, 5, 0)
     flush_bios = 1

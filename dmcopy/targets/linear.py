@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from dmcopy import table as lines
 from dmcopy.table import TableLine
 from dmcopy.targets.base import REMAPPED, Bio, Host, Map, Target, register
 
@@ -12,6 +13,7 @@ from dmcopy.targets.base import REMAPPED, Bio, Host, Map, Target, register
 class Linear(Target):
     """`linear <device> <offset>`."""
 
+    value: lines.Linear
     name: ClassVar[str] = "linear"
     version: ClassVar = (1, 4, 0)
     flush_bios = 1

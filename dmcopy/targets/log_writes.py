@@ -12,6 +12,7 @@ import os
 from collections import deque
 from typing import ClassVar
 
+from dmcopy import table as lines
 from dmcopy.errors import ClosedError
 from dmcopy.io import whole
 from dmcopy.io.region import IoRegion
@@ -45,6 +46,7 @@ class LogWrites(Target):
     writes its end.
     """
 
+    value: lines.LogWrites
     name: ClassVar[str] = "log-writes"
     version: ClassVar = (1, 1, 0)
     flush_bios = 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import ClassVar, NamedTuple
 
+from dmcopy import table as lines
 from dmcopy.errors import ClosedError, DeadlineError
 from dmcopy.io.request import Op
 from dmcopy.ondisk.mirror_log import region_count
@@ -49,6 +50,7 @@ class Mirror(Target):
     log writes.
     """
 
+    value: lines.Mirror
     name: ClassVar[str] = "mirror"
     version: ClassVar = (1, 14, 0)
     flush_bios = 1

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from dmcopy import table as lines
 from dmcopy.io.region import Device
 from dmcopy.io.request import WRITE
 from dmcopy.kcopyd import Throttle
@@ -119,6 +120,7 @@ class SnapshotOrigin(Target):
     removed the device must be suspended and resumed, as under the kernel.
     """
 
+    value: lines.SnapshotOrigin
     name: ClassVar[str] = "snapshot-origin"
     version: ClassVar = (1, 9, 0)
     flush_bios = 1

@@ -63,6 +63,7 @@ class Snapshot(Target):
     `make_store` what the store is. A handover passes on the store with its allocation.
     """
 
+    value: SnapshotLine
     name: ClassVar[str] = "snapshot"
     version: ClassVar = (1, 16, 0)
     flush_bios = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import ClassVar
 
+from dmcopy import table as lines
 from dmcopy.io.request import Op
 from dmcopy.table import TableLine
 from dmcopy.targets.base import DONE, REMAPPED, Bio, Host, Map, Target, register
@@ -22,6 +23,7 @@ class Striped(Target):
     there were MAX_EVENTS of them (stripe_end_io).
     """
 
+    value: lines.Striped
     name: ClassVar[str] = "striped"
     version: ClassVar = (1, 6, 0)
     maps_ranges = True
