@@ -93,6 +93,41 @@ def test_bash_completes_words(typed: str, offered: str, tmp_path: Path) -> None:
     assert done.stdout.strip() == offered.format(folder=tmp_path)
 
 
+ZSH = r"""
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell "PROMPT=; fpath=($1 \$fpath); autoload -Uz compinit; compinit -u -D
+dmcopy() print -r -- \"<\$*>\"
+print be''gin"
+zpty -r -m shell said '*begin*'
+for typed in ${@:2}; do
+  zpty -w -n shell "$typed"$'\t\n'
+  zpty -r -m shell said '*<*>*'
+  print -r -- ${${said##*<}%%>*}
+done
+zpty -d shell
+"""
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh here")
+def test_zsh_completes_words(tmp_path: Path) -> None:
+    """In a shell with a terminal, by the key Tab; the words are printed as dmcopy is given them."""
+    (tmp_path / "_dmcopy").write_text(built()[FILES["zsh"]])
+    (tmp_path / "disk.img").touch()
+    completed = {
+        "snap": "snapshot",
+        "copy --on-error sk": "copy --on-error skip",
+        "cow check --or": "cow check --origin",
+        f"cow check --origin {tmp_path}/dis": f"cow check --origin {tmp_path}/disk.img",
+        "guide mirr": "guide mirrors",
+        "mirror-l": "mirror-log",
+    }
+    lines = [f"dmcopy {typed}" for typed in completed]
+    command = ["zsh", "-f", "-c", ZSH, "zsh", str(tmp_path), *lines]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == list(completed.values())
+
+
 def test_the_completion_that_was_installed_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "bash"]) == 0
     assert "complete -o" in capsys.readouterr().out
