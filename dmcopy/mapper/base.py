@@ -135,7 +135,10 @@ class Mapper(abc.ABC):
 
     @abc.abstractmethod
     def set_uuid(self, name: str, uuid: str) -> None:
-        """Give a device that has no UUID one; it cannot be changed afterwards."""
+        """Give a device that has no UUID one; it cannot be changed afterwards.
+
+        Raises DeviceError: EBUSY where another device has it, EINVAL where this one has one.
+        """
 
     @abc.abstractmethod
     def ls(self) -> list[DmInfo]:

@@ -192,12 +192,10 @@ class KernelMapper(Mapper):
         try:
             self._change("set its UUID", name, *words)
         except DeviceError as error:
-            # dm_hash_rename in drivers/md/dm-ioctl.c
-            had = self.info(name).uuid if error.errno == errno.EINVAL else ""
-            if not had:
+            number, hint = self._why_no_uuid(name, uuid, error)
+            if not hint:
                 raise
-            hint = f"it has the UUID {had} already, and the kernel does not change one"
-            raise DeviceError(name, "set its UUID", error.errno, hint) from error
+            raise DeviceError(name, "set its UUID", number, hint) from error
 
     def ls(self) -> list[DmInfo]:
         """Return every mapped device of this kernel, by name."""
@@ -344,6 +342,14 @@ class KernelMapper(Mapper):
                 f"{name}: cannot {action}: {', '.join(stuck)} is suspended, and I/O to it waits; "
                 "resume it first"
             ) from None
+
+    def _why_no_uuid(self, name: str, uuid: str, error: DeviceError) -> tuple[int, str]:
+        """Return the kernel's errno and why it refused a UUID (dm_hash_rename in dm-ioctl.c)."""
+        if error.errno == errno.EEXIST:
+            having = next((one.name for one in self.ls() if one.uuid == uuid), "another device")
+            return errno.EBUSY, f"{having} has the UUID {uuid} already"
+        had = self.info(name).uuid if error.errno == errno.EINVAL else ""
+        return error.errno, had and f"it has the UUID {had} already, and the kernel changes none"
 
     def _busy(
         self, action: str, name: str, table: Table | None, error: DmsetupError

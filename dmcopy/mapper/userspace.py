@@ -208,7 +208,9 @@ class UserMapper(Mapper):
         """Give a device a UUID; see `Mapper.set_uuid`."""
         names.checked_uuid(uuid)
         slot = self._slot(name, "set its UUID")
-        self._refuse_taken(name, "set its UUID", "", uuid)
+        if having := [one.name for one in self._slots.values() if uuid and one.uuid == uuid]:
+            hint = f"{having[0]} has the UUID {uuid} already"
+            raise DeviceError(name, "set its UUID", errno.EBUSY, hint)
         if slot.uuid:
             raise DeviceError(name, "set its UUID", errno.EINVAL, "it has one already")
         slot.uuid = uuid

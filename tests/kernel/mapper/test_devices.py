@@ -95,6 +95,11 @@ def test_names_uuids_and_numbers_that_are_taken(mapper: KernelMapper) -> None:
     other = mapper.create("dmcopy-other", ZERO)
     with pytest.raises(DeviceError, match="this name or UUID already"):
         mapper.rename("dmcopy-other", "dmcopy-first")
+    for uuid, number in (("DMCOPY-U", errno.EBUSY), ("DMCOPY-W", errno.EINVAL)):
+        with pytest.raises(DeviceError) as caught:
+            mapper.set_uuid("dmcopy-other", uuid)
+        assert caught.value.errno == number
+        assert ("dmcopy-first has the UUID DMCOPY-U" in str(caught.value)) == (uuid == "DMCOPY-U")
     other.remove()
     with pytest.raises(DeviceError):
         mapper.set_uuid("dmcopy-first", "DMCOPY-V")

@@ -7,10 +7,12 @@ import json
 import random
 import struct
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from dmcopy.cow import load as loading
 from dmcopy.cow.check import LISTED, Problem, StoreReport, check
 from dmcopy.cow.load import load
 from dmcopy.cow.store import Store, read_header, read_store
@@ -68,6 +70,19 @@ def test_a_sound_store(chunk_size: int) -> None:
     data = build(chunk_size, pairs, 760)
     found = report(data, origin_sectors=900 * chunk_size, chunk_size=chunk_size)
     assert (found.valid, found.problems) == (True, [])
+    table = load(read_store(MemoryDisk(data)), origin_sectors=900 * chunk_size)
+    assert dict(table.items()) == dict(pairs)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 8])
+@pytest.mark.parametrize("olds", [scattered(700, 900), range(900)], ids=["scattered", "in a row"])
+def test_a_sound_store_is_loaded_without_the_long_check(
+    monkeypatch: pytest.MonkeyPatch, chunk_size: int, olds: Sequence[int]
+) -> None:
+    """It remembers every chunk, and takes several times as long as the rest."""
+    monkeypatch.setattr(loading, "_require_sound", lambda *_: pytest.fail("it was checked"))
+    pairs = allocate(olds, chunk_size)
+    data = build(chunk_size, pairs, pairs[-1][1] + 1)
     table = load(read_store(MemoryDisk(data)), origin_sectors=900 * chunk_size)
     assert dict(table.items()) == dict(pairs)
 

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dmcopy.block import BlockDevice
+from dmcopy.block import BlockDevice, geometry
 from dmcopy.block.storage import StorageExtent
 from dmcopy.cow import merge as merging
 from dmcopy.cow.moving import Mover
@@ -156,6 +156,33 @@ def test_a_longer_file_is_cut_where_the_whole_image_is_written(
     assert cow("extract", "--origin", "origin", "--cow", "cow", "out", *option)[0] == 0
     assert Path("out").read_bytes()[:size] == Path("snapshot").read_bytes()
     assert Path("out").read_bytes()[size:] == (longer if changed_only else b"")
+
+
+@pytest.mark.parametrize("chunk_size", [1, 8])
+def test_files_are_opened_as_the_chunks_need_it(
+    cow: Run, chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Direct I/O may want larger blocks than the chunks are; it is given up there only."""
+    measure, asked = geometry.measure, list[tuple[str, bool | None]]()
+
+    def large(path: str, fd: int, *, is_block: bool, direct: bool | None) -> geometry.Geometry:
+        shape = measure(path, fd, is_block=is_block, direct=direct)
+        if path not in ("origin", "out"):
+            return shape
+        asked.append((path, direct))
+        return shape if direct is False else shape._replace(logical_block_size=4096)
+
+    monkeypatch.setattr(geometry, "measure", large)
+    make(chunk_size, changed=100)
+    for words, name in (
+        (("extract", "--origin", "origin", "--cow", "cow", "out"), "out"),
+        (("merge", "origin", "cow"), "origin"),
+    ):
+        assert cow(*words)[0] == 0
+        assert same(name, "snapshot")
+    assert {path for path, direct in asked if direct is False} == (
+        {"origin", "out"} if chunk_size == 1 else set()
+    )
 
 
 @pytest.mark.parametrize("is_new", [False, True])

@@ -252,8 +252,10 @@ def test_nothing_is_written_past_the_end(world: World) -> None:
     assert not world.out.writes
 
 
-def test_large_chunks(world: World) -> None:
-    """A chunk of 4 MiB is more than a window."""
+@pytest.mark.parametrize("batch_bytes", [merging.BATCH_BYTES, 1 << 20])
+def test_large_chunks(world: World, monkeypatch: pytest.MonkeyPatch, batch_bytes: int) -> None:
+    """A chunk of 4 MiB is more than a window, and may be more than a batch."""
+    monkeypatch.setattr(merging, "BATCH_BYTES", batch_bytes)
     size = 8192
     pairs = allocate([2, 0], size)
     origin = random.Random(1).randbytes((3 * size - 100) * 512)

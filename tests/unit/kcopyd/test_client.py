@@ -15,7 +15,7 @@ import pytest
 from dmcopy.errors import ClosedError, DeadlineError, UsageError
 from dmcopy.io import Io, IoRegion, Op, Reactor
 from dmcopy.io.simulated import SimulatedDisk
-from dmcopy.kcopyd import Client, Failure, Flag, Move
+from dmcopy.kcopyd import Client, Failure, Flag, Move, check
 
 KIB_512 = 1024
 
@@ -513,3 +513,15 @@ def test_a_zeroing_is_called_one(client: Client) -> None:
     dest = disk("dest")
     assert str(client.zero([whole(dest)])) == "zeroing of dest sectors 0+8192"
     assert str(client.copy(whole(disk("source")), [whole(dest)])).startswith("copy of source ")
+
+
+@pytest.mark.parametrize("block", [512, 4096])
+def test_a_good_copy_is_looked_at_only_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """The way that says what is wrong with a copy takes several times as long."""
+    monkeypatch.setattr(check, "_check_fan", lambda *_: pytest.fail("it was looked at again"))
+    one, other = (disk(name, 64, logical_block_size=block) for name in ("one", "other"))
+    for start, count in ((0, 64), (8, 16), (48, 16)):
+        assert client.copy(IoRegion(one, start, count), [IoRegion(other, start, count)]).wait(9).ok
+    assert client.copy(IoRegion(one, 0, 8), [IoRegion(one, 8, 8)]).wait(9).ok

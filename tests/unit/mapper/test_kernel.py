@@ -107,6 +107,16 @@ def test_a_uuid_that_is_there_already_is_the_reason(mapper: KernelMapper, fake: 
         mapper.set_uuid("lin", "U")
 
 
+def test_a_uuid_that_another_device_has_names_it(mapper: KernelMapper, fake: Fake) -> None:
+    fake.answer(
+        failed("rename", stderr=ioctl("rename", "lin", "Device or resource busy")),
+        info(LIN, "other|U5|254|8|0|0|3|None|Active|Writeable"),
+    )
+    with pytest.raises(DeviceError, match="busy; other has the UUID U5 already") as caught:
+        mapper.set_uuid("lin", "U5")
+    assert caught.value.errno == errno.EBUSY
+
+
 def test_nothing_that_is_wrong_reaches_dmsetup(mapper: KernelMapper, fake: Fake) -> None:
     with pytest.raises(UsageError, match="power of two"):
         mapper.create("one", Table.of(64, Snapshot("/dev/a", "/dev/b", "P", 3)))

@@ -245,7 +245,7 @@ class Stacks:
         if model is None:
             assert found == errno.ENXIO
         elif self._has_uuid(uuid):
-            assert found == errno.EEXIST
+            assert found == errno.EBUSY
         elif model.uuid:
             assert found == errno.EINVAL
         else:

@@ -204,8 +204,9 @@ def test_names_and_uuids_are_unique(engine: Engine) -> None:
         with pytest.raises(DeviceError, match="already"):
             engine.mapper.create(name, uuid=uuid)
     engine.mapper.create("other")
-    with pytest.raises(DeviceError, match="already"):
+    with pytest.raises(DeviceError, match="busy; d has the UUID U already") as caught:
         engine.mapper.set_uuid("other", "U")
+    assert caught.value.errno == errno.EBUSY
     engine.mapper.rename("d", "e")
     assert [one.name for one in engine.mapper.ls()] == ["e", "other"]
     assert engine.mapper.info("e").events == 0  # without a table there are no events
