@@ -117,13 +117,7 @@ class Destination:
         """
         self.error, self.cause = error, cause
         if cause == "flush":
-            for start, end in self.durable.gaps(0, self.region.count):
-                for low, high in _within(self.written, start, end):
-                    self.failures.add(low, high, error)
+            for lost in self.written & RangeSet(self.durable.gaps(0, self.region.count)):
+                self.failures.add(*lost, error)
             self.written = self.durable.copy()
             self.sectors = self.written.total()
-
-
-def _within(ranges: RangeSet, start: int, end: int) -> list[tuple[int, int]]:
-    """Return the parts of `ranges` between `start` and `end`."""
-    return [(max(low, start), min(high, end)) for low, high in ranges if low < end and high > start]

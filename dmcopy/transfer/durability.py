@@ -13,7 +13,6 @@ from typing import Final
 
 from dmcopy.io.parts import Countdown
 from dmcopy.io.reactor import Reactor, Timer
-from dmcopy.io.region import IoRegion
 from dmcopy.io.request import Io, Op
 from dmcopy.ranges import RangeSet
 from dmcopy.transfer.destination import Destination
@@ -85,8 +84,7 @@ class Durability:
                 dest.flushed(covered)
             flushes.ended()
 
-        region = IoRegion(dest.region.device, 0, dest.region.device.sectors)
-        self._reactor.submit(Io(Op.FLUSH, region, notify=ended))
+        self._reactor.submit(Io(Op.FLUSH, dest.region, notify=ended))
 
     def _flushed(self) -> None:
         self._flushing = False

@@ -68,7 +68,8 @@ class Site(NamedTuple):
 def find_sites(node: ast.AST) -> Iterator[Site]:
     """Yield the changes that can be made below `node`, in the order of the source.
 
-    What is only words is left out: docstrings, messages of exceptions, assertions, `__repr__`,
+    What is only words is left out: docstrings, messages of exceptions, assertions (zip's `strict`,
+    too), `__repr__`,
     f-strings, and the choice between two of them, which is seldom more than one of wording (that
     of an f-string or something else may be more, and is changed). So is what can seldom matter:
     None returned for what is as false, an attribute that `__init__` would not give its first value,
@@ -101,6 +102,8 @@ def _is_words(node: ast.AST) -> bool:
         case ast.FunctionDef(name="__repr__") | ast.Import() | ast.ImportFrom():
             return True
         case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+            return True
+        case ast.keyword(arg="strict"):
             return True
         case ast.Raise(exc=ast.Name(id="NotImplementedError")):
             return True

@@ -22,6 +22,7 @@ def changes(source: str) -> list[str]:
     [
         ("x = a < b", ["x = a <= b"]),
         ("x = a < 0.5", []),
+        ("x = zip(a, b, strict=True)", []),
         ("x = a in b", ["x = a not in b"]),
         ("x = a and b", ["x = a or b"]),
         ("x = not a", ["x = a"]),

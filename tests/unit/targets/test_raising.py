@@ -280,6 +280,7 @@ def told(engine: Engine) -> list[Exception]:
     [
         ("0 256 snapshot a b P 8", "Invalid"),
         ("0 256 snapshot a b N 8", "Invalid"),
+        ("0 256 snapshot a b po 0", "Invalid"),
         ("0 256 snapshot-merge a b P 8", "Merge failed"),
         ("0 256 snapshot-origin a", ""),
         ("0 256 mirror core 2 16 nosync 2 a 0 b 0", "2 a b 16/16 1 DD 1 core"),

@@ -14,6 +14,7 @@ from dmcopy.io import IoRegion
 from dmcopy.io.request import Io, Memory, Op
 from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.table import Table
+from dmcopy.targets.origin import SnapshotModule
 
 from .conftest import Engine
 
@@ -139,3 +140,22 @@ def test_a_write_behind_the_end_of_an_origin_that_shrank_ends(engine: Engine, pl
         engine.mapper.open("o").write(place, sectors(1, 8))
     assert caught.value.errno == errno.EIO
     assert engine.status("s") == "Invalid"
+
+
+def test_a_merge_goes_on_after_the_handover_of_another_snapshot(engine: Engine) -> None:
+    """It is stopped for that: the exceptions that it has copied out would change hands."""
+    engine.make("n", "0 256 snapshot a c P 8")
+    engine.make("m", "0 256 snapshot a b P 8")
+    write_together(engine, "m", range(0, 256, 16))
+    engine.mapper.load("n", Table.parse("0 256 snapshot a c PO 8"))
+    engine.mapper.suspend("m")
+    engine.mapper.module(SnapshotModule).merge = "kernel"
+    engine.make("o", "0 256 snapshot-merge a b P 8")
+    engine.mapper.reactor.step()
+    before = engine.status("o")
+    engine.mapper.suspend("n")
+    engine.mapper.resume("n")
+    assert engine.status("n").endswith("/2048 16")
+    assert before != "16/2048 16" != engine.status("o"), "it is not over yet"
+    engine.mapper.sleep(10)
+    assert engine.status("o") == "16/2048 16"

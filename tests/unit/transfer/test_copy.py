@@ -137,6 +137,39 @@ def test_a_failed_flush_takes_back_only_what_came_after_the_last_good_one() -> N
     assert dest.sectors == 40
 
 
+def test_a_failed_flush_takes_back_what_lies_between_good_ones() -> None:
+    dest = Destination(IoRegion(SimulatedDisk(100, "disk"), 0, 100))
+    dest.wrote(5, 10)
+    dest.wrote(50, 60)
+    dest.flushed(dest.written.copy())
+    dest.wrote(0, 80)
+    dest.drop(errno.EIO, "flush")
+    lost = [(0, 5), (10, 50), (60, 80)]
+    assert list(dest.failures) == [FailedRange(*one, errno.EIO) for one in lost]
+    assert dest.written == RangeSet([(5, 10), (50, 60)])
+    assert dest.sectors == 15
+
+
+def test_one_that_is_given_up_already_is_not_given_up_for_its_flush(bench: Bench) -> None:
+    """A flush may be under way when a write fails: what that says of the disk is known by then."""
+
+    def prepare(transfer: Transfer, reactor: Reactor) -> None:
+        submit = reactor.submit
+
+        def fail(request: Any) -> None:
+            if request.op == Op.FLUSH and request.device is bench.dests[0]:
+                transfer.dests[0].drop(errno.ENOSPC, "write")
+            submit(request)
+
+        reactor.submit = fail
+        bench.dests[0].fail(Op.FLUSH, 0, SECTORS)
+
+    dest = bench.run(prepare).dests[0]
+    assert (dest.error, dest.cause) == (errno.ENOSPC, "write")
+    assert dest.written == RangeSet([(0, SECTORS)])
+    assert not bench.of(events.Dropped)
+
+
 def test_what_cannot_be_read_back_is_not_called_good(bench: Bench) -> None:
     transfer = bench.run()
     bench.dests[1].fail(Op.READ, 100, 1)
@@ -309,8 +342,8 @@ def test_the_time_that_is_left_is_that_of_what_is_left() -> None:
     assert (first.rate, first.seconds_left) == (0.0, None)
     quick = events.Progress("copy", 100, 1000, (100,), 0.5)
     assert (quick.rate, quick.seconds_left) == (200.0, 4.5)
-    slow = events.Progress("copy", 1, 3, (1,), 4.0)
-    assert (slow.rate, slow.seconds_left) == (0.25, 8.0)
+    slow = events.Progress("copy", 1, 2, (1,), 4.0)
+    assert (slow.rate, slow.seconds_left) == (0.25, 4.0)
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int) -> None:
