@@ -7,8 +7,6 @@ import pytest
 from .engines import SECTORS, Engine, error_name, pattern
 from .recipes import LENGTH, drop, fill_origin, pause
 
-pytestmark = pytest.mark.kernel
-
 HEADER, AREA, DATA = (0, 8), (8, 8), (16, SECTORS - 16)
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from .engines import SECTORS, Engine, error_name, pattern
 from .recipes import LENGTH, drop, pause, small, take
-
-pytestmark = pytest.mark.kernel
 
 SNAPSHOT = f"0 {LENGTH} snapshot @A @B P 8"
 MERGE = f"0 {LENGTH} snapshot-merge @A @B P 8"

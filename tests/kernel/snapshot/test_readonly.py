@@ -12,8 +12,6 @@ from dmcopy.io.request import Io, Memory, Op
 from .engines import SECTORS, WAIT_SECONDS, Engine, pattern
 from .recipes import LENGTH, drop, fill_origin, pause
 
-pytestmark = pytest.mark.kernel
-
 BOTH = " 2 discard_zeroes_cow discard_passdown_origin"
 
 

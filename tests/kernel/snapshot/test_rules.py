@@ -9,8 +9,6 @@ import pytest
 from .engines import SECTORS, Engine, error_name, pattern
 from .recipes import LENGTH, drop, fill_origin, pause, small, take
 
-pytestmark = pytest.mark.kernel
-
 
 def test_the_first_bytes(engine: Engine) -> None:
     take(engine)
