@@ -19,9 +19,10 @@ def parse_devno(text: str, base: int = 10) -> DevNo:
     return int(major, base), int(minor, base)
 
 
-def devno_text(number: int) -> str:
-    """Return a number, as stat has it in st_rdev and st_dev, as `major:minor`."""
-    return f"{os.major(number)}:{os.minor(number)}"
+def devno_text(number: int | DevNo) -> str:
+    """Return a number, or what stat has in st_rdev and st_dev, as `major:minor`."""
+    major, minor = split_devno(number) if isinstance(number, int) else number
+    return f"{major}:{minor}"
 
 
 def split_devno(number: int) -> DevNo:

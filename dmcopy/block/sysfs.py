@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final, NamedTuple, TypeAlias
 
-from dmcopy.block.devno import DevNo, parse_devno
+from dmcopy.block.devno import DevNo, devno_text, parse_devno
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 
@@ -74,7 +74,7 @@ def devno(name: str, roots: Roots = LIVE) -> DevNo | None:
 def name_of(number: DevNo, roots: Roots = LIVE) -> str:
     """Return the kernel name of a device number, "" when no block device has it."""
     try:
-        return os.path.basename(os.readlink(f"{roots.sys}/dev/block/{number[0]}:{number[1]}"))
+        return os.path.basename(os.readlink(f"{roots.sys}/dev/block/{devno_text(number)}"))
     except OSError:
         return ""
 
@@ -87,7 +87,7 @@ def disk_mark(number: DevNo | None, roots: Roots = LIVE) -> str:
     """
     if number is None:
         return ""
-    found = read(f"{roots.sys}/dev/block/{number[0]}:{number[1]}/diskseq")
+    found = read(f"{roots.sys}/dev/block/{devno_text(number)}/diskseq")
     return f"{DISK_MARK}{found}" if found else ""
 
 

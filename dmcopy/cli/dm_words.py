@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+from dmcopy.block.devno import devno_text
 from dmcopy.cli.output import printable, say
 from dmcopy.errors import DmcopyError, UsageError
 from dmcopy.mapper.base import DmInfo
@@ -197,7 +198,7 @@ def _addressed(args: argparse.Namespace) -> DmInfo:
     for info in args.mapper.ls():
         if (number is None and info.uuid == args.uuid) or (number and info.number == number):
             return DmInfo(name=info.name)
-    what = f"of UUID {args.uuid}" if number is None else f"numbered {number[0]}:{number[1]}"
+    what = f"of UUID {args.uuid}" if number is None else f"numbered {devno_text(number)}"
     raise UsageError(f"there is no mapped device {what}")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from dmcopy.block.devno import devno_text
 from dmcopy.errors import BusyError, DmcopyError, UsageError
 from dmcopy.mapper.device import DmDevice
 from dmcopy.status import StatusLine
@@ -56,7 +57,7 @@ class DmInfo:
     @property
     def devno(self) -> str:
         """The device number as tables print it, major:minor; empty where there is none."""
-        return "" if self.number is None else f"{self.number[0]}:{self.number[1]}"
+        return "" if self.number is None else devno_text(self.number)
 
 
 class Mapper(abc.ABC):

@@ -9,15 +9,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
 import shlex
-import stat
 import sys
 from pathlib import Path
 from typing import Final, TextIO
 
 from dmcopy.block import backing, content, holders, loop, sysfs, tools
 from dmcopy.block.device import BlockDevice
+from dmcopy.block.devno import (
+    block_devno,
+    devno_text,
+    is_devno,
+    openable,
+    parse_devno,
+    split_devno,
+)
 from dmcopy.block.processes import Identity, identity_at, identity_of
 from dmcopy.errors import DeviceError, DmcopyError
 from dmcopy.ledger import Ledger
@@ -28,14 +34,8 @@ from dmcopy.mapper.names import mangle, unmangle
 from dmcopy.ondisk.exception_store import Header
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
 
-_NUMBER: Final = re.compile(r"\d+:\d+")
 _STORE_MAGIC: Final = b"SnAp"
 _LOSETUP_SECONDS: Final = 30.0
-
-
-def openable(device: str) -> str:
-    """Return a path for a device of a table, which may be a number."""
-    return f"/dev/block/{device}" if _NUMBER.fullmatch(device) else device
 
 
 class Machine:
@@ -49,20 +49,17 @@ class Machine:
 
     def key(self, device: str) -> str:
         """Return what is equal for two names of one thing: major:minor, or a file's real path."""
-        if _NUMBER.fullmatch(device):
+        if is_devno(device):
             return device
         with contextlib.suppress(OSError, ValueError):
-            found = os.stat(device)
-            if stat.S_ISBLK(found.st_mode):
-                return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+            if number := block_devno(os.stat(device)):
+                return devno_text(number)
         return os.path.realpath(device)
 
     def label(self, device: str) -> str:
         """Return what a person calls a device that is not mapped: 7:1 is /dev/loop1."""
-        if not _NUMBER.fullmatch(device):
-            return device
-        node = os.path.basename(os.path.realpath(f"/sys/dev/block/{device}"))
-        return device if node == device else f"/dev/{node.replace('!', '/')}"
+        name = sysfs.name_of(parse_devno(device)) if is_devno(device) else ""
+        return sysfs.node(name) if name else device
 
     def exists(self, device: str) -> bool:
         """Return whether there is anything at a path."""
@@ -101,7 +98,7 @@ class Machine:
         while todo:
             name = todo.pop()
             number = sysfs.devno(name) if name else None
-            key = "" if number is None else "{}:{}".format(*number)
+            key = "" if number is None else devno_text(number)
             if not key or key in keys:
                 continue
             keys.add(key)
@@ -132,10 +129,9 @@ class Machine:
         That is /dev/mapper/NAME, a link in /dev/disk/by-id, the file of a loop device (see
         `usable`); else the node, which the kernel may give to another disk.
         """
-        if not _NUMBER.fullmatch(device):
+        if not is_devno(device):
             return device
-        major, minor = map(int, device.split(":"))
-        name = sysfs.name_of((major, minor))
+        name = sysfs.name_of(parse_devno(device))
         mapped = sysfs.read(f"{sysfs.directory(name)}/dm/name")
         if mapped:
             return f"/dev/mapper/{mangle(unmangle(mapped))}"
@@ -283,4 +279,4 @@ def _(mapper: KernelMapper) -> Machine:
 
 def _holding(identity: Identity) -> str:
     """Return the kernel's name of a device, or of the one that a file is on."""
-    return sysfs.name_of((os.major(identity[1]), os.minor(identity[1])))
+    return sysfs.name_of(split_devno(identity[1]))

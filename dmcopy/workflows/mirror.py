@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Final
 
+from dmcopy.block.devno import openable
 from dmcopy.errors import DmcopyError, PartialError, UsageError
 from dmcopy.mapper.base import Mapper
 from dmcopy.mirror.logfile import read_log
@@ -16,7 +17,6 @@ from dmcopy.table import Mirror as MirrorTarget
 from dmcopy.table import Table
 from dmcopy.table.mirror import CoreLog, DiskLog, Log
 from dmcopy.table.target import Leg
-from dmcopy.workflows.machine import openable
 from dmcopy.workflows.site import Site
 
 ALIVE: Final = "A"

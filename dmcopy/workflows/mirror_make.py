@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from dmcopy.block.devno import openable
 from dmcopy.errors import BusyError, MetadataError, UsageError
 from dmcopy.mapper.base import Mapper, check_name
 from dmcopy.mirror.logfile import read_log
@@ -15,7 +16,6 @@ from dmcopy.table import Mirror as MirrorTarget
 from dmcopy.table.mirror import MAX_LEGS, REGION_SIZE, CoreLog, DiskLog
 from dmcopy.table.target import Leg
 from dmcopy.units import SECTOR_SHIFT, format_sectors
-from dmcopy.workflows.machine import openable
 from dmcopy.workflows.mirror import fresh, kept
 from dmcopy.workflows.mirror_hidden import new_hidden
 from dmcopy.workflows.mirror_swap import SETTLE, SWAP

@@ -56,7 +56,7 @@ def counted(countdown: Countdown) -> Iterator[None]:
         function = notify
         while isinstance(function, partial):
             function = function.func
-        if (function.__module__ or "").startswith("dmcopy.targets."):
+        if (function.__module__ or "").startswith(("dmcopy.targets.", "dmcopy.io.parts")):
             notify = partial(countdown.call, notify)
         return call(guard, notify, *args)
 
