@@ -28,6 +28,7 @@ from typing import Final
 from dmcopy import ledger
 from dmcopy.atomic import replace_file, sync_folder
 from dmcopy.errors import BusyError, DeviceError, DmcopyError, MetadataError
+from dmcopy.ledger import identity, lock
 from dmcopy.mapper.names import mangle, unmangle
 from dmcopy.workflows.record import VERBS, Record, parse
 
@@ -81,7 +82,7 @@ class Journal:
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, *, owner: str = "") -> None:
         self.folder = Path(folder) if folder is not None else default_folder()
-        self.owner = owner or ledger.identity(os.getpid())
+        self.owner = owner or identity(os.getpid())
 
     def records(self, noun: str = "") -> list[Record]:
         """Return the records, of one noun or of all, the oldest first; see `damaged` for others."""
@@ -185,7 +186,7 @@ class Journal:
         except OSError as error:
             raise self._failed(error) from error
         with opened as file:
-            ledger.lock(file, self.folder)
+            lock(file, self.folder)
             yield
 
     def _failed(self, error: OSError) -> DeviceError:
