@@ -84,6 +84,7 @@ class Reactor:
         self.backend = backend
         self.submit: Callable[[Request], None] = backend.submit
         self.time: Callable[[], float] = backend.time
+        self._pin, self._unpin = backend.pin, backend.unpin
         self._ready: list[Callable[[], object]] = []
         self._posted: list[Callable[[], object]] = []
         self._before_io: list[Callable[[], object]] = []
@@ -134,11 +135,11 @@ class Reactor:
 
     def pin(self, memory: Memory) -> None:
         """Expect many copies through a memory. Nothing fails where pages cannot be pinned."""
-        self.backend.pin(memory)
+        self._pin(memory)
 
     def unpin(self, memory: Memory) -> None:
         """Expect no more of them; none may be in flight."""
-        self.backend.unpin(memory)
+        self._unpin(memory)
 
     def watch(self, fd: int, notify: Callable[[int], object], events: int = select.EPOLLIN) -> None:
         """Call `notify(events)` whenever `fd` is readable, or what `events` of epoll(7) say."""
