@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
 import re
 import time
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
 from dmcopy.block import holders, sysfs
-from dmcopy.block.devno import openable
+from dmcopy.block.devno import block_devno, openable
 from dmcopy.block.sysfs import disk_mark
 from dmcopy.errors import (
     BusyError,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from dmcopy.mapper.mapped_io import MappedIo
 
 UUID_PREFIX: Final = "DMCOPY-"
+_log = logging.getLogger(__name__)
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 0.25
 
@@ -101,6 +104,7 @@ class KernelMapper(Mapper):
         """Open a device through its node; see `Mapper.open`. Raises BusyError, too."""
         from dmcopy.mapper.node import NodeIo  # most commands do without I/O, and without a reactor
 
+        self.see_node(name)
         node = NodeIo(self, name, self.reactor, self.timeout)
         self._nodes.add(node)
         return node
@@ -128,6 +132,7 @@ class KernelMapper(Mapper):
         entry = self.ledger.add("dm", name, uuid=uuid, keep=keep)
         try:
             self._change("create it", name, *words, "--", name, stdin=text, table=table)
+            self.see_node(name)
         except BaseException as error:
             if isinstance(error, DeviceError) and error.errno == errno.EEXIST:
                 self.ledger.cancel(entry)  # the one of that name is not ours
@@ -157,6 +162,7 @@ class KernelMapper(Mapper):
         """Let I/O continue; see `Mapper.resume`."""
         words = ["resume", *names.options(name), *_suspend_options(flush, lockfs)]
         self._change("resume it", name, *words, "--", name)
+        self.see_node(name)
 
     def remove(
         self,
@@ -184,6 +190,7 @@ class KernelMapper(Mapper):
         options = names.options(name) or names.options(new_name)
         self._change("rename it", name, "rename", *options, "--", name, new_name)
         self.ledger.rename("dm", name, new_name)
+        self.see_node(new_name)
 
     def set_uuid(self, name: str, uuid: str) -> None:
         """Give a device a UUID; see `Mapper.set_uuid`."""
@@ -300,6 +307,21 @@ class KernelMapper(Mapper):
                 return False
             raise
         return True
+
+    def see_node(self, name: str) -> None:
+        """Have dmsetup make the node of a device that is there where udev's rules made none.
+
+        dmsetup does so itself behind its wait for udev ("not set up by udev: Falling back to direct
+        node creation"), but not where the wait for the cookie is its caller's (dm_udev_wait and
+        update_devs in libdm 2.03.16).
+        """
+        number = names.number_of(name)
+        with contextlib.suppress(OSError):
+            if number is None or block_devno(os.stat(self.path(name))) == number:
+                return
+        _log.warning("%s: udev made no node for it, so dmsetup makes it", name)
+        words = ["mknodes", *names.options(name), "--", name]
+        self._ask("make its node", name, self.dmsetup.run, *words)
 
     def _info(self, *words: str) -> str:
         # In mode hex: in the default mode one odd name makes the whole list fail.

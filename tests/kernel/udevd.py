@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -27,14 +28,34 @@ def without_udevd() -> Iterator[None]:
     _udevadm("settle")
     if ours:
         _udevadm("control", "--exit")
+        _until_gone()
     try:
         yield
     finally:
         if ours:
             words = [_DAEMON, "--daemon", "--resolve-names=early"]
             subprocess.run(words, check=True, stderr=subprocess.DEVNULL, timeout=_SECONDS)
+            _udevadm("control", "--ping")  # it listens to the kernel only behind its fork
         else:
             _udevadm("settle")
+
+
+def udevds() -> list[int]:
+    """Return the processes of udevd, not those of its workers."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if comm.read_text() == "systemd-udevd\n":
+                found.append(int(comm.parent.name))
+    return found
+
+
+def _until_gone() -> None:
+    """Wait for the end of udevd: an event that two of them handle loses the links of the next."""
+    deadline = time.monotonic() + _SECONDS
+    while left := udevds():
+        assert time.monotonic() < deadline, f"udevd has not ended: {left}"
+        time.sleep(0.05)
 
 
 def _udevadm(*words: str) -> None:

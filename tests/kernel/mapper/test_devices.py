@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -243,6 +245,37 @@ def test_nodes_are_made_without_udevd_too(disks: Disks, tmp_path: Path) -> None:
         assert not Path(device.path).is_symlink()
     assert not os.path.lexists(device.path)
     assert KernelMapper().dmsetup.udev is Udev.COOKIES  # the rig runs udevd
+
+
+@pytest.fixture
+def no_links() -> Iterator[None]:
+    """Have udev's rules make no node for devices whose names begin with dmcopy-bare."""
+    rules = Path("/run/udev/rules.d/99-dmcopy-test.rules")
+    rules.parent.mkdir(parents=True, exist_ok=True)
+    rules.write_text('ENV{DM_NAME}=="dmcopy-bare*", SYMLINK=""\n')
+    subprocess.run(["udevadm", "control", "--reload"], check=True, timeout=60)
+    yield
+    rules.unlink()
+    subprocess.run(["udevadm", "control", "--reload"], check=True, timeout=60)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_a_node_that_udev_does_not_make_is_made(mapper: KernelMapper, disks: Disks) -> None:
+    table = Table.of(8, Linear(disks.a, 0))
+    with mapper.device("dmcopy-bare", table) as device:
+        assert Path(device.path).is_block_device()
+        mapper.rename("dmcopy-bare", "dmcopy-bare2")
+        path = Path(mapper.path("dmcopy-bare2"))
+        assert path.is_block_device()
+        path.unlink()
+        mapper.suspend("dmcopy-bare2")
+        mapper.resume("dmcopy-bare2")
+        assert path.is_block_device()
+        path.unlink()
+        with mapper.open("dmcopy-bare2") as bare:
+            assert bare.sectors == 8
+        mapper.rename("dmcopy-bare2", "dmcopy-bare")
+    assert not os.path.lexists(path)
 
 
 def test_a_device_that_another_program_left_suspended_is_named(
