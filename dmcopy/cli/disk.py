@@ -29,7 +29,7 @@ examples:
 
 A power cut cuts the disk's connections off, and serves on: what was flushed is there, and of the
 rest each write is lost, kept or torn by block. To kill a VM does not do that: what it has written
-is in the host's page cache, and stays. Discards and zeroing take effect at once. The host's own
+is in the host's page cache, and stays. Discards and zeroing take effect immediately. The host's own
 power cut is another matter: the file is made durable when the command ends.
 """
 

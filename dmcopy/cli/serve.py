@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", metavar="TABLE", help="the table of a device, or the file of it")
     parser.add_argument("--concise", metavar="SPEC", help="several devices, as in dm create")
     parser.add_argument("--name", metavar="N", help="what the device is called (default: dev)")
-    parser.add_argument("--read-only", action="store_true", help="let nobody write to it")
+    parser.add_argument("--read-only", action="store_true", help="let no user write to it")
     add_options(parser)
 
 

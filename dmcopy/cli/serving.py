@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser, *, verb: bool = False) -> None:
     parser.add_argument(
         "--listen",
         metavar="ADDR:PORT",
-        help="where: TCP, without ADDR on the loopback; whoever can reach it can read and write",
+        help="where: TCP, without ADDR on the loopback; all who can reach it can read and write",
     )
     add_json(parser, verb=verb)
 
@@ -82,7 +82,7 @@ class Served:
 
 
 def log_exception(error: Exception) -> None:
-    """Tell of what a callback raised: its I/O has ended, and the rest goes on."""
+    """Tell of what a callback raised: its I/O has ended, and the rest continues."""
     import logging
 
     logging.getLogger("dmcopy").error("a callback on the reactor raised", exc_info=error)

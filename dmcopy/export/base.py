@@ -68,7 +68,7 @@ class FrontEnd:
         raise NotImplementedError
 
     def disconnect(self, name: str) -> None:
-        """Cut off whoever uses `name`, as far as this kind can; others may come. May be called
+        """Cut off the users of `name`, as far as this kind can; others may come. May be called
         inside of callbacks."""
 
     def close(self) -> None:

@@ -72,8 +72,8 @@ class Listener:
 def listen_unix(path: str) -> Listener:
     """Listen at `path`, which only this user can open (0600).
 
-    A socket that nobody listens at any more, as a killed server leaves it, is replaced. Raises
-    BusyError where somebody does, UsageError for a path that cannot be, DeviceError.
+    A socket that no process listens at any more, as a killed server leaves it, is replaced. Raises
+    BusyError where one does, UsageError for a path that cannot be, DeviceError.
     """
     length = len(os.fsencode(path))
     if length > MAX_PATH:
@@ -105,7 +105,7 @@ def listen_unix(path: str) -> Listener:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove a socket that nobody listens at. Raises BusyError, UsageError."""
+    """Remove a socket that no process listens at. Raises BusyError, UsageError."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise UsageError(f"{path} exists, and is no socket: say another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -114,7 +114,7 @@ def _remove_dead(path: str) -> None:
             client.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
-        except OSError:  # its queue is full: somebody is there
+        except OSError:  # its queue is full: a process is there
             raise BusyError(path, ["a server that listens there"], "say another path") from None
         else:
             raise BusyError(path, ["a server that listens there"], "say another path")

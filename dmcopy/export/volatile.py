@@ -4,9 +4,9 @@ To kill a guest cuts no power: what it has written is in the host's page cache, 
 cache is here. A write is held back in memory until it is flushed, or was written with FUA; `cut`
 loses it, keeps it or tears it by block, as a disk may.
 
-Two limits: discards and zeroing take effect at once, and when `LIMIT_BYTES` are held back all of it
-goes down; both are what a disk with a small cache might do. A flush is not passed on: what is below
-stands for the medium, and `close` makes it durable on the host.
+Two limits: discards and zeroing take effect immediately, and when `LIMIT_BYTES` are held back all
+of it goes down; both are what a disk with a small cache might do. A flush is not passed on: what is
+below stands for the medium, and `close` makes it durable on the host.
 """
 
 from __future__ import annotations

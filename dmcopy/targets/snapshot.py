@@ -377,7 +377,7 @@ class Snapshot(Target):
             self.invalidate()
 
     def stopped(self) -> None:
-        """Let the writes to the origin go on."""
+        """Let the writes to the origin proceed."""
         loss, self.loss = self.loss, None
         self._write_on([*self.pending.give_up(), *(loss.origin_bios if loss else ())])
         self.module.pending_done()

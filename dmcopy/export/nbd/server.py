@@ -28,7 +28,7 @@ HANDSHAKE_SECONDS: Final = 10.0
 MAX_CONNECTIONS: Final = 64
 CLOSE_SECONDS: Final = 30.0
 _ACCEPTS: Final = 16
-"""Connections taken at once, before others have their turn."""
+"""Connections taken together, before others have their turn."""
 _NO_MORE_FILES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _BREATH_SECONDS: Final = 0.1
 
@@ -200,7 +200,7 @@ class Connection:
             self.close()
 
     def close(self) -> None:
-        """Close at once; what is under way is not answered."""
+        """Close immediately; what is under way is not answered."""
         self._wire.close()
 
     def _readable(self) -> None:

@@ -169,7 +169,7 @@ class Transmission:
         return 0
 
     def _refusal(self, command: int, flags: int, offset: int, length: int) -> int:
-        """Return the errno that a request is answered with at once, 0 for a good one."""
+        """Return the errno that a request is answered with immediately, 0 for a good one."""
         known = nbd.FLAGS.get(command)
         if known is None or flags & ~known or (flags & nbd.FLAG_DF and not self._structured):
             return errno.EINVAL
