@@ -160,7 +160,8 @@ def _listen(
         disk.cut(seed, lambda: answer(facts))
 
     disk.power_lost = lost
-    control = Control(reactor, _control(args.socket or name), {"cut": cut})
+    path = f"{args.socket}.control" if args.socket else _control(name)
+    control = Control(reactor, path, {"cut": cut})
     exits.callback(control.close)
 
 

@@ -79,10 +79,11 @@ def test_a_cut_by_itself(tmp_path: Path, option: str, survives: int) -> None:
     assert disk.read_bytes()[:512] == b"3" * 512
 
 
-def test_a_log_of_all_that_became_durable(tmp_path: Path) -> None:
+def test_a_log_of_all_that_became_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     place, log = tmp_path / "socket", tmp_path / "log"
     with Serving(
-        *("--size", "1M", "--log", log, "--socket", place, "--name", "x"), noun="disk serve"
+        *("--size", "1M", "--log", log, "--socket", "socket", "--name", "x"), noun="disk serve"
     ) as serving:
         with connect(place) as client:
             client.write(512, b"a" * 1024)
@@ -90,7 +91,7 @@ def test_a_log_of_all_that_became_durable(tmp_path: Path) -> None:
             client.ask(TRIM, 8192, 4096)
             client.ask(FLUSH, 0, 0)
             client.write(0, b"l" * 512)
-            assert main(["disk", "cut", f"{place}.control"]) == 0
+            assert main(["disk", "cut", "./socket"]) == 0
         assert serving.end()[0] == 0
     data = log.read_bytes()
     entries = [one for one, _ in parse_entries(data)]
