@@ -73,7 +73,7 @@ def test_a_mounted_origin_is_written_and_its_snapshot_is_what_it_was(
     with open(cow, "wb") as file:
         file.truncate(SIZE)
     run("mkfs.ext4", "-q", disk, SIZE >> 10)
-    old = os.urandom(4 << 20)
+    old = os.urandom(1 << 20)
     with mounted(str(disk), tmp_path / "live") as folder:
         (folder / "file").write_bytes(old)
     spec = f"then,,,,0 {SECTORS} snapshot {disk} {cow} P 16;"
@@ -86,7 +86,7 @@ def test_a_mounted_origin_is_written_and_its_snapshot_is_what_it_was(
         assert queue(live, "write_cache") == "write back"
         assert queue(live, "fua") == "1"
         assert int(queue(live, "discard_max_bytes")) > 0
-        new = os.urandom(6 << 20)
+        new = os.urandom(2 << 20)
         with mounted(live, tmp_path / "live") as folder:
             (folder / "file").write_bytes(new)
             (folder / "other").write_bytes(old)
