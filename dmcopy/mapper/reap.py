@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from dmcopy.block import backing, mounts, sysfs
+from dmcopy.block import backing, file_mounts, mounts, sysfs
 from dmcopy.block.loop import LoopDevice, detach
 from dmcopy.block.sysfs import DISK_MARK, disk_mark
-from dmcopy.errors import DmcopyError
+from dmcopy.errors import DeviceError, DmcopyError
 from dmcopy.ledger import Entry, Ledger, alive
 from dmcopy.mapper.base import DmInfo, Mapper
 from dmcopy.mapper.cookies import left_behind
@@ -164,10 +164,20 @@ class Reaper:
 
     def _mount(self, entry: Entry) -> bool:
         table = mounts.parse_mountinfo(sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo"))
+        if entry.uuid.startswith(file_mounts.SOURCE_PREFIX):
+            return self._file_mount(entry)
         if not any(m.point == entry.name and same_source(m.source, entry.uuid) for m in table):
             return False
         run_tool("umount", "--", entry.name)
         return True
+
+    def _file_mount(self, entry: Entry) -> bool:
+        try:
+            there = file_mounts.unmount(entry.name, entry.uuid)
+        except OSError as error:
+            raise DeviceError(entry.name, "unmount it", error.errno or 0) from error
+        file_mounts.remove_point(entry.name)
+        return there
 
     def _server(self, entry: Entry) -> bool:
         if not alive(entry.uuid):

@@ -89,7 +89,7 @@ class Worker:
     def _begin(self) -> None:
         self._woken = False
         self._running = True
-        _continue(self._work(), self._ended, self._failed)
+        proceed(self._work(), self._ended, self._failed)
 
     def _ended(self, _result: object = None) -> None:
         self._running = False
@@ -108,16 +108,17 @@ def wait_for(reactor: Reactor, work: Work[_T], waiting_for: str) -> _T:
     """
     results: list[_T] = []
     errors: list[Exception] = []
-    _continue(work, results.append, errors.append)
+    proceed(work, results.append, errors.append)
     reactor.run_until(lambda: results or errors, TIMEOUT_SECONDS, waiting_for)
     if errors:
         raise errors[0]
     return results[0]
 
 
-def _continue(
+def proceed(
     work: Work[_T], ended: Callable[[_T], Any], failed: Callable[[Exception], object]
 ) -> None:
+    """Begin or continue a coroutine; call one of the two when it is at its end, perhaps now."""
     try:
         waiting_for = work.send(None)
     except StopIteration as stop:
@@ -125,4 +126,4 @@ def _continue(
     except Exception as error:
         failed(error)
     else:
-        waiting_for.call_at_end(lambda: _continue(work, ended, failed))
+        waiting_for.call_at_end(lambda: proceed(work, ended, failed))

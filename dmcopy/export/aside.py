@@ -1,0 +1,41 @@
+"""Calls that wait for what this very process serves: on a thread, while the reactor works.
+
+Whatever looks at a device that is served here (stat(2), losetup, umount) asks its server. On the
+reactor's thread that would be a process that waits for itself, which only SIGKILL ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from dmcopy.errors import ClosedError
+from dmcopy.io.reactor import Reactor
+
+_T = TypeVar("_T")
+
+
+def aside(reactor: Reactor, call: Callable[[], _T], waiting_for: str, *, timeout: float) -> _T:
+    """Return what `call` returns, or raise what it raises, and run the reactor meanwhile.
+
+    Outside of callbacks only. Raises DeadlineError after `timeout` seconds: the call then goes on,
+    and what it comes to is lost.
+    """
+    results: list[_T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+        with contextlib.suppress(ClosedError):  # nobody waits any more
+            reactor.call_soon_threadsafe(lambda: None)
+
+    threading.Thread(target=run, name="dmcopy-aside", daemon=True).start()
+    reactor.run_until(lambda: results or errors, timeout, waiting_for)
+    if errors:
+        raise errors[0]
+    return results[0]
