@@ -47,6 +47,7 @@ DIRECT_IO_ALLOW_MMAP: Final = 1 << 36
 _WANTED: Final = ASYNC_READ | BIG_WRITES | ASYNC_DIO | MAX_PAGES | INIT_EXT | DIRECT_IO_ALLOW_MMAP
 
 FOPEN_DIRECT_IO: Final = 1 << 0
+FOPEN_NOFLUSH: Final = 1 << 5
 FOPEN_PARALLEL_DIRECT_WRITES: Final = 1 << 6
 
 FATTR_MODE: Final = 1 << 0
@@ -160,8 +161,10 @@ def open_reply() -> bytes:
     """Build fuse_open_out: reads and writes come here, and not from the page cache.
 
     The content changes by other ways than this file: another front end, a table that is swapped.
+    With nothing in a cache, close(2) need not ask: it would wait where even SIGKILL does not reach.
     """
-    return _OPEN_OUT.pack(0, FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES, 0)
+    flags = FOPEN_DIRECT_IO | FOPEN_NOFLUSH | FOPEN_PARALLEL_DIRECT_WRITES
+    return _OPEN_OUT.pack(0, flags, 0)
 
 
 def write_reply(size: int) -> bytes:

@@ -26,11 +26,18 @@ SECTORS = SIZE >> 9
 
 
 @pytest.fixture
-def image(serving: Serving) -> Path:
+def plain(serving: Serving) -> Path:
+    """A file that nobody uses yet."""
     path = serving.image("image", SIZE)
     path.write_bytes(random.Random(3).randbytes(SIZE))
-    serving.make("a", f"0 {SECTORS} linear {path} 0")
     return path
+
+
+@pytest.fixture
+def image(serving: Serving, plain: Path) -> Path:
+    """The file under the device a."""
+    serving.make("a", f"0 {SECTORS} linear {plain} 0")
+    return plain
 
 
 def test_programs_read_and_write_it_as_a_disk(serving: Serving, image: Path) -> None:
@@ -218,17 +225,17 @@ class Server:
         return code
 
 
-def test_a_server_that_is_killed_leaves_what_reap_removes(serving: Serving, image: Path) -> None:
+def test_a_server_that_is_killed_leaves_what_reap_removes(serving: Serving, plain: Path) -> None:
     path = serving.folder / "served"
     for _ in range(3):
-        server = Server(path, serving.ledger, f"0 {SECTORS} linear {image} 0")
+        server = Server(path, serving.ledger, f"0 {SECTORS} linear {plain} 0")
         with open(path, "r+b", buffering=0) as opened:
             opened.write(b"z" * 4096)
             os.fsync(opened)
             server.kill()
             with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
                 opened.write(b"lost")
-        assert image.read_bytes()[:4096] == b"z" * 4096
+        assert plain.read_bytes()[:4096] == b"z" * 4096
         with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
             path.stat()
         result = Reaper(serving.mapper, serving.ledger).run()
@@ -237,9 +244,9 @@ def test_a_server_that_is_killed_leaves_what_reap_removes(serving: Serving, imag
         assert not path.exists()
 
 
-def test_reap_leaves_one_that_is_open_and_says_so(serving: Serving, image: Path) -> None:
+def test_reap_leaves_one_that_is_open_and_says_so(serving: Serving, plain: Path) -> None:
     path = serving.folder / "served"
-    server = Server(path, serving.ledger, f"0 {SECTORS} linear {image} 0")
+    server = Server(path, serving.ledger, f"0 {SECTORS} linear {plain} 0")
     with open(path, "rb"):
         server.kill()
         result = Reaper(serving.mapper, serving.ledger).run()
