@@ -20,6 +20,7 @@ examples:
   dmcopy serve --concise 'then,,,,0 262144 snapshot old.img cow.img P 8;
       live,,,,0 262144 snapshot-origin old.img'                  a snapshot, then its origin
   qemu-system-x86_64 -drive file="$(head -1 uri)",format=raw     with stdout in the file uri
+  dmcopy serve --via loop --table '0 262144 linear disk.img 0'   /dev/loopN, to be mounted
   nbd-client -unix SOCKET -N NAME /dev/nbd0                      as a block device, as root
 
 The userspace engine's devices: no root and no kernel driver are needed. What other programs open
@@ -27,7 +28,7 @@ is printed, a line for each device, when it can be opened. SIGINT, SIGTERM and S
 was asked for is done and flushed before.
 
 Ends with 0 after one of these; with 2 for what cannot be, 5 when this machine lacks what --via
-needs, 6 when a device, a port or a socket is in use.
+needs, 6 when a device, a port or a socket is in use, or what was served still was at its end.
 """
 
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         exits.enter_context(faults_told(args))
         reactor = exits.enter_context(Reactor(stacked=True))
         reactor.on_exception = log_exception
-        served = front_end(reactor, Place(args.socket, args.listen))
+        served = front_end(reactor, Place(args.socket, args.listen, args.at))
         devices = _devices(args, reactor, exits)
         Served(reactor, served, as_json=args.json).run(devices)
         for device in reversed(list(devices.values())):  # what is above others comes first

@@ -34,6 +34,11 @@ def add_options(parser: argparse.ArgumentParser, *, verb: bool = False) -> None:
         metavar="ADDR:PORT",
         help="where: TCP, without ADDR on the loopback; all who can reach it can read and write",
     )
+    parser.add_argument(
+        "--at",
+        metavar="PATH",
+        help="where: the file that fuse and loop make (default: NAME in the same folder)",
+    )
     add_json(parser, verb=verb)
 
 

@@ -21,11 +21,13 @@ from dmcopy.suggest import did_you_mean
 class Place(NamedTuple):
     """Where a front end is to be found: what was asked for; each takes what it knows.
 
-    `socket`: the path of a Unix socket. `listen`: ADDRESS:PORT, or the port alone.
+    `socket`: the path of a Unix socket. `listen`: ADDRESS:PORT, or the port alone. `at`: the path
+    of a file that is made.
     """
 
     socket: str | None = None
     listen: str | None = None
+    at: str | None = None
 
 
 class FrontEnd:
@@ -39,8 +41,13 @@ class FrontEnd:
     """What --via calls it."""
     summary: ClassVar[str]
     """What users get, in a few words."""
+    takes: ClassVar[tuple[str, ...]]
+    """What of a `Place` it knows."""
 
     def __init__(self, reactor: Reactor, place: Place) -> None:
+        for word, value in place._asdict().items():
+            if value is not None and word not in self.takes:
+                raise UsageError(f"--via {self.kind} has no {word}: leave out --{word} {value}")
         self.reactor = reactor
         self.place = place
 
@@ -72,7 +79,10 @@ class FrontEnd:
         inside of callbacks."""
 
     def close(self) -> None:
-        """Serve nothing any more, and leave nothing behind; as often as you like."""
+        """Serve nothing any more, and leave nothing behind; as often as you like.
+
+        Raises BusyError naming those who used what they had to be cut off from.
+        """
         raise NotImplementedError
 
     def __enter__(self) -> Self:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-MODULES: Final = {"nbd": "dmcopy.export.nbd.server"}
+MODULES: Final = {
+    "nbd": "dmcopy.export.nbd.server",
+    "fuse": "dmcopy.export.fuse.files",
+    "loop": "dmcopy.export.loop",
+}
 """The front ends, best first, each with the module that has it as `FRONT_END`."""
 
 

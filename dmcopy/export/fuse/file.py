@@ -62,6 +62,7 @@ class FuseRequests:
         self._rooms = [slot * stride for slot in range(DEPTH)]
         self._views = {room: self._memory.view[room : room + stride] for room in self._rooms}
         self._within_block = block - 1
+        self._told = device.sectors
         self._paused = False
         self.under_way = 0
         self._turns = Turns(reactor.submit)
@@ -103,6 +104,9 @@ class FuseRequests:
         self._memory.close()
 
     def _readable(self, _events: int) -> None:
+        if self._device.sectors != self._told:
+            self._told = self._device.sectors
+            self._send(protocol.resized())
         for _ in range(_BATCH):
             if self._fd < 0:
                 return

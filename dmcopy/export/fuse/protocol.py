@@ -80,6 +80,9 @@ _STATFS_OUT: Final = struct.Struct("=5Q3I28x")
 _SETATTR_IN: Final = struct.Struct("=I4xQQ")
 _FALLOCATE_IN: Final = struct.Struct("=QQQI")
 _OPEN_IN: Final = struct.Struct("=I")
+_INVAL_INODE: Final = struct.Struct("=Qqq")
+_NOTIFY_INVAL_INODE: Final = 2
+_FOR_EVER: Final = 1 << 30  # seconds
 
 
 class Init(NamedTuple):
@@ -146,15 +149,23 @@ def parse_open(body: bytes) -> int:
 
 
 def attr_reply(size: int, *, mode: int, owner: tuple[int, int], seconds: int) -> bytes:
-    """Build fuse_attr_out of a regular file, to be asked for anew each time.
+    """Build fuse_attr_out of a regular file, which stands until `resized`.
 
-    The device may become longer. `owner`: user and group; `seconds`: when it was last changed.
+    `owner`: user and group; `seconds`: when it was last changed. The kernel must not ask again by
+    itself: LOOP_GET_STATUS64 of a loop device over the file would, and whoever claims a disk looks
+    through all loop devices so, the server too, which would wait for itself.
     """
     return _ATTR_OUT.pack(
-        *(0, 0),
+        *(_FOR_EVER, 0),
         *(ROOT, size, size >> 9, seconds, seconds, seconds),
         *(0, 0, 0, stat.S_IFREG | mode, 1, *owner, 0, 4096, 0),
     )
+
+
+def resized() -> bytes:
+    """Build the notification that attributes are to be asked for anew (FUSE_NOTIFY_INVAL_INODE)."""
+    body = _INVAL_INODE.pack(ROOT, -1, 0)
+    return REPLY.pack(REPLY.size + len(body), _NOTIFY_INVAL_INODE, 0) + body
 
 
 def open_reply() -> bytes:

@@ -41,6 +41,7 @@ class NbdServer(FrontEnd):
 
     kind: ClassVar[str] = "nbd"
     summary: ClassVar[str] = "an NBD export: for QEMU, libnbd's tools, nbd-client"
+    takes: ClassVar[tuple[str, ...]] = ("socket", "listen")
 
     def __init__(self, reactor: Reactor, place: Place = Place()) -> None:  # noqa: B008
         super().__init__(reactor, place)

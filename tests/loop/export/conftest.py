@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -14,8 +16,11 @@ from typing import TypeVar
 import pytest
 
 from dmcopy.block import file_mounts
+from dmcopy.block.loop import loop_device
 from dmcopy.export.aside import aside
+from dmcopy.export.base import Place
 from dmcopy.export.fuse.served import FuseFile
+from dmcopy.export.loop import LoopDevices
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
@@ -27,11 +32,14 @@ _T = TypeVar("_T")
 class Serving:
     """`mapper` makes devices, `file` serves them; `folder` is in memory, `ledger` in it."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(
+        self, folder: Path, mapper: UserMapper, below: ExitStack, stack: ExitStack
+    ) -> None:
         self.folder = folder
+        self.below = below
         self.stack = stack
         self.ledger = Ledger(folder / "ledger")
-        self.mapper = UserMapper()
+        self.mapper = mapper
 
     def image(self, name: str, size: int) -> Path:
         """Make a sparse file of `size` bytes."""
@@ -49,6 +57,21 @@ class Serving:
         made = FuseFile(self.mapper.reactor, self.mapper.open(name), path, ledger=self.ledger)
         self.stack.callback(made.close, force=True)
         return made
+
+    def loop(self, name: str) -> str:
+        """Serve a device as a loop device, until the end of the test."""
+        path = str(self.folder / f"{name}.loop")
+        made = LoopDevices(self.mapper.reactor, Place(at=path), ledger=self.ledger)
+        self.stack.enter_context(made)
+        return made.add(name, self.mapper.open(name))
+
+    def mount(self, device: str, *options: str) -> Path:
+        """Mount a device on a folder, until the end of the test, or `umount`."""
+        point = self.folder / f"{os.path.basename(device)}.mounted"
+        point.mkdir(exist_ok=True)
+        self.run("mount", *options, device, point)
+        self.stack.callback(self.shell, '! mountpoint -q "$1" || umount "$1"', point)
+        return point
 
     def meanwhile(self, call: Callable[[], _T]) -> _T:
         """Make a call that waits for what is served here."""
@@ -70,6 +93,25 @@ class Serving:
         assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
+    def begin(self, *words: str | os.PathLike[str]) -> Callable[[], int]:
+        """Start a program; return what waits for its end and returns its exit code."""
+        process = subprocess.Popen(
+            list(map(str, words)), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        self.stack.callback(process.wait)
+        self.stack.callback(process.kill)
+        return lambda: self.meanwhile(lambda: process.wait(SECONDS))
+
+    def until(self, done: Callable[[], object], waiting_for: str) -> None:
+        self.mapper.reactor.run_until(done, SECONDS, waiting_for)
+
+    def loop_below(self, size: int, *, sector_size: int) -> str:
+        """Make a loop device of a new file, to be under a table."""
+        image = self.image("below", size)
+        return self.below.enter_context(
+            loop_device(image, sector_size=sector_size, ledger=self.ledger)
+        ).path
+
     def shell(self, script: str, *words: str | os.PathLike[str], code: int = 0) -> str:
         """Run a script of the shell, which has the words as $1, $2 …"""
         return self.run("bash", "-euc", script, "bash", *words, code=code)
@@ -87,6 +129,39 @@ def _run(words: Sequence[str | os.PathLike[str]]) -> subprocess.CompletedProcess
     )
 
 
+class Server:
+    """A process that serves devices; see `tests.loop.export.server`. `paths`: where they are."""
+
+    def __init__(self, kind: str, folder: Path, spec: str, *, before: Sequence[str] = ()) -> None:
+        words = [*before, sys.executable, "-m", "tests.loop.export.server"]
+        self.process = subprocess.Popen(
+            [*words, kind, str(folder), spec],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.paths = []
+        for _ in spec.split(";"):
+            ready, _, _ = select.select([self.process.stdout], [], [], SECONDS)
+            assert ready, "the server did not say that it is there"
+            self.paths.append(self.process.stdout.readline().strip())
+
+    def end(self) -> int:
+        """Let it end by itself."""
+        self.process.stdin.close()
+        return self._wait()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self._wait()
+
+    def _wait(self) -> int:
+        code = self.process.wait(SECONDS)
+        self.process.stdin.close()
+        self.process.stdout.close()
+        return code
+
+
 @pytest.fixture
 def serving() -> Iterator[Serving]:
     if os.geteuid() != 0:
@@ -94,9 +169,8 @@ def serving() -> Iterator[Serving]:
     if reason := file_mounts.why_not():
         pytest.skip(reason)
     shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="dmcopy-", dir=shm) as folder, ExitStack() as stack:
-        made = Serving(Path(folder), stack)
-        stack.callback(made.mapper.close)
-        yield made
-        stack.close()
+    with tempfile.TemporaryDirectory(prefix="dmcopy-", dir=shm) as folder:
+        with ExitStack() as below, UserMapper() as mapper, ExitStack() as stack:
+            made = Serving(Path(folder), mapper, below, stack)
+            yield made
         assert made.ledger.entries() == []

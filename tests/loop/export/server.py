@@ -1,30 +1,37 @@
-"""A process that serves a table as a file, and is told what to do on standard input.
+"""A process that serves devices, for tests that kill it.
 
-    python -m tests.loop.export.server PATH LEDGER TABLE
+    python -m tests.loop.export.server KIND FOLDER SPEC
 
-It prints a line when the file is there, and ends at the end of its input.
+SPEC is as in `dm create --concise`. It prints a line for each device when all are there, and ends
+at the end of its input. The ledger and the files that are made are in FOLDER.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
+from pathlib import Path
 
-from dmcopy.export.fuse.served import FuseFile
+from dmcopy.export.fuse import files
+from dmcopy.export.kinds import MODULES
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.userspace import UserMapper
-from dmcopy.table import Table
+from dmcopy.table.concise import parse_concise
 
 
-def main(path: str, ledger: str, table: str) -> None:
+def main(kind: str, folder: str, spec: str) -> None:
+    files.runtime_folder = lambda: Path(folder)  # type: ignore[attr-defined]
+    front_end = importlib.import_module(MODULES[kind]).FRONT_END
     with UserMapper() as mapper:
-        mapper.create("served", Table.parse(table))
-        file = FuseFile(mapper.reactor, mapper.open("served"), path, ledger=Ledger(ledger))
-        print(file.path, flush=True)
-        ended: list[int] = []
-        mapper.reactor.watch(sys.stdin.fileno(), ended.append)
-        mapper.reactor.run_until(lambda: ended or file.gone)
-        mapper.reactor.unwatch(sys.stdin.fileno())
-        file.close()
+        devices = parse_concise(spec)
+        mapper.create_all(devices)
+        with front_end(mapper.reactor, ledger=Ledger(Path(folder, "ledger"))) as served:
+            for one in devices:
+                print(served.add(one.name, mapper.open(one.name)), flush=True)
+            ended: list[int] = []
+            mapper.reactor.watch(sys.stdin.fileno(), ended.append)
+            mapper.reactor.run_until(lambda: ended)
+            mapper.reactor.unwatch(sys.stdin.fileno())
 
 
 if __name__ == "__main__":

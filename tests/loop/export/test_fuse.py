@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import select
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +15,8 @@ from dmcopy.block import file_mounts
 from dmcopy.errors import BusyError, UsageError
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.reap import Reaper
-from tests.loop.export.conftest import SECONDS, Serving
+from dmcopy.table import Table
+from tests.loop.export.conftest import SECONDS, Server, Serving
 
 pytestmark = pytest.mark.loop
 MIB = 1 << 20
@@ -90,6 +89,16 @@ def test_what_changes_below_is_seen(serving: Serving) -> None:
     serving.meanwhile(first)
     serving.mapper.open("a").write(0, b"y" * 512)
     assert serving.meanwhile(first) == b"y" * 512
+
+
+def test_a_device_that_becomes_longer_is_a_longer_file(serving: Serving, plain: Path) -> None:
+    serving.make("a", f"0 8 linear {plain} 0")
+    file = serving.file("a").path
+    assert serving.run("stat", "-c", "%s", file) == "4096\n"
+    serving.mapper.swap("a", Table.parse(f"0 16 linear {plain} 0"))
+    serving.run("dd", f"if={file}", "of=/dev/null", "bs=512", "count=1", "iflag=direct")
+    assert serving.run("stat", "-c", "%s", file) == "8192\n"
+    serving.run("cmp", "-n", "8192", file, plain)
 
 
 def test_a_large_write_from_odd_memory_comes_in_whole_blocks(serving: Serving, image: Path) -> None:
@@ -193,42 +202,11 @@ def test_a_name_that_is_taken_is_refused(serving: Serving) -> None:
         serving.file("a")
 
 
-class Server:
-    """A process that serves a table as a file: `python -m tests.loop.export.server`."""
-
-    def __init__(self, path: Path, ledger: Ledger, table: str, *before: str, **options: object):
-        words = [*before, sys.executable, "-m", "tests.loop.export.server"]
-        self.process = subprocess.Popen(
-            [*words, str(path), str(ledger.path), table],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            **options,  # type: ignore[call-overload]
-        )
-        self.path = path
-        ready, _, _ = select.select([self.process.stdout], [], [], SECONDS)
-        assert ready, "the server did not say that it is there"
-        assert self.process.stdout.readline().strip() == str(path)
-
-    def end(self) -> int:
-        self.process.stdin.close()
-        return self.wait()
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.wait()
-
-    def wait(self) -> int:
-        code = self.process.wait(SECONDS)
-        self.process.stdin.close()
-        self.process.stdout.close()
-        return code
-
-
 def test_a_server_that_is_killed_leaves_what_reap_removes(serving: Serving, plain: Path) -> None:
     path = serving.folder / "served"
     for _ in range(3):
-        server = Server(path, serving.ledger, f"0 {SECTORS} linear {plain} 0")
+        server = Server("fuse", serving.folder, f"served,,,,0 {SECTORS} linear {plain} 0")
+        assert server.paths == [str(path)]
         with open(path, "r+b", buffering=0) as opened:
             opened.write(b"z" * 4096)
             os.fsync(opened)
@@ -246,7 +224,8 @@ def test_a_server_that_is_killed_leaves_what_reap_removes(serving: Serving, plai
 
 def test_reap_leaves_one_that_is_open_and_says_so(serving: Serving, plain: Path) -> None:
     path = serving.folder / "served"
-    server = Server(path, serving.ledger, f"0 {SECTORS} linear {plain} 0")
+    server = Server("fuse", serving.folder, f"served,,,,0 {SECTORS} linear {plain} 0")
+    assert server.paths == [str(path)]
     with open(path, "rb"):
         server.kill()
         result = Reaper(serving.mapper, serving.ledger).run()
@@ -267,8 +246,8 @@ def test_an_ordinary_user_serves_one_by_fusermount3(serving: Serving, killed: bo
         os.chown(each, 65534, 65534)
     as_user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
     path, ledger = folder / "served", Ledger(folder / "ledger")
-    table = f"0 {SECTORS} linear {image} 0"
-    server = Server(path, ledger, table, *as_user, env={**os.environ, "DMCOPY_IO": "threads"})
+    spec = f"served,,,,0 {SECTORS} linear {image} 0"
+    server = Server("fuse", folder, spec, before=as_user)
     done = subprocess.run(
         [*as_user, "dd", "if=/dev/urandom", f"of={path}", "bs=1M", "count=8", "conv=fsync"],
         capture_output=True,

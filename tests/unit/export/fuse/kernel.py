@@ -44,6 +44,7 @@ class Kernel:
         theirs.setblocking(False)
         self.gone = False
         self.requests = FuseRequests(reactor, device, theirs.detach(), self._ended)
+        self.told: list[tuple[int, bytes]] = []
         self.answers: dict[int, tuple[int, bytes]] = {}
         self._last = 0
 
@@ -75,6 +76,9 @@ class Kernel:
                 return
             length, error, unique = struct.unpack_from("=IiQ", message)
             assert length == len(message)
+            if not unique:
+                self.told.append((error, message[16:]))
+                continue
             assert unique not in self.answers, "answered twice"
             self.answers[unique] = (error, message[16:])
 

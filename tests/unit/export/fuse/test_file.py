@@ -278,6 +278,9 @@ def test_the_file_stays_as_long_as_the_device(
 def test_it_shows_the_size_that_the_device_has_now(kernel: Kernel, disk: SimulatedDisk) -> None:
     assert struct.unpack_from("=Q", kernel.ask(GETATTR, bytes(16))[1], 24) == (SIZE,)
     disk.sectors += 8
+    disk.content += bytes(4096)
+    assert kernel.answer(kernel.read(SIZE, 4096)) == (0, bytes(4096))
+    assert kernel.told == [(2, struct.pack("=Qqq", 1, -1, 0))]
     assert struct.unpack_from("=Q", kernel.ask(GETATTR, bytes(16))[1], 24) == (SIZE + 4096,)
 
 

@@ -1,0 +1,71 @@
+"""The front end `fuse`: each device is a file, in the runtime folder or where it was asked for."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from dmcopy.block import file_mounts
+from dmcopy.errors import BusyError, UsageError
+from dmcopy.export.base import FrontEnd, Place
+from dmcopy.export.fuse.served import FuseFile
+from dmcopy.export.listening import runtime_folder
+from dmcopy.io.reactor import Reactor
+from dmcopy.io.region import Device
+from dmcopy.ledger import Ledger
+from dmcopy.mapper.names import mangle
+
+
+class FuseFiles(FrontEnd):
+    """Serves devices as files. They are in `ledger`, by default the user's."""
+
+    kind: ClassVar[str] = "fuse"
+    summary: ClassVar[str] = "a file that is the device: for every program"
+    takes: ClassVar[tuple[str, ...]] = ("at",)
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        place: Place = Place(),  # noqa: B008
+        *,
+        ledger: Ledger | None = None,
+    ) -> None:
+        super().__init__(reactor, place)
+        self.ledger = ledger or Ledger()
+        self._files: dict[str, FuseFile] = {}
+
+    @classmethod
+    def why_not(cls) -> str:
+        """It takes /dev/fuse, and root or fusermount3."""
+        return file_mounts.why_not()
+
+    def add(self, name: str, device: Device) -> str:
+        """Serve a device; return the path of the file. See `FrontEnd.add`."""
+        if name in self._files:
+            raise UsageError(f"there is a file for {name} already")
+        if self.place.at is not None and self._files:
+            raise UsageError("there are several devices: leave out --at")
+        path = self.place.at or str(runtime_folder() / mangle(name))
+        made = FuseFile(self.reactor, device, path, ledger=self.ledger)
+        self._files[name] = made
+        return made.path
+
+    def remove(self, name: str) -> None:
+        """Serve a device no longer. Raises BusyError naming who has the file open."""
+        self._files[name].close()
+        del self._files[name]
+
+    def close(self) -> None:
+        """Remove all files, and take those that are open from whoever has them; see `FrontEnd`."""
+        users: list[str] = []
+        for name, file in list(self._files.items()):
+            try:
+                file.close()
+            except BusyError as error:
+                users += error.holders
+                file.close(force=True)
+            del self._files[name]
+        if users:
+            raise BusyError("what was served", users, "they were cut off")
+
+
+FRONT_END = FuseFiles

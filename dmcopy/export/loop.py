@@ -1,0 +1,119 @@
+"""The front end `loop`: each device is a block device, /dev/loopN, over a file of `fuse`.
+
+The loop device goes past the page cache: what it asks for is on the device when it is told so, and
+flushes, discards and zeroing reach it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from typing import ClassVar, Final
+
+from dmcopy.block import file_mounts, holders, tools
+from dmcopy.block import loop as loops
+from dmcopy.block.loop import LoopDevice
+from dmcopy.errors import BusyError
+from dmcopy.export.aside import aside
+from dmcopy.export.base import FrontEnd, Place
+from dmcopy.export.fuse.files import FuseFiles
+from dmcopy.io.reactor import Reactor
+from dmcopy.io.region import Device
+from dmcopy.ledger import Ledger
+
+_SECONDS: Final = 60.0
+_GLANCE_SECONDS: Final = 2.0
+"""For who only looks at a device that has changed, as udev does."""
+
+
+class LoopDevices(FrontEnd):
+    """Serves devices as loop devices. They and their files are in `ledger`, as for `FuseFiles`."""
+
+    kind: ClassVar[str] = "loop"
+    summary: ClassVar[str] = "a block device, /dev/loopN: to be mounted"
+    takes: ClassVar[tuple[str, ...]] = FuseFiles.takes
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        place: Place = Place(),  # noqa: B008
+        *,
+        ledger: Ledger | None = None,
+    ) -> None:
+        super().__init__(reactor, place)
+        self._files = FuseFiles(reactor, place, ledger=ledger)
+        self._loops: dict[str, LoopDevice] = {}
+
+    @classmethod
+    def why_not(cls) -> str:
+        """It takes root, and loop devices beside what `fuse` takes."""
+        if os.geteuid() != 0:
+            return "loop devices need root"
+        if not os.path.exists("/dev/loop-control"):
+            return "this kernel has no loop devices (modprobe loop)"
+        return file_mounts.why_not()
+
+    def add(self, name: str, device: Device) -> str:
+        """Serve a device; return its node. See `FrontEnd.add`."""
+        file = self._files.add(name, device)
+
+        def attach() -> LoopDevice:
+            return loops.attach(
+                file,
+                sector_size=device.logical_block_size,
+                read_only=device.read_only,
+                ledger=self._files.ledger,
+            )
+
+        try:
+            made = aside(self.reactor, attach, f"a loop device over {file}", timeout=_SECONDS)
+        except BaseException:
+            self._files.remove(name)
+            raise
+        self._loops[name] = made
+        return made.path
+
+    def remove(self, name: str) -> None:
+        """Serve a device no longer. Raises BusyError naming what is mounted or open."""
+        made = self._loops[name]
+
+        def detach() -> None:
+            users = _users(made)
+            if users:
+                raise BusyError(made.path, users, "it is still served")
+            loops.detach(made)
+
+        aside(self.reactor, detach, f"{made.path} to be detached", timeout=_SECONDS)
+        del self._loops[name]
+        self._files.remove(name)
+
+    def close(self) -> None:
+        """Detach all; what is mounted or open fails from then on, and is detached at its end."""
+        users: list[str] = []
+        for name in list(self._loops):
+            try:
+                self.remove(name)
+            except BusyError as error:
+                users += error.holders
+                made = self._loops.pop(name)
+                words = ["losetup", "--detach", made.path]  # which the last close then does
+                aside(self.reactor, partial(tools.run, words, timeout=_SECONDS), made.path,
+                      timeout=_SECONDS)  # fmt: skip
+        try:
+            self._files.close()
+        except BusyError as error:
+            users = users or list(error.holders)
+        if users:
+            raise BusyError("what was served", users, "they were cut off")
+
+
+def _users(made: LoopDevice) -> list[str]:
+    """Return who uses a loop device, once those are gone who only glance at it."""
+    deadline = time.monotonic() + _GLANCE_SECONDS
+    while (found := holders.who(made.path)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return [str(one) for one in found]
+
+
+FRONT_END = LoopDevices
