@@ -63,6 +63,9 @@ class Served:
 
         `ready` is called before that is told.
         """
+        from dmcopy.export.flusher import become_io_flusher
+
+        become_io_flusher()
         with signals.interrupting(self), self._front_end:
             found = {name: self._front_end.add(name, one) for name, one in devices.items()}
             ready()
