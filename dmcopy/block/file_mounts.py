@@ -1,6 +1,6 @@
 """One file of /dev/fuse in the tree of files: mounted by mount(2) as root, else by fusermount3.
 
-What is mounted is a regular file, and so is what it is mounted on: an empty one, made for it and
+What is mounted is a regular file, and so is what it is mounted on: one that is made for it and
 removed with it. (fusermount3 does that, too: it looks at what the mount point is.)
 """
 
@@ -45,8 +45,8 @@ def why_not() -> str:
     return ""
 
 
-def make_point(point: str) -> None:
-    """Make the empty file to mount on, by its path as the kernel will show it.
+def make_point(point: str, source: str) -> None:
+    """Make the file to mount on, by its path as the kernel will show it; `source` is in it.
 
     Raises UsageError where something is there already, BusyError for a mount whose server died.
     """
@@ -54,21 +54,24 @@ def make_point(point: str) -> None:
         hint = "if its server was killed: dmcopy dm reap"
         raise BusyError(point, ["a file that dmcopy serves there"], hint)
     try:
-        os.close(os.open(point, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        fd = os.open(point, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(os.fsencode(source))
     except OSError as error:
         if error.errno == errno.EEXIST:
             raise UsageError(f"{point} is there already: name a file that is not") from None
         raise DeviceError(point, "make the file to mount on", error.errno or 0) from error
 
 
-def remove_point(point: str) -> None:
-    """Remove the file that was mounted on; nothing happens to one that has become another's."""
+def remove_point(point: str, source: str) -> None:
+    """Remove the file that was mounted on; nothing happens to one without `source` in it."""
     if source_of(point):  # whose server is not to be asked: it may be this thread
         return
     with contextlib.suppress(OSError):
-        status = os.lstat(point)
-        if stat.S_ISREG(status.st_mode) and not status.st_size:
-            os.unlink(point)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open(point, flags), "rb") as file:
+            if file.read(len(source) + 1) == os.fsencode(source):
+                os.unlink(point)
 
 
 def source_of(point: str) -> str:

@@ -176,7 +176,7 @@ class Reaper:
             there = file_mounts.unmount(entry.name, entry.uuid)
         except OSError as error:
             raise DeviceError(entry.name, "unmount it", error.errno or 0) from error
-        file_mounts.remove_point(entry.name)
+        file_mounts.remove_point(entry.name, entry.uuid)
         return there
 
     def _server(self, entry: Entry) -> bool:

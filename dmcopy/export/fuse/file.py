@@ -28,6 +28,7 @@ MAX_BYTES: Final = 256 << 10
 """What one request reads or writes at most: larger ones come in several, side by side."""
 DEPTH: Final = 64
 
+_MAX_BLOCK: Final = 64 << 10  # BLK_MAX_BLOCK_SIZE in include/linux/blkdev.h, 6.15
 _BATCH: Final = 32  # requests taken before anything else on the reactor has its turn
 _READ, _WRITE = int(Opcode.READ), int(Opcode.WRITE)
 
@@ -51,8 +52,7 @@ class FuseRequests:
     def __init__(
         self, reactor: Reactor, device: Device, fd: int, gone: Callable[[], object]
     ) -> None:
-        block = device.logical_block_size
-        stride = MAX_BYTES + 2 * max(PAGE_SIZE, block)  # one that is within blocks has two more
+        stride = MAX_BYTES + 2 * _MAX_BLOCK  # one that is within blocks has two more
         self._reactor = reactor
         self._device = device
         self._fd = fd
@@ -61,7 +61,7 @@ class FuseRequests:
         self._head = bytearray(HEAD_BYTES)
         self._rooms = [slot * stride for slot in range(DEPTH)]
         self._views = {room: self._memory.view[room : room + stride] for room in self._rooms}
-        self._within_block = block - 1
+        self._within_block = 0
         self._told = device.sectors
         self._paused = False
         self.under_way = 0
@@ -104,6 +104,7 @@ class FuseRequests:
         self._memory.close()
 
     def _readable(self, _events: int) -> None:
+        self._within_block = self._device.logical_block_size - 1  # another table, another size
         if self._device.sectors != self._told:
             self._told = self._device.sectors
             self._send(protocol.resized())

@@ -41,7 +41,7 @@ class FuseFile:
         self.path = str(place.parent.resolve() / place.name)
         self._entry = self._ledger.add("mount", self.path, uuid=self._source)
         try:
-            file_mounts.make_point(self.path)
+            file_mounts.make_point(self.path, self._source)
         except BaseException:
             self._ledger.cancel(self._entry)
             raise
@@ -76,7 +76,7 @@ class FuseFile:
                 ended = "the requests under way to end"
                 self._reactor.run_until(lambda: not requests.under_way, _CLOSE_SECONDS, ended)
                 requests.release()
-        file_mounts.remove_point(self.path)
+        file_mounts.remove_point(self.path, self._source)
         self._ledger.cancel(self._entry)
         self._entry = ""
 

@@ -92,14 +92,14 @@ def test_a_snapshot_and_its_origin_are_mounted(tmp_path: Path) -> None:
         for node in (then, live):
             shown = Path("/sys/block", Path(node).name, "loop", "dio").read_text()
             assert shown == "1\n"
-        with mapper.device("over", Table.of(SECTORS, Linear(live, 0))) as over:
-            with mounted(over.path, tmp_path / "live") as folder:
-                (folder / "file").write_bytes(b"new" * 300_000)
-                os.sync()
-                run("fstrim", folder)
-                with mounted(then, tmp_path / "then") as older:
-                    assert (older / "file").read_bytes() == old
-                    (older / "own").write_text("own")
+        stacked = mapper.device("over", Table.of(SECTORS, Linear(live, 0)))
+        with stacked as over, mounted(over.path, tmp_path / "live") as folder:
+            (folder / "file").write_bytes(b"new" * 300_000)
+            os.sync()
+            run("fstrim", folder)
+            with mounted(then, tmp_path / "then") as older:
+                assert (older / "file").read_bytes() == old
+                (older / "own").write_text("own")
         for node in (then, live):
             run("e2fsck", "-fn", node)
         assert serving.end() == (0, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,35 @@ def test_one_that_is_open_is_taken_away_by_force(serving: Serving) -> None:
         with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
             os.pread(fd, 512, 0)
     assert file_mounts.source_of(served.path) == ""
+
+
+@pytest.mark.skipif(shutil.which("qemu-io") is None, reason="no qemu-io")
+def test_qemu_has_it_as_a_disk(serving: Serving, image: Path) -> None:
+    """Past the page cache, with its own asynchronous I/O, discards and zeroes."""
+    file = serving.file("a").path
+    source = serving.folder / "source"
+    source.write_bytes(random.Random(8).randbytes(SIZE))
+    raw = ["-f", "raw", "-O", "raw", "-n", "-t", "none", "-T", "none"]
+    serving.run("qemu-img", "convert", *raw, source, file)
+    assert serving.run("qemu-img", "compare", "-f", "raw", "-F", "raw", source, file)
+    model = bytearray(source.read_bytes())
+    steps = ["write -P 7 1M 64k", "write -z 2M 1M", "write -zu 4M 1M", "discard 6M 64k", "flush"]
+    words = [word for step in steps for word in ("-c", step)]
+    serving.run("qemu-io", "-f", "raw", "-n", "-d", "unmap", "-i", "native", *words, file)
+    model[MIB : MIB + 65536] = b"\7" * 65536
+    for start, length in [(2 * MIB, MIB), (4 * MIB, MIB), (6 * MIB, 65536)]:
+        model[start : start + length] = bytes(length)
+    assert image.read_bytes() == model
+
+
+def test_a_file_that_is_not_ours_is_not_removed(serving: Serving) -> None:
+    """The entry is there before the file: killed in between, the name may be anybody's."""
+    path = serving.folder / "theirs"
+    path.touch()
+    serving.ledger.add("mount", str(path), uuid=f"{file_mounts.SOURCE_PREFIX}0123456789ab")
+    result = Reaper(serving.mapper, serving.ledger, lambda _: True).run()
+    assert [entry.name for entry in result.vanished] == [str(path)]
+    assert path.exists()
 
 
 @pytest.mark.usefixtures("image")

@@ -284,6 +284,17 @@ def test_it_shows_the_size_that_the_device_has_now(kernel: Kernel, disk: Simulat
     assert struct.unpack_from("=Q", kernel.ask(GETATTR, bytes(16))[1], 24) == (SIZE + 4096,)
 
 
+def test_blocks_are_those_that_the_device_has_now(kernel: Kernel, disk: SimulatedDisk) -> None:
+    kernel.answer(kernel.read(0, 512))
+    before = bytes(disk.content)
+    disk.logical_block_size = 4096
+    disk.fail(Op.READ, 0, 8, times=1)
+    assert kernel.answer(kernel.write(512, b"x" * 512)) == (EIO, b"")  # the block is read first
+    assert disk.content == before
+    assert kernel.answer(kernel.write(512, b"x" * 512))[0] == 0
+    assert disk.content == before[:512] + b"x" * 512 + before[1024:]
+
+
 def test_a_read_only_device_is_not_written(disk: SimulatedDisk, stack: ExitStack) -> None:
     disk.read_only = True
     before = bytes(disk.content)
