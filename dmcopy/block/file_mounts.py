@@ -101,7 +101,7 @@ def _mount_as_root(point: str, source: str, *, max_bytes: int, read_only: bool) 
     with contextlib.ExitStack() as undo:
         fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         undo.callback(os.close, fd)
-        # By the open file: the name may have become a link to somebody's by now.
+        # By the open file: the name may have become a link to another file by now.
         target = os.open(point, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         options = (
             f"fd={fd},rootmode={stat.S_IFREG | 0o600:o},user_id={os.geteuid()},"

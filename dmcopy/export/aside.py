@@ -20,8 +20,8 @@ _T = TypeVar("_T")
 def aside(reactor: Reactor, call: Callable[[], _T], waiting_for: str, *, timeout: float) -> _T:
     """Return what `call` returns, or raise what it raises, and run the reactor meanwhile.
 
-    Outside of callbacks only. Raises DeadlineError after `timeout` seconds: the call then goes on,
-    and what it comes to is lost.
+    Outside of callbacks only. Raises DeadlineError after `timeout` seconds: then the call continues
+    by itself, and its result is lost.
     """
     results: list[_T] = []
     errors: list[BaseException] = []
@@ -31,7 +31,7 @@ def aside(reactor: Reactor, call: Callable[[], _T], waiting_for: str, *, timeout
             results.append(call())
         except BaseException as error:
             errors.append(error)
-        with contextlib.suppress(ClosedError):  # nobody waits any more
+        with contextlib.suppress(ClosedError):  # the wait was given up
             reactor.call_soon_threadsafe(lambda: None)
 
     threading.Thread(target=run, name="dmcopy-aside", daemon=True).start()

@@ -11,7 +11,7 @@ _PR_SET_IO_FLUSHER: Final = 57
 def become_io_flusher() -> bool:
     """Mark this thread as one that writes to disk for others; return whether that is allowed.
 
-    Where memory is short, the kernel has whoever asks for some write out dirty pages first. If
+    Where memory is short, a process that asks for some may first have to write out dirty pages. If
     those belong to a file system on a device that this very process serves, it would wait for
     itself; this mark (Linux 5.6, prctl(2)) keeps it from that. It takes CAP_SYS_RESOURCE.
     """

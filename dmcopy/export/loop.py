@@ -24,7 +24,7 @@ from dmcopy.ledger import Ledger
 
 _SECONDS: Final = 60.0
 _GLANCE_SECONDS: Final = 2.0
-"""For who only looks at a device that has changed, as udev does."""
+"""How long a process may have it open that only looks at a changed device, as udev does."""
 
 
 class LoopDevices(FrontEnd):

@@ -138,7 +138,7 @@ class FuseRequests:
                     self._other(opcode, unique, size)
             except OSError as error:
                 self._send(protocol.error_reply(unique, error.errno or errno.EIO))
-            except Exception as error:  # whoever waits for it must not wait for ever
+            except Exception as error:  # the caller must not wait for ever
                 self._send(protocol.error_reply(unique, errno.EIO))
                 self._reactor.report(error)
 
@@ -249,7 +249,7 @@ class FuseRequests:
         )
 
     def _setattr(self, unique: int, body: bytes) -> bytes:
-        """Refuse what would change it; times are nobody's, and O_TRUNC is as on a disk."""
+        """Refuse what would change it; times are not kept, and O_TRUNC is as on a disk."""
         which, size = protocol.parse_setattr(body)
         if which & (protocol.FATTR_MODE | protocol.FATTR_UID | protocol.FATTR_GID):
             raise OSError(errno.EPERM, "not the mode, nor the owner")

@@ -55,7 +55,7 @@ class FuseFiles(FrontEnd):
         del self._files[name]
 
     def close(self) -> None:
-        """Remove all files, and take those that are open from whoever has them; see `FrontEnd`."""
+        """Remove all files, and cut off the users of those that are open; see `FrontEnd`."""
         users: list[str] = []
         for name, file in list(self._files.items()):
             try:

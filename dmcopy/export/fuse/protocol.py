@@ -118,11 +118,11 @@ def parse_init(body: bytes) -> Init:
 
 
 def init_reply(offer: Init, *, max_bytes: int, depth: int) -> bytes:
-    """Build fuse_init_out: what of the offer is wanted, and at most so many bytes a request.
+    """Build fuse_init_out: what of the offer is wanted, and `max_bytes` a request at most.
 
     One page more than `max_bytes` takes: memory of the caller's that does not begin on a page then
     still goes in requests of whole `max_bytes`, and not in pieces that begin and end anywhere.
-    `depth`: how many requests nobody waits for (a loop device's) the kernel sends at a time.
+    `depth`: how many asynchronous requests, such as a loop device's, the kernel sends at a time.
     """
     flags = offer.flags & _WANTED
     return _INIT_OUT.pack(
@@ -152,8 +152,8 @@ def attr_reply(size: int, *, mode: int, owner: tuple[int, int], seconds: int) ->
     """Build fuse_attr_out of a regular file, which stands until `resized`.
 
     `owner`: user and group; `seconds`: when it was last changed. The kernel must not ask again by
-    itself: LOOP_GET_STATUS64 of a loop device over the file would, and whoever claims a disk looks
-    through all loop devices so, the server too, which would wait for itself.
+    itself: LOOP_GET_STATUS64 of a loop device over the file would, and to claim a disk is to look
+    through all loop devices so. The server, which claims disks, too, would wait for itself.
     """
     return _ATTR_OUT.pack(
         *(_FOR_EVER, 0),

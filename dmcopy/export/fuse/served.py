@@ -24,9 +24,9 @@ _CLOSE_SECONDS: Final = 10.0
 class FuseFile:
     """`device` as the file `path`, which must not be there yet; `close` removes it.
 
-    Whoever waits for anything on `reactor` serves it: in between nobody is answered. `gone` is true
-    when somebody else has unmounted it. In `ledger`, by default the user's, it is noted until it is
-    closed. Raises UsageError, MissingError, DeviceError, BusyError.
+    It is served while the reactor runs, that is, while anything is waited for there. `gone` is true
+    when another process has unmounted it. Until it is closed it is in `ledger`, by default the
+    user's. Raises UsageError, MissingError, DeviceError, BusyError.
     """
 
     def __init__(
