@@ -21,6 +21,7 @@ from dmcopy.export.fuse.files import FuseFiles
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
+from dmcopy.mapper.base import note_failure
 
 _SECONDS: Final = 60.0
 _GLANCE_SECONDS: Final = 2.0
@@ -68,8 +69,8 @@ class LoopDevices(FrontEnd):
 
         try:
             made = aside(self.reactor, attach, f"a loop device over {file}", timeout=_SECONDS)
-        except BaseException:
-            self._files.remove(name)
+        except BaseException as error:
+            note_failure(error, lambda: self._files.remove(name))
             raise
         self._loops[name] = made
         return made.path

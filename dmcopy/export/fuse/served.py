@@ -24,7 +24,8 @@ _CLOSE_SECONDS: Final = 10.0
 class FuseFile:
     """`device` as the file `path`, which must not be there yet; `close` removes it.
 
-    It is served while the reactor runs, that is, while anything is waited for there. `gone` is true
+    It is served while the reactor runs, that is, while anything is waited for there: on that thread
+    the file itself can only be opened or looked at by way of `aside`. `gone` is true
     when another process has unmounted it. Until it is closed it is in `ledger`, by default the
     user's. Raises UsageError, MissingError, DeviceError, BusyError.
     """

@@ -104,3 +104,19 @@ def test_what_a_kind_does_not_know_is_refused(disk: Path, tmp_path: Path) -> Non
         )
         assert done.returncode == 2
         assert said in done.stderr
+
+
+def test_one_path_is_for_one_device(disk: Path, tmp_path: Path) -> None:
+    place = tmp_path / "served"
+    spec = f"a,,,,0 8 linear {disk} 0;b,,,,0 8 linear {disk} 8"
+    words = ["serve", "--via", "fuse", "--at", str(place), "--concise", spec]
+    done = subprocess.run(
+        [sys.executable, "-m", "dmcopy", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "several devices" in done.stderr
+    assert not place.exists()
