@@ -108,11 +108,11 @@ class Guard:
 
     def report(self, error: BaseException) -> None:
         """Take what a callback raised: its table fails. kcopyd, too, says it here."""
-        self._reactor.report(error)
         if not self._has_failed:
             self._has_failed = True
             self._failed(error)
             self._refuses = True
+        self._reactor.report(error)
         self._reactor.call_soon(self._look)
 
     def _call(self, notify: Callable[..., object], *args: Any) -> None:

@@ -103,4 +103,6 @@ def test_the_tests_are_those_that_mirror_the_module() -> None:
     tests = mirrored(ROOT, Path("dmcopy/targets/mirror.py"))
     assert "tests/unit/targets/test_mirror.py" in tests
     assert "tests/simulated/targets/test_mirror_crash.py" in tests
+    loops = "tests/loop/cow/test_loops.py" in mirrored(ROOT, Path("dmcopy/cow/merge.py"))
+    assert loops == (os.geteuid() == 0)
     assert mirrored(ROOT, Path("dmcopy/ranges.py")) == ["tests/unit/test_ranges.py"]

@@ -303,9 +303,9 @@ def test_a_device_that_has_failed_says_so_until_it_gets_another_table(
     reactor.step()
     assert (engine.status("x"), engine.mapper.table("x")) == (status, table)
     assert engine.mapper.info("x").events > events
-    requests = [load.start("x", op, 0, 8 * (op != Op.FLUSH)) for op in (Op.READ, Op.WRITE)]
+    requests = [load.start("x", op, 0, 8 * (op != Op.FLUSH)) for op in list(Op)[:4]]
     load.wait()
-    assert [request.error for request in requests] == [errno.EIO] * 2
+    assert [request.error for request in requests] == [errno.EIO] * 4
     with pytest.raises(DeviceError, match="the target has failed; the device needs another table"):
         engine.mapper.message("x", "mark", "it")
     engine.mapper.load("x", Table.parse("0 256 linear a 0"))
@@ -316,6 +316,28 @@ def test_a_device_that_has_failed_says_so_until_it_gets_another_table(
     assert [(type(error), error.__notes__) for error in told] == [
         (IndexError, ["a target of x raised it: all I/O of its table ends with EIO"])
     ]
+
+
+def test_whose_fault_it_is_is_logged(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    engine.make("x", "0 64 delay a 0 5")
+    engine.mapper.open("x").active.targets[0].host.reactor.call_soon(lambda: [][0])  # type: ignore[union-attr]
+    engine.mapper.reactor.step()
+    assert "a target of x raised it: all I/O of its table ends with EIO" in caplog.text
+    assert "IndexError" in caplog.text
+
+
+def test_every_line_of_a_table_fails(engine: Engine, told: list[Exception]) -> None:
+    engine.make("x", "0 64 linear b 0\n64 64 zero\n128 128 delay a 0 5")
+    load = Load(engine)
+    whole = load.start("x", Op.READ, 0, 256)
+    engine.mapper.open("x").active.targets[2].host.reactor.call_soon(lambda: [][0])  # type: ignore[union-attr]
+    load.wait()
+    parts = [load.start("x", Op.READ, place, 8) for place in (8, 60, 100, 200)]
+    load.wait()
+    assert [one.error for one in (*parts,)] == [errno.EIO] * 4
+    assert whole.error in (0, errno.EIO)
+    assert len(told) == 1
+    assert [str(line.start) for line in engine.mapper.status("x")] == ["0", "64", "128"]
 
 
 def test_an_opener_that_raises_is_not_the_targets_fault(
