@@ -275,20 +275,20 @@ def told(engine: Engine) -> list[Exception]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("text", "status"),
-    [
-        ("0 256 snapshot a b P 8", "Invalid"),
-        ("0 256 snapshot a b N 8", "Invalid"),
-        ("0 256 snapshot a b po 0", "Invalid"),
-        ("0 256 snapshot-merge a b P 8", "Merge failed"),
-        ("0 256 snapshot-origin a", ""),
-        ("0 256 mirror core 2 16 nosync 2 a 0 b 0", "2 a b 16/16 1 DD 1 core"),
-        ("0 256 delay a 0 5", "1 0 0"),
-        ("0 256 log-writes a b", "0 0 logging_disabled"),
-        ("0 256 linear a 0", ""),
-    ],
-)
+DEVICES = [
+    ("0 256 snapshot a b P 8", "Invalid"),
+    ("0 256 snapshot a b N 8", "Invalid"),
+    ("0 256 snapshot a b po 0", "Invalid"),
+    ("0 256 snapshot-merge a b P 8", "Merge failed"),
+    ("0 256 snapshot-origin a", ""),
+    ("0 256 mirror core 2 16 nosync 2 a 0 b 0", "2 a b 16/16 1 DD 1 core"),
+    ("0 256 delay a 0 5", "1 0 0"),
+    ("0 256 log-writes a b", "0 0 logging_disabled"),
+    ("0 256 linear a 0", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "status"), DEVICES)
 def test_a_device_that_has_failed_says_so_until_it_gets_another_table(
     engine: Engine, told: list[Exception], text: str, status: str
 ) -> None:
@@ -316,6 +316,24 @@ def test_a_device_that_has_failed_says_so_until_it_gets_another_table(
     assert [(type(error), error.__notes__) for error in told] == [
         (IndexError, ["a target of x raised it: all I/O of its table ends with EIO"])
     ]
+
+
+@pytest.mark.parametrize("text", [text for text, _ in DEVICES])
+def test_a_table_that_was_never_active_fails(
+    engine: Engine, told: list[Exception], text: str
+) -> None:
+    """And leaves what is active alone, and nothing behind it."""
+    engine.make("x", "0 256 linear d 0")
+    engine.mapper.load("x", Table.parse(text))
+    (target,) = engine.mapper._slots["x"].loaded.targets  # type: ignore[union-attr]
+    target.host.reactor.call_soon(lambda: [][0])
+    engine.mapper.reactor.step()
+    load = Load(engine)
+    well = load.start("x", Op.READ, 0, 8)
+    load.wait()
+    engine.mapper.clear("x")
+    assert ([type(error) for error in told], well.error) == ([IndexError], 0)
+    assert not engine.mapper.module(SnapshotModule).origins
 
 
 def test_whose_fault_it_is_is_logged(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:

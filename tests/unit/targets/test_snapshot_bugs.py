@@ -15,6 +15,7 @@ from dmcopy.io.request import Io, Memory, Op
 from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.table import Table
 from dmcopy.targets.origin import SnapshotModule
+from dmcopy.targets.persistent import PersistentStore
 
 from .conftest import Engine
 
@@ -159,3 +160,34 @@ def test_a_merge_goes_on_after_the_handover_of_another_snapshot(engine: Engine) 
     assert before != "16/2048 16" != engine.status("o"), "it is not over yet"
     engine.mapper.sleep(10)
     assert engine.status("o") == "16/2048 16"
+
+
+def test_nothing_is_kept_of_an_origin_that_nothing_uses(engine: Engine) -> None:
+    """Else a handover of later snapshots would hold a device that is not there."""
+    engine.make("s", "0 256 snapshot a b P 8")
+    engine.make("o", "0 256 snapshot-origin a")
+    for text in ("0 256 snapshot-merge a b P 8", "0 256 snapshot-origin a"):
+        engine.mapper.suspend("s")
+        engine.mapper.load("o", Table.parse(text))
+        engine.mapper.resume("o")
+        engine.mapper.sleep(1)
+        (origin,) = engine.mapper.module(SnapshotModule).origins.values()
+        assert [host.name for host in origin.hosts] == ["o"]
+    engine.mapper.remove("s")
+    engine.mapper.remove("o")
+    assert engine.mapper.module(SnapshotModule).origins == {}
+
+
+def test_an_origin_without_snapshots_cuts_no_write(engine: Engine) -> None:
+    engine.make("o", "0 256 snapshot-origin a")
+    engine.mapper.open("o").write(8, sectors(1, 128))
+    assert engine.disks["a"].writes == 1
+
+
+def test_a_store_of_ones_own_need_not_be_one_that_merges(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PersistentStore, "can_merge", False)
+    with pytest.raises(DeviceError, match="exception store does not support snapshot-merge"):
+        engine.make("m", "0 256 snapshot-merge a b P 8")
+    assert engine.mapper.ls() == []
