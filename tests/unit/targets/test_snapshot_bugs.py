@@ -191,3 +191,19 @@ def test_a_store_of_ones_own_need_not_be_one_that_merges(
     with pytest.raises(DeviceError, match="exception store does not support snapshot-merge"):
         engine.make("m", "0 256 snapshot-merge a b P 8")
     assert engine.mapper.ls() == []
+
+
+def test_a_write_of_a_whole_chunk_stands_for_its_copy(engine: Engine) -> None:
+    """What comes while it is under way waits for it, and does not begin a copy beside it."""
+    engine.make("s", "0 256 snapshot a b P 8")
+    reactor, device, ended = engine.mapper.reactor, engine.mapper.open("s"), list[Io]()
+    memory = Memory(1)
+    memory.view[:] = b"n" * 4096
+    for start, count in ((16, 8), (18, 1), (16, 8)):
+        region, extents = IoRegion(device, start, count), [(0, count << 9)]
+        reactor.submit(Io(Op.WRITE, region, memory, extents, ended.append))
+    reactor.run_until(lambda: len(ended) == 3, 10, "the writes")
+    assert [write.error for write in ended] == [0] * 3
+    (target,) = device.active.targets  # type: ignore[union-attr]
+    assert target.client.statistics().sectors_read == 0  # type: ignore[attr-defined]
+    assert engine.disks["b"].read(16, 8) == b"n" * 4096

@@ -214,6 +214,7 @@ class Stuck:
     def __init__(self, reactor: Reactor) -> None:
         self.inner = reactor.backend
         self.name, self.time, self.fileno = self.inner.name, self.inner.time, self.inner.fileno
+        self.pin, self.unpin = self.inner.pin, self.inner.unpin
         self.held: list[IoRequest] = []
         reactor.backend = self
         reactor.submit = self.submit
