@@ -265,8 +265,15 @@ def test_destroy_waits_for_jobs_and_callbacks(reactor: Reactor) -> None:
     client.destroy()
     assert said == [1, 2]
     assert reactor.time() >= 5
-    with pytest.raises(ClosedError):
-        client.copy(whole(source), [whole(dest)])
+    for begin in (
+        lambda: client.copy(whole(source), [whole(dest)]),
+        lambda: client.copy_chunk(whole(source), [whole(dest)], lambda *_: None),
+        lambda: client.copy_list([], dest, unit=8),
+        lambda: client.zero([whole(dest)]),
+    ):
+        with pytest.raises(ClosedError):
+            begin()
+    assert client.statistics().jobs == 0
     client.destroy()
 
 

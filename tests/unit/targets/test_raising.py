@@ -147,6 +147,9 @@ def merge(engine: Engine, load: Load) -> Iterator[None]:
         load.start("m", Op.WRITE if place % 3 else Op.READ, place, 3)
     load.start("n", Op.READ, 8, 64)
     load.start("m", Op.FLUSH, 0, 0)
+    load.wait()
+    engine.mapper.sleep(60)
+    assert engine.status("m") in ("16/256 16", "Merge failed"), "it waits for another snapshot"
 
 
 def mirror(log: str, features: str, recovery: Any, engine: Engine, load: Load) -> Iterator[None]:

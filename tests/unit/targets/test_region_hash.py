@@ -53,6 +53,33 @@ def test_a_write_makes_a_region_dirty_until_its_end_is_noted() -> None:
     assert not bench.hash._regions
 
 
+def test_a_region_that_was_clean_until_a_write_failed_is_not_noted_as_clean() -> None:
+    """That would be the end of what is known of it: its legs differ."""
+    bench, cleared = Bench("nosync"), list[int]()
+    bench.log.clear = cleared.append  # type: ignore[method-assign]
+    bench.hash.begin_write(3)
+    bench.hash.end_write(3)
+    bench.hash.mark_nosync(3)
+    bench.hash.update(errors_handled=True)
+    assert (bench.hash.state(3), cleared) == (RegionState.NOSYNC, [])
+    assert bench.log.sync_count == 7
+
+
+def test_a_region_that_was_clean_until_its_recovery_is_not_forgotten() -> None:
+    bench, cleared = Bench("nosync"), list[int]()
+    bench.log.clear = cleared.append  # type: ignore[method-assign]
+    bench.hash.begin_write(3)
+    bench.hash.end_write(3)
+    bench.log.set_in_sync(3, False)
+    bench.hash.start_recovery()
+    (region,) = bench.recover()
+    bench.hash.update(errors_handled=True)
+    assert (bench.hash.state(3), cleared) == (RegionState.RECOVERING, [])
+    bench.hash.end_recovery(region, well=True)
+    bench.hash.update(errors_handled=True)
+    assert (bench.hash.state(3), cleared) == (RegionState.CLEAN, [3])
+
+
 def test_regions_are_recovered_one_at_a_time_and_upwards() -> None:
     bench = Bench()
     bench.hash.prepare_recovery()

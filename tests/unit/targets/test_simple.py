@@ -55,6 +55,18 @@ def test_stripes_take_turns(engine: Engine) -> None:
     assert device.read(0, 48) == data[: 2 << 9] + bytes(40 << 9) + data[42 << 9 :]
 
 
+def test_stripes_in_the_middle_of_a_table_begin_with_their_line(engine: Engine) -> None:
+    engine.make("d", "0 20 zero\n20 32 striped 2 4 a 0 b 8")
+    device, data = engine.mapper.open("d"), sectors(random.Random(4), 32)
+    device.write(20, data)
+    assert device.read(20, 32) == data
+    chunks = [data[start : start + 2048] for start in range(0, len(data), 2048)]
+    assert engine.disks["a"].read(0, 16) == b"".join(chunks[::2])
+    assert engine.disks["b"].read(8, 16) == b"".join(chunks[1::2])
+    device.discard(22, 20)
+    assert device.read(20, 32) == data[: 2 << 9] + bytes(20 << 9) + data[22 << 9 :]
+
+
 def test_a_discard_of_stripes_takes_nothing_else(engine: Engine) -> None:
     before = {}
     for seed, name in enumerate("abc"):

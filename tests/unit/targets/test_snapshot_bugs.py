@@ -16,6 +16,7 @@ from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.table import Table
 from dmcopy.targets.origin import SnapshotModule
 from dmcopy.targets.persistent import PersistentStore
+from dmcopy.targets.store import TransientStore
 
 from .conftest import Engine
 
@@ -207,3 +208,19 @@ def test_a_write_of_a_whole_chunk_stands_for_its_copy(engine: Engine) -> None:
     (target,) = device.active.targets  # type: ignore[union-attr]
     assert target.client.statistics().sectors_read == 0  # type: ignore[attr-defined]
     assert engine.disks["b"].read(16, 8) == b"n" * 4096
+
+
+def test_a_chunk_of_the_cow_is_zeroed_also_where_the_disk_has_no_discards(engine: Engine) -> None:
+    engine.make("s", "0 256 snapshot a b P 8 1 discard_zeroes_cow")
+    device = engine.mapper.open("s")
+    device.write(16, sectors(1, 8))
+    engine.disks["b"].fail(Op.DISCARD, 0, 2048, error=errno.EOPNOTSUPP)
+    device.discard(16, 8)
+    assert device.read(16, 8) == engine.disks["b"].read(16, 8) == bytes(4096)
+
+
+def test_a_store_in_memory_that_changes_hands_goes_by_the_new_handle(engine: Engine) -> None:
+    store = TransientStore(SimulatedDisk(8), 8)
+    assert (store.prepare(), store.prepare()) == (0, None)
+    store.attach(engine.mapper.reactor, SimulatedDisk(16))
+    assert (store.prepare(), store.prepare(), store.usage()) == (1, None, (16, 16, 0))
