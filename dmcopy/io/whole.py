@@ -19,8 +19,8 @@ TIMEOUT_SECONDS = 60.0
 
 def perform(reactor: Reactor, request: Io, *, timeout: float = TIMEOUT_SECONDS) -> None:
     """Submit `request` and wait for it."""
-    done: list[bool] = []  # and not of requests: one that refers to itself keeps its memory
-    request.notify = lambda _: done.append(True)
+    done: list[None] = []  # and not of requests: one that refers to itself keeps its memory
+    request.notify = lambda _: done.append(None)
     request.region.check(write=request.op not in (Op.READ, Op.FLUSH))
     reactor.submit(request)
     reactor.run_until(lambda: done, timeout, f"{request.op.name} of {request.region}")

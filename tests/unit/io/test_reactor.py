@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import select
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dmcopy.block import BlockDevice
 from dmcopy.errors import ClosedError, UsageError
-from dmcopy.io import Io, IoRegion, Op, Reactor, probe
+from dmcopy.io import Io, IoRegion, Memory, Op, Reactor, probe
 from dmcopy.io.parts import FlushFirst
 from dmcopy.io.poller import Poller
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
@@ -130,3 +132,20 @@ def test_what_is_due_at_once_is_not_waited_with(how: str) -> None:
     reactor.step(60)
     reactor.step(60)
     assert called == [0]
+
+
+def test_who_sleeps_on_the_descriptor_is_woken_by_a_request_alone(tmp_path: Path) -> None:
+    """None is kept to be done by `poll`, which is not called before the descriptor is readable."""
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    with (
+        Reactor("threads", inline=True) as reactor,
+        BlockDevice.open(tmp_path / "disk") as disk,
+    ):
+        descriptor, memory, ended = reactor.fileno(), Memory(1), list[Io]()
+        for _ in range(2):
+            read = Io(Op.READ, IoRegion(disk, 0, 8), memory, [(0, 4096)], ended.append)
+            reactor.submit(read)
+            assert select.select([descriptor], [], [], 60)[0] == [descriptor]
+            reactor.run_until(lambda: ended, 10)
+            assert [one.error for one in ended] == [0]
+            ended.clear()

@@ -66,6 +66,11 @@ def test_what_is_to_be_flushed_first_is(reactor: Reactor, mapped: Mapped, preflu
     assert mapped.disk.read(SECTORS, 8) == bytes(4096)
 
 
+def test_it_is_called_as_what_is_below(reactor: Reactor) -> None:
+    assert reactor.backend.name == "simulated"
+    assert repr(reactor) == "<Reactor on simulated>"
+
+
 def test_a_request_past_the_end_gets_nowhere(reactor: Reactor, mapped: Mapped) -> None:
     request = Io(Op.WRITE, IoRegion(mapped, SECTORS - 7, 8), Memory(1), [(0, 4096)])
     do(reactor, request)

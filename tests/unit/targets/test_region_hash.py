@@ -247,6 +247,29 @@ def test_a_worker_runs_again_when_woken_while_it_waits() -> None:
         assert runs == [[0, 0, 0]] * 2
 
 
+def test_work_that_raises_is_told_and_may_be_woken_again() -> None:
+    with Reactor(SimulatedBackend(1)) as reactor:
+        told: list[Exception] = []
+        reactor.on_exception = told.append
+        runs: list[int] = []
+
+        async def work() -> None:
+            runs.append(1)
+            if len(runs) == 1:
+                worker.wake()
+            await Requests(reactor, [Io(Op.FLUSH, IoRegion(SimulatedDisk(8), 0, 0))])
+            if len(runs) < 3:
+                raise ValueError(len(runs))
+
+        worker = Worker(reactor, work)
+        worker.wake()
+        reactor.run_until(lambda: worker.idle, 1)
+        assert [str(error) for error in told] == ["1", "2"]
+        worker.wake()
+        reactor.run_until(lambda: worker.idle, 1)
+        assert (len(runs), len(told)) == (3, 2)
+
+
 def test_waiting_for_work_has_a_deadline() -> None:
     with Reactor(SimulatedBackend(1)) as reactor:
         disk = SimulatedDisk(8)
