@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dmcopy.errors import ClosedError, DeviceError
-from dmcopy.io import IoRegion
+from dmcopy.io import IoRegion, parts
 from dmcopy.io.request import Io, Memory, Op
 from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.kcopyd import Client
@@ -53,10 +53,7 @@ def counted(countdown: Countdown) -> Iterator[None]:
     call, copy = Guard.call, Client.copy_chunk
 
     def call_guarded(guard: Guard, notify: Any, *args: Any) -> Any:
-        function = notify
-        while isinstance(function, partial):
-            function = function.func
-        if (function.__module__ or "").startswith(("dmcopy.targets.", "dmcopy.io.parts")):
+        if is_a_targets(notify):
             notify = partial(countdown.call, notify)
         return call(guard, notify, *args)
 
@@ -71,6 +68,17 @@ def counted(countdown: Countdown) -> Iterator[None]:
             if cls.wants_end_io:
                 patch.setattr(cls, "end_io", counted_method(countdown, cls.end_io))
         yield
+
+
+def is_a_targets(function: Any) -> bool:
+    """Whether it is a target's own, be it called when several requests have ended."""
+    while True:
+        if isinstance(function, partial):
+            function = function.func
+        elif isinstance(getattr(function, "__self__", None), parts.Countdown):
+            function = function.__self__._notify
+        else:
+            return (function.__module__ or "").startswith("dmcopy.targets.")
 
 
 def counted_method(countdown: Countdown, method: Any) -> Any:
