@@ -33,6 +33,7 @@ from dmcopy.transfer import (
     opening,
 )
 from dmcopy.transfer.plan import find_holes
+from dmcopy.transfer.settings import Settings
 from dmcopy.transfer.verify import Verifier
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -257,6 +258,31 @@ def test_an_interruption_does_not_wait_for_a_disk_that_hangs(
             request.notify(request)
             reactor.step(0.01)
         client.destroy(10)
+
+
+def test_a_session_leaves_open_what_a_hanging_disk_may_still_write_from(
+    waker: list[threading.Timer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pages and its reactor: neither can be closed with requests in flight."""
+    made: list[tuple[Reactor, Stuck]] = []
+    make = Settings.reactor
+
+    def reactor(settings: Settings) -> Reactor:
+        made.append((one := make(settings), Stuck(one)))
+        return one
+
+    monkeypatch.setattr(Settings, "reactor", reactor)
+    with open_all(TransferRequest("src", ("a",))) as opened:
+        session = TransferSession(opened, TransferOptions(backend="threads"))
+        waker.append(threading.Timer(0.05, session.interrupt))
+        waker[0].start()
+        outcome = session.run()
+        ((left, stuck),) = made
+        assert (outcome.exit_code, outcome.transfer.abandoned) == (ExitCode.INTERRUPTED, True)
+        assert stuck.held
+        assert all(request.memory is not None and request.memory.view for request in stuck.held)
+        left.step()  # it is open
+        left.close()
 
 
 def test_an_interruption_before_anything_began() -> None:
