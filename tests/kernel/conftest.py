@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,20 @@ from pathlib import Path
 import pytest
 
 from dmcopy.block.mounts import parse_mountinfo
+from dmcopy.cli import main
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.names import unmangle
 from dmcopy.mapper.tree import top_down, with_deps
 from dmcopy.table import Error, Table
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _each_parser_is_built_once() -> Iterator[None]:
+    """Keep the parser of each noun: to build that of `dm` takes a second in a guest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "_build_parser", functools.cache(main._build_parser))
+        yield
 
 
 @pytest.fixture(autouse=True)

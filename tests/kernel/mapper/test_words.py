@@ -8,7 +8,8 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from dmcopy.cli.main import main
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.reap import Reaper
+from tests.kernel.snapshot.ioctls import IoctlMapper
 
 from .conftest import Disks
 
@@ -73,29 +75,46 @@ def dmcopy(*words: str, stdin: str = "") -> Answer:
     return code, out.getvalue()
 
 
-def _typed(run: Callable[..., Answer], line: str) -> list[tuple[int, str, str]]:
+@pytest.fixture(scope="module")
+def ioctls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IoctlMapper]:
+    """What the kernel has, without a dmsetup for each look."""
+    mapper = IoctlMapper(Ledger(tmp_path_factory.mktemp("ioctls") / "ledger.jsonl"))
+    yield mapper
+    mapper.close()
+
+
+def _typed(
+    run: Callable[..., Answer], line: str, ioctls: IoctlMapper
+) -> list[tuple[int, str, object]]:
     """Run each command of a line; return what each gave, and what was there then."""
     found = []
     for command in line.split(" / "):
         text, _, stdin = command.partition(" < ")
         if text.strip():
             code, out = run(*shlex.split(text), stdin=stdin)
-            found.append((code, out, _there()))
+            found.append((code, out, _there(ioctls)))
     return found
 
 
-def _there() -> str:
-    fields = "mangled_name,uuid,open,segments,tables_loaded,suspended,readonly"
-    _, info = dmsetup("info", "-c", "--manglename", "hex", "--noheadings", "-o", fields)
-    _, tables = dmsetup("table", "--manglename", "none")
-    return info + tables
+def _there(ioctls: IoctlMapper) -> list[object]:
+    """Return what there is to see of each device, once udev has none of them open."""
+    deadline = time.monotonic() + 60
+    while Path("/run/udev/queue").exists():  # as udevadm settle has it
+        assert time.monotonic() < deadline, "waited 60 s for udev to have nothing to do"
+        time.sleep(0.01)
+    return [
+        (
+            *(one.name, one.uuid, one.open_count, one.segments, one.live, one.inactive),
+            *(one.suspended, one.readonly, ioctls.table_text(one.name)),
+        )
+        for one in ioctls.ls()
+    ]
 
 
-def _remove_all() -> None:
-    for _ in range(4):
-        _, text = dmsetup("ls", "--manglename", "none")
-        for line in text.splitlines():
-            dmsetup("remove", "--manglename", "none", "--", line.partition("\t")[0])
+def _remove_all(ioctls: IoctlMapper) -> None:
+    for _ in range(4):  # what another stands on goes after it
+        if names := ioctls.names():
+            dmsetup("remove", "--manglename", "none", "--", *names)
 
 
 @pytest.fixture
@@ -107,16 +126,16 @@ def own_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
 
 @pytest.mark.usefixtures("own_ledger")
 @pytest.mark.parametrize("line", WORDS.replace("\\\n", "").strip("\n").splitlines())
-def test_they_mean_the_same(disks: Disks, tmp_path: Path, line: str) -> None:
+def test_they_mean_the_same(disks: Disks, ioctls: IoctlMapper, tmp_path: Path, line: str) -> None:
     (tmp_path / "table").write_text("0 8 zero\n")
     line = re.sub(r"\bA\b", disks.a, line).replace("FILE", str(tmp_path / "table"))
-    assert _there() == "No devices found\n" * 2
+    assert _there(ioctls) == []
     try:
-        wanted = _typed(dmsetup, line)
-        _remove_all()
-        got = _typed(dmcopy, line)
+        wanted = _typed(dmsetup, line, ioctls)
+        _remove_all(ioctls)
+        got = _typed(dmcopy, line, ioctls)
     finally:
-        _remove_all()
+        _remove_all(ioctls)
     assert got == wanted
 
 
@@ -160,7 +179,9 @@ def test_what_create_made_is_known_by_its_disk(
     assert capsys.readouterr().err == ""
 
 
-def test_all_devices_are_told_apart_whatever_their_names(mapper: KernelMapper) -> None:
+def test_all_devices_are_told_apart_whatever_their_names(
+    mapper: KernelMapper, ioctls: IoctlMapper
+) -> None:
     made = ["a: b", "0 8 zero", "n: 0 8 zero", "line\nbreak", "é", "n", "back\\slash"]
     for number, name in enumerate(made, start=1):
         dmsetup("create", "--manglename", "hex", "--table", f"0 {8 * number} zero", "--", name)
@@ -176,4 +197,4 @@ def test_all_devices_are_told_apart_whatever_their_names(mapper: KernelMapper) -
         code, out = dmcopy("status", "--json")
         assert (code, set(json.loads(out))) == (0, set(lengths))
     finally:
-        _remove_all()
+        _remove_all(ioctls)

@@ -25,7 +25,7 @@ from dmcopy.mapper.passing import table_text
 from dmcopy.status import StatusLine, parse_lines
 from dmcopy.table import Table
 
-CREATE, REMOVE, SUSPEND, STATUS, LOAD, CLEAR, TABLE, ARM_POLL = 3, 4, 6, 7, 9, 10, 12, 16
+LIST, CREATE, REMOVE, SUSPEND, STATUS, LOAD, CLEAR, TABLE, ARM_POLL = 2, 3, 4, 6, 7, 9, 10, 12, 16
 READONLY, SUSPENDED, STATUS_TABLE = 1 << 0, 1 << 1, 1 << 4
 ACTIVE_PRESENT, INACTIVE_PRESENT = 1 << 5, 1 << 6
 SKIP_LOCKFS, NOFLUSH, QUERY_INACTIVE = 1 << 10, 1 << 11, 1 << 12
@@ -36,6 +36,7 @@ BUSY_SECONDS = 60.0
 
 _HEAD = struct.Struct("<3I2IIi3IQ128s129s7x")
 _SPEC = struct.Struct("<2QiI16s")
+_LISTED = struct.Struct("<QI")  # and a name
 _SIZE = 1 << 14
 
 
@@ -104,12 +105,30 @@ class IoctlMapper(KernelMapper):
             time.sleep(0.01)
         del self.paths[name]
 
+    def names(self) -> list[str]:
+        """Return the names of all devices, as the kernel has them, in order."""
+        reply = self._ioctl("list the devices", LIST, "")
+        place, found = _HEAD.unpack_from(reply)[4], []
+        while True:
+            number, following = _LISTED.unpack_from(reply, place)
+            start = place + _LISTED.size
+            if number:
+                found.append(os.fsdecode(reply[start : reply.index(0, start)]))
+            if not following:
+                return sorted(found)
+            place += following
+
+    def ls(self) -> list[DmInfo]:
+        """Return every mapped device of this kernel, by name."""
+        return [self.info(name) for name in self.names()]
+
     def info(self, name: str) -> DmInfo:
         """Return what is known of a device; see `Mapper.info`."""
         head = self._call("look at it", STATUS, name)
         flags, number = head[7], head[10]
         return DmInfo(
             name=name,
+            uuid=os.fsdecode(head[12].partition(b"\0")[0]),
             number=(os.major(number), os.minor(number)),
             open_count=head[6],
             segments=head[5],
@@ -123,8 +142,19 @@ class IoctlMapper(KernelMapper):
     def table(self, name: str, *, inactive: bool = False, showkeys: bool = False) -> Table:
         """Return a table; see `Mapper.table`."""
         del showkeys
-        flags = STATUS_TABLE | (QUERY_INACTIVE if inactive else 0)
-        return Table.read(self._lines(name, flags))
+        return Table.read(self.table_text(name, inactive=inactive))
+
+    def table_text(self, name: str, *, inactive: bool = False) -> str:
+        """Return the lines of a table as the kernel words them."""
+        return self._lines(name, STATUS_TABLE | (QUERY_INACTIVE if inactive else 0))
+
+    def active_tables(self) -> dict[str, Table]:
+        """Return every active table."""
+        return {name: self.table(name) for name in self.names()}
+
+    def statuses(self, *, flush: bool = True) -> dict[str, tuple[StatusLine, ...]]:
+        """Return the status of every device."""
+        return {name: self.status(name, flush=flush) for name in self.names()}
 
     def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
         """Return the status of each line; see `Mapper.status`."""
@@ -165,7 +195,7 @@ class IoctlMapper(KernelMapper):
     def _ioctl(
         self, action: str, number: int, name: str, flags: int, data: bytes = b"", count: int = 0
     ) -> bytearray:
-        head = (4, 0, 0, _SIZE, _HEAD.size, count, 0, flags, QUIET, 0, 0, name.encode(), b"")
+        head = (4, 0, 0, _SIZE, _HEAD.size, count, 0, flags, QUIET, 0, 0, os.fsencode(name), b"")
         buffer = bytearray(_SIZE)
         _HEAD.pack_into(buffer, 0, *head)
         buffer[_HEAD.size : _HEAD.size + len(data)] = data

@@ -14,6 +14,7 @@ from dmcopy.io.request import Op
 from dmcopy.testing import compare
 from dmcopy.testing.compare import Harness
 from dmcopy.testing.steps import Access, Burst, Load, Resume, Step, Suspend, Swap, bursts
+from tests.kernel.snapshot.ioctls import IoctlMapper
 from tests.unit.targets.examples import forgotten, load
 
 pytestmark = pytest.mark.kernel(either=True)
@@ -25,6 +26,12 @@ SECTORS = 1024
 def examples() -> Iterator[None]:
     with forgotten("from_end", "balanced", "lazy_log"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_dmsetup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the kernel's devices by ioctl: both engines are looked at after every step."""
+    monkeypatch.setattr(compare, "KernelMapper", IoctlMapper)
 
 
 @dataclass(frozen=True)
