@@ -12,6 +12,7 @@ from dmcopy.block import backing
 from dmcopy.block.loop import LoopDevice, attach, detach
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
+from tests.kernel.snapshot.ioctls import IoctlMapper
 
 SECTORS = 32768
 
@@ -68,6 +69,15 @@ def mapper(tmp_path: Path, no_device_is_left: None) -> Iterator[KernelMapper]:  
     mapper = KernelMapper(ledger=Ledger(tmp_path / "ledger.jsonl"))
     yield mapper
     assert mapper.ledger.entries() == [], "the test left an entry in the ledger"
+
+
+@pytest.fixture(scope="session")
+def ioctls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IoctlMapper]:
+    """A mapper without dmsetup, for tests of what the kernel says, not of how it is asked."""
+    ledger = Ledger(tmp_path_factory.mktemp("ioctls") / "ledger.jsonl")
+    with IoctlMapper(ledger) as mapper:
+        yield mapper
+    assert mapper.paths == {}, "a test left devices"
 
 
 def loops() -> dict[str, str]:

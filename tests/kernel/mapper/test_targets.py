@@ -59,6 +59,7 @@ from dmcopy.table import (
     ZonedDevice,
 )
 from dmcopy.table import Path as MultipathPath
+from tests.kernel.snapshot.ioctls import IoctlMapper
 
 from .conftest import Disks
 
@@ -138,7 +139,9 @@ def modules_lack(target: Target) -> bool:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_table_and_status_come_back_typed(mapper: KernelMapper, disks: Disks, name: str) -> None:
+def test_table_and_status_come_back_typed(
+    mapper: KernelMapper, ioctls: IoctlMapper, disks: Disks, name: str
+) -> None:
     target = TARGETS[name](disks)
     table = Table.of(LENGTH, target)
     if modules_lack(target):
@@ -147,7 +150,7 @@ def test_table_and_status_come_back_typed(mapper: KernelMapper, disks: Disks, na
     if name in UNFORMATTED:
         assert "unknown target type" not in mapper.refusal(table)
         pytest.skip(f"{name} needs a volume that its own tool formats")
-    with mapper.device("one", table, readonly=target.name == "verity") as device:
+    with ioctls.device("one", table, readonly=target.name == "verity") as device:
         echoed = device.table
         assert echoed.canonical() == numbered(table).canonical()
         assert Table.parse(str(echoed)) == echoed

@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,14 +73,6 @@ def dmcopy(*words: str, stdin: str = "") -> Answer:
         patch.setattr("sys.stdin", io.StringIO(stdin))
         code = main(["dm", *words])
     return code, out.getvalue()
-
-
-@pytest.fixture(scope="module")
-def ioctls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IoctlMapper]:
-    """What the kernel has, without a dmsetup for each look."""
-    mapper = IoctlMapper(Ledger(tmp_path_factory.mktemp("ioctls") / "ledger.jsonl"))
-    yield mapper
-    mapper.close()
 
 
 def _typed(

@@ -107,7 +107,7 @@ class IoctlMapper(KernelMapper):
 
     def names(self) -> list[str]:
         """Return the names of all devices, as the kernel has them, in order."""
-        reply = self._ioctl("list the devices", LIST, "")
+        reply = bytes(self._ioctl("list the devices", LIST, "", 0))
         place, found = _HEAD.unpack_from(reply)[4], []
         while True:
             number, following = _LISTED.unpack_from(reply, place)
