@@ -9,19 +9,21 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
-
-settings.register_profile(
-    "dmcopy", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)  # no verdict hangs on how fast the machine is
-settings.load_profile("dmcopy")
 
 
-def pytest_configure() -> None:
-    """Take SIGINT as in the foreground, and hand that down to the commands that tests start.
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare hypothesis, and take SIGINT as in the foreground.
 
-    A shell has a job in the background ignore SIGINT, and each of its children.
+    The latter is handed down to the commands that tests start: a shell has a job in the background
+    ignore SIGINT, and each of its children.
     """
+    if not config.getoption("--vm-report"):  # tests in a guest do without what takes long to import
+        from hypothesis import HealthCheck, settings
+
+        settings.register_profile(
+            "dmcopy", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        )  # no verdict hangs on how fast the machine is
+        settings.load_profile("dmcopy")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
