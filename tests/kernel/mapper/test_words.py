@@ -104,9 +104,10 @@ def _there(ioctls: IoctlMapper) -> list[object]:
 
 
 def _remove_all(ioctls: IoctlMapper) -> None:
-    for _ in range(4):  # what another stands on goes after it
-        if names := ioctls.names():
-            dmsetup("remove", "--manglename", "none", "--", *names)
+    for _ in range(4):  # dmsetup stops at one that is in use
+        found = sorted(ioctls.ls(), key=lambda one: one.open_count)
+        if found:
+            dmsetup("remove", "--manglename", "none", "--", *(one.name for one in found))
 
 
 @pytest.fixture
