@@ -21,10 +21,11 @@ _BACKLOG: Final = 128
 _LISTEN: Final = re.compile(r"(?:\[([^][]+)\]:|([^:]*):)?(\d{1,5})")
 
 
-def runtime_folder() -> Path:
-    """Return the folder of this user's sockets, /run/dmcopy for root, made with mode 0700.
+def runtime_folder(otherwise: str = "--socket PATH") -> Path:
+    """Return the folder of what this user serves, /run/dmcopy for root, made with mode 0700.
 
-    Raises UsageError where there is none, or where others could have put something into it.
+    `otherwise`: what to say on the command line to do without. Raises UsageError where
+    there is none, or where others could have put something into it.
     """
     if os.geteuid() == 0:
         above = "/run"
@@ -37,12 +38,11 @@ def runtime_folder() -> Path:
         found = folder.lstat()
     except OSError as error:
         raise UsageError(
-            f"there is no place for a socket, {folder} cannot be made ({error.strerror}): "
-            "say --socket PATH"
+            f"there is no place for it, {folder} cannot be made ({error.strerror}): say {otherwise}"
         ) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise UsageError(
-            f"{folder} is not a folder that is yours alone: chmod it to 700, or say --socket PATH"
+            f"{folder} is not a folder that is yours alone: chmod it to 700, or say {otherwise}"
         )
     return folder
 

@@ -44,7 +44,7 @@ class FuseFiles(FrontEnd):
             raise UsageError(f"there is a file for {name} already")
         if self.place.at is not None and self._files:
             raise UsageError("there are several devices: leave out --at")
-        path = self.place.at or str(runtime_folder() / mangle(name))
+        path = self.place.at or str(runtime_folder("--at PATH") / mangle(name))
         made = FuseFile(self.reactor, device, path, ledger=self.ledger)
         self._files[name] = made
         return made.path

@@ -168,7 +168,9 @@ def test_the_folder_of_sockets_is_the_users_alone(
         assert runtime_folder() == tmp_path / "dmcopy"
         assert (tmp_path / "dmcopy").stat().st_mode & 0o777 == 0o700
         (tmp_path / "dmcopy").chmod(0o755)
-    with pytest.raises(UsageError, match="not a folder that is yours alone"):
+    with pytest.raises(UsageError, match=r"not a folder that is yours alone.*say --at PATH"):
+        runtime_folder("--at PATH")
+    with pytest.raises(UsageError, match=r"not a folder that is yours alone.*say --socket PATH"):
         runtime_folder()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "none"))
     with pytest.raises(UsageError, match="say --socket"):
