@@ -6,15 +6,17 @@ import os
 import random
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final, Self
+from typing import IO, Final, Self, TypeVar
 
-from dmcopy.vm.channel import Command, Result, Sink
+from dmcopy.errors import ClosedError, LostVMError
+from dmcopy.vm.channel import Channel, ChannelLostError, Command, Result, Sink
 from dmcopy.vm.disks import Disk, check_disks
 
 BOOT_TIMEOUT: Final = 180.0
 RUN_TIMEOUT: Final = 600.0
+_T = TypeVar("_T")
 
 
 class Guest(ABC):
@@ -27,13 +29,13 @@ class Guest(ABC):
     def __init__(self, disks: Iterable[Disk]) -> None:
         self.disks = list(disks)
         check_disks(self.disks)
+        self._channel: Channel | None = None
 
     @property
-    @abstractmethod
     def release(self) -> str:
         """The guest's kernel release, as uname -r gives it."""
+        return self._alive().release
 
-    @abstractmethod
     def start(
         self,
         argv: Sequence[str],
@@ -46,18 +48,27 @@ class Guest(ABC):
         tty: bool = False,
     ) -> Command:
         """Start a command and return without waiting; `wait` on what this returns. See `run`."""
+        return self._alive().start(
+            argv,
+            cwd=str(self._inside(Path(cwd or Path.cwd()))),
+            env=self._environment(env),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            tty=tty,
+        )
 
-    @abstractmethod
     def wait(self, command: Command, timeout: float = RUN_TIMEOUT) -> Result:
         """Wait for a started command. Raises DeadlineError, LostVMError."""
+        return self._follow(command.wait, timeout)
 
-    @abstractmethod
     def poll(self, command: Command, timeout: float) -> int | None:
         """Move what a started command reads and writes until something happens.
 
         Returns its status once it has ended; None after `timeout` seconds or less. Raises
         LostVMError.
         """
+        return self._follow(command.poll, timeout)
 
     def run(
         self,
@@ -99,6 +110,26 @@ class Guest(ABC):
             self.kill()  # after Ctrl-C the user does not want to wait for a shutdown
         else:
             self.close()
+
+    @abstractmethod
+    def _inside(self, path: Path) -> Path:
+        """Return where a folder is in the guest. Raises UsageError for one that is not there."""
+
+    @abstractmethod
+    def _lost(self, why: str) -> LostVMError:
+        """Return the error of a guest that died, with the end of its console."""
+
+    def _alive(self) -> Channel:
+        if self._channel is None:
+            raise ClosedError("the guest is closed: boot another one")
+        return self._channel
+
+    def _follow(self, wait: Callable[[float], _T], timeout: float) -> _T:
+        self._alive()
+        try:
+            return wait(timeout)
+        except ChannelLostError as error:
+            raise self._lost(str(error)) from None
 
     def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
         binaries = Path(sys.executable).parent

@@ -16,17 +16,17 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
-from dmcopy.errors import ClosedError, DeadlineError, LostVMError, MissingError, UsageError
+from dmcopy.errors import DeadlineError, LostVMError, MissingError, UsageError
 from dmcopy.units import parse_bytes
 from dmcopy.vm import accel, initramfs, kernels, machine
 from dmcopy.vm.agent import Kind
-from dmcopy.vm.base import BOOT_TIMEOUT, RUN_TIMEOUT, Guest
+from dmcopy.vm.base import BOOT_TIMEOUT, Guest
 from dmcopy.vm.cache import keep_log
-from dmcopy.vm.channel import Channel, ChannelLostError, Command, Result, Sink
+from dmcopy.vm.channel import Channel, ChannelLostError
 from dmcopy.vm.disk_server import DiskServer
 from dmcopy.vm.disks import Disk
 from dmcopy.vm.leash import Leashed
@@ -58,7 +58,6 @@ class QemuGuest(Guest):
         cpus: int | None = None,
     ) -> None:
         super().__init__(disks)
-        self._channel: Channel | None = None
         self._qemu: Leashed | None = None
         self._servers: list[DiskServer] = []
         memory_bytes = parse_bytes(memory, default="m")
@@ -83,45 +82,6 @@ class QemuGuest(Guest):
         except BaseException:
             self._end()
             raise
-
-    @property
-    def release(self) -> str:
-        return self._alive().release
-
-    def start(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: str | Path | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: IO[bytes] | bytes | None = None,
-        stdout: Sink | None = None,
-        stderr: Sink | None = None,
-        tty: bool = False,
-    ) -> Command:
-        return self._alive().start(
-            argv,
-            cwd=str(_visible(Path(cwd or Path.cwd()))),
-            env=self._environment(env),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            tty=tty,
-        )
-
-    def wait(self, command: Command, timeout: float = RUN_TIMEOUT) -> Result:
-        self._alive()
-        try:
-            return command.wait(timeout)
-        except ChannelLostError as error:
-            raise self._lost(str(error)) from None
-
-    def poll(self, command: Command, timeout: float) -> int | None:
-        self._alive()
-        try:
-            return command.poll(timeout)
-        except ChannelLostError as error:
-            raise self._lost(str(error)) from None
 
     def kill(self, chooser: random.Random | None = None) -> None:
         self._end(lose=True, chooser=chooser)
@@ -187,18 +147,21 @@ class QemuGuest(Guest):
             self._channel = Channel(sock)
             return
 
-    def _lost(self, what: str) -> LostVMError:
+    def _inside(self, path: Path) -> Path:
+        return _visible(path)
+
+    def _lost(self, why: str) -> LostVMError:
         assert self._qemu is not None
         panic = _PANIC.search(_text(self._console))
         if panic:
-            what = f"the kernel panicked: {panic[1]}"
+            why = f"the kernel panicked: {panic[1]}"
         elif self._qemu.wait(1) is None:
-            what = f"{what}, and QEMU is still running"
+            why = f"{why}, and QEMU is still running"
         log = keep_log(self._console, "console")
         tail = "\n".join(_text(self._console).rstrip().splitlines()[-_TAIL_LINES:])
         self._end()
         return LostVMError(
-            f"lost VM: {what}; whole console log: {log}; its last lines:\n{tail}", str(log)
+            f"lost VM: {why}; whole console log: {log}; its last lines:\n{tail}", str(log)
         )
 
     def _end(self, *, lose: bool = False, chooser: random.Random | None = None) -> None:
@@ -211,11 +174,6 @@ class QemuGuest(Guest):
         while self._servers:
             self._servers.pop(0).stop(lose=lose, chooser=chooser)
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _alive(self) -> Channel:
-        if self._channel is None:
-            raise ClosedError("the guest is closed: boot another one")
-        return self._channel
 
 
 def _escaped(path: Path) -> str:

@@ -23,14 +23,14 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from dmcopy.block import tools
-from dmcopy.errors import ClosedError, DeadlineError, LostVMError, MissingError, UsageError
+from dmcopy.errors import DeadlineError, LostVMError, MissingError, UsageError
 from dmcopy.vm import accel, kernels
-from dmcopy.vm.base import RUN_TIMEOUT, Guest
+from dmcopy.vm.base import Guest
 from dmcopy.vm.cache import cache_dir, keep_log, locked
-from dmcopy.vm.channel import Channel, ChannelLostError, Command, Result, Sink
+from dmcopy.vm.channel import Channel, ChannelLostError
 from dmcopy.vm.disks import Disk
 from dmcopy.vm.libvirt import PREFIX, remove_leftovers, running
 from dmcopy.vm.machine import find_qemu
@@ -57,7 +57,6 @@ class VagrantGuest(Guest):
         super().__init__(disks)
         _check_tools()
         self._settings = {"DMCOPY_DISKS": vagrant_disks(self.disks)}
-        self._channel: Channel | None = None
         self._ssh: subprocess.Popen[bytes] | None = None
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
@@ -71,46 +70,6 @@ class VagrantGuest(Guest):
             self._up(timeout)
             self._connect()
             self._stack = stack.pop_all()
-
-    @property
-    def release(self) -> str:
-        return self._alive().release
-
-    def start(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: str | Path | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: IO[bytes] | bytes | None = None,
-        stdout: Sink | None = None,
-        stderr: Sink | None = None,
-        tty: bool = False,
-    ) -> Command:
-        ours = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-        return self._alive().start(
-            argv,
-            cwd=str(inside(Path(cwd or Path.cwd()))),
-            env=self._environment({**ours, **(env or {})}),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            tty=tty,
-        )
-
-    def wait(self, command: Command, timeout: float = RUN_TIMEOUT) -> Result:
-        self._alive()
-        try:
-            return command.wait(timeout)
-        except ChannelLostError as error:
-            raise self._lost(str(error), self._folder / "console") from None
-
-    def poll(self, command: Command, timeout: float) -> int | None:
-        self._alive()
-        try:
-            return command.poll(timeout)
-        except ChannelLostError as error:
-            raise self._lost(str(error), self._folder / "console") from None
 
     def kill(self, chooser: random.Random | None = None) -> None:
         if chooser is not None:
@@ -178,7 +137,7 @@ class VagrantGuest(Guest):
         try:
             self._channel.wait_hello(time.monotonic() + 180)
         except (ChannelLostError, DeadlineError) as error:
-            raise self._lost(f"vagrant ssh: {error}", self._folder / "console") from None
+            raise self._lost(f"vagrant ssh: {error}") from None
         _say(f"vagrant ssh: {time.monotonic() - began:.0f} s")
 
     def _destroy(self) -> None:
@@ -201,18 +160,18 @@ class VagrantGuest(Guest):
         remove_leftovers(self._settings["DMCOPY_BOX"])
         _say(f"vagrant destroy: {time.monotonic() - began:.0f} s")
 
-    def _lost(self, what: str, log: Path) -> LostVMError:
-        kept = keep_log(log, "vagrant")
+    def _inside(self, path: Path) -> Path:
+        return inside(path)
+
+    def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
+        ours = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+        return super()._environment({**ours, **(extra or {})})
+
+    def _lost(self, why: str, log: Path | None = None) -> LostVMError:
+        kept = keep_log(log or self._folder / "console", "vagrant")
         tail = "\n".join(kept.read_text(errors="replace").rstrip().splitlines()[-_TAIL_LINES:])
         self._stack.close()
-        return LostVMError(
-            f"lost VM: {what}; whole log: {kept}; its last lines:\n{tail}", str(kept)
-        )
-
-    def _alive(self) -> Channel:
-        if self._channel is None:
-            raise ClosedError("the guest is closed: boot another one")
-        return self._channel
+        return LostVMError(f"lost VM: {why}; whole log: {kept}; its last lines:\n{tail}", str(kept))
 
 
 def vagrant_disks(disks: Sequence[Disk]) -> str:
