@@ -6,29 +6,39 @@ from collections.abc import Iterator
 
 import pytest
 
+from dmcopy.closing import Closing
 from dmcopy.io import Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
 
 
-class Engine:
-    """A userspace engine over simulated disks a to d."""
+class Engine(Closing):
+    """A userspace engine over simulated disks."""
 
-    def __init__(self, disk_sectors: int) -> None:
-        self.disks = {name: SimulatedDisk(disk_sectors, name) for name in "abcd"}
-        reactor = Reactor(SimulatedBackend(7), stacked=True)
-        self.mapper = UserMapper(reactor, open_device=self.open)
+    def __init__(self, *disks: SimulatedDisk, seed: int = 7) -> None:
+        self.disks = {disk.path: disk for disk in disks}
+        self.reactor = Reactor(SimulatedBackend(seed), stacked=True)
+        self.mapper = UserMapper(self.reactor, open_device=self.open)
+
+    def close(self) -> None:
+        with self.reactor, self.mapper:
+            pass
 
     def open(self, path: str, write: bool) -> SimulatedDisk:
         del write
         return self.disks[path]
 
-    def make(self, name: str, text: str) -> None:
-        self.mapper.create(name, Table.parse(text))
+    def make(self, name: str, text: str, *, readonly: bool = False) -> None:
+        self.mapper.create(name, Table.parse(text), readonly=readonly)
 
     def status(self, name: str) -> str:
         return str(self.mapper.status(name)[0].status)
+
+
+def four_disks(sectors: int) -> list[SimulatedDisk]:
+    """Make the disks a to d."""
+    return [SimulatedDisk(sectors, name) for name in "abcd"]
 
 
 @pytest.fixture
@@ -38,6 +48,5 @@ def disk_sectors() -> int:
 
 @pytest.fixture
 def engine(disk_sectors: int) -> Iterator[Engine]:
-    made = Engine(disk_sectors)
-    with made.mapper.reactor, made.mapper:
+    with Engine(*four_disks(disk_sectors)) as made:
         yield made

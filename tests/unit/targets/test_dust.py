@@ -8,27 +8,25 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dmcopy.errors import DeviceError
-from dmcopy.io import Reactor
-from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.mapper.mapped import MappedDevice
-from dmcopy.mapper.userspace import UserMapper
-from dmcopy.table import Table
+
+from .conftest import Engine
 
 OLD, NEW = b"o" * 512, b"n" * 512
 
 
-class Engine:
+class DustEngine(Engine):
     """A device d of 64 sectors over sector 8 and on of the disk a, with blocks of 1024 bytes."""
 
     def __init__(self) -> None:
         self.disk = SimulatedDisk(256, "a")
         self.disk.load(OLD * 256)
-        reactor = Reactor(SimulatedBackend(7), stacked=True)
-        self.mapper = UserMapper(reactor, open_device=lambda *_: self.disk)
+        super().__init__(self.disk)
 
-    def make(self, start: int = 0) -> MappedDevice:
+    def dust(self, start: int = 0) -> MappedDevice:
         zero = f"0 {start} zero\n" if start else ""
-        self.mapper.create("d", Table.parse(f"{zero}{start} 64 dust a 8 1024"))
+        self.make("d", f"{zero}{start} 64 dust a 8 1024")
         return self.mapper.open("d")
 
     def say(self, text: str, sector: int = 0) -> str:
@@ -36,9 +34,8 @@ class Engine:
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    made = Engine()
-    with made.mapper.reactor, made.mapper:
+def engine() -> Iterator[DustEngine]:
+    with DustEngine() as made:
         yield made
 
 
@@ -51,8 +48,8 @@ def fails(act: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize("start", [0, 12])
-def test_a_bad_block_fails_reads_until_it_is_written(engine: Engine, start: int) -> None:
-    device = engine.make(start)
+def test_a_bad_block_fails_reads_until_it_is_written(engine: DustEngine, start: int) -> None:
+    device = engine.dust(start)
     engine.say("addbadblock 5", start)  # sectors 10 and 11 of the disk, 2 and 3 of the line
     assert device.read(start, 8) == OLD * 8
     engine.say("enable", start)
@@ -65,16 +62,16 @@ def test_a_bad_block_fails_reads_until_it_is_written(engine: Engine, start: int)
     assert engine.say("countbadblocks", start) == "countbadblocks: 0 badblock(s) found"
 
 
-def test_writes_may_fail_first(engine: Engine) -> None:
-    device = engine.make()
+def test_writes_may_fail_first(engine: DustEngine) -> None:
+    device = engine.dust()
     engine.say("addbadblock 4 2")
     engine.say("enable")
     assert [fails(lambda: device.write(0, NEW)) for _ in range(4)] == [True, True, False, False]
     assert device.read(0, 1) == NEW
 
 
-def test_in_bypass_nothing_fails_and_the_list_stays(engine: Engine) -> None:
-    device = engine.make()
+def test_in_bypass_nothing_fails_and_the_list_stays(engine: DustEngine) -> None:
+    device = engine.dust()
     engine.say("ADDBADBLOCK 4")
     engine.say("enable")
     engine.say("disable")
@@ -83,8 +80,8 @@ def test_in_bypass_nothing_fails_and_the_list_stays(engine: Engine) -> None:
     assert engine.say("queryblock 4") == "dust_query_block: block 4 found in badblocklist"
 
 
-def test_the_list(engine: Engine) -> None:
-    engine.make()
+def test_the_list(engine: DustEngine) -> None:
+    engine.dust()
     assert engine.say("listbadblocks") == "No blocks in badblocklist"
     assert engine.say("clearbadblocks") == "dust_clear_badblocks: no badblocks found"
     for block in (9, 3, 128):
@@ -97,8 +94,8 @@ def test_the_list(engine: Engine) -> None:
     assert engine.say("listbadblocks") == "No blocks in badblocklist"
 
 
-def test_the_status_and_the_table(engine: Engine) -> None:
-    engine.make()
+def test_the_status_and_the_table(engine: DustEngine) -> None:
+    engine.dust()
     assert str(engine.mapper.status("d")[0]) == "0 64 dust a bypass verbose"
     engine.say("quiet")
     engine.say("enable")
@@ -124,8 +121,8 @@ def test_the_status_and_the_table(engine: Engine) -> None:
         ("a b c d", "invalid number of arguments '4'"),
     ],
 )
-def test_refusals(engine: Engine, message: str, reason: str) -> None:
-    engine.make()
+def test_refusals(engine: DustEngine, message: str, reason: str) -> None:
+    engine.dust()
     engine.say("addbadblock 1")
     with pytest.raises(DeviceError, match=reason) as caught:
         engine.say(message)

@@ -9,26 +9,25 @@ from collections.abc import Iterator
 import pytest
 
 from dmcopy.errors import DeadlineError, DeviceError, UsageError
-from dmcopy.io import IoRegion, Reactor, whole
+from dmcopy.io import IoRegion, whole
 from dmcopy.io.request import Io, Memory, Op
-from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
-from dmcopy.mapper.userspace import UserMapper
-from dmcopy.table import Table
+from dmcopy.io.simulated import SimulatedDisk
+
+from .conftest import Engine
 
 OLD, NEW = b"o" * 1024, b"n" * 1024
 
 
-class Engine:
+class FlakeyEngine(Engine):
     """A userspace engine with a device d on the simulated disk a, which holds OLD at sector 8."""
 
     def __init__(self) -> None:
         self.disk = SimulatedDisk(256, "a")
         self.disk.write(8, OLD)
-        self.reactor = Reactor(SimulatedBackend(7), stacked=True)
-        self.mapper = UserMapper(self.reactor, open_device=lambda *_: self.disk)
+        super().__init__(self.disk)
 
-    def make(self, features: str, cycle: str = "0 10") -> None:
-        self.mapper.create("d", Table.parse(f"0 64 flakey a 8 {cycle} {features}"))
+    def flakey(self, features: str, cycle: str = "0 10") -> None:
+        self.make("d", f"0 64 flakey a 8 {cycle} {features}")
 
     def sleep_until(self, second: float) -> None:
         seconds = second - self.reactor.time()
@@ -53,9 +52,8 @@ class Engine:
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    made = Engine()
-    with made.reactor, made.mapper:
+def engine() -> Iterator[FlakeyEngine]:
+    with FlakeyEngine() as made:
         yield made
 
 
@@ -77,17 +75,17 @@ def engine() -> Iterator[Engine]:
     ],
 )
 def test_the_bad_time(
-    engine: Engine, features: str, read: str, write: str, flush: str, discard: str
+    engine: FlakeyEngine, features: str, read: str, write: str, flush: str, discard: str
 ) -> None:
-    engine.make(features)
+    engine.flakey(features)
     found = [engine.outcome(op) for op in (Op.READ, Op.WRITE, Op.FLUSH, Op.DISCARD)]
     assert found == [read, write, flush, discard]
     assert str(engine.mapper.status("d")[0]) == "0 64 flakey"
 
 
-def test_the_cycle_counts_whole_seconds_from_the_load_on(engine: Engine) -> None:
+def test_the_cycle_counts_whole_seconds_from_the_load_on(engine: FlakeyEngine) -> None:
     engine.sleep_until(0.7)
-    engine.make("1 error_writes", "2 3")
+    engine.flakey("1 error_writes", "2 3")
     outcomes = []
     for second in range(12):
         engine.sleep_until(second + 0.8)
@@ -99,14 +97,14 @@ def test_the_cycle_counts_whole_seconds_from_the_load_on(engine: Engine) -> None
 
 
 @pytest.mark.parametrize("features", ["0", "1 drop_writes", "5 corrupt_bio_byte 1 w 90 0"])
-def test_always_up(engine: Engine, features: str) -> None:
-    engine.make(features, "5 0")
+def test_always_up(engine: FlakeyEngine, features: str) -> None:
+    engine.flakey(features, "5 0")
     engine.sleep_until(7)
     assert [engine.outcome(op) for op in (Op.READ, Op.WRITE)] == ["o", "n"]
 
 
-def test_a_write_is_corrupted_in_a_copy(engine: Engine) -> None:
-    engine.make("5 corrupt_bio_byte 700 w 90 0")
+def test_a_write_is_corrupted_in_a_copy(engine: FlakeyEngine) -> None:
+    engine.flakey("5 corrupt_bio_byte 700 w 90 0")
     memory, done = Memory(1), []
     memory.view[:1024] = NEW
     extents = [(512, 512), (0, 512)]
@@ -117,8 +115,8 @@ def test_a_write_is_corrupted_in_a_copy(engine: Engine) -> None:
     assert engine.disk.read(8, 2) == NEW[:699] + b"Z" + NEW[700:]
 
 
-def test_a_read_is_corrupted_across_extents(engine: Engine) -> None:
-    engine.make("5 corrupt_bio_byte 513 r 90 0")
+def test_a_read_is_corrupted_across_extents(engine: FlakeyEngine) -> None:
+    engine.flakey("5 corrupt_bio_byte 513 r 90 0")
     memory = Memory(1)
     region = IoRegion(engine.mapper.open("d"), 0, 2)
     whole.perform(engine.reactor, Io(Op.READ, region, memory, [(2048, 512), (0, 512)]))
@@ -127,14 +125,14 @@ def test_a_read_is_corrupted_across_extents(engine: Engine) -> None:
     assert engine.disk.read(8, 2) == OLD
 
 
-def test_a_bio_may_be_too_short_to_corrupt(engine: Engine) -> None:
-    engine.make("5 corrupt_bio_byte 1025 w 90 0")
+def test_a_bio_may_be_too_short_to_corrupt(engine: FlakeyEngine) -> None:
+    engine.flakey("5 corrupt_bio_byte 1025 w 90 0")
     assert engine.outcome(Op.WRITE) == "n"
     assert engine.disk.read(8, 2) == NEW
 
 
-def test_only_bios_with_all_flags_are_corrupted(engine: Engine) -> None:
-    engine.make(f"5 corrupt_bio_byte 1 w 90 {1 << 17}")
+def test_only_bios_with_all_flags_are_corrupted(engine: FlakeyEngine) -> None:
+    engine.flakey(f"5 corrupt_bio_byte 1 w 90 {1 << 17}")
     device = engine.mapper.open("d")
     device.write(0, NEW)
     assert engine.disk.read(8, 2) == NEW
@@ -144,8 +142,8 @@ def test_only_bios_with_all_flags_are_corrupted(engine: Engine) -> None:
 
 @pytest.mark.parametrize(("probability", "low", "high"), [(10**9, 180, 200), (5 * 10**8, 60, 140)])
 @pytest.mark.parametrize("op", [Op.READ, Op.WRITE])
-def test_random_bytes(engine: Engine, op: Op, probability: int, low: int, high: int) -> None:
-    engine.make(f"2 random_{op.name.lower()}_corrupt {probability}")
+def test_random_bytes(engine: FlakeyEngine, op: Op, probability: int, low: int, high: int) -> None:
+    engine.flakey(f"2 random_{op.name.lower()}_corrupt {probability}")
     device = engine.mapper.open("d")
     changed = []
     for _ in range(200):
@@ -160,15 +158,15 @@ def test_random_bytes(engine: Engine, op: Op, probability: int, low: int, high: 
 def test_a_run_can_be_repeated() -> None:
     found = []
     for _ in range(2):
-        engine = Engine()
+        engine = FlakeyEngine()
         with engine.reactor, engine.mapper:
-            engine.make("2 random_read_corrupt 300000000")
+            engine.flakey("2 random_read_corrupt 300000000")
             found.append([engine.mapper.open("d").read(0, 2) for _ in range(20)])
     assert found[0] == found[1]
 
 
-def test_what_fails_below_is_not_touched(engine: Engine) -> None:
-    engine.make("5 corrupt_bio_byte 1 r 90 0")
+def test_what_fails_below_is_not_touched(engine: FlakeyEngine) -> None:
+    engine.flakey("5 corrupt_bio_byte 1 r 90 0")
     fault = engine.disk.fail(Op.READ, 8, 1)
     assert engine.outcome(Op.READ) == "EIO"
     engine.disk.faults.remove(fault)
@@ -185,8 +183,10 @@ def test_what_fails_below_is_not_touched(engine: Engine) -> None:
         ("3 random_write_corrupt 0 error_writes", "1 error_writes"),
     ],
 )
-def test_the_table_is_echoed_as_by_the_kernel(engine: Engine, features: str, echo: str) -> None:
-    engine.make(features)
+def test_the_table_is_echoed_as_by_the_kernel(
+    engine: FlakeyEngine, features: str, echo: str
+) -> None:
+    engine.flakey(features)
     assert str(engine.mapper.table("d")) == f"0 64 flakey a 8 0 10 {echo}"
 
 
@@ -223,14 +223,14 @@ def test_the_table_is_echoed_as_by_the_kernel(engine: Engine, features: str, ech
         ("6 drop_writes corrupt_bio_byte 1 w 1 0", "excludes"),
     ],
 )
-def test_refusals(engine: Engine, features: str, reason: str) -> None:
+def test_refusals(engine: FlakeyEngine, features: str, reason: str) -> None:
     with pytest.raises((DeviceError, UsageError), match=reason):
-        engine.make(features)
+        engine.flakey(features)
     assert engine.mapper.ls() == []
 
 
-def test_the_data_is_good_while_up(engine: Engine) -> None:
-    engine.make("4 random_read_corrupt 1000000000 random_write_corrupt 1000000000", "5 5")
+def test_the_data_is_good_while_up(engine: FlakeyEngine) -> None:
+    engine.flakey("4 random_read_corrupt 1000000000 random_write_corrupt 1000000000", "5 5")
     data = random.Random(1).randbytes(32 << 9)
     device = engine.mapper.open("d")
     device.write(0, data)

@@ -9,39 +9,32 @@ from collections.abc import Iterator
 import pytest
 
 from dmcopy.errors import DeviceError
-from dmcopy.io import IoRegion, Reactor
+from dmcopy.io import IoRegion
 from dmcopy.io.request import Io, Memory, Op
-from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.mapper.mapped import MappedDevice
-from dmcopy.mapper.userspace import UserMapper
 from dmcopy.ondisk.write_log import END, Entry, Flag, Super, parse_entries
 from dmcopy.table import Table
+
+from .conftest import Engine
 
 TEXT = "0 64 log-writes a log"
 WRITE, FLUSH, FUA = Flag(0), Entry(0, 0, Flag.FLUSH), Flag.FUA
 
 
-class Engine:
+class LogEngine(Engine):
     """A userspace engine with a device d on disk a, logged on disk log."""
 
     def __init__(self, *, block_size: int = 512, log_sectors: int = 512, seed: int = 7) -> None:
-        self.disks = {
-            "a": SimulatedDisk(64, "a", logical_block_size=block_size),
-            "log": SimulatedDisk(log_sectors, "log"),
-        }
-        self.reactor = Reactor(SimulatedBackend(seed), stacked=True)
-        self.mapper = UserMapper(self.reactor, open_device=self.open)
+        disk = SimulatedDisk(64, "a", logical_block_size=block_size)
+        super().__init__(disk, SimulatedDisk(log_sectors, "log"), seed=seed)
 
-    def open(self, path: str, write: bool) -> SimulatedDisk:
-        del write
-        return self.disks[path]
-
-    def make(self, text: str = TEXT) -> MappedDevice:
-        self.mapper.create("d", Table.parse(text))
+    def logged(self, text: str = TEXT) -> MappedDevice:
+        self.make("d", text)
         return self.mapper.open("d")
 
     @property
-    def status(self) -> str:
+    def says(self) -> str:
         return str(self.mapper.status("d")[0]).removeprefix("0 64 log-writes ")
 
     @property
@@ -60,21 +53,20 @@ class Engine:
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    made = Engine()
-    with made.reactor, made.mapper:
+def engine() -> Iterator[LogEngine]:
+    with LogEngine() as made:
         yield made
 
 
-def settle(engine: Engine, status: str) -> None:
-    engine.reactor.run_until(lambda: engine.status == status, 10, f"{status}, not {engine.status}")
+def settle(engine: LogEngine, status: str) -> None:
+    engine.reactor.run_until(lambda: engine.says == status, 10, f"{status}, not {engine.says}")
 
 
-def test_a_log_from_start_to_end(engine: Engine) -> None:
-    device = engine.make()
-    assert engine.status == "0 0"
+def test_a_log_from_start_to_end(engine: LogEngine) -> None:
+    device = engine.logged()
+    assert engine.says == "0 0"
     device.write(0, b"a" * 4096)
-    assert engine.status == "0 0"
+    assert engine.says == "0 0"
     device.flush()
     settle(engine, "2 10")
     engine.mapper.message("d", "mark", "hello")
@@ -94,8 +86,8 @@ def test_a_log_from_start_to_end(engine: Engine) -> None:
     assert engine.disks["a"].read(0, 8) == b"a" * 4096
 
 
-def test_the_header_is_written_with_fua_writes_and_marks_only(engine: Engine) -> None:
-    device = engine.make()
+def test_the_header_is_written_with_fua_writes_and_marks_only(engine: LogEngine) -> None:
+    device = engine.logged()
     device.write(0, b"a" * 512)
     device.flush()
     settle(engine, "2 3")
@@ -108,8 +100,8 @@ def test_the_header_is_written_with_fua_writes_and_marks_only(engine: Engine) ->
     assert Super.parse(engine.image) == (3, 512)
 
 
-def test_writes_wait_for_a_flush_that_began_after_them(engine: Engine) -> None:
-    device = engine.make()
+def test_writes_wait_for_a_flush_that_began_after_them(engine: LogEngine) -> None:
+    device = engine.logged()
     memory, done = Memory(1), []
 
     def send(op: Op, sector: int = 0, count: int = 0, *, fua: bool = False) -> None:
@@ -134,15 +126,15 @@ def test_writes_wait_for_a_flush_that_began_after_them(engine: Engine) -> None:
     assert [one for one in entries[first + 1 :] if one.sector != 24] == later
 
 
-def test_what_was_not_flushed_is_logged_at_the_end(engine: Engine) -> None:
-    device = engine.make()
+def test_what_was_not_flushed_is_logged_at_the_end(engine: LogEngine) -> None:
+    device = engine.logged()
     device.write(8, b"x" * 1024)
     assert engine.ended() == [Entry(8, 2, WRITE)]
     assert engine.disks["log"].read(2, 2) == b"x" * 1024
 
 
-def test_the_data_is_that_of_the_moment(engine: Engine) -> None:
-    device = engine.make()
+def test_the_data_is_that_of_the_moment(engine: LogEngine) -> None:
+    device = engine.logged()
     device.write(0, b"1" * 512)
     device.write(0, b"2" * 512)
     assert engine.ended() == [Entry(0, 1, WRITE)] * 2
@@ -154,11 +146,11 @@ def test_the_data_is_that_of_the_moment(engine: Engine) -> None:
 
 @pytest.mark.parametrize("block_size", [512, 1024, 4096])
 def test_the_unit_is_the_block_of_the_device(block_size: int) -> None:
-    engine = Engine(block_size=block_size)
+    engine = LogEngine(block_size=block_size)
     with engine.reactor, engine.mapper:
-        device = engine.make()
+        device = engine.logged()
         sectors = block_size // 512
-        assert engine.status == f"0 {sectors - 1}"
+        assert engine.says == f"0 {sectors - 1}"
         device.write(8, b"x" * 8192)
         device.discard(16, 8)
         engine.mapper.remove("d")
@@ -168,17 +160,17 @@ def test_the_unit_is_the_block_of_the_device(block_size: int) -> None:
         assert Super.parse(engine.image) == (3, block_size)
 
 
-def test_a_line_in_the_middle_keeps_its_sectors(engine: Engine) -> None:
-    device = engine.make("0 8 zero\n8 40 log-writes a log")
+def test_a_line_in_the_middle_keeps_its_sectors(engine: LogEngine) -> None:
+    device = engine.logged("0 8 zero\n8 40 log-writes a log")
     device.write(12, b"m" * 512)
     assert engine.ended() == [Entry(12, 1, WRITE)]
     assert engine.disks["a"].read(12, 1) == b"m" * 512
 
 
 def test_a_full_log_is_given_up_and_the_data_is_written() -> None:
-    engine = Engine(log_sectors=12)
+    engine = LogEngine(log_sectors=12)
     with engine.reactor, engine.mapper:
-        device = engine.make()
+        device = engine.logged()
         device.write(0, b"a" * 2048, fua=True)
         settle(engine, "1 5")
         device.write(8, b"b" * 3072, fua=True)
@@ -191,8 +183,8 @@ def test_a_full_log_is_given_up_and_the_data_is_written() -> None:
         assert engine.disks["a"].read(16, 1) == b"c" * 512
 
 
-def test_a_log_that_fails_is_given_up_and_the_data_is_written(engine: Engine) -> None:
-    device = engine.make()
+def test_a_log_that_fails_is_given_up_and_the_data_is_written(engine: LogEngine) -> None:
+    device = engine.logged()
     device.write(0, b"a" * 512, fua=True)
     settle(engine, "1 2")
     engine.disks["log"].fail(Op.WRITE, 3, 1)
@@ -205,28 +197,28 @@ def test_a_log_that_fails_is_given_up_and_the_data_is_written(engine: Engine) ->
     assert engine.disks["a"].read(0, 3) == b"a" * 512 + b"b" * 512 + b"c" * 512
 
 
-def test_a_write_that_fails_is_logged_all_the_same(engine: Engine) -> None:
-    device = engine.make()
+def test_a_write_that_fails_is_logged_all_the_same(engine: LogEngine) -> None:
+    device = engine.logged()
     engine.disks["a"].fail(Op.WRITE, 4, 1)
     with pytest.raises(DeviceError):
         device.write(4, b"x" * 512)
     assert engine.ended() == [Entry(4, 1, WRITE)]
 
 
-def test_a_discard_is_logged_where_the_device_has_none(engine: Engine) -> None:
+def test_a_discard_is_logged_where_the_device_has_none(engine: LogEngine) -> None:
     engine.disks["a"].fail(Op.DISCARD, 0, 64, error=errno.EOPNOTSUPP)
-    engine.make().discard(8, 8)
+    engine.logged().discard(8, 8)
     assert engine.ended() == [Entry(8, 8, Flag.DISCARD)]
 
 
-def test_reads_are_not_logged(engine: Engine) -> None:
-    device = engine.make()
+def test_reads_are_not_logged(engine: LogEngine) -> None:
+    device = engine.logged()
     assert device.read(0, 8) == bytes(4096)
     assert engine.ended() == []
 
 
-def test_messages(engine: Engine) -> None:
-    engine.make()
+def test_messages(engine: LogEngine) -> None:
+    engine.logged()
     engine.mapper.message("d", "MARK", "é" * 300)
     for words, reason in (
         (("mark",), "expect 2 arguments, got 1"),
@@ -239,7 +231,7 @@ def test_messages(engine: Engine) -> None:
     assert mark.text == ("é" * 300).encode()[:479]
 
 
-def test_a_table_that_never_ran_leaves_the_log_alone(engine: Engine) -> None:
+def test_a_table_that_never_ran_leaves_the_log_alone(engine: LogEngine) -> None:
     assert engine.mapper.refusal(Table.parse(TEXT)) == ""
     engine.mapper.create("d")
     engine.mapper.load("d", Table.parse(TEXT))
@@ -250,9 +242,9 @@ def test_a_table_that_never_ran_leaves_the_log_alone(engine: Engine) -> None:
 
 def test_many_in_flight_are_all_logged_before_their_flush() -> None:
     for seed in range(20):
-        engine = Engine(seed=seed)
+        engine = LogEngine(seed=seed)
         with engine.reactor, engine.mapper:
-            device = engine.make()
+            device = engine.logged()
             memory, done = Memory(1), []
             for sector in range(32):
                 region = IoRegion(device, sector, 1)
@@ -272,9 +264,9 @@ def test_many_in_flight_are_all_logged_before_their_flush() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_replay_of_the_log_is_the_disk(seed: int) -> None:
     rng = random.Random(seed)
-    engine = Engine(seed=seed, log_sectors=4096)
+    engine = LogEngine(seed=seed, log_sectors=4096)
     with engine.reactor, engine.mapper:
-        device = engine.make()
+        device = engine.logged()
         for _ in range(100):
             count = rng.randint(1, 8)
             sector = rng.randrange(64 - count)
@@ -299,7 +291,7 @@ def test_a_replay_of_the_log_is_the_disk(seed: int) -> None:
         assert replayed == engine.disks["a"].content
 
 
-def test_the_table(engine: Engine) -> None:
-    engine.make()
+def test_the_table(engine: LogEngine) -> None:
+    engine.logged()
     assert str(engine.mapper.table("d")) == TEXT
     assert engine.mapper.deps("d") == ("a", "log")

@@ -21,7 +21,7 @@ from dmcopy.targets.guard import Failed, Guard
 from dmcopy.targets.mirror_set import Module
 from dmcopy.targets.origin import SnapshotModule
 
-from .conftest import Engine
+from .conftest import Engine, four_disks
 
 SECTORS = 256
 DEADLINE = 1000.0
@@ -217,7 +217,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 def play(scenario: Scenario, countdown: Countdown) -> None:
     """Play a scenario in which a callback raises, and hold that everything ends, once."""
-    engine, told = Engine(SECTORS), list[Exception]()
+    engine, told = Engine(*four_disks(SECTORS)), list[Exception]()
     engine.disks["a"].load(b"old." * (SECTORS << 7))
     engine.mapper.reactor.on_exception = told.append
     load = Load(engine)
@@ -251,7 +251,7 @@ def has_failed(engine: Engine) -> dict[str, bool]:
 
 def hold_snapshot(disks: dict[str, SimulatedDisk]) -> None:
     """Whatever the origin has been written, the store says that it is lost, or it is good."""
-    engine = Engine(SECTORS)
+    engine = Engine(*four_disks(SECTORS))
     engine.disks = disks
     with engine.mapper.reactor, engine.mapper:
         engine.make("p", "0 256 snapshot a b P 8")

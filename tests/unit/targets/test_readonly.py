@@ -13,28 +13,27 @@ from collections.abc import Iterator
 import pytest
 
 from dmcopy.errors import DeadlineError, DeviceError, UsageError
-from dmcopy.io import IoRegion, Reactor
+from dmcopy.io import IoRegion
 from dmcopy.io.request import Io, Memory, Op
-from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.kcopyd import Client
-from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
+
+from .conftest import Engine
 
 ORIGIN = 256
 BOTH = " 2 discard_zeroes_cow discard_passdown_origin"
 
 
-class Engine:
+class ReadOnlyEngine(Engine):
     """A userspace engine over simulated disks: o, c and the legs a, b with their log l."""
 
     def __init__(self) -> None:
         sizes = {"o": ORIGIN, "c": 128, "a": 64, "b": 64, "l": 16}
-        self.disks = {name: SimulatedDisk(size, name) for name, size in sizes.items()}
+        super().__init__(*(SimulatedDisk(size, name) for name, size in sizes.items()))
         for seed, name in enumerate("oab"):
             self.disks[name].load(random.Random(seed).randbytes(sizes[name] << 9))
-        reactor = Reactor(SimulatedBackend(7), stacked=True)
         self.write_protected: set[str] = set()
-        self.mapper = UserMapper(reactor, open_device=self.open)
 
     def open(self, path: str, write: bool) -> SimulatedDisk:
         if write and path in self.write_protected:
@@ -44,12 +43,6 @@ class Engine:
         if path in self.write_protected:
             disk.fail(Op.WRITE, 0, disk.sectors, error=errno.EBADF)
         return disk
-
-    def make(self, name: str, text: str, *, readonly: bool = False) -> None:
-        self.mapper.create(name, Table.parse(text), readonly=readonly)
-
-    def status(self, name: str) -> str:
-        return str(self.mapper.status(name)[0].status)
 
     def read(self, name: str, sector: int = 0, count: int = 8) -> bytes:
         return self.mapper.open(name).read(sector, count)
@@ -87,9 +80,8 @@ class Engine:
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    made = Engine()
-    with made.mapper.reactor, made.mapper:
+def engine() -> Iterator[ReadOnlyEngine]:
+    with ReadOnlyEngine() as made:
         yield made
 
 
@@ -102,7 +94,7 @@ def engine() -> Iterator[Engine]:
     ],
 )
 def test_a_snapshot_keeps_what_its_origin_loses(
-    engine: Engine, store: str, new: str, full: str
+    engine: ReadOnlyEngine, store: str, new: str, full: str
 ) -> None:
     engine.make("o", f"0 {ORIGIN} snapshot-origin o")
     engine.make("s", f"0 {ORIGIN} snapshot o c {store} 8", readonly=True)
@@ -122,7 +114,7 @@ def test_a_snapshot_keeps_what_its_origin_loses(
 
 
 @pytest.mark.parametrize("store", ["P", "N"])
-def test_a_live_snapshot_becomes_read_only_and_back(engine: Engine, store: str) -> None:
+def test_a_live_snapshot_becomes_read_only_and_back(engine: ReadOnlyEngine, store: str) -> None:
     table = f"0 {ORIGIN} snapshot o c {store} 8"
     engine.make("o", f"0 {ORIGIN} snapshot-origin o")
     engine.make("s", table)
@@ -141,7 +133,7 @@ def test_a_live_snapshot_becomes_read_only_and_back(engine: Engine, store: str) 
     assert engine.status("s").startswith(f"{used + 8}/")
 
 
-def test_a_merge_goes_on(engine: Engine) -> None:
+def test_a_merge_goes_on(engine: ReadOnlyEngine) -> None:
     store = bytearray(engine.disks["c"].read(0, 128))
     struct.pack_into("<4I", store, 0, 0x70416E53, 1, 1, 8)
     struct.pack_into("<2Q", store, 8 << 9, 3, 2)
@@ -155,7 +147,7 @@ def test_a_merge_goes_on(engine: Engine) -> None:
 
 @pytest.mark.parametrize("sync", ["", "sync", "nosync"])
 @pytest.mark.parametrize("log", ["core 1 8", "disk 2 l 8"])
-def test_a_mirror_recovers(engine: Engine, log: str, sync: str) -> None:
+def test_a_mirror_recovers(engine: ReadOnlyEngine, log: str, sync: str) -> None:
     kind, count, *rest = log.split()
     words = " ".join([kind, str(int(count) + bool(sync)), *rest, *sync.split()])
     engine.make("m", f"0 64 mirror {words} 2 a 0 b 0", readonly=True)
@@ -171,7 +163,7 @@ def test_a_mirror_recovers(engine: Engine, log: str, sync: str) -> None:
         engine.mapper.resume("m")
 
 
-def test_what_is_above_writes_through(engine: Engine) -> None:
+def test_what_is_above_writes_through(engine: ReadOnlyEngine) -> None:
     """Only who opens a read-only device is refused, not a device above it."""
     engine.make("ro", "0 64 linear a 0", readonly=True)
     engine.make("top", "0 64 linear /dev/mapper/ro 0")
@@ -187,7 +179,7 @@ def test_what_is_above_writes_through(engine: Engine) -> None:
             client.copy(IoRegion(engine.disks["b"], 0, 8), [region])
 
 
-def test_a_store_a_log_and_legs_on_read_only_devices(engine: Engine) -> None:
+def test_a_store_a_log_and_legs_on_read_only_devices(engine: ReadOnlyEngine) -> None:
     for name, size in (("o", ORIGIN), ("c", 128), ("a", 64), ("b", 64), ("l", 16)):
         engine.make(f"ro-{name}", f"0 {size} linear {name} 0", readonly=True)
     engine.make("o", f"0 {ORIGIN} snapshot-origin /dev/mapper/ro-o")
@@ -203,7 +195,7 @@ def test_a_store_a_log_and_legs_on_read_only_devices(engine: Engine) -> None:
     assert engine.disks["a"].read(0, 64) == engine.disks["b"].read(0, 64)
 
 
-def test_a_read_only_snapshot_takes_the_bios_of_a_device_above(engine: Engine) -> None:
+def test_a_read_only_snapshot_takes_the_bios_of_a_device_above(engine: ReadOnlyEngine) -> None:
     engine.make("s", f"0 {ORIGIN} snapshot o c P 8{BOTH}", readonly=True)
     engine.make("top", f"0 {ORIGIN} linear /dev/mapper/s 0")
     engine.write("top", 0)
@@ -213,7 +205,7 @@ def test_a_read_only_snapshot_takes_the_bios_of_a_device_above(engine: Engine) -
 
 
 @pytest.mark.parametrize("origin", ["o", "/dev/mapper/ro"])
-def test_a_discard_is_passed_down(engine: Engine, origin: str) -> None:
+def test_a_discard_is_passed_down(engine: ReadOnlyEngine, origin: str) -> None:
     engine.make("ro", f"0 {ORIGIN} linear o 0", readonly=True)
     engine.make("s", f"0 {ORIGIN} snapshot {origin} c P 8{BOTH}")
     engine.mapper.open("s").discard(8, 8)
@@ -221,7 +213,7 @@ def test_a_discard_is_passed_down(engine: Engine, origin: str) -> None:
     assert engine.status("s") == "16/128 16"
 
 
-def test_the_table_says_whether_it_is_read_only_and_not_the_device(engine: Engine) -> None:
+def test_the_table_says_whether_it_is_read_only_and_not_the_device(engine: ReadOnlyEngine) -> None:
     linear = Table.parse("0 64 linear a 0")
     engine.mapper.create("d", readonly=True)
     assert not engine.mapper.info("d").readonly
@@ -231,7 +223,7 @@ def test_the_table_says_whether_it_is_read_only_and_not_the_device(engine: Engin
         assert engine.mapper.info("d").readonly == readonly
 
 
-def test_what_cannot_be_written_can_be_read(engine: Engine) -> None:
+def test_what_cannot_be_written_can_be_read(engine: ReadOnlyEngine) -> None:
     """A read-only table is content with devices that cannot be opened for writing."""
     engine.write_protected = {"a", "b", "o"}
     with pytest.raises(DeviceError, match="Permission denied"):
@@ -248,7 +240,7 @@ def test_what_cannot_be_written_can_be_read(engine: Engine) -> None:
     assert engine.status("m") == "2 a b 0/8 1 AS 1 core"
 
 
-def test_error_writes_to_nothing(engine: Engine) -> None:
+def test_error_writes_to_nothing(engine: ReadOnlyEngine) -> None:
     """Its device lends a block size: it may be one that nobody can write to, or that is in use."""
     engine.write_protected.add("a")
     engine.mapper.create("d", Table.parse("0 8 error a 0"))
