@@ -287,7 +287,7 @@ def test_an_entry_point_is_imported_when_a_table_names_its_target(make: Make) ->
 
 
 def test_one_of_a_name_that_tables_know(make: Make, mapper: UserMapper) -> None:
-    """The words are dmcopy's, the target in userspace is the package's."""
+    """The words are dmcopy's, the target in userspace is the package's: one that dmcopy lacks."""
     own = "\n@register\nclass Unstriped(Linear):\n    name = 'unstriped'\n"
     make("", f"\nfrom dmcopy.targets.linear import Linear\n{own}", package="plug-package")
     info = next(Path(sys.path[0]).glob("*.dist-info"))
