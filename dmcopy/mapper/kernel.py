@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -13,8 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
-from dmcopy.block import holders, sysfs
-from dmcopy.block.devno import block_devno, openable
+from dmcopy.block import holders
+from dmcopy.block.devno import openable
 from dmcopy.block.sysfs import disk_mark
 from dmcopy.errors import (
     BusyError,
@@ -38,7 +37,7 @@ from dmcopy.mapper.base import (
 from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.dmsetup import Dmsetup, DmsetupError
 from dmcopy.mapper.listing import FIELDS, RAW_NAMES, parse_deps, parse_info, parse_lines_of
-from dmcopy.mapper.passing import missing_device, table_text
+from dmcopy.mapper.passing import is_suspended, missing_device, table_text
 from dmcopy.status import StatusLine, parse_lines
 from dmcopy.table import Table
 
@@ -315,10 +314,8 @@ class KernelMapper(Mapper):
         node creation"), but not where the wait for the cookie is its caller's (dm_udev_wait and
         update_devs in libdm 2.03.16).
         """
-        number = names.number_of(name)
-        with contextlib.suppress(OSError):
-            if number is None or block_devno(os.stat(self.path(name))) == number:
-                return
+        if names.has_node(name, self.path(name)):
+            return
         _log.warning("%s: udev made no node for it, so dmsetup makes it", name)
         words = ["mknodes", *names.options(name), "--", name]
         self._ask("make its node", name, self.dmsetup.run, *words)
@@ -357,7 +354,7 @@ class KernelMapper(Mapper):
             raise self._explain(action, name, table, error) from error
         except DeadlineError:
             # Such as udev's look at the new device, which waits for one under it.
-            stuck = [device for device in _devices(table) if _is_suspended(device)]
+            stuck = [device for device in _devices(table) if is_suspended(device)]
             if not stuck:
                 raise
             raise DeadlineError(
@@ -449,9 +446,3 @@ def _holders(path: str) -> list[str]:
 
 def _devices(table: Table | None) -> tuple[str, ...]:
     return () if table is None else table.devices
-
-
-def _is_suspended(device: str) -> bool:
-    """Return whether a device of a table is a mapped one, and suspended."""
-    name = os.path.basename(os.path.realpath(openable(device)))
-    return sysfs.read(f"{sysfs.directory(name)}/dm/suspended") == "1"

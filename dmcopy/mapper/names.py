@@ -5,10 +5,12 @@ Rules: man dmsetup, "Mangled names"; the set of characters is the one that udev 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
 from dmcopy.block import sysfs
+from dmcopy.block.devno import block_devno
 from dmcopy.errors import UsageError
 from dmcopy.mapper.base import check_name
 
@@ -84,3 +86,11 @@ def number_of(name: str, roots: sysfs.Roots = sysfs.LIVE) -> tuple[int, int] | N
         if sysfs.read(f"{sysfs.directory(node, roots)}/dm/name") == mangle(name):
             return sysfs.devno(node, roots)
     return None
+
+
+def has_node(name: str, path: str) -> bool:
+    """Return whether the node at `path` is of the mapped disk of this name, if there is one."""
+    number = number_of(name)
+    with contextlib.suppress(OSError):
+        return number is None or block_devno(os.stat(path)) == number
+    return False

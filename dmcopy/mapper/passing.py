@@ -8,7 +8,8 @@ import re
 import stat
 from typing import Final
 
-from dmcopy.block.devno import devno_text
+from dmcopy.block import sysfs
+from dmcopy.block.devno import devno_text, openable
 from dmcopy.errors import DeviceError, UsageError
 from dmcopy.table import Table
 
@@ -57,3 +58,9 @@ def _number_if_odd(device: str) -> str:
     if not stat.S_ISBLK(found.st_mode):
         raise DeviceError(device, "use it in a table", errno.ENOTBLK)
     return devno_text(found.st_rdev)
+
+
+def is_suspended(device: str) -> bool:
+    """Return whether a device of a table is a mapped one, and suspended."""
+    name = os.path.basename(os.path.realpath(openable(device)))
+    return sysfs.read(f"{sysfs.directory(name)}/dm/suspended") == "1"
