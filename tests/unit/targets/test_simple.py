@@ -252,3 +252,14 @@ def test_error_with_a_device_takes_its_blocks_and_fits_it(engine: Engine) -> Non
     assert engine.mapper.deps("bad") == ("a",)
     with pytest.raises(DeviceError, match="a too small for target: start=200, len=64"):
         engine.make("more", "0 64 error a 200")
+
+
+def test_what_zero_reads_is_zeroes_whatever_the_memory_had(engine: Engine) -> None:
+    engine.make("d", "0 64 zero")
+    memory, ended = Memory(1), list[Io]()
+    memory.view[:] = b"x" * 4096
+    region = IoRegion(engine.mapper.open("d"), 8, 3)
+    engine.mapper.reactor.submit(Io(Op.READ, region, memory, [(512, 1536)], ended.append))
+    engine.mapper.reactor.run_until(lambda: ended, 10)
+    assert ended[0].error == 0
+    assert bytes(memory.view) == b"x" * 512 + bytes(1536) + b"x" * 2048
