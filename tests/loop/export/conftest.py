@@ -138,13 +138,24 @@ class Server:
             [*words, kind, str(folder), spec],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
         )
-        self.paths = []
-        for _ in spec.split(";"):
-            ready, _, _ = select.select([self.process.stdout], [], [], SECONDS)
-            assert ready, "the server did not say that it is there"
-            self.paths.append(self.process.stdout.readline().strip())
+        try:
+            self.paths = self._read(spec.count(";") + 1)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _read(self, lines: int) -> list[str]:
+        """Read the lines, which may come together: what is in a buffer, select(2) does not see."""
+        pipe = self.process.stdout.fileno()
+        said = b""
+        while said.count(b"\n") < lines:
+            ready, _, _ = select.select([pipe], [], [], SECONDS)
+            assert ready, f"the server says nothing after {said!r}"
+            more = os.read(pipe, 4096)
+            assert more, f"the server ended after {said!r}"
+            said += more
+        return said.decode().split()
 
     def end(self) -> int:
         """Let it end by itself."""

@@ -20,7 +20,7 @@ from dmcopy.table.concise import parse_concise
 
 
 def main(kind: str, folder: str, spec: str) -> None:
-    files.runtime_folder = lambda: Path(folder)  # type: ignore[attr-defined]
+    files.runtime_folder = lambda *_: Path(folder)  # type: ignore[attr-defined]
     front_end = importlib.import_module(MODULES[kind]).FRONT_END
     with UserMapper() as mapper:
         devices = parse_concise(spec)
