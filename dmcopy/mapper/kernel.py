@@ -190,6 +190,7 @@ class KernelMapper(Mapper):
         self._change("rename it", name, "rename", *options, "--", name, new_name)
         self.ledger.rename("dm", name, new_name)
         self.see_node(new_name)
+        self.see_node(name)
 
     def set_uuid(self, name: str, uuid: str) -> None:
         """Give a device a UUID; see `Mapper.set_uuid`."""
@@ -308,7 +309,7 @@ class KernelMapper(Mapper):
         return True
 
     def see_node(self, name: str) -> None:
-        """Have dmsetup make the node of a device that is there where udev's rules made none.
+        """Have dmsetup make the node of a device where udev's rules made none, or remove it.
 
         dmsetup does so itself behind its wait for udev ("not set up by udev: Falling back to direct
         node creation"), but not where the wait for the cookie is its caller's (dm_udev_wait and
@@ -316,7 +317,7 @@ class KernelMapper(Mapper):
         """
         if names.has_node(name, self.path(name)):
             return
-        _log.warning("%s: udev made no node for it, so dmsetup makes it", name)
+        _log.warning("%s: udev left its node as it was, so dmsetup sees to it", name)
         words = ["mknodes", *names.options(name), "--", name]
         self._ask("make its node", name, self.dmsetup.run, *words)
 
