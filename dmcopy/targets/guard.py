@@ -37,6 +37,7 @@ class Guard:
         self.time = reactor.time
         self.shield = reactor.shield
         self._reactor = reactor
+        self._submit = reactor.submit
         self._failed = failed
         self._stopped = stopped
         self._due = 0  # callbacks that will come
@@ -54,15 +55,9 @@ class Guard:
             request.error = EIO
             self.call_soon(partial(request.notify, request))  # type: ignore[misc, arg-type]
             return
-        notify = request.notify
-
-        def ended(request: Any) -> None:
-            request.notify = notify
-            self._call(notify, request)  # type: ignore[arg-type]
-
-        request.notify = ended
+        request.notify = partial(self._ended, request.notify)  # type: ignore[arg-type]
         self._due += 1
-        self._reactor.submit(request)
+        self._submit(request)
 
     def call_soon(self, notify: Callable[[], object]) -> None:
         """See `Reactor.call_soon`."""
@@ -115,9 +110,20 @@ class Guard:
         self._reactor.report(error)
         self._reactor.call_soon(self._look)
 
-    def _call(self, notify: Callable[..., object], *args: Any) -> None:
+    def _ended(self, notify: Callable[[Any], object], request: Any) -> None:
+        # Every request of a target comes through here: no call more than it needs.
+        request.notify = notify
         self._due -= 1
-        self.call(notify, *args)
+        try:
+            notify(request)
+        except BaseException as error:
+            self.report(error)
+        if self._has_failed:
+            self._look()
+
+    def _call(self, notify: Callable[[], object]) -> None:
+        self._due -= 1
+        self.call(notify)
         if self._has_failed:
             self._look()
 
