@@ -40,9 +40,9 @@ def runtime_folder(otherwise: str = "--socket PATH") -> Path:
         raise UsageError(
             f"there is no place for it, {folder} cannot be made ({error.strerror}): say {otherwise}"
         ) from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise UsageError(
-            f"{folder} is not a folder that is yours alone: chmod it to 700, or say {otherwise}"
+            f"{folder} is not a folder that only you write to: chmod it to 700, or say {otherwise}"
         )
     return folder
 

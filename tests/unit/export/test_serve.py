@@ -167,10 +167,10 @@ def test_the_folder_of_sockets_is_the_users_alone(
     if os.getuid():
         assert runtime_folder() == tmp_path / "dmcopy"
         assert (tmp_path / "dmcopy").stat().st_mode & 0o777 == 0o700
-        (tmp_path / "dmcopy").chmod(0o755)
-    with pytest.raises(UsageError, match=r"not a folder that is yours alone.*say --at PATH"):
+        (tmp_path / "dmcopy").chmod(0o775)
+    with pytest.raises(UsageError, match=r"not a folder that only you write to.*say --at PATH"):
         runtime_folder("--at PATH")
-    with pytest.raises(UsageError, match=r"not a folder that is yours alone.*say --socket PATH"):
+    with pytest.raises(UsageError, match=r"not a folder that only you write to.*say --socket PATH"):
         runtime_folder()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "none"))
     with pytest.raises(UsageError, match="say --socket"):
