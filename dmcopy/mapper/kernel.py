@@ -177,8 +177,7 @@ class KernelMapper(Mapper):
         until the deadline.
         """
         seconds = self.timeout if timeout is None else timeout
-        words = ["remove", *names.options(name)]
-        words += ["--deferred"] if deferred else []
+        words = ["remove", *names.options(name), *(["--deferred"] if deferred else [])]
         words += ["--force"] if force else []
         self._until_idle(name, seconds, lambda: self.dmsetup.change(*words, "--", name))
         self.ledger.drop("dm", name)
@@ -190,7 +189,8 @@ class KernelMapper(Mapper):
         self._change("rename it", name, "rename", *options, "--", name, new_name)
         self.ledger.rename("dm", name, new_name)
         self.see_node(new_name)
-        self.see_node(name)
+        if os.path.lexists(self.path(name)):  # dmsetup's, of which udev does not know
+            self._make_node(name)
 
     def set_uuid(self, name: str, uuid: str) -> None:
         """Give a device a UUID; see `Mapper.set_uuid`."""
@@ -309,15 +309,16 @@ class KernelMapper(Mapper):
         return True
 
     def see_node(self, name: str) -> None:
-        """Have dmsetup make the node of a device where udev's rules made none, or remove it.
+        """Have dmsetup make the node of a device where udev's rules made none.
 
-        dmsetup does so itself behind its wait for udev ("not set up by udev: Falling back to direct
-        node creation"), but not where the wait for the cookie is its caller's (dm_udev_wait and
-        update_devs in libdm 2.03.16).
+        dmsetup does so behind its own wait for udev, but not where its caller waits for the cookie
+        (dm_udev_wait and update_devs in libdm 2.03.16).
         """
-        if names.has_node(name, self.path(name)):
-            return
-        _log.warning("%s: udev left its node as it was, so dmsetup sees to it", name)
+        if not names.has_node(name, self.path(name)):
+            _log.warning("%s: udev made no node for it, so dmsetup makes it", name)
+            self._make_node(name)
+
+    def _make_node(self, name: str) -> None:
         words = ["mknodes", *names.options(name), "--", name]
         self._ask("make its node", name, self.dmsetup.run, *words)
 

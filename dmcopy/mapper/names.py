@@ -5,6 +5,7 @@ Rules: man dmsetup, "Mangled names"; the set of characters is the one that udev 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
@@ -88,9 +89,8 @@ def number_of(name: str, roots: sysfs.Roots = sysfs.LIVE) -> tuple[int, int] | N
 
 
 def has_node(name: str, path: str) -> bool:
-    """Return whether the node at `path` is of the mapped disk of this name; none of none is."""
-    try:
-        found = block_devno(os.stat(path))
-    except OSError:
-        found = None
-    return found == number_of(name)
+    """Return whether the node at `path` is of the mapped disk of this name, if there is one."""
+    number = number_of(name)
+    with contextlib.suppress(OSError):
+        return number is None or block_devno(os.stat(path)) == number
+    return False
