@@ -94,8 +94,9 @@ class Guest(ABC):
     def kill(self, chooser: random.Random | None = None) -> None:
         """Cut the power; the guest is closed.
 
-        The disks keep what the guest flushed, and no more; with `chooser`, also a random half of
-        the sectors that it had written since. A disk with a path can then be booted again.
+        The disks keep what the guest flushed, and no more; with `chooser` each also keeps all,
+        none or some of what was written since, by write or by block: see `VolatileDisk.cut`. A
+        disk with a path can then be booted again.
         """
 
     @abstractmethod
