@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from dmcopy.cow import merge as merging
+from dmcopy.cow import moving
 from dmcopy.cow.extents import mean_count
 from dmcopy.cow.extract import plan_extract
 from dmcopy.cow.merge import plan_merge
@@ -331,3 +332,21 @@ def test_long_moves_are_done_by_threads(
     with make_mover(world.out, chunk_size=CHUNK, mean=mean):
         pass
     assert asked == [name]
+
+
+def test_progress_is_told_while_moves_are_under_way(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "PROGRESS_SECONDS", 1e-4)
+    told: list[int] = []
+    mover = Mover(
+        world.reactor,
+        world.out,
+        chunk_size=CHUNK,
+        observer=lambda sectors, _: told.append(sectors),
+    )
+    origin, out = (IoRegion(disk, 0, ORIGIN_SECTORS) for disk in (world.origin, world.out))
+    plan_extract(origin, world.cow, out, changed_only=False).run(mover)
+    assert told == sorted(told)
+    assert told[-1] == ORIGIN_SECTORS
+    assert any(0 < sectors < ORIGIN_SECTORS for sectors in told)

@@ -370,6 +370,12 @@ def test_a_wait_ends_at_its_deadline(reactor: Reactor) -> None:
         reactor.run_until(bool, 0.05, "nothing that comes")
 
 
+@pytest.mark.timeout(60)
+def test_one_that_cannot_be_made_in_the_background_says_why() -> None:
+    with pytest.raises(UsageError, match="nonsense"), background("nonsense"):
+        pass
+
+
 def test_in_the_background(device: BlockDevice) -> None:
     from dmcopy.kcopyd import Client
 
