@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import select
 import time
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from dmcopy.io import probe
+from dmcopy.io import ring as rings
 from dmcopy.io.ring import SQE, SQE_SIZE, Ring
 
 NOP, ENTRIES = 0, 4
@@ -22,6 +25,18 @@ def ring() -> Iterator[Ring]:
     ring = Ring(ENTRIES)
     yield ring
     ring.close()
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOMEM, errno.ENOSYS])
+def test_a_ring_that_the_kernel_refuses(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    monkeypatch.setattr(rings, "_syscall", refuse)
+    with pytest.raises(OSError, match="io_uring_setup") as refused:
+        Ring(ENTRIES)
+    assert refused.value.errno == number
 
 
 def put(ring: Ring, indices: list[int], first: int) -> list[int]:
