@@ -8,9 +8,9 @@ What is served is any `dmcopy.io.Device` on a reactor: a mapped device of a `Use
 from __future__ import annotations
 
 import importlib
-from types import TracebackType
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
+from dmcopy.closing import Closing
 from dmcopy.errors import MissingError, UsageError
 from dmcopy.export.kinds import MODULES, kinds
 from dmcopy.io.reactor import Reactor
@@ -30,7 +30,7 @@ class Place(NamedTuple):
     at: str | None = None
 
 
-class FrontEnd:
+class FrontEnd(Closing):
     """Serves devices by their names, from `add` to `remove` or the end of a `with` block.
 
     A subclass is a kind of front end, in a module that `dmcopy.export.kinds` names. All methods are
@@ -84,17 +84,6 @@ class FrontEnd:
         Raises BusyError naming those who used what they had to be cut off from.
         """
         raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def load(kind: str) -> type[FrontEnd]:

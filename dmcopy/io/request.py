@@ -108,6 +108,16 @@ class Memory:
             position += length
 
 
+def behind(views: list[memoryview], count: int) -> list[memoryview]:
+    """Return the views without their first `count` bytes."""
+    rest = []
+    for view in views:
+        if count < len(view):
+            rest.append(view[count:])
+        count = max(0, count - len(view))
+    return rest
+
+
 class Io:
     """One operation on one region: read into or write from `extents` of `memory`, flush, discard,
     zero.

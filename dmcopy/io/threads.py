@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from dmcopy.io.poller import Poller
 from dmcopy.io.region import Device
-from dmcopy.io.request import CopyIo, Io, ListCopyIo, Memory, Op, Request
+from dmcopy.io.request import CopyIo, Io, ListCopyIo, Memory, Op, Request, behind
 
 WORKERS = 4
 
@@ -197,7 +197,7 @@ def read_all(fd: int, views: list[memoryview], offset: int, length: int) -> None
     while count < length:
         if count == 0:
             raise OSError(errno.EIO, "the device ended before the region did")
-        views, offset, length = _behind(views, count), offset + count, length - count
+        views, offset, length = behind(views, count), offset + count, length - count
         count = os.preadv(fd, views, offset)
 
 
@@ -207,18 +207,8 @@ def write_all(fd: int, views: list[memoryview], offset: int, length: int, flags:
     while count < length:
         if count == 0:
             raise OSError(errno.EIO, "the device took nothing")
-        views, offset, length = _behind(views, count), offset + count, length - count
+        views, offset, length = behind(views, count), offset + count, length - count
         count = os.pwritev(fd, views, offset, flags)
-
-
-def _behind(views: list[memoryview], count: int) -> list[memoryview]:
-    """Return the views without their first `count` bytes."""
-    rest = []
-    for view in views:
-        if count < len(view):
-            rest.append(view[count:])
-        count = max(0, count - len(view))
-    return rest
 
 
 def _read(request: Io) -> None:

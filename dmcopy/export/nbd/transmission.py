@@ -17,7 +17,7 @@ from dmcopy.export.nbd import protocol as nbd
 from dmcopy.export.nbd.pieces import Pieces
 from dmcopy.export.wire import Wire
 from dmcopy.io.region import Device, IoRegion
-from dmcopy.io.request import DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, Extent, Io, Op
+from dmcopy.io.request import DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, Extent, Io, Op, behind
 from dmcopy.kcopyd.pages import Extents, PagePool
 from dmcopy.kcopyd.subjob import cut
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
@@ -84,7 +84,7 @@ class Transmission:
                 self._wire.close()
                 return
             if self._sink:
-                self._sink = _behind(self._sink, got)
+                self._sink = behind(self._sink, got)
                 self._begin_write()
             else:
                 self._end += got
@@ -239,7 +239,7 @@ class Transmission:
             view[:part] = self._inbox[self._begin : self._begin + part]
             self._begin += part
             length -= part
-        self._sink = _behind(views, sum(map(len, views)) - length)
+        self._sink = behind(views, sum(map(len, views)) - length)
         self._begin_write()
 
     def _begin_write(self) -> None:
@@ -317,13 +317,3 @@ def _exactly(extents: Extents, length: int) -> tuple[Extent, ...]:
     if len(extents) == 1:
         return ((extents[0][0], length),)
     return cut(extents, 0, length)
-
-
-def _behind(views: list[memoryview], count: int) -> list[memoryview]:
-    """Return the views without their first `count` bytes."""
-    rest = []
-    for view in views:
-        if count < len(view):
-            rest.append(view[count:])
-        count = max(0, count - len(view))
-    return rest
