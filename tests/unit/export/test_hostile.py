@@ -236,6 +236,8 @@ def test_no_descriptors_left(server: Server) -> None:
 def test_transmission_of_anything(server: Server) -> None:
     rng = random.Random(4)
     for _ in range(150):
+        # More than the server takes may still be on their way out: it would turn the next one away.
+        eventually(lambda: server.connections() < 32, "most of the earlier ones are over")
         with server.client(structured=rng.random() < 0.5) as client:
             for _ in range(rng.randrange(1, 8)):
                 command = rng.choice((0, 1, 1, 3, 4, 6, rng.randrange(1 << 16)))
