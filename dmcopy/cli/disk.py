@@ -84,11 +84,12 @@ def _serve(args: argparse.Namespace) -> int:
         raise UsageError("say what the disk is: a FILE, or --size for one that is gone at the end")
     # Here and not above: the engine takes time to import.
     from dmcopy.cli.dm_run import faults_told
-    from dmcopy.cli.serving import Served, log_exception
+    from dmcopy.cli.serving import Served
     from dmcopy.export.base import Place, find
     from dmcopy.export.volatile import VolatileDisk
     from dmcopy.export.write_log import WriteLog
     from dmcopy.io import Reactor
+    from dmcopy.io.reactor import log_exception
 
     name = args.name or "disk"
     front_end = find(args.via)

@@ -54,9 +54,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--name is for one device; in --concise each has its name")
     # Here and not above: the engine takes time to import.
     from dmcopy.cli.dm_run import faults_told
-    from dmcopy.cli.serving import Served, log_exception
+    from dmcopy.cli.serving import Served
     from dmcopy.export.base import Place, find
     from dmcopy.io import Reactor, whole
+    from dmcopy.io.reactor import log_exception
 
     front_end = find(args.via)
     with contextlib.ExitStack() as exits:

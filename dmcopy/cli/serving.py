@@ -87,10 +87,3 @@ class Served:
             "read_only": device.read_only,
         }
         emit_json_line(facts)
-
-
-def log_exception(error: Exception) -> None:
-    """Tell of what a callback raised: its I/O has ended, and the rest continues."""
-    import logging
-
-    logging.getLogger("dmcopy").error("a callback on the reactor raised", exc_info=error)

@@ -6,15 +6,16 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
+from dmcopy.closing import Closing
 from dmcopy.errors import ClosedError
-from dmcopy.io.reactor import Reactor
+from dmcopy.io.reactor import Reactor, log_exception
 
 _T = TypeVar("_T")
 
 
-class ReactorThread:
+class ReactorThread(Closing):
     """A reactor for stacked devices that runs until `close`, or the end of a `with` block.
 
     What `call` is given runs on it, outside of callbacks, so that it may wait for I/O there.
@@ -43,12 +44,6 @@ class ReactorThread:
             self.call(self._stop)
             self._thread.join()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _stop(self, reactor: Reactor) -> None:
         del reactor
         self._stopping = True
@@ -60,7 +55,7 @@ class ReactorThread:
             self._started.set_exception(error)
             return
         with reactor:
-            reactor.on_exception = _log
+            reactor.on_exception = log_exception
             self._started.set_result(reactor)
             while not self._stopping:
                 reactor.run_until(lambda: self._calls)
@@ -69,9 +64,3 @@ class ReactorThread:
                     future.set_result(what(reactor))
                 except BaseException as error:
                     future.set_exception(error)
-
-
-def _log(error: Exception) -> None:
-    import logging
-
-    logging.getLogger("dmcopy").error("a callback on the reactor raised", exc_info=error)

@@ -192,7 +192,7 @@ class Reactor:
         try:
             if not isinstance(error, Exception):
                 raise error
-            (self.on_exception or _log_exception)(error)
+            (self.on_exception or log_exception)(error)
         except BaseException as raised:
             self._raised.append(raised)
 
@@ -296,7 +296,7 @@ class Reactor:
         raised, self._raised = self._raised, []
         raised.sort(key=lambda error: isinstance(error, Exception))
         for error in raised[1:]:
-            _log_exception(error)
+            log_exception(error)
         raise raised[0]
 
     def _disown(self) -> None:
@@ -330,7 +330,7 @@ def background(backend: str | None = None) -> Iterator[Reactor]:
             ready.append(error)
             started.set()
             return
-        reactor.on_exception = _log_exception  # there is no caller to whom it could be raised
+        reactor.on_exception = log_exception  # there is no caller to whom it could be raised
         ready.append(reactor)
         started.set()
         with reactor:
@@ -338,7 +338,7 @@ def background(backend: str | None = None) -> Iterator[Reactor]:
                 try:
                     reactor.run_until(stop.is_set)
                 except (KeyboardInterrupt, SystemExit) as error:  # a callback's: others wait here
-                    _log_exception(error)
+                    log_exception(error)
 
     thread = threading.Thread(target=run, name="dmcopy-reactor", daemon=True)
     thread.start()
@@ -354,7 +354,8 @@ def background(backend: str | None = None) -> Iterator[Reactor]:
         thread.join()
 
 
-def _log_exception(error: BaseException) -> None:
+def log_exception(error: BaseException) -> None:
+    """Log what a callback raised: what it was about has ended, and the rest continues."""
     import logging  # costs a quarter of what a short command takes to start
 
     logging.getLogger("dmcopy").error("a callback on the reactor raised", exc_info=error)
