@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Self
 
@@ -97,34 +97,53 @@ class Entry:
         return (head + self.text).ljust(block_size, b"\0")
 
 
+Read = Callable[[int, int], Buffer]
+"""Called with a byte of a log and a length, returns what is there; less where the log ends."""
+
+
 def parse_entries(data: Buffer, path: str = "the log") -> Iterator[tuple[Entry, int]]:
     """Yield the entries of the log that `data` begins with, each with the byte of its data.
 
     As many as block 0 counts: what lies behind may be of an older log. Raises MetadataError, which
     names the byte, for what is no log, and where it ends too early.
     """
-    head = Super.parse(data, path)
-    size = head.block_size
-    start = size
+    return read_entries(lambda at, count: data[at : at + count], len(data), path)
+
+
+def read_entries(read: Read, size: int, path: str = "the log") -> Iterator[tuple[Entry, int]]:
+    """Yield the same of a log of `size` bytes, of which only the entries' own blocks are read."""
+    head = Super.parse(read(0, _SUPER.size), path)
+    block = head.block_size
+    start = block
     for number in range(head.nr_entries):
-        if start + size > len(data):
+        if start + block > size:
             raise MetadataError(
                 f"{path}: byte {start}: entry {number} of {head.nr_entries} is behind the end"
             )
-        sector, nr_sectors, flags, length = _ENTRY.unpack_from(data, start)
-        if flags & ~sum(Flag):
-            raise MetadataError(f"{path}: byte {start + 16}: flags {flags:#x} are unknown")
-        if length > size - _ENTRY.size:
-            raise MetadataError(
-                f"{path}: byte {start + 24}: a text of {length} bytes does not fit into a block"
-            )
-        place = start + _ENTRY.size
-        entry = Entry(sector, nr_sectors, Flag(flags), bytes(data[place : place + length]))
-        start += size
-        end = start + entry.data_blocks * size
-        if end > len(data):
+        entry = _entry(read(start, block), start, number, path)
+        start += block
+        end = start + entry.data_blocks * block
+        if end > size:
             raise MetadataError(
                 f"{path}: byte {start}: the data of entry {number} ends behind the log"
             )
         yield entry, start
         start = end
+
+
+def _entry(block: Buffer, start: int, number: int, path: str) -> Entry:
+    """Return the entry of a block, which is at byte `start`."""
+    sector, nr_sectors, flags, length = _ENTRY.unpack_from(block)
+    if flags & ~sum(Flag):
+        raise MetadataError(f"{path}: byte {start + 16}: flags {flags:#x} are unknown")
+    if not flags and not nr_sectors:  # a write that never was: its block did not reach the disk
+        raise MetadataError(
+            f"{path}: byte {start}: entry {number} is a write of nothing, as where the log was "
+            "not written to its end"
+        )
+    if length > len(block) - _ENTRY.size:
+        raise MetadataError(
+            f"{path}: byte {start + 24}: a text of {length} bytes does not fit into a block"
+        )
+    text = bytes(block[_ENTRY.size : _ENTRY.size + length])
+    return Entry(sector, nr_sectors, Flag(flags), text)

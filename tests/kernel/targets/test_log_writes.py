@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
+
 import pytest
 
 from dmcopy.ondisk.write_log import END, Entry, Flag, parse_entries
+from dmcopy.testing.logfile import LogFile
+from dmcopy.testing.replay import Replay
 
-from .conftest import Twins
+from .conftest import SECTORS, Twins
 
 pytestmark = pytest.mark.kernel
+
+FIRST = random.Random(0).randbytes(SECTORS << 9)
+"""What disk A has before."""
 
 OPERATIONS = (
     ("write", 0, 8),
@@ -29,7 +37,9 @@ OPERATIONS = (
 
 
 @pytest.mark.parametrize(("block_size", "last"), [(512, 51), (4096, 135)])
-def test_the_log(request: pytest.FixtureRequest, block_size: int, last: int) -> None:
+def test_the_log(
+    request: pytest.FixtureRequest, tmp_path: Path, block_size: int, last: int
+) -> None:
     twins: Twins = request.getfixturevalue("twins" if block_size == 512 else "twins_4k")
     kernels, ours = twins.run("0 256 log-writes A B", OPERATIONS, f"0 256 log-writes 11 {last}")
     assert ours.outcomes == kernels.outcomes
@@ -52,6 +62,16 @@ def test_the_log(request: pytest.FixtureRequest, block_size: int, last: int) -> 
         Entry(0, 8 // unit, Flag(0)),
         Entry.mark(END, block_size),
     ]
+    assert replayed(tmp_path, kernels.disks["B"], FIRST) == kernels.disks["A"]
+
+
+def replayed(folder: Path, log: bytes, disk: bytes) -> bytes:
+    """Return what a disk becomes by a log."""
+    (folder / "log").write_bytes(log)
+    (folder / "disk").write_bytes(disk)
+    with LogFile(str(folder / "log")) as found:
+        assert not list(Replay(found, str(folder / "disk"), found.entries()).run())
+    return (folder / "disk").read_bytes()
 
 
 def test_a_log_that_runs_full(twins: Twins) -> None:

@@ -24,7 +24,7 @@ def verbs(*nouns: str) -> Iterator[argparse.ArgumentParser]:
         yield from subparsers(subparsers(_build_parser(noun))[noun]).values()
 
 
-DEVICES = list(verbs("snapshot", "cow", "mirror", "mirror-log"))
+DEVICES = list(verbs("snapshot", "cow", "mirror", "mirror-log", "write-log"))
 
 
 @pytest.mark.parametrize("verb", DEVICES, ids=lambda verb: verb.prog)

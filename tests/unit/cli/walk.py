@@ -56,6 +56,8 @@ WORDS = {
     "cow diff": ["cow", "--origin", "origin"],
     **{f"cow {verb}": ["cow"] for verb in ("info", "dump", "map")},
     **{f"mirror-log {verb}": ["big"] for verb in ("info", "dump", "check")},
+    **{f"write-log {verb}": ["big"] for verb in ("info", "dump", "check")},
+    "write-log replay": ["big", "other"],
     "vm kernels": [],
     "vm run": ["--timeout", "0", "--", "true"],
     "vm shell": [],

@@ -81,6 +81,7 @@ def test_what_the_header_counts_is_the_log() -> None:
         (512 + 8, 9, "byte 1024: the data of entry 0 ends behind the log"),
         (512 + 16, 32, "byte 528: flags 0x20 are unknown"),
         (512 + 25, 2, "byte 536: a text of 512 bytes"),
+        (2048 + 16, 0, "byte 2048: entry 1 is a write of nothing"),
     ],
 )
 def test_what_is_no_log(byte: int, value: int, words: str) -> None:
