@@ -15,6 +15,7 @@ import struct
 from typing import Any, Final, NamedTuple
 
 _BLKROGET: Final = 0x125E
+_BLKFLSBUF: Final = 0x1261
 _BLKSSZGET: Final = 0x1268
 _BLKDISCARD: Final = 0x1277
 _BLKPBSZGET: Final = 0x127B
@@ -151,6 +152,11 @@ def block_discard(fd: int, start: int, length: int) -> None:
 def block_zero_out(fd: int, start: int, length: int) -> None:
     """BLKZEROOUT: make these bytes zero, by the device's own command or by writing zeroes."""
     _ioctl(fd, _BLKZEROOUT, struct.pack("=QQ", start, length))
+
+
+def flush_buffers(fd: int) -> None:
+    """BLKFLSBUF: write what the page cache has of a block device, and forget it."""
+    _ioctl(fd, _BLKFLSBUF, b"")
 
 
 def loop_status(fd: int) -> LoopStatus:

@@ -66,13 +66,25 @@ class Faulty:
         """Drop writes that seem to succeed; reads give the old data."""
         self._flakey(ranges, flush, "drop_writes")
 
+    def corrupt(
+        self, *ranges: Range, byte: int = 0, value: int = 0xA5, flush: bool = False
+    ) -> None:
+        """Make byte number `byte` of every write `value`; reads give what was written so.
+
+        Of writes, for 6.1 changes none that is read (measured). A write that is too short has no
+        such byte, and stays as it is.
+        """
+        if not 0 <= byte < 1 << 20 or not 0 <= value <= 255:
+            raise UsageError(f"byte {byte} cannot be made {value}: 0 to 1048575, and 0 to 255")
+        self._flakey(ranges, flush, "corrupt_bio_byte", str(byte + 1), "w", str(value), "0")
+
     def restore(self, *ranges: Range, flush: bool = False) -> None:
         """Make the ranges good again; the whole device when none is given."""
         self._put(ranges, flush, lambda line: line.target)
 
-    def _flakey(self, ranges: tuple[Range, ...], flush: bool, feature: str) -> None:
+    def _flakey(self, ranges: tuple[Range, ...], flush: bool, *words: str) -> None:
         def bad(device: str, offset: int) -> Target:
-            return Flakey(device, offset, 0, ALWAYS, (feature,))
+            return Flakey(device, offset, 0, ALWAYS, words)
 
         self._put(ranges, flush, lambda line: bad(*_place(line)))
 

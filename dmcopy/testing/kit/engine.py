@@ -1,0 +1,77 @@
+"""What a place where tests run has to offer: disks, a mapper, I/O, and paths for programs."""
+
+from __future__ import annotations
+
+import abc
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from dmcopy.closing import Closing
+from dmcopy.io.reactor import Reactor
+from dmcopy.io.region import Device
+from dmcopy.ledger import Ledger
+from dmcopy.mapper.base import Mapper
+
+_T = TypeVar("_T")
+
+
+class Engine(Closing, abc.ABC):
+    """The engine of one test, with the files of its disks in a folder of its own, in memory.
+
+    A disk has a word, by which tables call it, and so has a mapped device. All methods are called
+    on the test's thread. `volatile`: a disk has a write cache whose power can be cut.
+    """
+
+    label: str
+
+    def __init__(self, ledger: Ledger | None, *, volatile: bool) -> None:
+        self.ledger = ledger or Ledger()
+        self.volatile = volatile
+        parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.folder = Path(tempfile.mkdtemp(prefix="dmcopy-", dir=parent))
+
+    @abc.abstractmethod
+    def call(self, what: Callable[[Mapper], _T]) -> _T:
+        """Return what `what(mapper)` returns, or raise what it raises."""
+
+    @abc.abstractmethod
+    def perform(self, what: Callable[[Reactor], _T]) -> _T:
+        """Return what `what(reactor)` returns, where the I/O of what `device` returns is done."""
+
+    @abc.abstractmethod
+    def make_disk(self, file: Path, block_size: int) -> str:
+        """Make a disk of a file with blocks of that many bytes; return its word."""
+
+    @abc.abstractmethod
+    def drop_disk(self, word: str) -> None:
+        """Give a disk up. Raises BusyError for one that is in use."""
+
+    @abc.abstractmethod
+    def device(self, word: str) -> Device:
+        """Open a disk or mapped device for I/O by its word, without a claim."""
+
+    @abc.abstractmethod
+    def path(self, word: str) -> str:
+        """Return where programs find a disk or mapped device. Raises MissingError."""
+
+    @abc.abstractmethod
+    def word_of(self, path: str) -> str:
+        """Return the word of what programs find at `path`; the path itself where it is not ours."""
+
+    @abc.abstractmethod
+    def hide(self, word: str) -> None:
+        """Take away what `path` made, if it made anything. Raises BusyError naming its users."""
+
+    @abc.abstractmethod
+    def switch(self, *, on: bool) -> None:
+        """Switch all disks on or off: while they are off, every request ends with EIO."""
+
+    @abc.abstractmethod
+    def lose(self, seed: int | None) -> None:
+        """Lose what the caches of the disks hold, of each write all, nothing or some blocks.
+
+        As the seed says; None: everything. The disks must be off, and nothing may use them.
+        """

@@ -1,0 +1,180 @@
+"""The maker of all that a test uses, on one engine; at the end everything goes, newest first."""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
+
+from dmcopy.closing import Closing
+from dmcopy.errors import DmcopyError, UsageError
+from dmcopy.mapper.base import PREFIX
+from dmcopy.status import Status
+from dmcopy.table import CoreLog, DiskLog, Leg, Linear, SnapshotOrigin, Striped, Table
+from dmcopy.table import Mirror as MirrorTarget
+from dmcopy.table import Snapshot as SnapshotTarget
+from dmcopy.testing.kit.devices import Device, Disk, Faults, Mirror, Snapshot
+from dmcopy.testing.kit.engine import Engine
+from dmcopy.units import SECTOR_SHIFT, parse_bytes
+
+AnyDevice: TypeAlias = Disk | Device[Any]
+Size: TypeAlias = str | int
+BLOCK_SIZES: Final = (512, 1024, 2048, 4096)
+_D = TypeVar("_D", bound=Device[Any])
+
+
+class Kit(Closing):
+    """Makes disks and mapped devices. A size is text, `"64M"`, or a number of bytes.
+
+    `kit(table)` makes a device of a table. Names are made up: `name` is only their end.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.disks: list[Disk] = []
+        self.devices: list[Device[Any]] = []
+        self._prefix = f"{PREFIX}{os.urandom(3).hex()}-"
+        self._numbers: dict[str, int] = {}
+
+    @property
+    def label(self) -> str:
+        """Where this is: model or host."""
+        return self.engine.label
+
+    def scratch_disk(self, size: Size = "64M", *, serial: str = "", block_size: int = 512) -> Disk:
+        """Make a disk, all zeroes, with blocks of `block_size` bytes."""
+        if block_size not in BLOCK_SIZES:
+            raise UsageError(f"blocks of {block_size} bytes: choose one of {BLOCK_SIZES}")
+        size_bytes = size if isinstance(size, int) else parse_bytes(size)
+        if size_bytes <= 0 or size_bytes % block_size:
+            raise UsageError(f"{size}: a disk is one or more whole blocks of {block_size} bytes")
+        serial = serial or self._next_letter()
+        if serial in [disk.serial for disk in self.disks]:
+            raise UsageError(f"there is a disk {serial} already")
+        file = self.engine.folder / serial
+        with file.open("xb") as made:
+            made.truncate(size_bytes)
+        word = self.engine.make_disk(file, block_size)
+        self.disks.append(Disk(self.engine, word, size_bytes >> SECTOR_SHIFT, serial))
+        return self.disks[-1]
+
+    def __call__(self, table: Table | str, *, name: str = "dm") -> Device[Status]:
+        """Make a device of a table."""
+        return self._make(Device[Status], table, name)
+
+    def linear(
+        self, below: AnyDevice, *, start: int = 0, length: int | None = None
+    ) -> Device[Status]:
+        """Make a device that is `length` sectors of another, from `start`; by default the rest."""
+        length = below.sectors - start if length is None else length
+        return self(Table.of(length, Linear(below.word, start)), name="linear")
+
+    def striped(self, *below: AnyDevice, chunk_size: int = 128) -> Device[Status]:
+        """Make a device with stripes of `chunk_size` sectors on two or more others, of one size."""
+        each = min(one.sectors for one in below) // chunk_size * chunk_size
+        legs = tuple(Leg(one.word, 0) for one in below)
+        table = Table.of(each * len(below), Striped(chunk_size, legs))
+        return self(table, name="striped")
+
+    def snapshot(
+        self,
+        origin: AnyDevice | None = None,
+        cow: AnyDevice | None = None,
+        *,
+        chunk_size: int = 8,
+        store: str = "P",
+    ) -> Snapshot:
+        """Make a snapshot, and the device of its origin, to which writes are to go.
+
+        `origin` and `cow`: what the two are kept on; by default disks of 64M, and the COW as large
+        as the origin and 1 MiB. `chunk_size` is in sectors; `store` is P, PO or N.
+        """
+        origin = self.scratch_disk() if origin is None else origin
+        if cow is None:
+            cow = self.scratch_disk((origin.sectors << SECTOR_SHIFT) + (1 << 20))
+        live = self._origin_of(origin)
+        with live.paused():
+            target = SnapshotTarget(origin.word, cow.word, store, chunk_size)
+            made = self._make(Snapshot, Table.of(origin.sectors, target), "snapshot")
+        made.origin, made.cow = live, cow
+        return made
+
+    def mirror(
+        self,
+        *legs: AnyDevice,
+        log: AnyDevice | None = None,
+        region_size: int = 1024,
+        sync: bool = True,
+        features: Sequence[str] = (),
+    ) -> Mirror:
+        """Make a mirror of two to nine legs; by default two disks of 64M.
+
+        `log`: where its log is kept, by default in memory. `sync` False: the legs are equal.
+        """
+        legs = legs or (self.scratch_disk(), self.scratch_disk())
+        word = None if sync else "nosync"
+        kept = CoreLog(region_size, word) if log is None else DiskLog(log.word, region_size, word)
+        places = tuple(Leg(leg.word, 0) for leg in legs)
+        target = MirrorTarget(kept, places, tuple(features) or None)
+        table = Table.of(min(leg.sectors for leg in legs), target)
+        made = self._make(Mirror, table, "mirror")
+        made.legs = legs
+        return made
+
+    def stack(self, tables: Mapping[str, str | Table]) -> dict[str, Device[Status]]:
+        """Make devices in order; a table calls those before it by their names: `{low}`."""
+        made: dict[str, Device[Status]] = {}
+        for name, table in tables.items():
+            text = string.Formatter().vformat(str(table), (), made)
+            made[name] = self(text, name=name)
+        return made
+
+    def faulty(self, below: AnyDevice | None = None) -> Faults:
+        """Make a device that can be made to fail over another, by default a disk of 64M."""
+        below = self.scratch_disk() if below is None else below
+        table = Table.of(below.sectors, Linear(below.word, 0))
+        made = self._make(Faults, table, "faulty")
+        made.healthy = made.table
+        return made
+
+    def close(self) -> None:
+        """Remove everything, newest first. Raises the first error, with others as its notes."""
+        errors: list[Exception] = []
+        for what in self._steps():
+            try:
+                what()
+            except DmcopyError as error:
+                errors.append(error)
+        if errors:
+            for other in errors[1:]:
+                errors[0].add_note(f"and then: {other}")
+            raise errors[0]
+
+    def _steps(self) -> list[Callable[[], object]]:
+        steps: list[Callable[[], object]] = [device.remove for device in reversed(self.devices)]
+        steps += [disk.close for disk in self.disks]
+        steps += [lambda word=disk.word: self.engine.drop_disk(word) for disk in self.disks[::-1]]  # type: ignore[misc]
+        return [*steps, self.engine.close]
+
+    def _make(self, kind: type[_D], table: Table | str, name: str) -> _D:
+        read = Table.parse(table) if isinstance(table, str) else table
+        read = read.with_devices(self.engine.word_of)
+        number = self._numbers[name] = self._numbers.get(name, -1) + 1
+        made = kind(self.engine, f"{self._prefix}{name}{number or ''}", read)
+        made.create()
+        self.devices.append(made)
+        return made
+
+    def _origin_of(self, below: AnyDevice) -> Device[Status]:
+        """Return the device whose writes are copied to the snapshots of `below`; one for all."""
+        table = Table.of(below.sectors, SnapshotOrigin(below.word))
+        for device in self.devices:
+            if device.table == table:
+                return device
+        return self(table, name="origin")
+
+    def _next_letter(self) -> str:
+        taken = [disk.serial for disk in self.disks]
+        free = (letter for letter in string.ascii_lowercase if letter not in taken)
+        return next(free, f"disk{len(taken)}")

@@ -1,0 +1,162 @@
+"""Tests on the model: dmcopy's own engine, in this process, on a thread of its own.
+
+Programs see a device only where a test asks for its path: then it is served as a loop device (as
+root) or as a file. Until then nothing but memory is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from dmcopy.block import BlockDevice
+from dmcopy.block.devno import openable
+from dmcopy.errors import MissingError
+from dmcopy.export.base import FrontEnd
+from dmcopy.export.fuse.files import FuseFiles
+from dmcopy.export.loop import LoopDevices
+from dmcopy.export.thread import ReactorThread
+from dmcopy.export.volatile import VolatileDisk
+from dmcopy.io.reactor import Reactor
+from dmcopy.io.region import Device
+from dmcopy.ledger import Ledger
+from dmcopy.mapper.base import Mapper
+from dmcopy.mapper.userspace import NODES, UserMapper
+from dmcopy.testing.kit.engine import Engine
+from dmcopy.testing.kit.switched import SwitchedDisk
+
+_T = TypeVar("_T")
+
+
+class Model(Engine):
+    """See `Engine`."""
+
+    label = "model"
+
+    def __init__(self, ledger: Ledger | None = None, *, volatile: bool = False) -> None:
+        super().__init__(ledger, volatile=volatile)
+        self._disks: dict[str, SwitchedDisk] = {}
+        self._files: dict[str, BlockDevice] = {}
+        self._served: dict[str, str] = {}
+        self._front: FrontEnd | None = None
+        self._thread = ReactorThread("dmcopy-model")
+        self._mapper = self._thread.call(
+            lambda reactor: UserMapper(reactor, open_device=self._open)
+        )
+
+    def call(self, what: Callable[[Mapper], _T]) -> _T:
+        return self._thread.call(lambda _reactor: what(self._mapper))
+
+    def perform(self, what: Callable[[Reactor], _T]) -> _T:
+        return self._thread.call(what)
+
+    def make_disk(self, file: Path, block_size: int) -> str:
+        word = str(file)
+
+        def make(reactor: Reactor) -> None:
+            below: Device = self._files[word]
+            if self.volatile:
+                below = VolatileDisk(below, reactor)
+            self._disks[word] = SwitchedDisk(word, below, reactor, block_size)
+
+        self._files[word] = BlockDevice.open(file, write=True, claim=False)
+        self._thread.call(make)
+        return word
+
+    def drop_disk(self, word: str) -> None:
+        self.hide(word)
+        del self._disks[word]
+
+        def close(reactor: Reactor) -> None:
+            reactor.step()  # an io_uring lets go of a device only when it is entered
+            self._files.pop(word).close()
+
+        self._thread.call(close)
+
+    def device(self, word: str) -> Device:
+        if word in self._disks:
+            return self._disks[word]
+        return self.call(lambda mapper: mapper.open(os.path.basename(word)))
+
+    def path(self, word: str) -> str:
+        if word not in self._served:
+            self._served[word] = self._thread.call(lambda reactor: self._serve(reactor, word))
+        return self._served[word]
+
+    def word_of(self, path: str) -> str:
+        return next((word for word, served in self._served.items() if served == path), path)
+
+    def hide(self, word: str) -> None:
+        if word in self._served:
+            front = self._front
+            assert front is not None
+            self._thread.call(lambda _: front.remove(os.path.basename(word)))
+            del self._served[word]
+
+    def switch(self, *, on: bool) -> None:
+        for disk in self._disks.values():
+            disk.off = not on
+
+    def lose(self, seed: int | None) -> None:
+        for disk in self._disks.values():
+            if isinstance(disk.below, VolatileDisk):
+                lose_cache(self._thread, disk.below, seed)
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as exits:
+            exits.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            exits.callback(self._thread.close)
+            exits.callback(self._close_files)
+            exits.callback(lambda: self._thread.call(lambda _: self._mapper.close()))
+            if self._front is not None:
+                front = self._front
+                exits.callback(lambda: self._thread.call(lambda _: front.close()))
+
+    def _new_mapper(self, reactor: Reactor) -> UserMapper:
+        return UserMapper(reactor, open_device=self._open)
+
+    def _close_files(self) -> None:
+        for word in list(self._files):
+            self._files.pop(word).close()
+
+    def _open(self, path: str, write: bool) -> Device:
+        if path in self._disks:
+            return self._disks[path]
+        return BlockDevice.open(os.path.realpath(openable(path)), write=write)
+
+    def _serve(self, reactor: Reactor, word: str) -> str:
+        if self._front is None:
+            self._front = front_end()(reactor, ledger=self.ledger)
+        name = os.path.basename(word)
+        device: Device = self._disks[word] if word in self._disks else self._mapper.open(name)
+        return self._front.add(name, device)
+
+    @staticmethod
+    def word(name: str) -> str:
+        """Return the word of a mapped device."""
+        return NODES + name
+
+
+def front_end() -> type[LoopDevices] | type[FuseFiles]:
+    """Return what serves devices to programs here. Raises MissingError where nothing can."""
+    if not LoopDevices.why_not():
+        return LoopDevices
+    reason = FuseFiles.why_not()
+    if reason:
+        raise MissingError(f"the model's devices have no path for programs here: {reason}")
+    return FuseFiles
+
+
+def lose_cache(thread: ReactorThread, disk: VolatileDisk, seed: int | None) -> None:
+    """Cut the power of a disk whose reactor is on `thread`, and have it back."""
+
+    def cut(reactor: Reactor) -> None:
+        back: list[bool] = []
+        disk.cut(seed, lambda: back.append(True))
+        reactor.run_until(lambda: back, 60, f"what is kept of {disk.path}")
+
+    thread.call(cut)
