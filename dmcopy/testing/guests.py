@@ -26,6 +26,8 @@ import pytest
 from dmcopy.errors import DmcopyError
 from dmcopy.testing.reporter import WARNING, Lines
 
+DISK_SIZE: Final = "256M"
+DISK_SERIALS: Final = ("a", "b", "c", "d")
 _FINISH_SECONDS: Final = 10.0
 _LAST_WORDS: Final = 4000
 _PASSED_ON: Final = ("DMCOPY_TEST", "DMCOPY_SEED", "PYTEST_ADDOPTS")
@@ -56,18 +58,18 @@ class GuestItem(pytest.Item):
 class Guests:
     """The plugin behind `--vm`: multiplies the tests, boots the guests, replays the reports."""
 
-    def __init__(self, config: pytest.Config, disk_size: str, serials: Sequence[str]) -> None:
+    def __init__(self, config: pytest.Config, kernels: str) -> None:
         self._config = config
-        self._disks = [(disk_size, serial) for serial in serials]
-        self._kernels = [word.strip() for word in config.getoption("--vm").split(",")]
+        self._disks = [(DISK_SIZE, serial) for serial in DISK_SERIALS]
+        self._kernels = [word.strip() for word in kernels.split(",")]
         if not all(self._kernels):
             raise pytest.UsageError("--vm: give one or more kernels, as in --vm 6.1,6.12")
         self._runs: dict[str, GuestRun] = {}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        marked = [item for item in items if item.get_closest_marker("kernel")]
-        others = [item for item in items if not item.get_closest_marker("kernel")]
+        marked = [item for item in items if _in_guests(item)]
+        others = [item for item in items if not _in_guests(item)]
         # After the others, and kernel by kernel, so that the reports read well.
         dealt = list(zip(marked, self._deal(marked), strict=True))
         items[:] = others + [
@@ -275,6 +277,13 @@ class GuestRun:
             longrepr=f"not run to its end: {self._ended}",
             when="call",
         )
+
+
+def _in_guests(item: pytest.Item) -> bool:
+    if item.get_closest_marker("kernel") is not None:
+        return True
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and callspec.params.get("dm_place") == "vm"
 
 
 def _either(item: pytest.Item) -> bool:

@@ -1,36 +1,60 @@
-"""The pytest plugin: tests marked `kernel` run in guests, one for each kernel that `--vm` names.
+"""The pytest plugin: block devices for tests, on the model, on this kernel, or in guests.
 
-    pytest --vm 6.1,6.12        each marked test becomes test[6.1] and test[6.12]; one that is
-                                marked kernel(either=True) becomes one of the two, by turns
-    sudo pytest                 they run here, if this machine has device-mapper
+    pytest                      tests that use the fixtures (`dm`, `scratch_disk`, `snapshot` …) or
+                                are marked `dm` run on the model: dmcopy's own engine
+    pytest --dm=model,host      on each of these: test[model] and test[host]
+    pytest --vm 6.1,6.12        in a guest of each kernel: test[vm-6.1] and test[vm-6.12]
 
-Where neither is possible they are skipped, and the reason names what is missing. In a guest there
-are four disks of 256 MiB, `a` to `d`: the fixture `scratch_disks` returns them, zeroed.
+What a test needs beyond that, its mark `dm` says; where it is lacking the test is skipped, and the
+reason names it; with --dm-strict it is an error instead.
+
+Tests that are marked `kernel` are for a real kernel only. `kernel(either=True)` runs on one of the
+kernels, by turns. In a guest there are four disks of 256 MiB, `a` to `d`: the fixture
+`scratch_disks` returns them, zeroed.
+
+Every pytest run imports this module where dmcopy is installed, so it imports nothing else.
 """
 
 from __future__ import annotations
 
-import fcntl
-import functools
 import os
-import struct
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from dmcopy.block import tools
-from dmcopy.testing import guests, reporter
+from dmcopy.testing.needs import MARK, Needs, lacking, missing_here
 
-DISK_SIZE: Final = "256M"
-DISK_SERIALS: Final = ("a", "b", "c", "d")
-_BLKGETSIZE64: Final = 0x80081272
-_BLKZEROOUT: Final = 0x127F
+if TYPE_CHECKING:
+    from dmcopy.testing.kit import Kit
+
+if "--vm-report" in sys.argv:  # it keeps the descriptor 1 of before pytest's capture
+    from dmcopy.testing import reporter
+
+__all__ = ["missing_here"]
+
+PLACES: Final = ("model", "host", "vm")
+KIT: Final = pytest.StashKey["Kit"]()
+_NEEDS: Final = pytest.StashKey[Needs]()
+_CHOSEN: Final = pytest.StashKey[tuple[str, ...]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("dmcopy", "tests on real device-mapper")
-    group.addoption("--vm", metavar="KERNELS", help="run `kernel` tests in guests: 6.1,6.12 …")
+    group = parser.getgroup("dmcopy", "tests with block devices")
+    group.addoption(
+        "--dm",
+        metavar="PLACES",
+        help="where tests with block devices run: model, host, vm, or several of them "
+        "(default: vm with --vm, else model; ini: dm)",
+    )
+    group.addoption(
+        "--dm-strict",
+        action="store_true",
+        help="what a place lacks is an error, not a skip (ini: dm_strict)",
+    )
+    group.addoption("--vm", metavar="KERNELS", help="boot guests: 6.1,6.12 … (ini: vm)")
     group.addoption("--vm-memory", default="2G", help="of each guest (default: %(default)s)")
     group.addoption(
         "--vm-silence",
@@ -40,6 +64,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="seconds without a result after which a guest is given up (default: %(default)s)",
     )
     group.addoption("--vm-report", action="store_true", help="(in a guest) report to the host")
+    parser.addini("dm", "where tests with block devices run, as for --dm")
+    parser.addini("dm_strict", "what a place lacks is an error", type="bool", default=False)
+    parser.addini("vm", "the kernels of guests, as for --vm")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,33 +75,167 @@ def pytest_configure(config: pytest.Config) -> None:
         "kernel(either=False): needs real device-mapper: runs in guests with --vm; "
         "either=True: in one of them, by turns, unless $DMCOPY_TEST is long",
     )
+    config.addinivalue_line("markers", MARK)
     if config.getoption("--vm-report"):
+        config.stash[_CHOSEN] = ("vm",)
         config.pluginmanager.register(reporter.Reporter(config), "dmcopy-reporter")
-    elif config.getoption("--vm"):
-        config.pluginmanager.register(
-            guests.Guests(config, DISK_SIZE, DISK_SERIALS), "dmcopy-guests"
-        )
+        return
+    kernels = config.getoption("--vm") or config.getini("vm")
+    config.stash[_CHOSEN] = _chosen(config, bool(kernels))
+    if kernels:
+        from dmcopy.testing.guests import Guests
+
+        config.pluginmanager.register(Guests(config, kernels), "dmcopy-guests")
+
+
+def _chosen(config: pytest.Config, guests: bool) -> tuple[str, ...]:
+    """Return the places where tests run. Raises pytest.UsageError."""
+    said = config.getoption("--dm") or config.getini("dm") or ("vm" if guests else "model")
+    words = tuple(dict.fromkeys(word.strip() for word in said.split(",")))
+    for word in words:
+        if word not in PLACES:
+            raise pytest.UsageError(f"--dm: no place {word!r}: give one or more of model, host, vm")
+    if "vm" in words and not guests:
+        raise pytest.UsageError("--dm=vm: say in which kernels, as in --vm 6.1,6.12")
+    return words
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marked = next(metafunc.definition.iter_markers("dm"), None) is not None
+    if "dm_place" not in metafunc.fixturenames:
+        if not marked:
+            return
+        metafunc.fixturenames.append("dm_place")
+    places = metafunc.config.stash[_CHOSEN]
+    if next(metafunc.definition.iter_markers("kernel"), None) is not None:
+        guests = metafunc.config.getoption("--vm-report") or _guests(metafunc.config)
+        places = ("vm",) if guests else ("host",)
+    metafunc.parametrize("dm_place", places, indirect=True)
+
+
+def _guests(config: pytest.Config) -> bool:
+    return config.pluginmanager.hasplugin("dmcopy-guests")
+
+
+def place_of(item: pytest.Item) -> str:
+    """Return where a test with block devices runs; "" for one without."""
+    callspec = getattr(item, "callspec", None)
+    return "" if callspec is None else str(callspec.params.get("dm_place", ""))
+
+
+def needs_of(item: pytest.Item) -> Needs:
+    """Return what a test needs. Raises pytest.UsageError for a wrong mark."""
+    if _NEEDS not in item.stash:
+        item.stash[_NEEDS] = Needs.of(item)
+    return item.stash[_NEEDS]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:  # a mark that is wrong is told before anything runs
+        if place_of(item):
+            needs_of(item)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("kernel") is not None:
-        lacking = missing_here()
-        if lacking:
-            pytest.skip(f"{lacking}; run it in a guest: pytest --vm 6.1")
+    place = place_of(item)
+    if place:
+        reason = lacking(needs_of(item), place)
+        if reason:
+            without(item.config, f"{place}: {reason}{_hint(place)}")
+    elif item.get_closest_marker("kernel") is not None:
+        reason = missing_here()
+        if reason:
+            without(item.config, f"{reason}{_hint('host')}")
 
 
-@functools.cache
-def missing_here() -> str:
-    """Return what this machine lacks for tests of the kernel's device-mapper; "" if nothing."""
-    if os.geteuid() != 0:
-        return "not root"
-    if tools.which("dmsetup") is None:
-        return "no dmsetup (apt-get install dmsetup)"
-    done = tools.run(["dmsetup", "version"], timeout=60)
-    if done.returncode:
-        return f"no device-mapper in the kernel {os.uname().release}"
-    return ""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    try:
+        return (yield)
+    except Exception as error:
+        if KIT in item.stash:
+            from dmcopy.testing.kit.engine import LackingError
+
+            if isinstance(error, LackingError):
+                without(item.config, f"{place_of(item)}: {error}")
+        raise
+
+
+def without(config: pytest.Config, reason: str) -> None:
+    """Skip a test for what is lacking, or fail it where that is to be an error."""
+    if config.getoption("--dm-strict") or config.getini("dm_strict"):
+        pytest.fail(f"{reason} (--dm-strict)", pytrace=False)
+    raise pytest.skip.Exception(reason, _use_item_location=True)
+
+
+def _hint(place: str) -> str:
+    return "; run it in a guest: pytest --vm 6.1" if place == "host" else ""
+
+
+@pytest.fixture
+def dm_place(request: pytest.FixtureRequest) -> str:
+    """Where this test runs: `model`, `host` or `vm`."""
+    return str(request.param)
+
+
+@pytest.fixture
+def dm(request: pytest.FixtureRequest, dm_place: str) -> Iterator[Kit]:
+    """Make a mapped device of a table: `dm("0 8192 linear … 0")`. Also all other makers' object."""
+    from dmcopy.testing.kit.making import kit
+
+    with kit(dm_place, needs_of(request.node), request.fixturenames) as made:
+        request.node.stash[KIT] = made
+        yield made
+
+
+@pytest.fixture
+def scratch_disk(dm: Kit) -> Any:
+    """Make a disk, all zeroes: `scratch_disk(size="64M", serial=…, block_size=512)`."""
+    return dm.scratch_disk
+
+
+@pytest.fixture
+def scratch_file(dm: Kit) -> Any:
+    """Make a file, all zeroes, in memory: `scratch_file(size="64M")`."""
+    return dm.scratch_file
+
+
+@pytest.fixture
+def linear(dm: Kit) -> Any:
+    """Make a device that is a part of another: `linear(disk, start=0, length=…)`."""
+    return dm.linear
+
+
+@pytest.fixture
+def striped(dm: Kit) -> Any:
+    """Make a device with stripes on others: `striped(one, two, chunk_size=128)`."""
+    return dm.striped
+
+
+@pytest.fixture
+def snapshot(dm: Kit) -> Any:
+    """Make a snapshot: `snapshot(origin, cow, chunk_size=8, store="P")`."""
+    return dm.snapshot
+
+
+@pytest.fixture
+def mirror(dm: Kit) -> Any:
+    """Make a mirror: `mirror(one, two, log=…, region_size=1024)`."""
+    return dm.mirror
+
+
+@pytest.fixture
+def stack(dm: Kit) -> Any:
+    """Make devices on top of each other: `stack({"low": …, "top": "0 8192 … {low}"})`."""
+    return dm.stack
+
+
+@pytest.fixture
+def faulty(dm: Kit) -> Any:
+    """Make a device over another that can be made to fail: `faulty(disk).error("100:8")`."""
+    return dm.faulty
 
 
 @pytest.fixture
@@ -86,17 +247,10 @@ def scratch_disks() -> list[Path]:
     serials = os.environ.get("DMCOPY_DISKS", "").split()
     if not serials:
         pytest.skip("no disks to write to: run it in a guest (pytest --vm 6.1)")
+    from dmcopy.block import BlockDevice
+
     disks = [Path(f"/dev/disk/by-id/virtio-{serial}") for serial in serials]
     for disk in disks:
-        _zero(disk)
+        with BlockDevice.open(disk, write=True) as device:
+            device.zero_out(0, device.sectors)
     return disks
-
-
-def _zero(disk: Path) -> None:
-    fd = os.open(disk, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
-    try:
-        size = fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8))
-        fcntl.ioctl(fd, _BLKZEROOUT, bytes(8) + size)
-    finally:
-        os.close(fd)
-    assert struct.unpack("Q", size)[0] > 0

@@ -219,7 +219,7 @@ class Snapshot(Device[SnapshotStatus]):
     """A snapshot of `origin`: what is written to that device is copied to the disk `cow` first."""
 
     origin: Device[Status]
-    cow: Disk
+    cow: _Openable
 
 
 class Mirror(Device[MirrorStatus]):

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from dmcopy.closing import Closing
+from dmcopy.errors import MissingError
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
 
 _T = TypeVar("_T")
+
+
+class LackingError(MissingError):
+    """This machine lacks what a test wants of the place where it runs."""
 
 
 class Engine(Closing, abc.ABC):
@@ -55,7 +60,7 @@ class Engine(Closing, abc.ABC):
 
     @abc.abstractmethod
     def path(self, word: str) -> str:
-        """Return where programs find a disk or mapped device. Raises MissingError."""
+        """Return where programs find a disk or mapped device. Raises LackingError."""
 
     @abc.abstractmethod
     def word_of(self, path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import string
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
 from dmcopy.closing import Closing
@@ -58,6 +59,14 @@ class Kit(Closing):
         word = self.engine.make_disk(file, block_size)
         self.disks.append(Disk(self.engine, word, size_bytes >> SECTOR_SHIFT, serial))
         return self.disks[-1]
+
+    def scratch_file(self, size: Size = "64M") -> Path:
+        """Make a file in memory, all zeroes."""
+        self._numbers["file"] = number = self._numbers.get("file", -1) + 1
+        file = self.engine.folder / f"file{number}.img"
+        with file.open("xb") as made:
+            made.truncate(size if isinstance(size, int) else parse_bytes(size))
+        return file
 
     def __call__(self, table: Table | str, *, name: str = "dm") -> Device[Status]:
         """Make a device of a table."""

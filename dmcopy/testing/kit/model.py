@@ -15,7 +15,6 @@ from typing import TypeVar
 
 from dmcopy.block import BlockDevice
 from dmcopy.block.devno import openable
-from dmcopy.errors import MissingError
 from dmcopy.export.base import FrontEnd
 from dmcopy.export.fuse.files import FuseFiles
 from dmcopy.export.loop import LoopDevices
@@ -26,7 +25,7 @@ from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.userspace import NODES, UserMapper
-from dmcopy.testing.kit.engine import Engine
+from dmcopy.testing.kit.engine import Engine, LackingError
 from dmcopy.testing.kit.switched import SwitchedDisk
 
 _T = TypeVar("_T")
@@ -141,13 +140,13 @@ class Model(Engine):
         return NODES + name
 
 
-def front_end() -> type[LoopDevices] | type[FuseFiles]:
-    """Return what serves devices to programs here. Raises MissingError where nothing can."""
+def front_end() -> type[LoopDevices | FuseFiles]:
+    """Return what serves devices to programs here. Raises LackingError where nothing can."""
     if not LoopDevices.why_not():
         return LoopDevices
     reason = FuseFiles.why_not()
     if reason:
-        raise MissingError(f"the model's devices have no path for programs here: {reason}")
+        raise LackingError(f"the model's devices have no path for programs here: {reason}")
     return FuseFiles
 
 
