@@ -27,10 +27,11 @@ from typing import IO, Any, Final, Literal, get_args
 
 from dmcopy.atomic import replace_file
 from dmcopy.errors import DeadlineError, DeviceError, UsageError
+from dmcopy.runtime import RUNTIME_DIR, folder_path
 
 _log = logging.getLogger(__name__)
 
-Kind = Literal["dm", "loop", "mount", "server", "cookie"]
+Kind = Literal["dm", "loop", "mount", "server", "cookie", "link"]
 _LOCK_SECONDS = 10.0
 _SMALL_BYTES: Final = 1 << 16  # it is not worth while to write a shorter file anew
 _BROKEN: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -41,10 +42,11 @@ class Entry:
     """A thing that was made.
 
     `name`: a device's name, a loop device's node, a mount point, a server's command, the key of a
-    cookie of udev's. `uuid`: what else identifies it: the device's UUID, what tells its
-    disk from others of this boot, the file of a loop device that is to be made or to stay, what is
-    mounted, the server's "pid start-time". `owner` is the process that made it, in the same
-    form, `boot` the boot that it was made in. `keep`: it is meant to outlive its owner.
+    cookie of udev's, a symbolic link. `uuid`: what else identifies it: the device's UUID, what
+    tells its disk from others of this boot, the file of a loop device that is to be made or to
+    stay, what is mounted, the server's "pid start-time", where a link leads. `owner` is the process
+    that made it, in the same form as a server, `boot` the boot that it was made in. `keep`: it is
+    meant to outlive its owner.
     """
 
     id: str
@@ -168,9 +170,12 @@ class NoLedger(Ledger):
 
 
 def default_path() -> Path:
-    """Return /run/dmcopy/ledger.jsonl for root, a file under $XDG_STATE_HOME for others."""
-    if os.geteuid() == 0:
-        return Path("/run/dmcopy/ledger.jsonl")
+    """Return /run/dmcopy/ledger.jsonl for root, a file under $XDG_STATE_HOME for others.
+
+    With $DMCOPY_RUNTIME_DIR, see `runtime`, it is there.
+    """
+    if os.geteuid() == 0 or os.environ.get(RUNTIME_DIR):
+        return folder_path() / "ledger.jsonl"
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     if state.startswith("~"):
         raise UsageError(

@@ -168,7 +168,7 @@ def _listen(
 
 def _control(name: str) -> str:
     """Return the path of a disk's control socket: beside its own, or by its name."""
-    from dmcopy.export.listening import runtime_folder
+    from dmcopy.runtime import runtime_folder
 
     if "/" in name:
         return name if name.endswith(".control") else f"{name}.control"
@@ -176,7 +176,7 @@ def _control(name: str) -> str:
 
 
 def _cut(args: argparse.Namespace) -> int:
-    from dmcopy.export.control import ask
+    from dmcopy.asking import ask
 
     answer = ask(_control(args.name), {"do": "cut", "seed": args.seed})
     if args.json:

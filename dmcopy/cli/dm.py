@@ -12,6 +12,7 @@ from dmcopy import plugins
 from dmcopy.cli import dm_changes, dm_facts, dm_run
 from dmcopy.cli.dm_verbs import VerbParser, changing
 from dmcopy.cli.dm_words import NAME, add_the_rest
+from dmcopy.cli.options import add_engine, engine_of
 from dmcopy.cli.output import add_json, emit_json, refuse_json, say
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.ledger import Ledger, NoLedger
@@ -19,6 +20,7 @@ from dmcopy.mapper.dmsetup import Dmsetup, ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.names import device_name
 from dmcopy.mapper.reap import Reaper
+from dmcopy.mapper.served import ServedMapper
 from dmcopy.mapper.stats import StatsRegion, regions
 from dmcopy.mapper.udev import Udev
 
@@ -65,6 +67,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         verb.add_argument(
             "--plugin", action="append", metavar="MODULE", help="import targets of your own"
         )
+        if verb is not verbs.choices["run"]:
+            add_engine(verb)
     for name in DMSETUPS:
         add_the_rest(verbs.choices[name])
     # What follows is without a help of its own: not in the list of verbs.
@@ -90,15 +94,21 @@ def _other(
 def run(args: argparse.Namespace) -> int:
     """Run the verb."""
     refuse_json(args)
+    args.mapper = _mapper(args)
     for module in getattr(args, "plugin", None) or ():
         plugins.load(module)
-    args.mapper = _mapper(args)
+        if isinstance(args.mapper, ServedMapper):
+            args.mapper.load_plugin(module)
     code: int | None = args.verb(args)
     return code or ExitCode.OK
 
 
-def _mapper(args: argparse.Namespace) -> KernelMapper:
+def _mapper(args: argparse.Namespace) -> KernelMapper | ServedMapper:
     timeout: float = 30.0 if args.timeout is None else args.timeout
+    if engine_of(args) == "user" and not getattr(args, "makes_engine", False):
+        if getattr(args, "dry_run", False):
+            raise UsageError("--dry-run prints dmsetup's commands: it is for --engine kernel")
+        return ServedMapper(timeout=timeout)
     udev = Udev.NONE if getattr(args, "noudevsync", False) else None
     if getattr(args, "dry_run", False):
         return KernelMapper(ScriptDmsetup(udev=udev), ledger=NoLedger(), timeout=timeout)
@@ -183,6 +193,8 @@ def _reap(args: argparse.Namespace) -> int:
 
 
 def _pass_on(args: argparse.Namespace) -> None:
+    if isinstance(args.mapper, ServedMapper):
+        raise UsageError(f"'dm {args.name}' is for the kernel's devices: --engine kernel")
     if "--dry-run" in args.words:
         words = [word for word in args.words if word != "--dry-run"]
         print(shlex.join(["dmsetup", args.name, *words]))

@@ -28,6 +28,7 @@ from dmcopy.cli.parser import seconds
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.names import unmangle
+from dmcopy.mapper.served import ServedMapper
 from dmcopy.table import Error, Table, parse_concise
 from dmcopy.units import parse_count
 
@@ -121,8 +122,9 @@ def _configure_talking(verbs: argparse._SubParsersAction[VerbParser]) -> None:
 
 
 def _create(args: argparse.Namespace) -> None:
-    mapper: KernelMapper = args.mapper
-    mapper.uuid_prefix = ""  # a device of a person's own: 'rename --setuuid' works once only
+    mapper: KernelMapper | ServedMapper = args.mapper
+    if isinstance(mapper, KernelMapper):
+        mapper.uuid_prefix = ""  # a device of a person's own: 'rename --setuuid' works once only
     if args.concise:
         if args.file or args.table or args.notable or args.uuid or args.minor is not None:
             raise UsageError("--concise says everything itself: leave the other options out")
@@ -254,7 +256,7 @@ def _with(args: argparse.Namespace) -> int:
     command: list[str] = args.command
     if not command:
         raise UsageError("say what to run: dmcopy dm with NAME --table TABLE -- CMD")
-    mapper: KernelMapper = args.mapper
+    mapper: KernelMapper | ServedMapper = args.mapper
     mapper.prefix = ""  # the command says the name that the device was given here
     with mapper.device(args.device, _table(args), readonly=args.readonly) as device:
         if args.dry_run:

@@ -28,6 +28,7 @@ from dmcopy.mapper import tree
 from dmcopy.mapper.base import DmInfo
 from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.events import follow
+from dmcopy.mapper.served import ServedMapper
 from dmcopy.mapper.stats import StatsRegion
 from dmcopy.table import Table, TableLine
 from dmcopy.units import SECTOR_SIZE, format_bytes
@@ -235,6 +236,12 @@ def _targets(args: argparse.Namespace) -> None:
 
 
 def _version(args: argparse.Namespace) -> None:
+    if isinstance(args.mapper, ServedMapper):
+        if args.json:
+            emit_json({"dmcopy": __version__, "engine": "user"})
+        else:
+            report(args, "version")
+        return
     text = args.mapper.dmsetup.run("version")
     values = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     if args.json:

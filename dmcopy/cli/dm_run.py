@@ -6,10 +6,11 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from dmcopy.cli.dm_facts import read_file, table_text
 from dmcopy.cli.dm_verbs import VerbParser
+from dmcopy.cli.options import add_engine, engine_of
 from dmcopy.cli.output import add_json, emit_json_line, printable, say
 from dmcopy.cli.parser import seconds
 from dmcopy.errors import ExitCode, UsageError
@@ -42,12 +43,7 @@ def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
         metavar="[FILE] OPERATION",
         help="the file of the table (-: stdin) if no option has it, then the operations below",
     )
-    parser.add_argument(
-        "--engine",
-        choices=["kernel", "user"],
-        default="kernel",
-        help="dm in the kernel, or dmcopy's own in userspace (default: kernel)",
-    )
+    add_engine(parser)
     parser.add_argument("--table", metavar="TABLE", help="the table, instead of its FILE")
     parser.add_argument("--concise", metavar="SPEC", help="several devices, as in dm create")
     parser.add_argument(
@@ -58,7 +54,7 @@ def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     )
     parser.takes_command = True
     add_json(parser, verb=True)
-    parser.set_defaults(verb=_run)
+    parser.set_defaults(verb=_run, makes_engine=True)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -74,7 +70,8 @@ def _run(args: argparse.Namespace) -> int:
     from dmcopy.mapper.engines import engine
 
     outcomes = []
-    with faults_told(args), engine(args.engine, timeout=args.timeout, say=say) as started:
+    name: Any = engine_of(args)
+    with faults_told(args), engine(name, timeout=args.timeout, say=say) as started:
         running = Run(started, devices)
         for operation in operations:
             running.check(operation)

@@ -14,6 +14,7 @@ from dmcopy.mapper.base import DmInfo
 from dmcopy.mapper.dmsetup import DmsetupError
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.names import device_name, unmangle
+from dmcopy.mapper.served import ServedMapper
 
 # Options of dmsetup that mean nothing here, or that would do harm, and what to do instead.
 REFUSED: Final = {
@@ -24,7 +25,6 @@ REFUSED: Final = {
     "--noudevrules": "is not taken: dmcopy leaves the nodes to udev's rules wherever udevd runs",
     "--readahead": "is not taken: use 'blockdev --setra' on the node",
     "--force": "is for 'remove'; to wipe under load: wipe_table --noflush --nolockfs",
-    "--engine": "is for 'dmcopy dm run': a userspace device lives no longer than its process",
     "--major": "is not taken: the driver has only one major number",
     "--select": "is not taken: dmsetup itself heeds it in 'dmcopy dm info -c -S' only",
     "--uid": "is not taken: use chown on the node, or a rule of udev's",
@@ -167,7 +167,11 @@ def chosen(args: argparse.Namespace) -> list[str]:
         )
     if select is not None:
         return selected(args.mapper, select)
-    return [_addressed(args).name] if addressed(args) else list(map(device_name, devices))
+    if addressed(args):
+        return [_addressed(args).name]
+    if isinstance(args.mapper, ServedMapper):
+        return [args.mapper.name_of(one) for one in devices]
+    return list(map(device_name, devices))
 
 
 def tell_more(args: argparse.Namespace, name: str) -> None:
@@ -176,8 +180,10 @@ def tell_more(args: argparse.Namespace, name: str) -> None:
         print_report(args.mapper, ["info"], [name])
 
 
-def selected(mapper: KernelMapper, selection: str) -> list[str]:
+def selected(mapper: KernelMapper | ServedMapper, selection: str) -> list[str]:
     """Return the names of the devices that match a selection of dmsetup's; it may be none."""
+    if isinstance(mapper, ServedMapper):
+        raise UsageError("-S is dmsetup's own, which knows the kernel's devices: name them")
     if not selection.strip():
         raise UsageError("an empty selection means every device: name them, or say what they match")
     options = ["--manglename", "hex", "--noheadings", "-o", "mangled_name", "-S", selection]
@@ -202,22 +208,35 @@ def _addressed(args: argparse.Namespace) -> DmInfo:
     raise UsageError(f"there is no mapped device {what}")
 
 
+def _is_addressed(args: argparse.Namespace) -> bool:
+    return hasattr(args, "major") and addressed(args)
+
+
 def report(args: argparse.Namespace, verb: str) -> None:
     """Print what dmsetup prints for this verb and these options."""
     words = [verb, *getattr(args, "passed", [])]
+    if isinstance(args.mapper, ServedMapper):
+        named = getattr(args, "devices", None) or getattr(args, "select", None) is not None
+        print_report(args.mapper, words, chosen(args) if named or _is_addressed(args) else [])
+        return
     for name in ("uuid", "major", "minor", "select"):
         value = getattr(args, name, None)
         words += [] if value is None else [f"--{name}", str(value)]
     print_report(args.mapper, words, list(map(device_name, getattr(args, "devices", []))))
 
 
-def print_report(mapper: KernelMapper, words: list[str], devices: list[str]) -> None:
+def print_report(mapper: KernelMapper | ServedMapper, words: list[str], devices: list[str]) -> None:
     """Print what dmsetup prints for these words and devices.
 
     Names are taken and shown as they are: in dmsetup's default mode, one odd name
     makes the whole list fail.
     """
     verb, *options = words
+    if isinstance(mapper, ServedMapper):
+        from dmcopy.cli.dm_text import Text
+
+        Text(mapper, words, devices).print()
+        return
     try:
         call = mapper.dmsetup.finish(verb, "--manglename", "hex", *options, "--", *devices)
     except DmsetupError as error:

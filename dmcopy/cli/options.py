@@ -10,6 +10,7 @@ from dmcopy.cli.output import add_json
 from dmcopy.errors import UsageError
 from dmcopy.units import parse_bytes
 
+_ENGINES: Final = ("kernel", "user")
 _PROGRESS: Final = ("auto", "bar", "plain", "json", "none")
 
 
@@ -49,6 +50,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_tuning(parser)
     add_json(parser)
     add_progress(parser)
+
+
+def add_engine(parser: argparse._ActionsContainer) -> None:
+    """Declare the choice of an engine; `engine_of` tells what it comes to."""
+    parser.add_argument(
+        "--engine",
+        choices=_ENGINES,
+        help="dm in the kernel, or dmcopy's own in userspace (default: $DMCOPY_ENGINE, or kernel)",
+    )
+
+
+def engine_of(args: argparse.Namespace) -> str:
+    """Return the name of the engine that was chosen."""
+    found: str = (
+        args.engine if getattr(args, "engine", None) else os.environ.get("DMCOPY_ENGINE", "")
+    )
+    if found and found not in _ENGINES:
+        raise UsageError(f"DMCOPY_ENGINE is {found!r}: it can be {' or '.join(_ENGINES)}")
+    return found or "kernel"
 
 
 def add_progress(parser: argparse.ArgumentParser) -> None:

@@ -74,6 +74,12 @@ class FrontEnd(Closing):
         """
         raise NotImplementedError
 
+    def resized(self, name: str) -> None:
+        """Tell the users of `name` that the device may have another size, as far as this kind can.
+
+        Not called inside of callbacks.
+        """
+
     def disconnect(self, name: str) -> None:
         """Cut off the users of `name`, as far as this kind can; others may come. May be called
         inside of callbacks."""

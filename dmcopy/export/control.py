@@ -1,84 +1,125 @@
 """The control socket of a running server: a line of JSON there, a line of JSON back.
 
-    {"version": 1, "do": "cut", "seed": 7}
-    {"version": 1, "ok": true}            or {"version": 1, "ok": false, "error": "…"}
-
-Only the user that runs the server can open it, and the kernel is asked who is there.
+What is said is in `dmcopy.asking`. Only the user that runs the server can open it, and the kernel
+is asked who is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from dmcopy.errors import DeadlineError, DmcopyError, UsageError
-from dmcopy.export.listening import MAX_PATH, listen_unix
+from dmcopy.asking import VERSION, facts_of
+from dmcopy.errors import DmcopyError, UsageError
+from dmcopy.export.listening import listen_unix
 from dmcopy.export.wire import Wire
 from dmcopy.io.reactor import Reactor
 
-VERSION: Final = 1
 DEADLINE_SECONDS: Final = 10.0
 """For the whole of a question."""
 MAX_LINE: Final = 4096
 MAX_CONNECTIONS: Final = 8
 
-Answer = Callable[[dict[str, Any]], None]
-Verb = Callable[[dict[str, Any], Answer], None]
-"""Does what a request asks for, and calls the answer with facts, then or later."""
+Facts = dict[str, Any] | DmcopyError
+Answer = Callable[[Facts], None]
+Verb = Callable[[dict[str, Any], Answer], Callable[[], object] | None]
+"""Does what a request asks for, and calls the answer with facts or an error, then or later.
+
+What it returns is called if the peer is gone before that.
+"""
 
 
 class Control:
     """Answers at the Unix socket `path`, until `close`. `verbs`: what can be asked for.
 
-    What a verb raises, if it is a DmcopyError, is the answer. Raises as `listen_unix` does.
+    What a verb raises, if it is a DmcopyError, is the answer. A question has `max_line` bytes at
+    most, and there are `max_connections` at a time: more are told so. Raises as `listen_unix` does.
     """
 
-    def __init__(self, reactor: Reactor, path: str, verbs: dict[str, Verb]) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        path: str,
+        verbs: Mapping[str, Verb],
+        *,
+        max_line: int = MAX_LINE,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
         self._reactor = reactor
         self._verbs = verbs
+        self._max_line = max_line
+        self._max_connections = max_connections
         self._listener = listen_unix(path)
         self._talks: dict[_Talk, None] = {}
         reactor.watch(self._listener.fileno(), self._accept)
 
-    def close(self) -> None:
-        """Answer no more; as often as you like."""
+    @property
+    def talks(self) -> int:
+        """How many questions are not answered yet."""
+        return len(self._talks)
+
+    def retire(self) -> None:
+        """Let no more peers come; those that are here are answered still."""
         if self._listener.fileno() < 0:
             return
+        self._listener.remove()
+        while self._accept():
+            pass
         self._reactor.unwatch(self._listener.fileno())
         self._listener.close()
+
+    def close(self) -> None:
+        """Answer no more; as often as you like."""
+        if self._listener.fileno() >= 0:
+            self._reactor.unwatch(self._listener.fileno())
+            self._listener.close()
         for talk in list(self._talks):
             talk.wire.close()
 
-    def _accept(self, events: int) -> None:
+    def _accept(self, events: int = 0) -> bool:
+        """Take one peer; return whether there was one."""
         del events
         try:
             sock, _ = self._listener.socket.accept()
         except OSError:  # it is gone again
-            return
+            return False
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         _, uid, _ = struct.unpack("3i", credentials)
-        if uid not in (0, os.geteuid()) or len(self._talks) >= MAX_CONNECTIONS:
+        refusal: DmcopyError | None = None
+        if uid not in (0, os.geteuid()):
+            refusal = UsageError(f"this server is of user {os.geteuid()}, and you are user {uid}")
+        elif len(self._talks) >= self._max_connections:
+            refusal = DmcopyError("the server has too much to answer just now: try again")
+        if refusal is not None:
+            with contextlib.suppress(OSError):
+                sock.setblocking(False)
+                sock.send(_line({"ok": False, **facts_of(refusal)}))
             sock.close()
-            return
-        talk = _Talk(self._reactor, sock, self._answer, self._talks.pop)
+            return True
+        talk = _Talk(self._reactor, sock, self._answer, self._talks.pop, self._max_line)
         self._talks[talk] = None
+        return True
 
-    def _answer(self, line: bytes, answer: Answer) -> None:
-        """Do what a line asks for. Raises UsageError for what makes no sense."""
+    def _answer(self, line: bytes, answer: Answer) -> Callable[[], object] | None:
+        """Do what a line asks for; see `Verb`. Raises UsageError for what makes no sense."""
         try:
             request = json.loads(line)
         except (ValueError, RecursionError):
             raise UsageError("this is no JSON") from None
         if not isinstance(request, dict) or request.get("version") != VERSION:
-            raise UsageError(f"this is no request of version {VERSION}, which this server speaks")
+            raise UsageError(
+                f"this is no request of version {VERSION}, which the server speaks (process "
+                f"{os.getpid()}): use the dmcopy that started it, or end it"
+            )
         verb = request.get("do")
         if not isinstance(verb, str) or verb not in self._verbs:
             raise UsageError(f"this server can do {', '.join(self._verbs)}")
-        self._verbs[verb](request, answer)
+        return self._verbs[verb](request, answer)
 
 
 class _Talk:
@@ -88,11 +129,14 @@ class _Talk:
         self,
         reactor: Reactor,
         sock: socket.socket,
-        ask: Callable[[bytes, Answer], None],
+        ask: Callable[[bytes, Answer], Callable[[], object] | None],
         over: Callable[[_Talk], object],
+        max_line: int,
     ) -> None:
+        self._max_line = max_line
         self._ask = ask
         self._over = over
+        self._gone: Callable[[], object] | None = None
         self._line = bytearray()
         self._buffer = memoryview(bytearray(MAX_LINE))
         self._timer = reactor.call_later(DEADLINE_SECONDS, self._late)
@@ -103,24 +147,24 @@ class _Talk:
         if got is None:
             return
         self._line += self._buffer[:got]
-        line, end, _ = self._line.partition(b"\n")
-        if not end:
-            if not got or len(self._line) > MAX_LINE:
+        if b"\n" not in self._buffer[:got].tobytes():
+            if not got or len(self._line) > self._max_line:
                 self.wire.close()
             return
         self.wire.reading = False
         self._timer.cancel()  # from now on it is ours to say
+        line, self._line = self._line.partition(b"\n")[0], bytearray()
         try:
-            self._ask(bytes(line), self._tell)
+            self._gone = self._ask(bytes(line), self._tell)
         except DmcopyError as error:
-            self._say({"ok": False, "error": str(error)})
+            self._tell(error)
 
-    def _tell(self, facts: dict[str, Any]) -> None:
-        self._say({"ok": True, **facts})
-
-    def _say(self, answer: dict[str, Any]) -> None:
+    def _tell(self, facts: Facts) -> None:
+        self._gone = None
         if self.wire.is_open:
-            self.wire.send(json.dumps({"version": VERSION, **answer}).encode() + b"\n")
+            failed = isinstance(facts, DmcopyError)
+            answer = facts_of(facts) if isinstance(facts, DmcopyError) else facts
+            self.wire.send(_line({"ok": not failed, **answer}))
             self.wire.end()
 
     def _late(self) -> None:
@@ -128,33 +172,10 @@ class _Talk:
 
     def _closed(self) -> None:
         self._timer.cancel()
+        if self._gone is not None:
+            self._gone()
         self._over(self)
 
 
-def ask(path: str, request: dict[str, Any], *, timeout: float = 60.0) -> dict[str, Any]:
-    """Ask the server at `path`, and wait for its answer, `timeout` seconds at most.
-
-    Raises UsageError where there is no server, DmcopyError with what it says, DeadlineError.
-    """
-    if len(os.fsencode(path)) > MAX_PATH:
-        raise UsageError(f"{path} is too long for a socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(timeout)
-        try:
-            sock.connect(path)
-            sock.sendall(json.dumps({"version": VERSION, **request}).encode() + b"\n")
-            with sock.makefile("rb") as stream:
-                line = stream.readline(MAX_LINE)
-        except TimeoutError:
-            raise DeadlineError(f"the server at {path} did not answer in {timeout:g} s") from None
-        except OSError as error:
-            raise UsageError(f"there is no server at {path}: {error.strerror}") from None
-    try:
-        answer = json.loads(line)
-    except ValueError:
-        raise DmcopyError(f"the server at {path} ended before it answered") from None
-    if not isinstance(answer, dict) or answer.get("version") != VERSION:
-        raise DmcopyError(f"the server at {path} is of another version: it says {answer!r:.80}")
-    if answer.get("ok") is not True:
-        raise DmcopyError(f"{path}: {answer.get('error')}")
-    return answer
+def _line(answer: dict[str, Any]) -> bytes:
+    return json.dumps({"version": VERSION, **answer}).encode() + b"\n"

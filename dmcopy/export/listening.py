@@ -8,43 +8,15 @@ import os
 import re
 import socket
 import stat
-from pathlib import Path
 from typing import Final
 
+from dmcopy.asking import MAX_PATH
 from dmcopy.errors import BusyError, DeviceError, DmcopyError, UsageError
 from dmcopy.units import quoted
 
-MAX_PATH: Final = 107
-"""What fits into sun_path with its end, in bytes (man 7 unix)."""
 LOOPBACK: Final = "127.0.0.1"
 _BACKLOG: Final = 128
 _LISTEN: Final = re.compile(r"(?:\[([^][]+)\]:|([^:]*):)?(\d{1,5})")
-
-
-def runtime_folder(otherwise: str = "--socket PATH") -> Path:
-    """Return the folder of what this user serves, /run/dmcopy for root, made with mode 0700.
-
-    `otherwise`: what to say on the command line to do without. Raises UsageError where
-    there is none, or where others could have put something into it.
-    """
-    if os.geteuid() == 0:
-        above = "/run"
-    else:
-        above = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
-    folder = Path(above, "dmcopy")
-    try:
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        found = folder.lstat()
-    except OSError as error:
-        raise UsageError(
-            f"there is no place for it, {folder} cannot be made ({error.strerror}): say {otherwise}"
-        ) from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise UsageError(
-            f"{folder} is not a folder that only you write to: chmod it to 700, or say {otherwise}"
-        )
-    return folder
 
 
 class Listener:
@@ -61,11 +33,15 @@ class Listener:
         self.address = address
         self._file = _file(path)
 
-    def close(self) -> None:
-        """Listen no more; remove the socket's file, unless the name is another's by now."""
+    def remove(self) -> None:
+        """Remove the socket's file, unless the name is another's by now: no peer will find it."""
         if self.path and self._file == _file(self.path):
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
+
+    def close(self) -> None:
+        """Listen no more, and remove the socket's file."""
+        self.remove()
         self.socket.close()
 
 

@@ -75,14 +75,26 @@ class LoopDevices(FrontEnd):
         self._loops[name] = made
         return made.path
 
+    def node(self, name: str) -> str:
+        """Return the node of a device."""
+        return self._loops[name].path
+
+    def resized(self, name: str) -> None:
+        """Give the file and the loop device the size that the device has."""
+        self._files.resized(name)
+        self._losetup("--set-capacity", self._loops[name])
+
+    def check_unused(self, name: str) -> None:
+        """Raise BusyError naming what is mounted or open."""
+        made = self._loops[name]
+        aside(self.reactor, partial(_check_unused, made), made.path, timeout=_SECONDS)
+
     def remove(self, name: str) -> None:
         """Serve a device no longer. Raises BusyError naming what is mounted or open."""
         made = self._loops[name]
 
         def detach() -> None:
-            users = _users(made)
-            if users:
-                raise BusyError(made.path, users, "it is still served")
+            _check_unused(made)
             loops.detach(made)
 
         aside(self.reactor, detach, f"{made.path} to be detached", timeout=_SECONDS)
@@ -97,10 +109,7 @@ class LoopDevices(FrontEnd):
                 self.remove(name)
             except BusyError as error:
                 users += error.holders
-                made = self._loops.pop(name)
-                words = ["losetup", "--detach", made.path]  # which the last close then does
-                aside(self.reactor, partial(tools.run, words, timeout=_SECONDS), made.path,
-                      timeout=_SECONDS)  # fmt: skip
+                self._losetup("--detach", self._loops.pop(name))  # which the last close then does
         try:
             self._files.close()
         except BusyError as error:
@@ -108,13 +117,20 @@ class LoopDevices(FrontEnd):
         if users:
             raise BusyError("what was served", users, "they were cut off")
 
+    def _losetup(self, option: str, device: LoopDevice) -> None:
+        call = partial(tools.run, ["losetup", option, device.path], timeout=_SECONDS)
+        aside(self.reactor, call, f"losetup {option} {device.path}", timeout=_SECONDS)
 
-def _users(made: LoopDevice) -> list[str]:
-    """Return who uses a loop device, once those are gone who only glance at it."""
+
+def _check_unused(made: LoopDevice) -> None:
+    """Raise BusyError naming the users of a loop device, once those are gone who only glance."""
     deadline = time.monotonic() + _GLANCE_SECONDS
     while (found := holders.who(made.path)) and time.monotonic() < deadline:
+        if any(one.kind != "process" for one in found):
+            break
         time.sleep(0.05)
-    return [str(one) for one in found]
+    if found:
+        raise BusyError(made.path, [str(one) for one in found], "it is still served")
 
 
 FRONT_END = LoopDevices

@@ -72,8 +72,9 @@ class Slot:
 class Registry:
     """The devices of one userspace engine by their names, on one reactor.
 
-    `timeout`, in seconds, bounds a wait for I/O. `removed` is called with the name of a device
-    whose removal was deferred and that is no longer in use.
+    `timeout`, in seconds, bounds a wait for I/O. `notice` is called after an event.
+    `removed` is called with the name of a device whose removal was deferred and that is no longer
+    in use.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Registry:
         self.timeout = timeout
         self.slots: dict[str, Slot] = {}
         self._open_device = open_device or _open_block
+        self.notice: Callable[[], object] = lambda: None
         self._removed = removed
         self._opened: dict[tuple[Hashable, bool], _Opened] = {}
         self._modules: dict[Any, Any] = {}
@@ -234,6 +236,7 @@ class TableHost:
 
     def event(self) -> None:
         self._slot.events += 1
+        self._registry.notice()
 
     def hold(self) -> None:
         self._slot.mapped.hold()

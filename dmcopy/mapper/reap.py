@@ -88,6 +88,8 @@ class Reaper:
                     words = ["kill", entry.uuid.partition(" ")[0]]
                 case "cookie":
                     words = ["ipcrm", "--semaphore-key", entry.name]
+                case "link":
+                    words = ["rm", "--", entry.name]
             yield shlex.join(words)
 
     def _thaw(self, entries: list[Entry]) -> None:
@@ -102,7 +104,7 @@ class Reaper:
         """Servers and mounts first, devices from the top down, loop devices, then cookies."""
         devices = enumerate(self._devices(entries))
         height = {mark: place for place, info in devices for mark in _marks(info)}
-        rank = {"server": 0, "mount": 1, "dm": 2, "loop": 3, "cookie": 4}
+        rank = {"server": 0, "mount": 1, "dm": 2, "loop": 3, "cookie": 4, "link": 5}
         newest = {entry.id: -place for place, entry in enumerate(entries)}
         return sorted(
             entries,
@@ -200,6 +202,13 @@ class Reaper:
         found.remove()
         return True
 
+    def _link(self, entry: Entry) -> bool:
+        with contextlib.suppress(OSError):
+            if os.readlink(entry.name) == entry.uuid:
+                os.unlink(entry.name)
+                return True
+        return False
+
 
 def _marks(info: DmInfo) -> set[str]:
     """Return what the ledger may have noted of a device: its UUID, or what marks its disk."""
@@ -221,4 +230,5 @@ _STEPS: dict[str, Callable[[Reaper, Entry], bool]] = {
     "mount": Reaper._mount,
     "server": Reaper._server,
     "cookie": Reaper._cookie,
+    "link": Reaper._link,
 }

@@ -90,6 +90,12 @@ class FuseRequests:
         """The size of the file now: that of the device."""
         return self._device.sectors << SECTOR_SHIFT
 
+    def look(self) -> None:
+        """Have the kernel ask for the size anew, if it is another."""
+        if self._device.sectors != self._told:
+            self._told = self._device.sectors
+            self._send(protocol.resized())
+
     def close(self) -> None:
         """Answer nothing any more: those who wait get ECONNABORTED. The device is let go later."""
         fd, self._fd = self._fd, -1
@@ -106,8 +112,7 @@ class FuseRequests:
     def _readable(self, _events: int) -> None:
         self._within_block = self._device.logical_block_size - 1  # another table, another size
         if self._device.sectors != self._told:
-            self._told = self._device.sectors
-            self._send(protocol.resized())
+            self.look()
         for _ in range(_BATCH):
             if self._fd < 0:
                 return

@@ -8,11 +8,11 @@ from dmcopy.block import file_mounts
 from dmcopy.errors import BusyError, UsageError
 from dmcopy.export.base import FrontEnd, Place
 from dmcopy.export.fuse.served import FuseFile
-from dmcopy.export.listening import runtime_folder
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.names import mangle
+from dmcopy.runtime import runtime_folder
 
 
 class FuseFiles(FrontEnd):
@@ -53,6 +53,10 @@ class FuseFiles(FrontEnd):
         """Serve a device no longer. Raises BusyError naming who has the file open."""
         self._files[name].close()
         del self._files[name]
+
+    def resized(self, name: str) -> None:
+        """Give the file the size that the device has."""
+        self._files[name].look()
 
     def close(self) -> None:
         """Remove all files, and cut off the users of those that are open; see `FrontEnd`."""

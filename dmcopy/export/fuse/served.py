@@ -51,7 +51,7 @@ class FuseFile:
                 self.path, self._source, max_bytes=MAX_BYTES, read_only=device.read_only
             )
             self._requests = FuseRequests(reactor, device, fd, self._ended)
-            self._look()
+            self.look()
         except BaseException:
             self.close(force=True)
             raise
@@ -81,8 +81,10 @@ class FuseFile:
         self._ledger.cancel(self._entry)
         self._entry = ""
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Have the kernel ask for the size: until then it takes it for 0, and so does losetup."""
+        if self._requests is not None:
+            self._requests.look()
 
         def size() -> int:
             return os.stat(self.path).st_size

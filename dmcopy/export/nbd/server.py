@@ -16,13 +16,14 @@ from typing import ClassVar, Final
 
 from dmcopy.errors import UsageError
 from dmcopy.export.base import FrontEnd, Place
-from dmcopy.export.listening import Listener, listen_tcp, listen_unix, runtime_folder
+from dmcopy.export.listening import Listener, listen_tcp, listen_unix
 from dmcopy.export.nbd import protocol as nbd
 from dmcopy.export.nbd.handshake import Handshake
 from dmcopy.export.nbd.transmission import Transmission
 from dmcopy.export.wire import Wire
 from dmcopy.io.reactor import Reactor, Timer
 from dmcopy.io.region import Device
+from dmcopy.runtime import runtime_folder
 
 HANDSHAKE_SECONDS: Final = 10.0
 MAX_CONNECTIONS: Final = 64

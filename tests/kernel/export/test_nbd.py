@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.export.control import ask
+from dmcopy.asking import ask
 from tests.unit.export.serving import Serving
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.asking import ask
 from dmcopy.cli.main import main
 from dmcopy.errors import DmcopyError
 from dmcopy.export import control
-from dmcopy.export.control import MAX_LINE, Control, ask
+from dmcopy.export.control import MAX_LINE, Control
 from dmcopy.export.thread import ReactorThread
 from dmcopy.ondisk.write_log import END, Flag, parse_entries
 
@@ -138,7 +139,7 @@ def path(tmp_path: Path) -> Iterator[str]:
 
 def test_the_control_socket_answers(path: str) -> None:
     assert ask(path, {"do": "say", "what": "this"})["said"] == "this"
-    with pytest.raises(DmcopyError, match=r": no$"):
+    with pytest.raises(DmcopyError, match=r"^no$"):
         ask(path, {"do": "fail"})
 
 

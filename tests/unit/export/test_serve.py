@@ -15,7 +15,8 @@ import pytest
 from dmcopy.cli.main import main
 from dmcopy.cli.schema import schemas
 from dmcopy.errors import UsageError
-from dmcopy.export.listening import listen_tcp, runtime_folder
+from dmcopy.export.listening import listen_tcp
+from dmcopy.runtime import runtime_folder
 
 from .client import Client
 from .serving import Serving

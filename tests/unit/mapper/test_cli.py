@@ -203,7 +203,6 @@ def test_devices_are_named_by_uuid_number_or_selection(
         ("create a --readahead 8", "blockdev --setra"),
         ("create a -U 0", "chown"),
         ("create a -j 254 --table x", "only one major number"),
-        ("create a --engine user", "is for 'dmcopy dm run'"),
         ("wipe_table a -f", "wipe_table --noflush --nolockfs"),
         ("table --manglename none", "is always what it is"),
         ("rename lin", "say the new name"),

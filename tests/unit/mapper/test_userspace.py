@@ -19,6 +19,7 @@ from dmcopy.io.request import Io, Memory, Op
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.ledger import Ledger
 from dmcopy.mapper import engines
+from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.mapped import MappedDevice
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
@@ -93,18 +94,6 @@ class Model:
         return below.content(0) if isinstance(below, Model) else below
 
 
-def words(lines: list[str | Model] | None) -> Table:
-    """Return the table that should be seen, with the names that the devices have now."""
-    text = (
-        f"{number * LINE} {LINE} linear {path(below)} 0" for number, below in enumerate(lines or [])
-    )
-    return Table.parse("\n".join(text)) if lines else Table(())
-
-
-def path(below: str | Model) -> str:
-    return f"/dev/mapper/{below.name}" if isinstance(below, Model) else below
-
-
 def errno_of(action: Callable[[], object]) -> int:
     try:
         action()
@@ -123,8 +112,10 @@ class Stacks:
         self.history: list[str] = []
         self.disks = Disks()
         self.reactor = Reactor(SimulatedBackend(1), stacked=True)
-        self.mapper = UserMapper(self.reactor, open_device=self.disks.open, timeout=1)
+        self.mapper: Mapper = UserMapper(self.reactor, open_device=self.disks.open, timeout=1)
         self.models: dict[str, Model] = {}
+        self.nodes = "/dev/mapper"
+        self.place = ""
 
     def step(self) -> None:
         """Do something, mostly to a device that is there; then everything is looked at."""
@@ -171,7 +162,7 @@ class Stacks:
 
     def load(self, name: str, below: list[str], readonly: bool) -> None:
         lines = [self.models.get(word, word) for word in below]
-        paths = (path(one) if isinstance(one, Model) or one in DISKS else f"/dev/mapper/{one}"
+        paths = (self.path(one) if isinstance(one, Model) or one in DISKS else f"/dev/mapper/{one}"
                  for one in lines)  # fmt: skip
         table = Table.parse("\n".join(
             f"{number * LINE} {LINE} linear {word} 0" for number, word in enumerate(paths)
@@ -276,13 +267,26 @@ class Stacks:
             assert (info.live, info.inactive) == (model.live is not None, model.loaded is not None)
             assert info.suspended == model.suspended
             assert info.readonly == (model.live is not None and model.live_readonly)
-            assert self.mapper.table(name) == words(model.live)
-            assert self.mapper.table(name, inactive=True) == words(model.loaded)
-            assert self.mapper.deps(name) == tuple(dict.fromkeys(map(path, model.live or [])))
+            assert self.mapper.table(name) == self.words(model.live)
+            assert self.mapper.table(name, inactive=True) == self.words(model.loaded)
+            assert self.mapper.deps(name) == tuple(dict.fromkeys(map(self.path, model.live or [])))
             if model.runs:
                 for line in range(len(model.live or [])):
-                    data = self.mapper.open(name).read(line * LINE, 1)
-                    assert data.decode() == model.content(line) * 512
+                    assert self.read(name, line * LINE).decode() == model.content(line) * 512
+
+    def read(self, name: str, sector: int) -> bytes:
+        return self.mapper.open(name).read(sector, 1)
+
+    def words(self, lines: list[str | Model] | None) -> Table:
+        """Return the table that should be seen, with the names that the devices have now."""
+        text = (
+            f"{number * LINE} {LINE} linear {self.path(below)} 0"
+            for number, below in enumerate(lines or [])
+        )
+        return Table.parse("\n".join(text)) if lines else Table(())
+
+    def path(self, below: str | Model) -> str:
+        return f"{self.nodes}/{below.name}" if isinstance(below, Model) else self.place + below
 
     def _do(self, action: Callable[[str], object], name: str) -> Model | None:
         """Do what only a device that is not there refuses; return its model."""

@@ -1,0 +1,110 @@
+"""A question to one of this user's servers: a line of JSON there, a line of JSON back.
+
+    {"version": 1, "do": "cut", "seed": 7}
+    {"version": 1, "ok": true}
+    {"version": 1, "ok": false, "error": "…", "kind": "UsageError"}
+
+What went wrong at the server is raised here as it was there, with its kind, errno and notes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any, Final
+
+from dmcopy import errors
+from dmcopy.errors import DeadlineError, DmcopyError, UsageError
+
+VERSION: Final = 1
+MAX_PATH: Final = 107
+"""What fits into sun_path with its end, in bytes (man 7 unix)."""
+MAX_ANSWER: Final = 64 << 20
+
+
+class NoServerError(UsageError):
+    """No process listens there. `ended`: one did, and is gone without an answer."""
+
+    def __init__(self, text: str, *, ended: bool = False) -> None:
+        self.ended = ended
+        super().__init__(text)
+
+
+def ask(path: str, request: dict[str, Any], *, timeout: float = 60.0) -> dict[str, Any]:
+    """Ask the server at `path`, and wait for its answer, `timeout` seconds at most.
+
+    Raises NoServerError, what the server answers with, DeadlineError.
+    """
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise UsageError(f"{path} is too long for a socket")
+    line = b""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout)
+        try:
+            sock.connect(path)
+        except TimeoutError:
+            raise _late(path, timeout) from None
+        except PermissionError:
+            raise UsageError(f"the server at {path} is another user's") from None
+        except OSError as error:
+            raise NoServerError(f"there is no server at {path}: {error.strerror}") from None
+        try:
+            sock.sendall(json.dumps({"version": VERSION, **request}).encode() + b"\n")
+            with sock.makefile("rb") as stream:
+                line = stream.readline(MAX_ANSWER)
+        except TimeoutError:
+            raise _late(path, timeout) from None
+        except OSError:  # it was killed
+            pass
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        text = f"the server at {path} ended before it answered"
+        raise NoServerError(text, ended=True) from None
+    if not isinstance(answer, dict) or answer.get("version") != VERSION:
+        spoken = answer.get("version") if isinstance(answer, dict) else None
+        raise DmcopyError(
+            f"the server at {path} is of another version: it speaks {spoken!r:.20}, and this "
+            f"dmcopy {VERSION}; use the dmcopy that started it, or end it"
+        )
+    if answer.get("ok") is not True:
+        raise error_of(answer)
+    return answer
+
+
+def facts_of(error: DmcopyError) -> dict[str, Any]:
+    """Return an error as an answer has it."""
+    kinds = (cls.__name__ for cls in type(error).__mro__)
+    facts: dict[str, Any] = {
+        "error": str(error),
+        "kind": next(kind for kind in kinds if hasattr(errors, kind)),
+    }
+    for name in ("path", "errno", "holders"):
+        if hasattr(error, name):
+            facts[name] = getattr(error, name)
+    if notes := getattr(error, "__notes__", None):
+        facts["notes"] = notes
+    return facts
+
+
+def error_of(answer: dict[str, Any]) -> DmcopyError:
+    """Return the error that an answer has, as it was raised there."""
+    cls = getattr(errors, str(answer.get("kind")), None)
+    if not (isinstance(cls, type) and issubclass(cls, DmcopyError)):
+        cls = DmcopyError
+    text = str(answer.get("error"))
+    found: DmcopyError = cls.__new__(cls, text)
+    DmcopyError.__init__(found, text)  # the sentence is whole: nothing is to be composed
+    for name in ("path", "errno"):
+        if name in answer:
+            setattr(found, name, answer[name])
+    if isinstance(answer.get("holders"), list):
+        found.holders = tuple(map(str, answer["holders"]))  # type: ignore[attr-defined]
+    for note in answer.get("notes", ()):
+        found.add_note(str(note))
+    return found
+
+
+def _late(path: str, timeout: float) -> DeadlineError:
+    return DeadlineError(f"the server at {path} did not answer in {timeout:g} s")

@@ -1,0 +1,124 @@
+"""The process of the device server: in the background, one for a user.
+
+    python -m dmcopy.export.daemon READY
+
+READY is the number of a descriptor: when the server can be asked, a line of JSON is written to it,
+or what is in its way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+LOCK: Final = "server,lock"
+LOG: Final = "server,log"
+_MAX_LOG: Final = 1 << 20
+_START_SECONDS: Final = 20.0
+
+
+def main() -> None:
+    """Leave the process that started this one, and be the server."""
+    if os.fork():
+        os._exit(0)  # who started it waits for this one, and need not for the other
+    ready = int(sys.argv[1])
+    # Here and not above: they take time, and the parent need not wait.
+    from dmcopy.asking import VERSION, facts_of
+    from dmcopy.errors import DmcopyError
+
+    def tell(**facts: object) -> None:
+        import json
+
+        with contextlib.suppress(OSError):  # who started it is gone
+            os.write(ready, json.dumps({"version": VERSION, **facts}).encode() + b"\n")
+
+    def begun() -> None:
+        tell(ok=True)
+        os.close(ready)
+
+    try:
+        _serve(begun)
+    except DmcopyError as error:
+        tell(ok=False, **facts_of(error))
+        raise SystemExit(1) from None
+
+
+def _serve(ready: Callable[[], object]) -> None:
+    from dmcopy.export.device_server import DeviceServer
+    from dmcopy.export.flusher import become_io_flusher, lock_memory
+    from dmcopy.export.nodes import Nodes
+    from dmcopy.io.reactor import Reactor, log_exception
+    from dmcopy.ledger import Ledger, identity
+    from dmcopy.runtime import control_path, runtime_folder
+
+    folder = runtime_folder("another XDG_RUNTIME_DIR")
+    with _only_one(str(folder / LOCK), control_path()) as first:
+        if not first:
+            ready()
+            return
+        _log_to(str(folder / LOG))
+        become_io_flusher()
+        lock_memory()
+        ledger = Ledger()
+        entry = ledger.add("server", "the device server", uuid=identity(os.getpid()))
+        with Reactor(stacked=True) as reactor:
+            reactor.on_exception = log_exception
+            server = DeviceServer(reactor, control_path(), Nodes(reactor, ledger))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: server.stop())
+            ready()
+            server.run()
+        ledger.cancel(entry)
+
+
+@contextlib.contextmanager
+def _only_one(path: str, control: str) -> Iterator[bool]:
+    """Hold the lock of a user's only server; give False where another has begun to listen.
+
+    One that is about to end has the lock, and listens no more: it is waited for.
+    """
+    from dmcopy.errors import DeadlineError
+
+    deadline = time.monotonic() + _START_SECONDS
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "rb") as file:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield True
+                return
+            if _listens(control):
+                yield False
+                return
+            if time.monotonic() > deadline:
+                raise DeadlineError(f"{path}: another device server has it, and does not listen")
+            time.sleep(0.02)
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(path)
+        except OSError:
+            return False
+        return True
+
+
+def _log_to(path: str) -> None:
+    """Keep what goes wrong in a file that stays small, in memory as the folder is."""
+    import logging
+    from logging.handlers import RotatingFileHandler
+
+    handler = RotatingFileHandler(path, maxBytes=_MAX_LOG, backupCount=1, errors="replace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+if __name__ == "__main__":
+    main()

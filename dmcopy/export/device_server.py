@@ -1,0 +1,269 @@
+"""The device server: what a user's userspace devices live in, and what does as it is asked.
+
+`dmcopy.mapper.served` asks it; `dmcopy.export.daemon` is the process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final
+from weakref import WeakSet
+
+from dmcopy import plugins
+from dmcopy.errors import DeadlineError, DmcopyError, UsageError
+from dmcopy.export.control import Answer, Control
+from dmcopy.export.exported import ExportedMapper
+from dmcopy.export.nodes import Nodes
+from dmcopy.io.reactor import Reactor, Timer, log_exception
+from dmcopy.mapper.base import DmInfo
+from dmcopy.mapper.mapped import MappedDevice
+from dmcopy.table import Table
+
+IDLE_SECONDS: Final = 10.0
+"""How long a server waits for its first device."""
+LEAVING_SECONDS: Final = 1.0
+"""How often it looks whether a device can go whose removal was deferred."""
+MAX_SECONDS: Final = 1e6
+MAX_LINE: Final = 4 << 20
+MAX_CONNECTIONS: Final = 64
+
+_Words = dict[str, Any]
+
+
+class DeviceServer:
+    """Answers at `path` for the devices of one engine, until the last one is gone.
+
+    What only looks is answered immediately, within callbacks; what may wait for I/O is done in
+    turn, outside of them, and `wait` when its event has come.
+    """
+
+    def __init__(self, reactor: Reactor, path: str, nodes: Nodes) -> None:
+        self.reactor = reactor
+        self.mapper = ExportedMapper(reactor, nodes)
+        self.mapper.notice_events(lambda: reactor.call_soon(self._tell_waiting))
+        self._path = path
+        self._turns: deque[Callable[[], None]] = deque()
+        self._waiting: list[_Waiting] = []
+        self._frozen: WeakSet[MappedDevice] = WeakSet()
+        self._stopping = False
+        self._used = False
+        self._idle = reactor.call_later(IDLE_SECONDS, lambda: None)
+        self._verbs = self._all_verbs()
+        self._control = self._listen()
+
+    def stop(self) -> None:
+        """End soon, whatever there is. May be called from a signal handler."""
+
+        def stop() -> None:
+            self._stopping = True
+
+        self.reactor.call_soon_threadsafe(stop)
+
+    def run(self) -> None:
+        """Answer until the last device is gone, or `stop`; then remove what is left."""
+        try:
+            while not self._stopping:
+                self.reactor.run_until(lambda: self._turns or self._stopping or self._is_over())
+                if self._turns:
+                    self._turns.popleft()()
+                    self._tell_waiting()
+                elif self._retire():
+                    break
+        finally:
+            self.mapper.close()
+            self._control.close()
+            self.reactor.step()
+
+    def _listen(self) -> Control:
+        return Control(
+            self.reactor,
+            self._path,
+            self._verbs,
+            max_line=MAX_LINE,
+            max_connections=MAX_CONNECTIONS,
+        )
+
+    def _is_over(self) -> bool:
+        """Whether there is no device any more, or was none for a while."""
+        waited = self._used or self.reactor.time() >= self._idle.when
+        return waited and not self.mapper.has_devices
+
+    def _retire(self) -> bool:
+        """Take no more questions, answer those that came; return whether it is the end."""
+        self._control.retire()
+        self.reactor.run_until(lambda: self._turns or not self._control.talks)
+        if not self._turns:
+            return True
+        self._control = self._listen()  # one came at the last moment
+        return False
+
+    def _all_verbs(self) -> Mapping[str, Callable[[_Words, Answer], Callable[[], object] | None]]:
+        mapper = self.mapper
+        looking = {
+            "ls": lambda _: [_info(info) for info in mapper.ls()],
+            "info": lambda words: _info(mapper.info(_text(words, "name"))),
+            "table": lambda words: str(
+                mapper.table(_text(words, "name"), inactive=_flag(words, "inactive"))
+            ),
+            "status": lambda words: "\n".join(map(str, mapper.status(_text(words, "name")))),
+            "deps": lambda words: mapper.deps(_text(words, "name")),
+            "targets": lambda _: mapper.targets(),
+            "message": lambda words: mapper.message(
+                _text(words, "name"), *_texts(words, "words"), sector=_number(words, "sector")
+            ),
+            "freeze": lambda words: self._frozen.add(mapper.open(_text(words, "name"))),
+            "thawed": lambda words: self._frozen.discard(mapper.open(_text(words, "name"))),
+        }
+        changing = {
+            "create": self._create,
+            "load": lambda words: mapper.load(
+                _text(words, "name"), _table(words), readonly=_flag(words, "readonly")
+            ),
+            "clear": lambda words: mapper.clear(_text(words, "name")),
+            "suspend": self._suspend,
+            "resume": self._resume,
+            "remove": self._remove,
+            "rename": lambda words: mapper.rename(_text(words, "name"), _text(words, "new_name")),
+            "set_uuid": lambda words: mapper.set_uuid(_text(words, "name"), _text(words, "uuid")),
+            "refusal": lambda words: mapper.refusal(_table(words)),
+            "plugin": lambda words: plugins.load(_text(words, "module")),
+        }
+        return {
+            **{verb: partial(self._look, call) for verb, call in looking.items()},
+            **{verb: partial(self._queue, call) for verb, call in changing.items()},
+            "wait": self._wait,
+        }
+
+    def _look(self, call: Callable[[_Words], object], words: _Words, answer: Answer) -> None:
+        self._do(call, words, answer)
+
+    def _queue(self, call: Callable[[_Words], object], words: _Words, answer: Answer) -> None:
+        self._turns.append(lambda: self._do(call, words, answer))
+
+    def _do(self, call: Callable[[_Words], object], words: _Words, answer: Answer) -> None:
+        """Answer with what a call returns, or raises: no other request may suffer from it."""
+        try:
+            answer({"result": call(words)})
+        except DmcopyError as error:
+            answer(error)
+        except Exception as error:
+            log_exception(error)
+            answer(DmcopyError(f"the device server failed: {type(error).__name__}: {error}"))
+
+    def _create(self, words: _Words) -> None:
+        table = _table(words) if words.get("table") is not None else None
+        uuid, readonly = _text(words, "uuid"), _flag(words, "readonly")
+        self.mapper.create(_text(words, "name"), table, uuid=uuid, readonly=readonly)
+        self._used = True
+
+    def _suspend(self, words: _Words) -> None:
+        self.mapper.suspend(_text(words, "name"), flush=_flag(words, "flush"))
+
+    def _resume(self, words: _Words) -> bool:
+        """Let I/O continue; return whether a file system on the device is to be thawed."""
+        name = _text(words, "name")
+        self.mapper.resume(name, flush=_flag(words, "flush"))
+        return self.mapper.open(name) in self._frozen
+
+    def _remove(self, words: _Words) -> None:
+        self.mapper.remove(_text(words, "name"), deferred=_flag(words, "deferred"))
+        if self.mapper.leaving:
+            self.reactor.call_later(LEAVING_SECONDS, self._leave)
+
+    def _leave(self) -> None:
+        """Try again to remove what was in use."""
+
+        def turn() -> None:
+            for name in self.mapper.leaving:
+                try:
+                    self.mapper.remove(name, deferred=True)
+                except DmcopyError as error:
+                    log_exception(error)
+            if self.mapper.leaving:
+                self.reactor.call_later(LEAVING_SECONDS, self._leave)
+
+        if not self._stopping:
+            self._turns.append(turn)
+
+    def _wait(self, words: _Words, answer: Answer) -> Callable[[], object]:
+        name, event, seconds = _text(words, "name"), _number(words, "event"), words.get("timeout")
+        if not isinstance(seconds, int | float) or not seconds >= 0:
+            raise UsageError(f"{seconds!r:.40} is no number of seconds")
+        waiting = _Waiting(name, event, self.mapper.events(name), answer)
+        waiting.timer = self.reactor.call_later(
+            min(seconds, MAX_SECONDS), lambda: self._give_up(waiting, seconds)
+        )
+        self._waiting.append(waiting)
+        self._tell_waiting()
+        return lambda: self._forget(waiting)
+
+    def _give_up(self, waiting: _Waiting, seconds: float) -> None:
+        self._forget(waiting)
+        text = f"{waiting.name}: no event after number {waiting.event} within {seconds:g} s"
+        waiting.answer(DeadlineError(text))
+
+    def _forget(self, waiting: _Waiting) -> None:
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+            if waiting.timer is not None:
+                waiting.timer.cancel()
+
+    def _tell_waiting(self) -> None:
+        for waiting in list(self._waiting):
+            try:
+                number = waiting.now()
+            except DmcopyError as error:  # it was removed
+                self._forget(waiting)
+                waiting.answer(error)
+            else:
+                if number != waiting.event:
+                    self._forget(waiting)
+                    waiting.answer({"result": number})
+
+
+@dataclasses.dataclass(eq=False)
+class _Waiting:
+    name: str
+    event: int
+    now: Callable[[], int]
+    answer: Answer
+    timer: Timer | None = None
+
+
+def _info(info: DmInfo) -> dict[str, object]:
+    return dataclasses.asdict(info)
+
+
+def _text(words: _Words, key: str) -> str:
+    value = words.get(key)
+    if not isinstance(value, str):
+        raise UsageError(f"{value!r:.40} is no {key}")
+    return value
+
+
+def _texts(words: _Words, key: str) -> list[str]:
+    value = words.get(key)
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise UsageError(f"{value!r:.40} are no {key}")
+    return value
+
+
+def _flag(words: _Words, key: str) -> bool:
+    value = words.get(key, False)
+    if not isinstance(value, bool):
+        raise UsageError(f"{value!r:.40}: say of {key} whether it is so")
+    return value
+
+
+def _number(words: _Words, key: str) -> int:
+    value = words.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UsageError(f"{value!r:.40} is no number of the {key}")
+    return value
+
+
+def _table(words: _Words) -> Table:
+    return Table.read(_text(words, "table"), lenient=False)

@@ -1,0 +1,134 @@
+"""The userspace engine with nodes: each device is served from its first table on."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import replace
+
+from dmcopy.errors import BusyError, DeviceError
+from dmcopy.export.nodes import Nodes
+from dmcopy.io.reactor import Reactor
+from dmcopy.mapper.base import DmInfo, note_failure
+from dmcopy.mapper.device import DmDevice
+from dmcopy.mapper.userspace import TIMEOUT_SECONDS, UserMapper
+from dmcopy.table import Table
+
+
+class ExportedMapper(UserMapper):
+    """A `UserMapper` whose devices are `nodes`. A table names one by the path that `path` gives.
+
+    `leaving`: those whose removal was deferred; `remove` tries it again.
+    """
+
+    def __init__(self, reactor: Reactor, nodes: Nodes, *, timeout: float = TIMEOUT_SECONDS) -> None:
+        super().__init__(reactor, timeout=timeout)
+        self.nodes = nodes
+
+    def notice_events(self, notify: Callable[[], object]) -> None:
+        """Have `notify` called after each event of a target's."""
+        self._registry.notice = notify
+
+    def events(self, name: str) -> Callable[[], int]:
+        """Return what returns the event number of a device, whatever it is called by then.
+
+        That raises DeviceError once it has gone.
+        """
+        slot = self._slot(name, "wait for it")
+
+        def number() -> int:
+            if self._slots.get(slot.name) is not slot:
+                raise DeviceError(name, "wait for it", errno.ENXIO, "it was removed meanwhile")
+            return slot.events
+
+        return number
+
+    @property
+    def has_devices(self) -> bool:
+        """Whether there is any device."""
+        return bool(self._slots)
+
+    @property
+    def leaving(self) -> list[str]:
+        """The devices whose removal was deferred and that no other device uses."""
+        slots = self._slots.items()
+        return [name for name, slot in slots if slot.deferred_removal and not slot.users]
+
+    def path(self, name: str) -> str:
+        """Return the device's node; see `Mapper.path`."""
+        return self.nodes.path(name)
+
+    def info(self, name: str) -> DmInfo:
+        """Return what is known of a device, with the number of its node; see `Mapper.info`."""
+        return replace(super().info(name), number=self.nodes.number(name))
+
+    def create(
+        self,
+        name: str,
+        table: Table | None = None,
+        *,
+        uuid: str = "",
+        readonly: bool = False,
+        minor: int | None = None,
+        keep: bool = False,
+    ) -> DmDevice:
+        """Make a device, and its node if it has a table; see `Mapper.create`."""
+        made = super().create(name, uuid=uuid, minor=minor, keep=keep)
+        if table is None:
+            return made
+        try:
+            self.load(name, table, readonly=readonly)
+            self.resume(name)
+        except BaseException as error:
+            note_failure(error, lambda: self._undo(name))
+            raise
+        return made
+
+    def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
+        """Let I/O continue; the node follows the table. See `Mapper.resume`."""
+        super().resume(name, flush=flush, lockfs=lockfs)
+        if name in self.nodes:
+            self.nodes.look(name)
+        else:
+            self.nodes.add(name, self.open(name))
+
+    def remove(self, name: str, *, deferred: bool = False, timeout: float | None = None) -> None:
+        """Remove a device and its node; see `Mapper.remove`. Raises BusyError for a mounted one."""
+        slot = self._slot(name, "remove it")
+        if not slot.users and name in self.nodes:
+            try:
+                if slot.mapped.suspended:
+                    # What the node still has to write would wait for ever: it fails, as in the
+                    # kernel, when the device has gone.
+                    self.nodes.check_unused(name)
+                else:
+                    self.nodes.remove(name)
+            except BusyError:
+                if not (deferred or slot.deferred_removal):
+                    raise
+                slot.deferred_removal = True
+                return
+        super().remove(name, deferred=deferred, timeout=timeout)
+        if not deferred or not slot.users:
+            self.nodes.drop(name)
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a device and its node another name; see `Mapper.rename`."""
+        super().rename(name, new_name)
+        try:
+            self.nodes.rename(name, new_name)
+        except BaseException as error:
+            note_failure(error, lambda: UserMapper.rename(self, new_name, name))
+            raise
+
+    def close(self) -> None:
+        """Remove every device; who uses one is cut off."""
+        for info in self.ls():
+            if info.suspended and info.live and not info.inactive:
+                self.resume(info.name)
+        self.nodes.close()
+        super().close()
+
+    def _undo(self, name: str) -> None:
+        self.nodes.drop(name)
+        super().remove(name)

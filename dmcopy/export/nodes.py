@@ -1,0 +1,178 @@
+"""The nodes of a device server's devices: what other programs open, by the devices' names.
+
+As root a device is a block device, /dev/dmcopy/NAME, a link to the loop device over a file of FUSE.
+For others, and where there are no loop devices, it is a file, NAME in the runtime folder, and an
+NBD export without a name at the socket NAME.nbd beside it; where there is no FUSE, that alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from dataclasses import dataclass
+
+from dmcopy.block.devno import split_devno
+from dmcopy.errors import BusyError, DeviceError
+from dmcopy.export.base import FrontEnd, Place
+from dmcopy.export.fuse.files import FuseFiles
+from dmcopy.export.loop import LoopDevices
+from dmcopy.export.nbd.server import NbdServer
+from dmcopy.io.reactor import Reactor
+from dmcopy.io.region import Device
+from dmcopy.ledger import Ledger
+from dmcopy.mapper.base import note_failure
+from dmcopy.mapper.names import mangle
+from dmcopy.runtime import nodes_folder, runtime_folder
+
+
+@dataclass
+class _Node:
+    device: Device
+    front_ends: list[FrontEnd]
+    key: str
+    path: str = ""
+    link: str = ""
+    entry: str = ""
+    number: tuple[int, int] | None = None
+    sectors: int = 0
+
+
+class Nodes:
+    """The nodes of devices on `reactor`, from `add` to `remove`. They are in `ledger`.
+
+    Methods are called on the reactor's thread, outside of callbacks.
+    """
+
+    def __init__(self, reactor: Reactor, ledger: Ledger) -> None:
+        self.reactor = reactor
+        self.ledger = ledger
+        self.as_blocks = not LoopDevices.why_not()
+        self._nodes: dict[str, _Node] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._nodes
+
+    def path(self, name: str) -> str:
+        """Return what a device is opened by, whether it is there yet or not."""
+        if self.as_blocks:
+            return f"{nodes_folder()}/{mangle(name)}"
+        folder = runtime_folder()
+        suffix = ".nbd" if FuseFiles.why_not() else ""
+        return str(folder / f"{mangle(name)}{suffix}")
+
+    def number(self, name: str) -> tuple[int, int] | None:
+        """Return the number of a device's node, None where it has none."""
+        node = self._nodes.get(name)
+        return node.number if node else None
+
+    def add(self, name: str, device: Device) -> None:
+        """Make the node of a device. All or nothing; raises as `FrontEnd.add`."""
+        # The file below a block device has a name of its own: the device's may change, and a
+        # killed server's may be there still.
+        key = f"device-{secrets.token_hex(6)}" if self.as_blocks else mangle(name)
+        node = _Node(device, [], key, sectors=device.sectors)
+        try:
+            self._serve(node, name)
+        except BaseException as error:
+            note_failure(error, lambda: self._close(node))
+            raise
+        self._nodes[name] = node
+
+    def _serve(self, node: _Node, name: str) -> None:
+        if self.as_blocks:
+            loops = LoopDevices(self.reactor, ledger=self.ledger)
+            node.front_ends.append(loops)
+            node.path = loops.add(node.key, node.device)
+            node.number = split_devno(os.stat(node.path).st_rdev)
+            self._link(node, name)
+            return
+        if not FuseFiles.why_not():
+            files = FuseFiles(self.reactor, ledger=self.ledger)
+            node.front_ends.append(files)
+            node.path = files.add(node.key, node.device)
+        socket = str(runtime_folder() / f"{mangle(name)}.nbd")
+        exports = NbdServer(self.reactor, Place(socket=socket))
+        node.front_ends.append(exports)
+        exports.add(node.key, node.device)
+
+    def check_unused(self, name: str) -> None:
+        """Raise BusyError naming what is mounted or open. A file tells only when it is removed."""
+        for front_end in self._nodes[name].front_ends:
+            if isinstance(front_end, LoopDevices):
+                front_end.check_unused(self._nodes[name].key)
+
+    def remove(self, name: str) -> None:
+        """Remove a device's node. Raises BusyError naming what is mounted or open."""
+        node = self._nodes[name]
+        node.front_ends[0].remove(node.key)
+        node.front_ends[0].close()
+        del node.front_ends[0], self._nodes[name]
+        self._close(node)
+
+    def drop(self, name: str) -> None:
+        """Remove a device's node, and cut off who uses it."""
+        node = self._nodes.pop(name, None)
+        if node is not None:
+            self._close(node)
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a device's node another name. A file, unlike a block device, must not be open."""
+        if name not in self._nodes:
+            return
+        node = self._nodes[name]
+        if self.as_blocks:
+            old, entry = node.link, node.entry
+            self._link(node, new_name)
+            self._unlink(old, node.path, entry)
+            self._nodes[new_name] = self._nodes.pop(name)
+        else:
+            self.remove(name)
+            self.add(new_name, node.device)
+
+    def look(self, name: str) -> None:
+        """Have a node follow the size of its device."""
+        node = self._nodes[name]
+        if node.sectors != node.device.sectors:
+            node.sectors = node.device.sectors
+            for front_end in node.front_ends:
+                front_end.resized(node.key)
+
+    def close(self) -> None:
+        """Remove all nodes, and cut off who uses them."""
+        for name in list(self._nodes):
+            self.drop(name)
+
+    def _close(self, node: _Node) -> None:
+        with contextlib.ExitStack() as exits:
+            if node.link:
+                exits.callback(self._unlink, node.link, node.path, node.entry)
+            for front_end in node.front_ends:
+                exits.callback(_cut_off, front_end)
+
+    def _link(self, node: _Node, name: str) -> None:
+        link = self.path(name)
+        try:
+            os.makedirs(nodes_folder(), mode=0o755, exist_ok=True)
+            if os.path.lexists(link) and not os.path.islink(link):
+                raise FileExistsError(errno.EEXIST, "")
+            entry = self.ledger.add("link", link, uuid=node.path)
+            new = f"{nodes_folder()}/.{node.key}"
+            os.symlink(node.path, new)
+            os.replace(new, link)  # one that a killed server left goes
+        except OSError as error:
+            raise DeviceError(link, "make a link of it", error.errno or 0) from None
+        node.link, node.entry = link, entry
+
+    def _unlink(self, link: str, path: str, entry: str) -> None:
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == path:
+                os.unlink(link)
+            os.rmdir(os.path.dirname(link))  # if it is empty
+        self.ledger.cancel(entry)
+
+
+def _cut_off(front_end: FrontEnd) -> None:
+    with contextlib.suppress(BusyError):  # who was cut off has been
+        front_end.close()

@@ -1,0 +1,63 @@
+"""A file system on a device that is about to be suspended: frozen, as the kernel's dm does it.
+
+The client does that, never the server of the device: that would wait for its own answers to what
+the file system still writes, where even SIGKILL does not reach.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from typing import Final
+
+from dmcopy.block import mounts, sysfs
+from dmcopy.block.devno import DevNo, split_devno
+from dmcopy.errors import DeviceError
+
+_FIFREEZE: Final = 0xC0045877
+_FITHAW: Final = 0xC0045878  # include/uapi/linux/fs.h: _IOWR('X', 119, int) and 120
+
+
+def freeze(number: DevNo) -> bool:
+    """Freeze the file system that is mounted from a device; return whether there is one.
+
+    One that is frozen already stays so. One that is in another mount namespace, or on no single
+    device (btrfs), is not found. Raises DeviceError.
+    """
+    return _call(number, _FIFREEZE, "freeze it", errno.EBUSY)
+
+
+def is_mounted(number: DevNo) -> bool:
+    """Return whether a file system is mounted from a device."""
+    return bool(_mounted(number))
+
+
+def thaw(number: DevNo) -> None:
+    """Thaw the file system that is mounted from a device, if there is one and it is frozen."""
+    _call(number, _FITHAW, "thaw it", errno.EINVAL)
+
+
+def _call(number: DevNo, code: int, action: str, already: int) -> bool:
+    """Make an ioctl on the file system of a device; return whether there is one that takes it."""
+    for point in _mounted(number):
+        try:
+            fd = os.open(point, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if split_devno(os.fstat(fd).st_dev) != number:  # another is mounted over it
+                    continue
+                fcntl.ioctl(fd, code, 0)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return False
+            if error.errno != already:
+                raise DeviceError(point, action, error.errno or 0) from error
+        return True
+    return False
+
+
+def _mounted(number: DevNo) -> list[str]:
+    table = mounts.parse_mountinfo(sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo"))
+    return [mount.point for mount in table if mount.devno == number]

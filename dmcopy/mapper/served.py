@@ -1,0 +1,324 @@
+"""The userspace engine in a process of its own, the device server: `Mapper` over its socket.
+
+Its devices are a user's own, and outlive the process that made them; other programs open them by
+their nodes. `dmcopy.export.device_server` is the other side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from dmcopy.asking import NoServerError, ask, error_of
+from dmcopy.errors import DeadlineError, DeviceError, DmcopyError
+from dmcopy.mapper import freezing, names
+from dmcopy.mapper.base import DmInfo, Mapper, Version, check_name, note_failure
+from dmcopy.mapper.device import DmDevice
+from dmcopy.mapper.own import OwnDevices
+from dmcopy.runtime import control_path
+from dmcopy.status import StatusLine, parse_lines
+from dmcopy.table import Table
+
+if TYPE_CHECKING:
+    from dmcopy.io.reactor import Reactor
+    from dmcopy.mapper.mapped_io import MappedIo
+
+_START_SECONDS: Final = 30.0
+_GRACE_SECONDS: Final = 60.0
+"""How much longer than the engine's own deadline an answer may take: other calls come first."""
+_TRIES: Final = 5
+
+
+class ServedMapper(Mapper):
+    """This user's device server, which is started when something is to be made.
+
+    `timeout`, in seconds, bounds each call beyond what the server itself waits for I/O.
+    """
+
+    def __init__(self, *, timeout: float = 30.0, reactor: Reactor | None = None) -> None:
+        self.timeout = timeout
+        self._path = control_path()
+        self._reactor = reactor
+        self._owns_reactor = reactor is None
+
+    @property
+    def reactor(self) -> Reactor:
+        """Where the I/O of open devices is done, made on the thread that first asks for it."""
+        if self._reactor is None:
+            from dmcopy.io.reactor import Reactor
+
+            self._reactor = Reactor(stacked=True)
+        return self._reactor
+
+    def close(self) -> None:
+        """Close the reactor if it is the mapper's own."""
+        if self._owns_reactor and self._reactor is not None:
+            self._reactor.close()
+            self._reactor = None
+
+    def create(
+        self,
+        name: str,
+        table: Table | None = None,
+        *,
+        uuid: str = "",
+        readonly: bool = False,
+        minor: int | None = None,
+        keep: bool = False,
+    ) -> DmDevice:
+        """Make a device; see `Mapper.create`. It outlives this process, whatever `keep` says."""
+        del minor, keep
+        names.checked(name)
+        names.checked_uuid(uuid)
+        text = None if table is None else self._text(table)
+        self._ask("create", start=True, name=name, table=text, uuid=uuid, readonly=readonly)
+        return DmDevice(self, name)
+
+    def open(self, name: str) -> MappedIo:
+        """Open a device through its node; see `Mapper.open`."""
+        from dmcopy.mapper.node import NodeIo
+
+        self.info(name)
+        return NodeIo(self, name, self.reactor, self.timeout)
+
+    def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
+        """Load a table beside the active one; see `Mapper.load`."""
+        self._of(name, "load a table", "load", table=self._text(table), readonly=readonly)
+
+    def clear(self, name: str) -> None:
+        """Drop the loaded table; see `Mapper.clear`."""
+        self._of(name, "clear its table", "clear")
+
+    def suspend(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
+        """Hold new I/O; see `Mapper.suspend`."""
+        info = self.info(name)
+        with self._frozen(info, lockfs and info.live and not info.suspended):
+            self._of(name, "suspend it", "suspend", flush=flush)
+
+    def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
+        """Let I/O continue; see `Mapper.resume`. A file system that was frozen thaws."""
+        info = self.info(name)
+        swaps = info.live and info.inactive and not info.suspended
+        with self._frozen(info, lockfs and swaps):
+            thaw = self._of(name, "resume it", "resume", flush=flush)
+        if thaw:
+            self._thaw(info)
+
+    def remove(
+        self,
+        name: str,
+        *,
+        deferred: bool = False,
+        force: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        """Remove a device; see `Mapper.remove`. `force` makes I/O fail first, for good."""
+        del timeout
+        if force:
+            from dmcopy.table import Error
+
+            length = self.table(name).length
+            if length:
+                self.swap(name, Table.of(length, Error()), flush=False, lockfs=False)
+        self._of(name, "remove it", "remove", deferred=deferred)
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a device another name; see `Mapper.rename`."""
+        names.checked(new_name)
+        self._of(name, "rename it", "rename", new_name=new_name)
+
+    def set_uuid(self, name: str, uuid: str) -> None:
+        """Give a device a UUID; see `Mapper.set_uuid`."""
+        names.checked_uuid(uuid)
+        self._of(name, "set its UUID", "set_uuid", uuid=uuid)
+
+    def ls(self) -> list[DmInfo]:
+        """Return this user's devices, by name; none where no server runs."""
+        try:
+            found: list[dict[str, Any]] = self._ask("ls")
+        except NoServerError:
+            return []
+        return [_info(values) for values in found]
+
+    def info(self, name: str) -> DmInfo:
+        """Return what is known of a device; see `Mapper.info`."""
+        return _info(self._of(name, "look at it", "info"))
+
+    def table(self, name: str, *, inactive: bool = False, showkeys: bool = False) -> Table:
+        """Return a table; see `Mapper.table`."""
+        del showkeys
+        return Table.read(self._of(name, "read its table", "table", inactive=inactive))
+
+    def tables(self, *, inactive: bool = False, showkeys: bool = False) -> dict[str, Table]:
+        """Return every table, by name; see `table`."""
+        del showkeys
+        return {info.name: self.table(info.name, inactive=inactive) for info in self.ls()}
+
+    def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
+        """Return the status of each line; see `Mapper.status`."""
+        del flush
+        return parse_lines(self._of(name, "read its status", "status"))
+
+    def message(self, name: str, *words: str, sector: int = 0) -> str:
+        """Send a message; see `Mapper.message`."""
+        what = "send it a message"
+        answer: str = self._of(name, what, "message", words=words, sector=sector)
+        return answer
+
+    def wait(self, name: str, event: int, *, timeout: float) -> int:
+        """Wait for an event; see `Mapper.wait`. It holds no other call up."""
+        number: int = self._of(
+            name, "wait for it", "wait", event=event, timeout=timeout, seconds=timeout
+        )
+        return number
+
+    def deps(self, name: str) -> tuple[str, ...]:
+        """Return the devices under a device; see `UserMapper.deps`."""
+        return tuple(self._of(name, "read its dependencies", "deps"))
+
+    def targets(self) -> dict[str, Version]:
+        """Return the targets of the server; see `Mapper.targets`."""
+        found: dict[str, list[int]] = self._ask("targets", start=True)
+        return {name: Version(*numbers) for name, numbers in found.items()}
+
+    def path(self, name: str) -> str:
+        """Return the node of a device; see `Mapper.path`."""
+        return self._own().path(name)
+
+    def refusal(self, table: Table) -> str:
+        """Try a table; see `Mapper.refusal`."""
+        try:
+            text = self._text(table)
+        except DmcopyError as error:
+            return str(error)
+        reason: str = self._ask("refusal", start=True, table=text)
+        return reason
+
+    def name_of(self, text: str) -> str:
+        """Return the name that a person means: a name, or the path of a node."""
+        if "/" not in text:
+            return names.unmangle(text)
+        return self._own().name(text) or names.unmangle(os.path.basename(text))
+
+    def load_plugin(self, module: str) -> None:
+        """Have the server import targets; it finds `module` where this process does."""
+        self._ask("plugin", start=True, module=module)
+
+    @contextlib.contextmanager
+    def _frozen(self, info: DmInfo, wanted: bool) -> Iterator[None]:
+        """Freeze what is mounted from a device; after an error, thaw it.
+
+        The server notes it first: who resumes the device then thaws it, also when this process
+        is killed.
+        """
+        number = info.number if wanted else None
+        if number is None or not freezing.is_mounted(number):
+            yield
+            return
+        self._of(info.name, "freeze it", "freeze")
+        try:
+            freezing.freeze(number)
+            yield
+        except BaseException as error:
+            note_failure(error, lambda: self._thaw(info))
+            raise
+
+    def _thaw(self, info: DmInfo) -> None:
+        if info.number is not None:
+            freezing.thaw(info.number)
+        self._of(info.name, "thaw it", "thawed")
+
+    def _own(self) -> OwnDevices:
+        return OwnDevices(self.ls)
+
+    def _text(self, table: Table) -> str:
+        """Return the text of a table, checked; this engine's devices by the names it has."""
+        table.check()
+        return str(table.with_devices(self._own().resolve))
+
+    def _of(self, name: str, action: str, do: str, *, seconds: float = 0, **words: Any) -> Any:
+        """Ask for something of a device; without a server there is none."""
+        check_name(name)
+        try:
+            return self._ask(do, seconds=seconds, name=name, **words)
+        except NoServerError as error:
+            if error.ended:
+                raise
+            raise DeviceError(name, action, errno.ENXIO) from None
+
+    def _ask(self, do: str, *, start: bool = False, seconds: float = 0, **words: Any) -> Any:
+        timeout = self.timeout + _GRACE_SECONDS + seconds
+        for _ in range(_TRIES):
+            try:
+                return ask(self._path, {"do": do, **words}, timeout=timeout)["result"]
+            except NoServerError as error:
+                if not start or error.ended:
+                    raise
+            start_server()
+        raise DmcopyError("the device server ends again and again as soon as it was started")
+
+
+def start_server() -> None:
+    """Start this user's device server, unless it runs; return when it can be asked.
+
+    Raises what is in its way.
+    """
+    package = str(Path(__file__).parents[2])
+    paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    ours, theirs = os.pipe()
+    try:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "dmcopy.export.daemon", str(theirs)],
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, paths))},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(theirs,),
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    with open(ours, "rb") as stream:
+        started.wait(_START_SECONDS)  # it leaves immediately: the server is its child
+        line = _read_line(stream.fileno())
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        folder = os.path.dirname(control_path())
+        raise DmcopyError(
+            f"the device server ended before it began; {folder}/server,log may say why"
+        ) from None
+    if not answer["ok"]:
+        raise error_of(answer)
+
+
+def _read_line(fd: int) -> bytes:
+    import select
+
+    found = b""
+    while not found.endswith(b"\n"):
+        if not select.select([fd], [], [], _START_SECONDS)[0]:
+            raise DeadlineError(f"the device server did not begin within {_START_SECONDS:g} s")
+        more = os.read(fd, 1 << 16)
+        if not more:
+            break
+        found += more
+    return found
+
+
+def _info(values: dict[str, Any]) -> DmInfo:
+    with contextlib.suppress(TypeError):
+        values["number"] = tuple(values["number"])
+    values["deps"] = tuple(values["deps"])
+    return DmInfo(**values)

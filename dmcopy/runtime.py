@@ -1,0 +1,61 @@
+"""Where a user's servers have their sockets and files while they run.
+
+That is one place for a user. With $DMCOPY_RUNTIME_DIR it is another one, with a device server and a
+ledger of its own: for tests that know nothing of each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from dmcopy.errors import UsageError
+
+RUNTIME_DIR: Final = "DMCOPY_RUNTIME_DIR"
+SERVER: Final = "server,control"
+"""The device server's socket: no device has such a name for its node, see `mapper.names.mangle`."""
+
+
+def folder_path() -> Path:
+    """Return where the folder is, or would be: /run/dmcopy for root."""
+    if asked := os.environ.get(RUNTIME_DIR):
+        return Path(asked).absolute()
+    if os.geteuid() == 0:
+        return Path("/run/dmcopy")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}", "dmcopy")
+
+
+def runtime_folder(otherwise: str = "--socket PATH") -> Path:
+    """Return the folder of what this user serves, /run/dmcopy for root, made with mode 0700.
+
+    `otherwise`: what to say on the command line to do without. Raises UsageError where
+    there is none, or where others could have put something into it.
+    """
+    folder = folder_path()
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+    except OSError as error:
+        raise UsageError(
+            f"there is no place for it, {folder} cannot be made ({error.strerror}): say {otherwise}"
+        ) from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise UsageError(
+            f"{folder} is not a folder that only you write to: chmod it to 700, or say {otherwise}"
+        )
+    return folder
+
+
+def nodes_folder() -> str:
+    """Return where root's userspace devices have their nodes."""
+    asked = os.environ.get(RUNTIME_DIR)
+    return str(folder_path() / "dev") if asked else "/dev/dmcopy"
+
+
+def control_path() -> str:
+    """Return the path of the device server's control socket, whether it is there or not."""
+    return str(folder_path() / SERVER)

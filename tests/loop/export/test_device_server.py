@@ -1,0 +1,251 @@
+"""The device server as commands use it: nodes that are mounted, and nothing left at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dmcopy.block import file_mounts, mounts
+from dmcopy.cli.main import main
+from dmcopy.errors import BusyError, UsageError
+from dmcopy.ledger import Ledger, alive
+from dmcopy.mapper.served import ServedMapper
+from dmcopy.runtime import control_path
+from dmcopy.table import Table
+
+pytestmark = pytest.mark.loop
+SECONDS = 120.0
+MIB = 1 << 20
+
+
+class Here:
+    """A runtime folder of the test's own, in memory, and commands with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mapper = ServedMapper()
+
+    def image(self, name: str, size: int) -> Path:
+        path = self.folder / name
+        with open(path, "wb") as file:
+            file.truncate(size)
+        return path
+
+    def run(self, *words: str | os.PathLike[str], code: int = 0) -> str:
+        """Run a program; it must end with `code`."""
+        done = subprocess.run(
+            list(map(str, words)),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+        )
+        assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def dm(self, *words: str | os.PathLike[str], code: int = 0) -> str:
+        """Run a command of `dmcopy dm`, in this process; it must end with `code`."""
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            found = main(["dm", *map(str, words)])
+        assert found == code, f"{words}: {said.getvalue()}"
+        return said.getvalue()
+
+    def mounted(self, node: str | os.PathLike[str]) -> Path:
+        """Mount a node on a folder."""
+        point = self.folder / "mounted" / os.path.basename(node)
+        point.mkdir(parents=True, exist_ok=True)
+        self.run("mount", node, point)
+        return point
+
+    def server(self) -> str:
+        """Return who the server is, as the ledger has it."""
+        (entry,) = [entry for entry in Ledger().entries() if entry.kind == "server"]
+        return entry.uuid
+
+    def ended(self, server: str = "") -> bool:
+        """Wait for the end of the server, which has no devices any more."""
+        deadline = time.monotonic() + SECONDS
+        while alive(server) or any(one.kind == "server" for one in Ledger().entries()):
+            assert time.monotonic() < deadline, "the device server does not end"
+            time.sleep(0.01)
+        return True
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    if reason := file_mounts.why_not():
+        pytest.skip(reason)
+    shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="dmcopy-", dir=shm) as name:
+        monkeypatch.setenv("DMCOPY_RUNTIME_DIR", name)
+        monkeypatch.setenv("DMCOPY_ENGINE", "user")
+        found = Here(Path(name))
+        try:
+            yield found
+        finally:
+            _clear(found)
+        assert found.ended()
+        assert Ledger().entries() == []
+        assert not Path(control_path()).exists()
+        table = mounts.parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+        assert not [mount.point for mount in table if mount.point.startswith(name)]
+
+
+def _clear(here: Here) -> None:
+    """Take away what a failed test left, so that it is the only one that fails."""
+    table = mounts.parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+    for mount in reversed(table):
+        if mount.point.startswith(f"{here.folder}/mounted"):
+            subprocess.run(["umount", "--lazy", mount.point], check=False)
+    for _ in range(10):
+        for info in here.mapper.ls():
+            if not info.open_count:
+                here.mapper.remove(info.name)
+
+
+def test_from_an_image_to_a_mounted_device_and_back(here: Here) -> None:
+    image = here.image("disk.img", 32 * MIB)
+    here.dm("create", "disk", "--table", f"0 65536 linear {image} 0")
+    node = here.folder / "dev" / "disk"
+    assert here.mapper.path("disk") == str(node)
+    server = here.server()
+    here.run("mkfs.ext4", "-q", node)
+    point = here.mounted(node)
+    (point / "file").write_text("there")
+    os.sync()
+    told = here.dm("remove", "disk", code=6)
+    assert f"the file system mounted on {point}" in told
+    assert (point / "file").read_text() == "there"
+    here.run("umount", point)
+    here.dm("rename", "disk", "other")
+    assert not node.exists()
+    assert (here.folder / "dev" / "other").is_block_device()
+    here.dm("remove", "other")
+    assert here.ended(server)
+    assert b"there" in image.read_bytes()
+
+
+def test_devices_stand_on_each_other_by_every_name(here: Here) -> None:
+    image = here.image("disk.img", MIB)
+    base = here.mapper.create("base", Table.parse(f"0 2048 linear {image} 0"))
+    number = base.info.devno
+    real = os.path.realpath(base.path)
+    for word in (base.path, "/dev/mapper/base", real, number):
+        with here.mapper.device("top", Table.parse(f"0 8 linear {word} 0")) as top:
+            assert str(top.table) == f"0 8 linear {base.path} 0"
+            with top.open() as opened:
+                opened.write(0, b"x" * 4096)
+            with base.open() as opened:
+                assert opened.read(0, 8) == b"x" * 4096
+    base.remove()
+
+
+def test_what_stands_on_a_device_by_way_of_the_kernel_is_refused(here: Here) -> None:
+    """To open it, the server would wait for itself."""
+    image = here.image("disk.img", 32 * MIB)
+    base = here.mapper.create("base", Table.parse(f"0 65536 linear {image} 0"))
+    here.run("mkfs.ext4", "-q", base.path)
+    point = here.mounted(base.path)
+    with open(point / "inner", "wb") as inner:
+        inner.truncate(MIB)
+    loop = here.run("losetup", "--find", "--show", point / "inner").strip()
+    for word in (str(point / "inner"), loop):
+        with pytest.raises(
+            UsageError, match=r"stands on .*base, and the server of that would wait"
+        ):
+            here.mapper.create("top", Table.parse(f"0 8 linear {word} 0"))
+    here.run("losetup", "--detach", loop)
+    here.run("umount", point)
+    base.remove()
+
+
+def test_the_node_follows_the_table(here: Here) -> None:
+    image = here.image("disk.img", 4 * MIB)
+    device = here.mapper.create("disk", Table.parse(f"0 2048 linear {image} 0"))
+    for sectors in (8192, 16, 2048):
+        device.swap(Table.parse(f"0 {sectors} linear {image} 0"))
+        assert here.run("blockdev", "--getsz", device.path).strip() == str(sectors)
+        with open(device.path, "rb") as node:
+            assert node.seek(0, os.SEEK_END) == sectors << 9
+    device.suspend()
+    writer = subprocess.Popen(
+        ["dd", "if=/dev/zero", f"of={device.path}", "bs=4096", "count=1", "oflag=direct"],
+        stderr=subprocess.DEVNULL,
+    )
+    assert device.info.suspended
+    assert writer.poll() is None
+    device.resume()
+    assert writer.wait(SECONDS) == 0
+    device.remove()
+
+
+def test_a_suspend_freezes_what_is_mounted(here: Here) -> None:
+    image = here.image("disk.img", 32 * MIB)
+    here.dm("create", "disk", "--table", f"0 65536 linear {image} 0")
+    here.run("mkfs.ext4", "-q", here.mapper.path("disk"))
+    point = here.mounted(here.mapper.path("disk"))
+    (point / "file").write_text("before")
+    here.dm("suspend", "disk")
+    snapshot = here.folder / "then.img"
+    snapshot.write_bytes(image.read_bytes())
+    here.run("e2fsck", "-fn", snapshot)  # frozen, it needs no journal
+    writer = subprocess.Popen(["sh", "-c", 'echo after > "$1"/file', "sh", str(point)])
+    here.dm("resume", "disk")
+    assert writer.wait(SECONDS) == 0
+    assert (point / "file").read_text() == "after\n"
+    with pytest.raises(BusyError):
+        here.mapper.remove("disk")
+    here.run("umount", point)
+    here.dm("remove", "disk")
+
+
+def test_what_is_suspended_is_removed_and_its_writers_fail(here: Here) -> None:
+    image = here.image("disk.img", MIB)
+    device = here.mapper.create("disk", Table.parse(f"0 2048 linear {image} 0"))
+    with open(device.path, "r+b", buffering=0) as node:
+        node.write(b"x" * 4096)  # into the page cache
+        device.suspend()
+        with pytest.raises(BusyError, match="process"):
+            device.remove()
+        device.resume()
+    device.suspend()
+    device.remove()
+
+
+def test_dmsetups_text(here: Here) -> None:
+    assert here.dm("ls") == "No devices found\n"
+    image = here.image("disk.img", MIB)
+    here.dm("create", "b", "--table", f"0 8 zero\n8 8 linear {image} 8")
+    here.dm("create", "a", "-u", "U", "--notable")
+    minor = here.mapper.info("b").number[1]  # type: ignore[index]
+    assert here.dm("ls").splitlines() == ["a\t(0:0)", f"b\t(7:{minor})"]
+    assert here.dm("table", "b") == f"0 8 zero \n8 8 linear {image} 8\n"
+    assert here.dm("status").splitlines() == ["a: ", "b: 0 8 zero ", "b: 8 8 linear "]
+    told = here.dm("info", "a")
+    assert "State:             SUSPENDED\n" in told
+    assert "Tables present:    None\n" in told
+    assert told.endswith("UUID: U\n\n")
+    columns = here.dm("info", "-c", "--noheadings", "--separator", "|", "-o", "name,attr,segments")
+    assert columns.splitlines() == ["a|--sw|0", "b|L--w|2"]
+    assert here.dm("remove", "a", "b") == ""
+
+
+def test_two_that_begin_at_the_same_time_have_one_server(here: Here) -> None:
+    words = [sys.executable, "-m", "dmcopy", "dm", "create", "--table", "0 8 zero"]
+    started = [subprocess.Popen([*words, f"d{number}"]) for number in range(4)]
+    assert [one.wait(SECONDS) for one in started] == [0] * 4
+    assert [info.name for info in here.mapper.ls()] == [f"d{number}" for number in range(4)]
+    here.dm("remove", *(f"d{number}" for number in range(4)))
