@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from typing import Any, Final
 
 from dmcopy import errors
@@ -39,6 +38,8 @@ def ask(path: str, request: dict[str, Any], *, timeout: float = 60.0) -> dict[st
     if len(os.fsencode(path)) > MAX_PATH:
         raise UsageError(f"{path} is too long for a socket")
     line = b""
+    import socket
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
         try:

@@ -19,7 +19,6 @@ import logging
 import os
 import stat
 import time
-import uuid as uuids
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -73,7 +72,7 @@ class Ledger:
     def add(self, kind: Kind, name: str, *, uuid: str = "", keep: bool = False) -> str:
         """Note that a thing is about to be made; return the id of the entry."""
         entry = Entry(
-            id=uuids.uuid4().hex,
+            id=os.urandom(16).hex(),
             kind=kind,
             name=name,
             uuid=uuid,

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import socket
 import stat
 import subprocess
 from typing import Final
@@ -128,6 +127,8 @@ def _refused(point: str, action: str, number: int) -> Exception:
 
 def _mount_by_program(point: str, options: str) -> int:
     """Have fusermount3 mount it; it sends the descriptor through a socket."""
+    import socket
+
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(_SECONDS)

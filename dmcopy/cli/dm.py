@@ -19,7 +19,6 @@ from dmcopy.ledger import Ledger, NoLedger
 from dmcopy.mapper.dmsetup import Dmsetup, ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.names import device_name
-from dmcopy.mapper.reap import Reaper
 from dmcopy.mapper.served import ServedMapper
 from dmcopy.mapper.stats import StatsRegion, regions
 from dmcopy.mapper.udev import Udev
@@ -168,6 +167,8 @@ def _stats(args: argparse.Namespace) -> None:
 
 
 def _reap(args: argparse.Namespace) -> int:
+    from dmcopy.mapper.reap import Reaper
+
     ledger = Ledger() if args.dry_run else args.mapper.ledger
     chosen = {"wanted": lambda entry: entry.keep or entry.abandoned} if args.all else {}
     reaper = Reaper(args.mapper, ledger, **chosen)

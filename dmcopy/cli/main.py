@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from dmcopy import __version__
 from dmcopy.cli import signals, streams
-from dmcopy.cli.parser import Parser, share_help
+from dmcopy.cli.parser import Parser, PartialError, share_help
 from dmcopy.errors import DmcopyError, ExitCode
 
 NOUNS: Final = {
@@ -37,8 +37,13 @@ NOUNS: Final = {
 }
 
 
-def _build_parser(noun: str | None, *, whole: bool = False) -> Parser:
-    """Return the parser, with what is below `noun`, or with all of it."""
+def _build_parser(
+    noun: str | None, wanted: Collection[str] | None = None, *, whole: bool = False
+) -> Parser:
+    """Return the parser, with what is below `noun`, or with all of it.
+
+    Of the noun's verbs, those that are not among `wanted` are known by their names only.
+    """
     parser = Parser(
         prog="dmcopy",
         description="The kernel's kcopyd in userspace, and dm-snapshot and dm-mirror on it.",
@@ -49,6 +54,7 @@ def _build_parser(noun: str | None, *, whole: bool = False) -> Parser:
     for name, summary in NOUNS.items():
         sub = nouns.add_parser(name, help=summary, description=summary)
         if whole or name == noun:
+            sub.wanted = wanted
             module = importlib.import_module(f"dmcopy.cli.{name.replace('-', '_')}")
             module.configure(sub)
             share_help(sub)
@@ -77,8 +83,10 @@ def _run(words: list[str]) -> int:
         words = [*words[1:], "--help"]  # `dmcopy`, `dmcopy help`, `dmcopy help dm create`
     noun = next((word for word in words if word in NOUNS), None)
     try:
-        args = _build_parser(noun).parse_args(words)
-        code: int = args.run(args)
+        try:
+            code = _call(_build_parser(noun, words), words)
+        except PartialError:
+            code = _call(_build_parser(noun), words)
     except DmcopyError as error:
         if "--traceback" in words:
             raise
@@ -88,6 +96,12 @@ def _run(words: list[str]) -> int:
         lacks = f"the locale's {error.encoding} lacks this: set LC_ALL=C.UTF-8"
         _tell(error, f"{error.object}: {lacks}")
         return ExitCode.FAILED
+    return code
+
+
+def _call(parser: Parser, words: list[str]) -> int:
+    args = parser.parse_args(words)
+    code: int = args.run(args)
     return code
 
 

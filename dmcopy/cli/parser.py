@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Collection
 from typing import Any, ClassVar, Final, NoReturn
 
 from dmcopy.cli import streams
@@ -25,6 +26,10 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, width=terminal_width() - 2)
 
 
+class PartialError(Exception):
+    """A parser that knows some of its verbs only is to say what is wrong: have the whole say it."""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse's parser with examples kept as typed, options anywhere, and suggestions.
 
@@ -34,14 +39,24 @@ class Parser(argparse.ArgumentParser):
     """
 
     abbreviates: ClassVar[bool] = False  # whether the beginning of an option's name is enough
+    wanted: Collection[str] | None = None
+    """Of the verbs below, those that are declared in full; None: all. See `_Verbs`."""
 
     def __init__(self, **kwargs: object) -> None:
         kwargs.setdefault("formatter_class", _Help)
         kwargs.setdefault("allow_abbrev", self.abbreviates)
         super().__init__(**kwargs)  # type: ignore[arg-type]
         self._words: list[str] = []
+        self.register("action", "parsers", _Verbs)
         self.register("type", int, whole)
         self.register("type", float, seconds)
+
+    def add_subparsers(self, **kwargs: Any) -> Any:
+        """Return what verbs are added to."""
+        verbs = super().add_subparsers(**kwargs)
+        assert isinstance(verbs, _Verbs)
+        verbs.wanted = self.wanted
+        return verbs
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; what is unknown is said here, where the verb and its help are known."""
@@ -56,7 +71,12 @@ class Parser(argparse.ArgumentParser):
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Print one sentence and where the help is, or the verbs of a noun alone; exit 2."""
+        """Print one sentence and where the help is, or the verbs of a noun alone; exit 2.
+
+        Raises PartialError instead where what is suggested could be of a verb that is not declared.
+        """
+        if self.wanted is not None:
+            raise PartialError
         if message.startswith("the following arguments are required"):
             # The one that is missing may be the one that was mistyped.
             unknown = next(filter(self._is_unknown, self._words), None)
@@ -93,6 +113,42 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             return did_you_mean(unknown[1].partition("=")[0], _options(self))
         return ""
+
+
+class _Verbs(argparse._SubParsersAction):  # type: ignore[type-arg]
+    """The verbs of a noun. Those that the command line does not name are there by name only.
+
+    To declare them all takes longer than most commands of `dm`: one has some 50 verbs, with 800
+    options.
+    """
+
+    wanted: Collection[str] | None = None
+
+    def add_parser(self, name: str, **kwargs: Any) -> Any:
+        """Return the parser of a verb, or what takes its declaration and forgets it."""
+        aliases = kwargs.get("aliases", ())
+        names = (name, *aliases)
+        if self.wanted is None or any(one in self.wanted for one in names):
+            return super().add_parser(name, **kwargs)
+        if "help" in kwargs:
+            self._choices_actions.append(self._ChoicesPseudoAction(name, aliases, kwargs["help"]))
+        unnamed = _Unnamed()
+        self._name_parser_map.update(dict.fromkeys(names, unnamed))
+        return unnamed
+
+
+class _Unnamed:
+    """The parser of a verb that the command line does not name."""
+
+    prog = ""
+    description = epilog = None
+    _actions = ()
+    _option_string_actions: ClassVar[dict[str, argparse.Action]] = {}
+
+    def add_argument(self, *_words: object, **_more: object) -> _Unnamed:
+        return self
+
+    add_argument_group = add_mutually_exclusive_group = set_defaults = add_argument
 
 
 def whole(text: str) -> int:

@@ -16,7 +16,6 @@ import ctypes
 import errno
 import functools
 import os
-import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,7 +87,7 @@ def cookie(ledger: Ledger) -> Iterator[Cookie | None]:
 
     None where there are no semaphores to be had: dmsetup then does what it can.
     """
-    key = _MAGIC << 16 | random.randrange(1, 1 << 16)
+    key = _MAGIC << 16 | (int.from_bytes(os.urandom(2)) or 1)
     entry = ledger.add("cookie", key_text(key))
     made = None
     try:

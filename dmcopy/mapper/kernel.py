@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import time
-import uuid as uuids
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
@@ -122,7 +121,7 @@ class KernelMapper(Mapper):
         names.checked(name)
         uuid = names.checked_uuid(uuid)
         if not uuid and self.uuid_prefix:
-            uuid = f"{self.uuid_prefix}{uuids.uuid4().hex}"
+            uuid = f"{self.uuid_prefix}{os.urandom(16).hex()}"
         text = None if table is None else table_text(table)
         words = ["create", *(["--uuid", uuid] if uuid else [])]
         words += ["--readonly"] if readonly else []
@@ -288,7 +287,7 @@ class KernelMapper(Mapper):
 
     def refusal(self, table: Table) -> str:
         """Try a table; see `Mapper.refusal`. Loads the target's module if there is one."""
-        name = f"{PREFIX}try-{uuids.uuid4().hex[:12]}"
+        name = f"{PREFIX}try-{os.urandom(6).hex()}"
         probe = self.create(name)
         try:
             self.load(name, table)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import time
 from collections.abc import Callable
@@ -84,6 +83,8 @@ class _Verb:
 
 
 def _read(run: Run, name: str, sector: str, count: str) -> _Result:
+    import hashlib
+
     data = run.opened(name).read(*run.place(name, sector, count))
     digest, head = hashlib.sha256(data).hexdigest(), data[:_HEAD_BYTES].hex(" ")
     line = f"sha256 {digest[:_DIGEST_LETTERS]}, {head} ..."

@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 
-from dmcopy.cli.main import _build_parser
-from dmcopy.cli.parser import Parser
+from dmcopy.cli.main import NOUNS, _build_parser, main
+from dmcopy.cli.parser import Parser, _verbs
 from dmcopy.suggest import did_you_mean
 from dmcopy.table.target import TARGETS
 
 
 def parsed(*words: str, noun: str | None = None) -> dict[str, Any]:
+    """Return what is read of the words, by a parser that has just these verbs as by the whole."""
     noun = noun or words[0]
-    found = vars(_build_parser(noun).parse_args(list(words)))
-    return {key: value for key, value in found.items() if not callable(value)}
+    found = [vars(_build_parser(noun, wanted).parse_args(list(words))) for wanted in (words, None)]
+    part, whole = ({k: v for k, v in one.items() if not callable(v)} for one in found)
+    assert part == whole
+    return whole
 
 
 @pytest.mark.parametrize(
@@ -61,6 +64,53 @@ def test_every_order_is_the_same_command(first: str, others: list[str]) -> None:
     wanted = parsed(*first.split())
     for other in others:
         assert parsed(*other.split(), noun=noun) == wanted, other
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_a_command_declares_only_the_verb_that_it_names(noun: str) -> None:
+    """Most of what `dmcopy dm ls` did was to declare the 800 options of the other verbs."""
+    verbs = list(_verbs(_verbs(_build_parser(noun))[noun]))
+    for verb in verbs:
+        known = _verbs(_verbs(_build_parser(noun, [noun, verb]))[noun])
+        assert list(known) == verbs, "the others are known by their names"
+        declared = {name for name, one in known.items() if isinstance(one, Parser)}
+        assert declared in ({verb}, {"load", "reload"}), verb
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dm",
+        "dm crate",
+        "dm --dry-run",
+        "dm --dry-rnu",
+        "dm --dry-rnu create a",
+        "dm ls --jsn",
+        "dm help crate",
+        "dm help create",
+        "dm --help",
+        "snapshot --stroe",
+        "cow inof a",
+        "cow info",
+        "cow info a b",
+        "--jsn cow info a",
+        "help dm",
+    ],
+)
+def test_what_is_wrong_is_said_as_by_the_parser_that_knows_all_verbs(
+    line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said() -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(line.split())
+        return stop.value.code, *capsys.readouterr()
+
+    by_part = said()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "dmcopy.cli.main._build_parser", lambda noun, _wanted=None: _build_parser(noun)
+        )
+        assert by_part == said()
 
 
 def test_what_takes_the_rest_of_the_line_takes_it_as_it_is() -> None:
@@ -184,7 +234,7 @@ def test_a_noun_alone_is_answered_with_its_verbs(
 ) -> None:
     """On stderr and as a mistake, as dmsetup does it."""
     with pytest.raises(SystemExit) as stop:
-        parsed(noun)
+        main([noun])
     out, err = capsys.readouterr()
     assert (stop.value.code, out) == (2, "")
     assert err.startswith(f"usage: dmcopy {noun} ")

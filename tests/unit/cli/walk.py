@@ -87,6 +87,7 @@ def ended(words: list[str]) -> int:
 
 if __name__ == "__main__":
     streams.PATIENCE_SECONDS = 0.0  # type: ignore[misc]
-    main._build_parser = functools.cache(main._build_parser)  # most of the time goes there
+    build = functools.cache(main._build_parser)  # most of the time goes there
+    main._build_parser = lambda noun, _wanted=None: build(noun)
     sys.modules["pytest"] = None  # type: ignore[assignment]  # `vm test` would become it
     Path("codes").write_text(json.dumps({" ".join(words): ended(words) for words in commands()}))
