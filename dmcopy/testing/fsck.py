@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,7 +45,7 @@ class Fsck:
     @property
     def wants_copy(self) -> bool:
         """Whether it gets a copy."""
-        return any(_HOLE in word for word in self.words)
+        return self.has(_HOLE)
 
     def judge(self, disk: str) -> Verdict:
         """Run it for a disk. Raises MissingError, DeadlineError, DeviceError."""
@@ -55,7 +56,18 @@ class Fsck:
             done = tools.run(["cp", "--sparse=always", "--", disk, copy], timeout=self._timeout)
             if done.returncode:
                 raise DeviceError(disk, f"copy it to {folder}", 0, done.stderr.strip())
-            return self._run([word.replace(_HOLE, copy) for word in self.words])
+            return self.run({_HOLE: copy})
+
+    def has(self, hole: str) -> bool:
+        """Whether a word has this, to be replaced by a path."""
+        return any(hole in word for word in self.words)
+
+    def run(self, paths: Mapping[str, str]) -> Verdict:
+        """Run it with paths in the place of what stands for them."""
+        words = self.words
+        for hole, path in paths.items():
+            words = [word.replace(hole, path) for word in words]
+        return self._run(words)
 
     def _run(self, words: list[str]) -> Verdict:
         done = tools.run(words, timeout=self._timeout)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from dmcopy.testing.crash_plugin import compare, crash_explorer, workload
 from dmcopy.testing.needs import MARK, Needs, lacking, missing_here
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 if "--vm-report" in sys.argv:  # it keeps the descriptor 1 of before pytest's capture
     from dmcopy.testing import reporter
 
-__all__ = ["missing_here"]
+__all__ = ["compare", "crash_explorer", "missing_here", "workload"]
 
 PLACES: Final = ("model", "host", "vm")
 KIT: Final = pytest.StashKey["Kit"]()

@@ -1,0 +1,72 @@
+"""Fixtures that look for the rare: `crash_explorer`, `workload`, `compare`.
+
+    def test_a_commit_is_there_or_not(crash_explorer):
+        crash_explorer(run, check)              # a power cut at every moment of run
+
+    def test_my_snapshot_is_the_kernels(workload):
+        workload(range(20), instead={"snapshot": "my-snapshot"})
+
+Each failure has the line that repeats it alone: `DMCOPY_CRASH=17-12 pytest …`, `DMCOPY_SEED=7 …`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from dmcopy.testing.explorer import Explored
+    from dmcopy.testing.steps import Step
+
+
+@pytest.fixture
+def crash_explorer(request: pytest.FixtureRequest) -> Callable[..., Explored]:
+    """`crash_explorer(run, check, disks, …)`: see `dmcopy.testing.explorer.explore`."""
+    from dmcopy.testing.explorer import explore
+
+    again = f"DMCOPY_CRASH={{cut}} {_this_test(request)}"
+    return functools.partial(explore, cut=os.environ.get("DMCOPY_CRASH"), again=again)
+
+
+@pytest.fixture
+def workload(request: pytest.FixtureRequest) -> Callable[..., int]:
+    """`workload(seeds, depth=1, …)`: histories of snapshots on two engines.
+
+    Other keywords are those of `dmcopy.testing.compare.pair`; by default both engines are in
+    userspace. Returns how many histories were played. Raises DifferenceError.
+    """
+    from dmcopy.testing.compare import DifferenceError
+    from dmcopy.testing.playing import play_workload
+
+    def play(seeds: Iterable[int], *, depth: int = 1, length: int = 20, **options: Any) -> int:
+        forced = os.environ.get("DMCOPY_SEED")
+        chosen = [int(forced)] if forced else list(seeds)
+        for seed in chosen:
+            try:
+                play_workload(seed, depth=depth, length=length, **options)
+            except DifferenceError as error:
+                error.add_note(f"this history alone: DMCOPY_SEED={seed} {_this_test(request)}")
+                raise
+        return len(chosen)
+
+    return play
+
+
+@pytest.fixture
+def compare() -> Callable[..., None]:
+    """`compare(steps, disks, …)`: see `dmcopy.testing.compare.pair`. Raises DifferenceError."""
+    from dmcopy.testing.compare import Comparison, pair
+
+    def play(steps: Iterable[Step], disks: dict[str, int], **options: Any) -> None:
+        with pair(disks, **options) as (one, other):
+            Comparison(one, other).play(steps)
+
+    return play
+
+
+def _this_test(request: pytest.FixtureRequest) -> str:
+    return f"pytest '{request.node.nodeid}'"
