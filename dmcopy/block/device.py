@@ -92,6 +92,11 @@ class BlockDevice(Closing):
             opened.pop_all()
             return device
 
+    def look(self) -> None:
+        """Read its size anew: a file or a disk may have grown since."""
+        self.size_bytes = syscalls.byte_size(self.fileno())
+        self.sectors = self.size_bytes >> SECTOR_SHIFT
+
     def fileno(self) -> int:
         """Return the open file descriptor. Raises ClosedError."""
         if self._fd < 0:

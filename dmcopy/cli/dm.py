@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _mapper(args: argparse.Namespace) -> KernelMapper | ServedMapper:
     timeout: float = 30.0 if args.timeout is None else args.timeout
-    if engine_of(args) == "user" and not getattr(args, "makes_engine", False):
+    if engine_of(args) == "user" and not getattr(args, "any_engine", False):
         if getattr(args, "dry_run", False):
             raise UsageError("--dry-run prints dmsetup's commands: it is for --engine kernel")
         return ServedMapper(timeout=timeout)
@@ -120,6 +120,7 @@ def _mapper(args: argparse.Namespace) -> KernelMapper | ServedMapper:
 def _configure_reap(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     reap = changing(verbs, "reap", "remove what ended processes left behind", _reap)
     reap.add_argument("--all", action="store_true", help="also what 'dm create' made to stay")
+    reap.set_defaults(any_engine=True)
     add_json(reap, verb=True)
 
 

@@ -123,8 +123,7 @@ def _configure_talking(verbs: argparse._SubParsersAction[VerbParser]) -> None:
 
 def _create(args: argparse.Namespace) -> None:
     mapper: KernelMapper | ServedMapper = args.mapper
-    if isinstance(mapper, KernelMapper):
-        mapper.uuid_prefix = ""  # a device of a person's own: 'rename --setuuid' works once only
+    mapper.uuid_prefix = ""  # a device of a person's own: 'rename --setuuid' works once only
     if args.concise:
         if args.file or args.table or args.notable or args.uuid or args.minor is not None:
             raise UsageError("--concise says everything itself: leave the other options out")

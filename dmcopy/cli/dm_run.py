@@ -54,7 +54,7 @@ def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     )
     parser.takes_command = True
     add_json(parser, verb=True)
-    parser.set_defaults(verb=_run, makes_engine=True)
+    parser.set_defaults(verb=_run, any_engine=True)
 
 
 def _run(args: argparse.Namespace) -> int:

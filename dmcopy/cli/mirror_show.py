@@ -47,7 +47,7 @@ def run_status(args: argparse.Namespace) -> int:
         return _watch(args)
     site = Site(args.mapper)
     found = _found(args, site)
-    session = Session(args.mapper, open_journal())
+    session = Session(args.mapper, open_journal(args))
     progress = _in_progress(session, found[0].name if args.name else None)
     if args.json:
         values = {one.name: mirror_values(one, site) for one in found}

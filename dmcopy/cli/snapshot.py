@@ -22,6 +22,7 @@ from dmcopy.cli.workflows import (
 )
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.names import device_name
+from dmcopy.mapper.served import ServedMapper
 from dmcopy.units import format_sectors, quoted
 from dmcopy.workflows.record import Plan
 from dmcopy.workflows.session import Ended, Session
@@ -157,8 +158,11 @@ def _percent(text: str) -> float:
 
 
 def _take(args: argparse.Namespace) -> None:
-    mapped = args.origin.startswith("/dev/mapper/")
-    origin = device_name(args.origin) if mapped else args.origin
+    if isinstance(args.mapper, ServedMapper):
+        origin = args.mapper.named(args.origin)
+    else:
+        mapped = args.origin.startswith("/dev/mapper/")
+        origin = device_name(args.origin) if mapped else args.origin
     session = open_session(args)
     session.check_free(args.name, origin)
     how = {"chunk_size": args.chunk_size, "store": args.store}
@@ -245,7 +249,7 @@ def _say_ended(args: argparse.Namespace, ended: Ended) -> None:
 def _status(args: argparse.Namespace) -> int:
     from dmcopy.workflows.snapshot_status import LOST, states
 
-    journal = open_journal()
+    journal = open_journal(args)
     found = states(args.mapper, journal, args.name)
     if args.name and not found:
         journal.find("snapshot", args.name)  # a record that is damaged

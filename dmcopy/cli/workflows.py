@@ -6,14 +6,15 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from dmcopy.cli.options import add_progress
+from dmcopy.cli.options import add_engine, add_progress, engine_of
 from dmcopy.cli.output import add_json, emit_json, printable, refuse_json, say
 from dmcopy.cli.parser import seconds
-from dmcopy.errors import ExitCode
+from dmcopy.errors import ExitCode, UsageError
 from dmcopy.ledger import NoLedger
 from dmcopy.mapper.dmsetup import ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.workflows.journal import Journal, NoJournal
+from dmcopy.mapper.served import ServedMapper
+from dmcopy.workflows.journal import Journal, NoJournal, user_folder
 from dmcopy.workflows.mirror_resync import ignore
 from dmcopy.workflows.session import Session
 
@@ -29,8 +30,12 @@ def run(args: argparse.Namespace) -> int:
     return verb(args) or ExitCode.OK
 
 
-def open_mapper(args: argparse.Namespace) -> KernelMapper:
-    """Return the kernel's mapper, or one that prints its commands."""
+def open_mapper(args: argparse.Namespace) -> KernelMapper | ServedMapper:
+    """Return the engine's mapper, or one that prints dmsetup's commands."""
+    if engine_of(args) == "user":
+        if args.dry_run:
+            raise UsageError("--dry-run prints dmsetup's commands: it is for --engine kernel")
+        return ServedMapper(timeout=args.call_timeout)
     if args.dry_run:
         refuse_json(args)
         return KernelMapper(ScriptDmsetup(), ledger=NoLedger(), timeout=args.call_timeout)
@@ -39,12 +44,14 @@ def open_mapper(args: argparse.Namespace) -> KernelMapper:
 
 def open_session(args: argparse.Namespace, observer: Callable[[Any], object] = ignore) -> Session:
     """Return a session over the journal, or a trial."""
-    return Session(args.mapper, open_journal(dry_run=args.dry_run), observer)
+    return Session(args.mapper, open_journal(args), observer)
 
 
-def open_journal(*, dry_run: bool = False) -> Journal:
-    """Return the journal; say which of its records are damaged."""
-    journal = NoJournal() if dry_run else Journal()
+def open_journal(args: argparse.Namespace) -> Journal:
+    """Return the journal of the engine's workflows; say which of its records are damaged."""
+    if args.dry_run:
+        return NoJournal()
+    journal = Journal(user_folder() if engine_of(args) == "user" else None)
     for damaged in journal.damaged():
         say(printable(f"dmcopy: {damaged}"))
     return journal
@@ -62,6 +69,7 @@ def add_verb(
         metavar="S",
         help=f"limit of each command of dmsetup (default: {_CALL_SECONDS:g})",
     )
+    add_engine(parser)
     parser.set_defaults(verb=verb, dry_run=False)
     return parser
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from dmcopy.mapper.mapped_io import MappedIo
 
 PREFIX = "dmcopy-"
+UUID_PREFIX = "DMCOPY-"
+"""What the UUIDs of devices begin with that dmcopy makes for itself."""
 QUICK_SECONDS = 2.0
 
 

@@ -28,9 +28,9 @@ def freeze(number: DevNo) -> bool:
     return _call(number, _FIFREEZE, "freeze it", errno.EBUSY)
 
 
-def is_mounted(number: DevNo) -> bool:
-    """Return whether a file system is mounted from a device."""
-    return bool(_mounted(number))
+def mounted() -> set[DevNo]:
+    """Return the numbers of the devices from which a file system is mounted."""
+    return {mount.devno for mount in _mounts()}
 
 
 def thaw(number: DevNo) -> None:
@@ -40,7 +40,7 @@ def thaw(number: DevNo) -> None:
 
 def _call(number: DevNo, code: int, action: str, already: int) -> bool:
     """Make an ioctl on the file system of a device; return whether there is one that takes it."""
-    for point in _mounted(number):
+    for point in [mount.point for mount in _mounts() if mount.devno == number]:
         try:
             fd = os.open(point, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -58,6 +58,5 @@ def _call(number: DevNo, code: int, action: str, already: int) -> bool:
     return False
 
 
-def _mounted(number: DevNo) -> list[str]:
-    table = mounts.parse_mountinfo(sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo"))
-    return [mount.point for mount in table if mount.devno == number]
+def _mounts() -> list[mounts.Mount]:
+    return mounts.parse_mountinfo(sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo"))

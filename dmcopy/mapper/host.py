@@ -165,6 +165,8 @@ class Registry:
             self._opened[key] = _Opened(self._open_device(path, write))
         opened = self._opened[key]
         opened.users += 1
+        if isinstance(opened.device, BlockDevice):
+            opened.device.look()
         return opened.device, lambda: self._put_lower(key)
 
     def _put(self, slot: Slot, user: Slot) -> None:

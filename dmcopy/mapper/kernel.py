@@ -27,6 +27,7 @@ from dmcopy.mapper import names
 from dmcopy.mapper.base import (
     PREFIX,
     QUICK_SECONDS,
+    UUID_PREFIX,
     DmInfo,
     Mapper,
     Version,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from dmcopy.io.reactor import Reactor
     from dmcopy.mapper.mapped_io import MappedIo
 
-UUID_PREFIX: Final = "DMCOPY-"
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 0.25

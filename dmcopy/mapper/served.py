@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dmcopy.asking import NoServerError, ask, error_of
+from dmcopy.block import sysfs
+from dmcopy.block.devno import DevNo
 from dmcopy.errors import DeadlineError, DeviceError, DmcopyError
 from dmcopy.mapper import freezing, names
-from dmcopy.mapper.base import DmInfo, Mapper, Version, check_name, note_failure
+from dmcopy.mapper.base import UUID_PREFIX, DmInfo, Mapper, Version, check_name, note_failure
 from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.own import OwnDevices
 from dmcopy.runtime import control_path
@@ -40,10 +43,12 @@ class ServedMapper(Mapper):
     """This user's device server, which is started when something is to be made.
 
     `timeout`, in seconds, bounds each call beyond what the server itself waits for I/O.
+    `uuid_prefix` is as in `KernelMapper`: for the UUIDs of devices that are given none.
     """
 
     def __init__(self, *, timeout: float = 30.0, reactor: Reactor | None = None) -> None:
         self.timeout = timeout
+        self.uuid_prefix = UUID_PREFIX
         self._path = control_path()
         self._reactor = reactor
         self._owns_reactor = reactor is None
@@ -77,6 +82,8 @@ class ServedMapper(Mapper):
         del minor, keep
         names.checked(name)
         names.checked_uuid(uuid)
+        if not uuid and self.uuid_prefix:
+            uuid = f"{self.uuid_prefix}{secrets.token_hex(16)}"
         text = None if table is None else self._text(table)
         self._ask("create", start=True, name=name, table=text, uuid=uuid, readonly=readonly)
         return DmDevice(self, name)
@@ -145,11 +152,12 @@ class ServedMapper(Mapper):
             found: list[dict[str, Any]] = self._ask("ls")
         except NoServerError:
             return []
-        return [_info(values) for values in found]
+        mounted = freezing.mounted() if found else set()
+        return [_info(values, mounted) for values in found]
 
     def info(self, name: str) -> DmInfo:
         """Return what is known of a device; see `Mapper.info`."""
-        return _info(self._of(name, "look at it", "info"))
+        return _info(self._of(name, "look at it", "info"), freezing.mounted())
 
     def table(self, name: str, *, inactive: bool = False, showkeys: bool = False) -> Table:
         """Return a table; see `Mapper.table`."""
@@ -207,6 +215,10 @@ class ServedMapper(Mapper):
             return names.unmangle(text)
         return self._own().name(text) or names.unmangle(os.path.basename(text))
 
+    def named(self, word: str) -> str:
+        """Return the name of the device that `word` is a path of; any other word as it is."""
+        return (self._own().name(word) if "/" in word else "") or word
+
     def load_plugin(self, module: str) -> None:
         """Have the server import targets; it finds `module` where this process does."""
         self._ask("plugin", start=True, module=module)
@@ -219,7 +231,7 @@ class ServedMapper(Mapper):
         is killed.
         """
         number = info.number if wanted else None
-        if number is None or not freezing.is_mounted(number):
+        if number is None or number not in freezing.mounted():
             yield
             return
         self._of(info.name, "freeze it", "freeze")
@@ -317,8 +329,15 @@ def _read_line(fd: int) -> bytes:
     return found
 
 
-def _info(values: dict[str, Any]) -> DmInfo:
-    with contextlib.suppress(TypeError):
-        values["number"] = tuple(values["number"])
-    values["deps"] = tuple(values["deps"])
+def _info(values: dict[str, Any], mounted: set[DevNo]) -> DmInfo:
+    """Return what the server knows of a device; it is open as often as it is known to be.
+
+    The server counts the tables above it, and here are its mount and the kernel's devices.
+    """
+    number = None if values["number"] is None else tuple(values["number"])
+    users = 0
+    if number is not None:
+        users = (number in mounted) + len(sysfs.holders(sysfs.name_of(number)))
+    values |= {"number": number, "deps": tuple(values["deps"])}
+    values["open_count"] += users
     return DmInfo(**values)

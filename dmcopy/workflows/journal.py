@@ -30,6 +30,7 @@ from dmcopy.atomic import replace_file, sync_folder
 from dmcopy.errors import BusyError, DeviceError, DmcopyError, MetadataError
 from dmcopy.ledger import identity, lock
 from dmcopy.mapper.names import mangle, unmangle
+from dmcopy.runtime import RUNTIME_DIR, folder_path
 from dmcopy.workflows.record import VERBS, Record, parse
 
 _SUFFIX: Final = ".json"
@@ -45,6 +46,13 @@ def default_folder() -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/dmcopy/workflows")
     return ledger.default_path().parent / "workflows"
+
+
+def user_folder() -> Path:
+    """Return the folder for workflows on the device server, whose devices are others than dm's."""
+    if os.environ.get(RUNTIME_DIR):
+        return folder_path() / "workflows"
+    return default_folder().with_name("user-workflows")
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.dmsetup import ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.names import mangle, unmangle
+from dmcopy.mapper.served import ServedMapper
 from dmcopy.ondisk.exception_store import Header
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
 
@@ -68,6 +69,11 @@ class Machine:
     def is_file(self, device: str) -> bool:
         """Return whether it is a regular file, which a loop device makes usable."""
         return Path(device).is_file()
+
+    def can_grow(self, device: str) -> bool:
+        """Return whether `grow` makes it longer though it needs no loop device."""
+        del device
+        return False
 
     def sectors(self, device: str) -> int:
         """Return a device's size. Raises UsageError when there is none, DeviceError."""
@@ -183,11 +189,7 @@ class Machine:
 
     def grow(self, file: str, sectors: int) -> None:
         """Make a file that long, never shorter, and its loop device with it."""
-        if os.stat(file).st_size < sectors << SECTOR_SHIFT:
-            try:
-                os.truncate(file, sectors << SECTOR_SHIFT)
-            except OSError as error:
-                raise DeviceError(file, "make it longer", error.errno or 0) from error
+        _lengthen(file, sectors)
         words = ["losetup", "--set-capacity", self.usable(file)]
         done = tools.run(words, timeout=_LOSETUP_SECONDS)
         if done.returncode:
@@ -217,9 +219,17 @@ class FileMachine(Machine):
         del device
         return False
 
+    def can_grow(self, device: str) -> bool:
+        """Return whether it is a file."""
+        return Path(device).is_file()
+
     def usable(self, device: str) -> str:
         """Return a device or file as it is."""
         return device
+
+    def grow(self, file: str, sectors: int) -> None:
+        """Make a file that long, never shorter."""
+        _lengthen(file, sectors)
 
 
 class ScriptMachine(Machine):
@@ -275,6 +285,20 @@ def machine_of(mapper: Mapper) -> Machine:
 def _(mapper: KernelMapper) -> Machine:
     script = isinstance(mapper.dmsetup, ScriptDmsetup)
     return ScriptMachine(Ledger()) if script else Machine(mapper.ledger)
+
+
+@machine_of.register
+def _(mapper: ServedMapper) -> Machine:
+    del mapper
+    return FileMachine(Ledger())
+
+
+def _lengthen(file: str, sectors: int) -> None:
+    try:
+        if os.stat(file).st_size < sectors << SECTOR_SHIFT:
+            os.truncate(file, sectors << SECTOR_SHIFT)
+    except OSError as error:
+        raise DeviceError(file, "make it longer", error.errno or 0) from error
 
 
 def _holding(identity: Identity) -> str:

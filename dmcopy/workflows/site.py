@@ -135,7 +135,12 @@ class Site:
         if info is not None and info.number is None:  # no kernel knows of it
             return ["a user that cannot be named"] if info.open_count else []
         found = self.machine.holders(device)
-        return [str(holder) for holder in found if holder.kind != "process"]
+        users = [str(holder) for holder in found if holder.kind != "process"]
+        if info is not None:  # which no kernel knows of where the devices are served
+            path = self.mapper.path(info.name)
+            users += [f"the mapped device {one.name}" for one in self.infos.values()
+                      if path in one.deps]  # fmt: skip
+        return users
 
     def check_unused(self, device: str) -> None:
         """Raise BusyError, naming the holder, if `device` is mounted, mapped or in use otherwise.

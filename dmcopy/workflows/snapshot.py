@@ -208,7 +208,7 @@ def _files(
     """Return the file to be made longer, and how long; refuse when there is no room."""
     length, last = parts[-1]
     end = last.offset + length + missing
-    if last.device in layout.files:
+    if last.device in layout.files or site.machine.can_grow(last.device):
         return {last.device: end}
     there = site.machine.sectors(site.machine.usable(last.device))
     if there < end:

@@ -24,6 +24,7 @@ from dmcopy.export.loop import LoopDevices
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
+from tests.loop.export.here import Here, of_its_own
 
 SECONDS = 120.0
 _T = TypeVar("_T")
@@ -185,3 +186,16 @@ def serving() -> Iterator[Serving]:
             made = Serving(Path(folder), mapper, below, stack)
             yield made
         assert made.ledger.entries() == []
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+    """A device server of the test's own, which commands use."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    if reason := file_mounts.why_not():
+        pytest.skip(reason)
+    monkeypatch.setenv("DMCOPY_RUNTIME_DIR", "")  # it is set again, and put back at the end
+    monkeypatch.setenv("DMCOPY_ENGINE", "user")
+    with of_its_own() as found:
+        yield found

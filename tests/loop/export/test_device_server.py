@@ -2,118 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from dmcopy.block import file_mounts, mounts
-from dmcopy.cli.main import main
 from dmcopy.errors import BusyError, UsageError
-from dmcopy.ledger import Ledger, alive
-from dmcopy.mapper.served import ServedMapper
-from dmcopy.runtime import control_path
 from dmcopy.table import Table
+from tests.loop.export.here import MIB, SECONDS, Here
 
 pytestmark = pytest.mark.loop
-SECONDS = 120.0
-MIB = 1 << 20
-
-
-class Here:
-    """A runtime folder of the test's own, in memory, and commands with it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.mapper = ServedMapper()
-
-    def image(self, name: str, size: int) -> Path:
-        path = self.folder / name
-        with open(path, "wb") as file:
-            file.truncate(size)
-        return path
-
-    def run(self, *words: str | os.PathLike[str], code: int = 0) -> str:
-        """Run a program; it must end with `code`."""
-        done = subprocess.run(
-            list(map(str, words)),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SECONDS,
-        )
-        assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
-
-    def dm(self, *words: str | os.PathLike[str], code: int = 0) -> str:
-        """Run a command of `dmcopy dm`, in this process; it must end with `code`."""
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            found = main(["dm", *map(str, words)])
-        assert found == code, f"{words}: {said.getvalue()}"
-        return said.getvalue()
-
-    def mounted(self, node: str | os.PathLike[str]) -> Path:
-        """Mount a node on a folder."""
-        point = self.folder / "mounted" / os.path.basename(node)
-        point.mkdir(parents=True, exist_ok=True)
-        self.run("mount", node, point)
-        return point
-
-    def server(self) -> str:
-        """Return who the server is, as the ledger has it."""
-        (entry,) = [entry for entry in Ledger().entries() if entry.kind == "server"]
-        return entry.uuid
-
-    def ended(self, server: str = "") -> bool:
-        """Wait for the end of the server, which has no devices any more."""
-        deadline = time.monotonic() + SECONDS
-        while alive(server) or any(one.kind == "server" for one in Ledger().entries()):
-            assert time.monotonic() < deadline, "the device server does not end"
-            time.sleep(0.01)
-        return True
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    if reason := file_mounts.why_not():
-        pytest.skip(reason)
-    shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="dmcopy-", dir=shm) as name:
-        monkeypatch.setenv("DMCOPY_RUNTIME_DIR", name)
-        monkeypatch.setenv("DMCOPY_ENGINE", "user")
-        found = Here(Path(name))
-        try:
-            yield found
-        finally:
-            _clear(found)
-        assert found.ended()
-        assert Ledger().entries() == []
-        assert not Path(control_path()).exists()
-        table = mounts.parse_mountinfo(Path("/proc/self/mountinfo").read_text())
-        assert not [mount.point for mount in table if mount.point.startswith(name)]
-
-
-def _clear(here: Here) -> None:
-    """Take away what a failed test left, so that it is the only one that fails."""
-    table = mounts.parse_mountinfo(Path("/proc/self/mountinfo").read_text())
-    for mount in reversed(table):
-        if mount.point.startswith(f"{here.folder}/mounted"):
-            subprocess.run(["umount", "--lazy", mount.point], check=False)
-    for _ in range(10):
-        for info in here.mapper.ls():
-            if not info.open_count:
-                here.mapper.remove(info.name)
 
 
 def test_from_an_image_to_a_mounted_device_and_back(here: Here) -> None:

@@ -66,7 +66,11 @@ class NoNodes(Nodes):
 
 
 class Client(ServedMapper):
-    """Asks the server; its devices' paths are those of `NoNodes`."""
+    """Asks the server; its devices' paths are those of `NoNodes`, and their UUIDs what is said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uuid_prefix = ""
 
     def _own(self) -> OwnDevices:
         found = super()._own()

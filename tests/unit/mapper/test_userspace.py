@@ -543,3 +543,17 @@ def test_what_never_had_a_table_is_left_as_it_is() -> None:
         mapper.thaw("d")
         info = mapper.info("d")
         assert (info.live, info.inactive) == (False, False)
+
+
+def test_a_file_that_has_grown_is_longer_in_the_next_table(tmp_path: Path) -> None:
+    """Also while another table has it open."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(4096))
+    with UserMapper() as mapper:
+        device = mapper.create("x", Table.parse(f"0 8 linear {disk} 0"))
+        with pytest.raises(DeviceError, match="too small"):
+            device.load(Table.parse(f"0 16 linear {disk} 0"))
+        os.truncate(disk, 8192)
+        device.load(Table.parse(f"0 16 linear {disk} 0"))
+        device.resume()
+        assert mapper.open("x").sectors == 16
