@@ -14,8 +14,8 @@ from dmcopy.cli.options import add_engine, engine_of
 from dmcopy.cli.output import add_json, emit_json_line, printable, say
 from dmcopy.cli.parser import seconds
 from dmcopy.errors import ExitCode, UsageError
-from dmcopy.mapper.operations import Operation, help_text
-from dmcopy.mapper.run import Answer, Run, exit_code
+from dmcopy.mapper.operations import help_text, parse
+from dmcopy.mapper.run import Answer, Operation, Run, exit_code
 from dmcopy.table import ConciseDevice, Table, parse_concise
 
 _DEVICE: Final = "dev"
@@ -60,7 +60,7 @@ def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
 def _run(args: argparse.Namespace) -> int:
     words = [*args.words, *args.command]
     devices = devices_of(args, words)
-    operations = [Operation.parse(word) for word in words]
+    operations = [parse(word) for word in words]
     if not operations:
         raise UsageError("say what to do: dmcopy dm run FILE 'read 0 8'")
     if args.dry_run:

@@ -23,8 +23,8 @@ from dmcopy.io import whole
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import FLUSH, READ, WRITE, Io, Memory
+from dmcopy.io.request import cut as cut_extents
 from dmcopy.io.stacked import StackedDevice
-from dmcopy.kcopyd.subjob import cut as cut_extents
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
 
 LIMIT_BYTES: Final = 256 << 20

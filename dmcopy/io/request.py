@@ -108,6 +108,18 @@ class Memory:
             position += length
 
 
+def cut(extents: Sequence[Extent], offset: int, length: int) -> tuple[Extent, ...]:
+    """Return the extents of `length` bytes from byte `offset` of `extents` on."""
+    found = []
+    for start, size in extents:
+        if offset < size and length:
+            used = min(size - offset, length)
+            found.append((start + offset, used))
+            length -= used
+        offset = max(0, offset - size)
+    return tuple(found)
+
+
 def behind(views: list[memoryview], count: int) -> list[memoryview]:
     """Return the views without their first `count` bytes."""
     rest = []

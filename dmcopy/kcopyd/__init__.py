@@ -7,7 +7,8 @@ with Client(num_pages=64) as client:
 """
 
 from dmcopy.kcopyd.client import Client, ClientStatistics, PreparedCallback
-from dmcopy.kcopyd.job import MAX_REGIONS, CopyJob, Failure, Flag
+from dmcopy.kcopyd.copyjob import MAX_REGIONS, CopyJob, Flag
+from dmcopy.kcopyd.job import Failure
 from dmcopy.kcopyd.listjob import ListJob
 from dmcopy.kcopyd.moves import Move
 from dmcopy.kcopyd.pages import PagePool

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dmcopy.errors import UsageError
 from dmcopy.io.region import IoRegion
-from dmcopy.kcopyd.job import MAX_REGIONS
+from dmcopy.kcopyd.copyjob import MAX_REGIONS
 
 
 def check_copy(source: IoRegion, dests: Sequence[IoRegion]) -> None:

@@ -22,11 +22,13 @@ from dmcopy.errors import ClosedError, DeadlineError, DmcopyError, UsageError
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.kcopyd.check import check_copy, check_dests, check_sliceable
+from dmcopy.kcopyd.copyjob import CopyJob
 from dmcopy.kcopyd.dispatch import Dispatcher
-from dmcopy.kcopyd.job import CopyJob, Job, Notify
-from dmcopy.kcopyd.listjob import ListJob
+from dmcopy.kcopyd.job import Job, Notify
+from dmcopy.kcopyd.listjob import ListJob, window_sectors
 from dmcopy.kcopyd.moves import Move
 from dmcopy.kcopyd.pages import PagePool
+from dmcopy.kcopyd.subjob import SlicedCopy
 from dmcopy.kcopyd.throttle import Throttle
 from dmcopy.units import PAGE_SECTORS
 
@@ -98,7 +100,7 @@ class Client:
         self.reactor = reactor or Reactor()
         self.reactor.pin(self.pool.memory)
         self._work = Dispatcher(self.reactor, self.pool, throttle, self.sub_job_sectors, depth)
-        self._begin = self._work.begin
+        self._queue = self._work.queue
         self._destroyed = False
         self._freed = False
 
@@ -122,10 +124,12 @@ class Client:
         if self._destroyed:
             raise ClosedError("the client was destroyed")
         check_copy(source, dests)
-        if source[2] > self.sub_job_sectors:
-            check_sliceable((source, *dests), self.sub_job_sectors)
-        job = CopyJob(self, source, dests, flags and int(flags), notify, context)
-        self._begin(job)
+        if flags or not 0 < source[2] <= self.sub_job_sectors:
+            if source[2] > self.sub_job_sectors:
+                check_sliceable((source, *dests), self.sub_job_sectors)
+            return self._begin_slices(source, dests, notify, context, flags)
+        job = CopyJob(self, source, dests, notify, context)
+        self._queue(job)
         return job
 
     def copy_chunk(
@@ -142,8 +146,10 @@ class Client:
         """
         if self._destroyed:
             raise ClosedError("the client was destroyed")
-        job = CopyJob(self, source, dests, flags, notify, context)
-        self._begin(job)
+        if flags or not 0 < source[2] <= self.sub_job_sectors:
+            return self._begin_slices(source, dests, notify, context, flags)
+        job = CopyJob(self, source, dests, notify, context)
+        self._queue(job)
         return job
 
     def copy_list(
@@ -164,8 +170,9 @@ class Client:
         """
         if self._destroyed:
             raise ClosedError("the client was destroyed")
-        job = ListJob(self, moves, dest, unit, notify, context)
-        self._work.begin_list(job)
+        limit = window_sectors(dest, self.sub_job_sectors, self.pool.total)
+        job = ListJob(self, moves, dest, unit, limit, notify, context)
+        self._work.begin(job)
         return job
 
     def zero(
@@ -179,10 +186,7 @@ class Client:
         if self._destroyed:
             raise ClosedError("the client was destroyed")
         check_dests(dests)
-        job = CopyJob(self, dests[0], dests, int(flags), notify, context)
-        job.zeroes = True
-        self._begin(job)
-        return job
+        return self._begin_slices(dests[0], dests, notify, context, flags, zeroes=True)
 
     def prepare_callback(self, notify: Notify, context: Any = None) -> PreparedCallback:
         """Return a callback to be fired later, in turn with the callbacks of the client's jobs.
@@ -213,8 +217,8 @@ class Client:
             waiting=self._work.waiting,
             in_flight=self._work.in_flight,
             merged=self._work.merged,
-            sectors_read=self._work.sectors_read,
-            sectors_written=self._work.sectors_written,
+            sectors_read=self._work.totals.sectors_read,
+            sectors_written=self._work.totals.sectors_written,
         )
 
     def destroy(self, timeout: float = 300.0) -> None:
@@ -239,6 +243,22 @@ class Client:
                 f"any of the {self._work.jobs} jobs of a client that is destroyed",
             )
         self._free()
+
+    def _begin_slices(
+        self,
+        source: IoRegion,
+        dests: Sequence[IoRegion],
+        notify: Notify | None,
+        context: Any,
+        flags: int,
+        *,
+        zeroes: bool = False,
+    ) -> CopyJob:
+        job = SlicedCopy(
+            self, source, dests, notify, context, int(flags), self.sub_job_sectors, zeroes=zeroes
+        )
+        self._work.begin(job)
+        return job
 
     def _destroy_from_outside(self, timeout: float) -> None:
         self._destroyed = True

@@ -5,41 +5,35 @@ slices, eight under way together, started in ascending order; work that waits fo
 overtaken; after an error no new slice of the job starts unless IGNORE_ERROR, slices already cut are
 copied; pages go back before the callback, and the job counts until its callback has returned.
 
+What waits is `Work`, whatever the job: a small plain job itself, a slice, a window of a list. A job
+cuts itself into work and books what became of it; only the order is kept here.
+
 Whatever raises here ends the job that it was about, once, with an error; see `Job.failure`. Where
 a user's thread comes in from outside of the reactor (`begin`, `cancel`), a signal may raise after
 any call: there each call leaves a state that the rest can be done without, or the shield is up.
-
-Three kinds wait in one queue: small plain jobs, each its own request; the windows of lists; and the
-slices of all others.
 """
 
 from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from threading import get_ident
 
 from dmcopy.io.reactor import Reactor
-from dmcopy.io.request import CopyIo, Extent
-from dmcopy.kcopyd.job import CopyJob, Flag, Job
-from dmcopy.kcopyd.listjob import ListJob, Window
+from dmcopy.io.request import cut
+from dmcopy.kcopyd.job import Job, Totals, Work
+from dmcopy.kcopyd.merged import MergedCopy, neighbours
 from dmcopy.kcopyd.pages import PagePool
-from dmcopy.kcopyd.subjob import MergedCopy, Staged, SubJob, WriteSequence, cut
 from dmcopy.kcopyd.throttle import SLEEP_SECONDS, Throttle
 from dmcopy.units import PAGE_SIZE
 
 SPLIT_COUNT = 8
-ZERO_SLICE_SECTORS = 32768
-"""Zeroing needs no pages, so its slices are longer: 16 MiB (the kernel's are sub-jobs too)."""
-
-_Queued = CopyJob | SubJob | Window
-_IGNORE_ERROR, _WRITE_SEQ = int(Flag.IGNORE_ERROR), int(Flag.WRITE_SEQ)
 
 
 class Dispatcher:
-    """Moves the jobs of one client. All but `begin` is called on the reactor's thread."""
+    """Moves the jobs of one client. All but `queue` and `begin` is for the reactor's thread."""
 
     def __init__(
         self,
@@ -54,16 +48,16 @@ class Dispatcher:
         self._throttle = throttle
         self._longest_bytes = sub_job_sectors << 9
         self._depth = depth
-        self._waiting: deque[_Queued] = deque()
+        self._waiting: deque[Work] = deque()
         self._pump_due = False
         # Bound once: making a bound method costs as much as calling it.
-        self._on_job_done = self._job_done
+        self._on_done = self._done
+        self._memory = pool.memory
         self.in_flight = 0
         self.jobs = 0
         self.jobs_done = 0
         self.merged = 0
-        self.sectors_read = 0
-        self.sectors_written = 0
+        self.totals = Totals()
         self.on_idle: Callable[[], object] | None = None
         self.unfired: dict[object, bool] = {}
         """The prepared callbacks: the code that pops one fires it, or gives it up."""
@@ -87,36 +81,30 @@ class Dispatcher:
         if not self.jobs:
             notify()
 
-    def begin(self, job: CopyJob) -> None:
-        """Queue a job: itself, when it is small and plain, or else its first slices.
+    def queue(self, work: Work) -> None:
+        """Queue a whole job that is one request.
 
         From any thread: elsewhere than on the reactor's, it is queued in the reactor's next step.
         """
         if get_ident() != self._reactor.thread:
-            self._reactor.call_soon_threadsafe(partial(self.begin, job))
-            return
-        if job.flags or job.zeroes or not 0 < job.bytes <= self._longest_bytes:
-            with self._reactor.shield:
-                self.jobs += 1
-                self._begin_slices(job)
+            self._reactor.call_soon_threadsafe(partial(self.queue, work))
             return
         self.jobs += 1  # no call from here on, until it is in the queue
-        job.memory = self._pool.memory
-        job.notify = self._on_job_done
-        job.active = 1
-        self._waiting.append(job)
+        work.memory = self._memory
+        work.notify = self._on_done
+        self._waiting.append(work)
         if not self._pump_due:
             self._want_pump()
 
-    def begin_list(self, job: ListJob) -> None:
-        """Queue the first windows of a list. From any thread."""
-        if not self._reactor.is_mine:
-            self._reactor.call_soon_threadsafe(lambda: self.begin_list(job))
+    def begin(self, job: Job) -> None:
+        """Queue the first work of a job. From any thread, as `queue`."""
+        if get_ident() != self._reactor.thread:
+            self._reactor.call_soon_threadsafe(partial(self.begin, job))
             return
         with self._reactor.shield:
             self.jobs += 1
             for _ in range(SPLIT_COUNT):
-                self._next_window(job)
+                self._next(job)
             if not job.active:
                 self._finish_soon(job)
 
@@ -141,56 +129,22 @@ class Dispatcher:
 
     def _cancel(self, job: Job) -> None:
         job.cancelled = True
-        if self._drop(job) and isinstance(job, CopyJob) and job.alone:
-            # A merged request that failed may have written some of it.
-            job.book_write_failure(0, job.dests[0], errno.ECANCELED)
+        self._drop(job)
 
-    def _begin_slices(self, job: CopyJob) -> None:
-        if job.flags & _WRITE_SEQ:
-            # The two exclude each other (dm-kcopyd.c, dm_kcopyd_copy).
-            job.flags &= ~_IGNORE_ERROR
-            job.sequence = WriteSequence(job)
-        if not job.count:
-            self._finish_soon(job)
-        for _ in range(SPLIT_COUNT):
-            self._next_slice(job)
-
-    def _next_slice(self, job: CopyJob) -> None:
-        """Queue the job's next slice, if there is one and nothing forbids it."""
-        if not job.may_go_on:
-            return
-        offset = job.cursor
-        count = min(self._slice_sectors(job), job.count - offset)
-        if count and self._given_up:
-            job.cancelled = True
-        elif count:
-            job.cursor += count
-            job.active += 1
-            memory = self._pool.memory
-            self._waiting.append(SubJob(job, offset, count, memory, self._slice_done))
-            self._want_pump()
-
-    def _next_window(self, job: ListJob) -> None:
-        """Queue the list's next window, if there is one and nothing forbids it."""
-        if not job.may_go_on:
+    def _next(self, job: Job) -> None:
+        """Queue the job's next work, if there is some and nothing forbids it."""
+        if not job.has_more or not job.may_go_on:
             return
         if self._given_up:
             job.cancelled = True
             return
-        window = job.next_window(self._pool.memory, self._window_done)
-        if window is not None:
+        work = job.cut()
+        if work is not None:
             job.active += 1
-            self._waiting.append(window)
+            work.memory = self._memory
+            work.notify = self._on_done
+            self._waiting.append(work)
             self._want_pump()
-
-    def _slice_sectors(self, job: CopyJob) -> int:
-        if job.zeroes:
-            return ZERO_SLICE_SECTORS
-        sectors = self._longest_bytes >> 9
-        if job.count <= sectors:
-            return sectors
-        block = max(region.device.logical_block_size for region in (job.source, *job.dests)) >> 9
-        return sectors // block * block
 
     def _want_pump(self) -> None:
         if not self._pump_due:
@@ -214,23 +168,26 @@ class Dispatcher:
             except BaseException as error:
                 self._refuse(first, error)
 
-    def _refuse(self, work: _Queued, error: BaseException) -> None:
+    def _refuse(self, work: Work, error: BaseException) -> None:
         """End the job of the first that waits, which could not even be started."""
         self._break_off(work.job, error)
         self._drop(work.job)
 
-    def _drop(self, job: Job) -> int:
-        """Drop what waits of a job, which ends when nothing is in flight. Returns how much."""
+    def _drop(self, job: Job) -> None:
+        """Drop what waits of a job, which ends when nothing is in flight."""
         dropped = sum(work.job is job for work in self._waiting)
         if dropped:
             self._waiting = deque(work for work in self._waiting if work.job is not job)
             job.active -= dropped
+            job.dropped()
         if not job.active:
             self._finish_soon(job)
-        return dropped
 
-    def _start(self, work: _Queued) -> bool:
-        """Start the first that waits; False when there are too few pages for it."""
+    def _start(self, work: Work, others: int = 0) -> bool:
+        """Start the first that waits, or what does it with the `others` behind it.
+
+        Returns False when there are too few pages for it.
+        """
         if not work.zeroes:
             size = work.bytes
             pages = self._pool.take(size)
@@ -239,65 +196,33 @@ class Dispatcher:
             work.pages = pages
             work.extents = cut(pages, 0, size) if size % PAGE_SIZE else pages
         self._waiting.popleft()
-        self.in_flight += 1
-        if self._throttle is not None:
-            self._throttle.in_flight += 1
-        if work.is_plain:
-            try:
-                self._reactor.submit(work)
-            except BaseException as error:
-                self._not_submitted(work, error)
-        else:
-            assert isinstance(work, SubJob), "a job or window that waits itself is plain"
-            try:
-                Staged(work, self._reactor.submit).start()
-            except BaseException as error:
-                self._reactor.report(error)  # its slice has ended
-        return True
-
-    def _start_merged(self) -> bool:
-        """Start the first that waits together with those that begin where it ends, if any do."""
-        jobs, size = self._neighbours()
-        if len(jobs) < 2:
-            return self._start(self._waiting[0])
-        pages = self._pool.take(size)
-        assert pages is not None, "neighbours are as many as there are pages for"
-        merged = MergedCopy(jobs, self._merged_done)
-        merged.pages = pages
-        merged.extents = cut(pages, 0, size) if size % PAGE_SIZE else pages
-        for _ in jobs:
+        for _ in range(others):
             self._waiting.popleft()
         self.in_flight += 1
         if self._throttle is not None:
             self._throttle.in_flight += 1
-        self.merged += len(jobs)
         try:
-            self._reactor.submit(merged)
+            if work.is_plain:
+                self._reactor.submit(work)
+            else:
+                work.start(self._reactor)
         except BaseException as error:
-            self._not_submitted(merged, error)
+            self._reactor.report(error)
+            if work.is_plain:  # a back end of the user's own, say, would not take it
+                work.error = errno.EIO
+                self._reactor.call_soon(partial(work.notify, work))
         return True
 
-    def _not_submitted(self, request: CopyIo, error: BaseException) -> None:
-        """End a request that a back end of the user's own, say, would not take."""
-        request.error = errno.EIO
-        self._reactor.call_soon(partial(request.notify, request))
-        self._reactor.report(error)
+    def _start_merged(self) -> bool:
+        """Start the first that waits together with those that begin where it ends, if any do."""
+        longest = min(self._longest_bytes, self._pool.free * PAGE_SIZE)
+        works = neighbours(self._waiting, longest)
+        if len(works) < 2:
+            return self._start(self._waiting[0])
+        self.merged += len(works)
+        return self._start(MergedCopy(works, self._memory, self._on_done), len(works) - 1)
 
-    def _neighbours(self) -> tuple[list[CopyJob], int]:
-        """Return the neighbours at the head of the queue that fit in the pages, and their size."""
-        limit = min(self._longest_bytes, self._pool.free * PAGE_SIZE)
-        jobs: list[CopyJob] = []
-        size = 0
-        for work in self._waiting:
-            if not isinstance(work, CopyJob) or size + work.bytes > limit:
-                break
-            if jobs and not jobs[-1].is_followed_by(work):
-                break
-            jobs.append(work)
-            size += work.bytes
-        return jobs, size
-
-    def _is_held_back(self, work: _Queued, throttle: Throttle) -> bool:
+    def _is_held_back(self, work: Work, throttle: Throttle) -> bool:
         """Ask the throttle; when it says no, come back later."""
         if not throttle.must_wait(self._reactor.time(), work.slept):
             return False
@@ -306,126 +231,73 @@ class Dispatcher:
         self._reactor.call_later(SLEEP_SECONDS, self._pump)
         return True
 
-    def _io_done(self, pages: tuple[Extent, ...]) -> None:
-        """Take a request's pages back. Raises what a throttle raises, when that is done."""
+    def _done(self, work: Work) -> None:
+        """Take its pages back, and book it, or each of the neighbours that it did."""
         self.in_flight -= 1
-        if pages:
-            self._pool.give(pages)
+        if work.pages:
+            self._pool.give(work.pages)
         if self._waiting and not self._pump_due:
             self._want_pump()
         if self._throttle is not None:
-            try:
-                self._throttle.account(self._reactor.time())
-            finally:
-                self._throttle.in_flight -= 1
+            self._account(self._throttle, work)
+        if not work.merged:
+            self._book(work)
+        elif work.error or work.write_errors:
+            self._take_apart(work.merged)
+        else:
+            for one in work.merged:
+                self._book(one)
 
-    def _job_done(self, job: CopyJob) -> None:
-        """Book a small job, done in one request, and end it."""
+    def _account(self, throttle: Throttle, work: Work) -> None:
+        """Tell the throttle that it ended; what that raises ends the jobs that it was for."""
         try:
-            self._io_done(job.pages)
-            if job.error or job.write_errors:
-                self._book_failures(job, job, 0)
-            else:
-                job.is_written = True
-                sectors = job.source[2]
-                self.sectors_read += sectors
-                self.sectors_written += sectors * len(job.dests)
+            throttle.account(self._reactor.time())
         except BaseException as error:
+            for one in work.merged or [work]:
+                self._break_off(one.job, error)
+        throttle.in_flight -= 1
+
+    def _take_apart(self, works: Sequence[Work]) -> None:
+        """Have each of some neighbours tell by itself which failed; what is cancelled ends."""
+        for work in works:
+            work.alone = True
+        self._put_back(works)
+        for work in works:
+            if not work.job.may_go_on:
+                self._drop(work.job)
+
+    def _book(self, work: Work) -> None:
+        """Have the job book what was done of it, and continue the job or end it."""
+        try:
+            job = work.book(self.totals)
+            if job.has_more:
+                self._continue(job, work)
+        except BaseException as error:
+            job = work.job
             self._break_off(job, error)
-        job.active = 0
-        self._finish(job)
+        job.active -= 1
+        if not job.active:
+            job.finish()
+            # As in the kernel, after the callback: destroy() waits for that, too.
+            self.jobs -= 1  # job_ended() in three lines, for all small jobs
+            self.jobs_done += 1
+            if self.on_idle is not None and not self.jobs:
+                self.on_idle()
 
-    def _merged_done(self, merged: MergedCopy) -> None:
-        try:
-            self._io_done(merged.pages)
-        except BaseException as error:
-            for job in merged.jobs:
-                self._break_off(job, error)
-                job.active = 0
-                self._finish(job)
-            return
-        if not merged.error and not merged.write_errors:
-            self.sectors_read += merged.source[2]
-            self.sectors_written += merged.source[2]
-            for job in merged.jobs:
-                job.is_written = True
-                job.active = 0
-                self._finish(job)
-            return
-        # Whose sectors failed? Each job tells by itself: first in the queue, so not overtaken.
-        for job in reversed(merged.jobs):
-            if job.cancelled:
-                self._give_up(job)
-            else:
-                job.alone = True
-                self._waiting.appendleft(job)
+    def _continue(self, job: Job, work: Work) -> None:
+        """Queue what is to be tried again in place of work that ended, or else what comes next."""
+        if work.again:
+            job.active += len(work.again)
+            self._put_back(work.again)
+        self._next(job)
+
+    def _put_back(self, works: Sequence[Work]) -> None:
+        """Queue first what is to be tried again: it had waited its turn, and is not overtaken."""
+        for work in reversed(works):
+            work.memory = self._memory
+            work.notify = self._on_done
+            self._waiting.appendleft(work)
         self._want_pump()
-
-    def _give_up(self, job: CopyJob) -> None:
-        """End a cancelled job that was part of a merged request which failed after writing some."""
-        job.book_write_failure(0, job.dests[0], errno.ECANCELED)
-        job.active = 0
-        self._finish(job)
-
-    def _slice_done(self, sub: SubJob) -> None:
-        """Book a slice, and continue its job or end it."""
-        job = sub.job
-        try:
-            self._io_done(sub.pages)
-            if sub.error or sub.write_errors or sub.skipped:
-                self._book_failures(job, sub, sub.offset, skipped=sub.skipped)
-            else:
-                self.sectors_written += sub.source.count * len(job.dests)
-                if not job.zeroes:
-                    self.sectors_read += sub.source.count
-                for index in range(len(job.dests)):
-                    job.record(index, sub.offset, sub.source.count)
-            self._next_slice(job)
-        except BaseException as error:
-            self._break_off(job, error)
-        job.active -= 1
-        if not job.active:
-            self._finish(job)
-
-    def _window_done(self, window: Window) -> None:
-        """Book a window, and continue its list or end it."""
-        job = window.job
-        try:
-            self._io_done(window.pages)
-            if window.error and not window.is_unit:
-                # What cannot be read? Each unit tells by itself, first in the queue: not overtaken.
-                units = list(window.units())
-                job.active += len(units)
-                self._waiting.extendleft(reversed(units))
-                self._want_pump()
-            else:
-                job.book(window)
-                if not window.error:
-                    self.sectors_read += window.sectors
-                    self.sectors_written += 0 if window.write_errors else window.sectors
-            self._next_window(job)
-        except BaseException as error:
-            self._break_off(job, error)
-        job.active -= 1
-        if not job.active:
-            self._finish(job)
-
-    def _book_failures(
-        self, job: CopyJob, work: CopyIo, offset: int, *, skipped: bool = False
-    ) -> None:
-        """Book what of a request failed, and which destinations have it all the same."""
-        if work.error:
-            job.book_read_failure(work.source, work.error)
-        elif not job.zeroes:
-            self.sectors_read += work.source.count
-        for index, error in work.write_errors.items():
-            job.book_write_failure(index, work.dests[index], error)
-        if skipped or (work.error and not job.flags & _IGNORE_ERROR):
-            return
-        for index, dest in enumerate(work.dests):
-            if index not in work.write_errors:
-                job.record(index, offset, dest.count)
-                self.sectors_written += dest.count
 
     def _break_off(self, job: Job, error: BaseException) -> None:
         """Let a job end, when nothing of it is in flight, because of what was raised."""
@@ -433,9 +305,10 @@ class Dispatcher:
         self._reactor.report(error)
 
     def _finish(self, job: Job) -> None:
-        job.finish()
-        self.job_ended()  # as in the kernel, after the callback: destroy() waits for that too
+        if not job.done:
+            job.finish()
+            self.job_ended()
 
     def _finish_soon(self, job: Job) -> None:
         """End a job of which nothing is under way, but never inside copy() or cancel()."""
-        self._reactor.call_soon(lambda: None if job.done else self._finish(job))
+        self._reactor.call_soon(partial(self._finish, job))

@@ -1,42 +1,24 @@
-"""One copy: a future with the kernel's two results, and what the kernel does not tell.
+"""A job, a future with the kernel's two results, and the work that it is done in.
 
-The kernel's callback says `read_err` (0 or 1) and `write_err` (bit i: dests[i]) and nothing about
-how far a failed copy got. A `CopyJob` also knows which sectors reached each destination and which
-failed, can be cancelled, waited for from any thread, and awaited.
+The kernel's callback says `read_err` (0 or 1) and `write_err` (bit i: dests[i]) and nothing more. A
+job here can also be cancelled, waited for from any thread, and awaited.
+
+A job cuts itself into work and books what became of it; the dispatcher knows nothing else of jobs.
 """
 
 from __future__ import annotations
 
-import enum
-import errno
 import threading
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from dmcopy.errors import DeadlineError
+from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion
-from dmcopy.kcopyd.queued import QueuedCopy
-from dmcopy.ranges import RangeSet
-
-if TYPE_CHECKING:
-    from dmcopy.kcopyd.client import Client
-    from dmcopy.kcopyd.subjob import WriteSequence
-
-MAX_REGIONS: Final = 8
-"""The most destinations of one job (DM_KCOPYD_MAX_REGIONS, include/linux/dm-kcopyd.h)."""
+from dmcopy.io.request import CopyIo
+from dmcopy.kcopyd.pages import Extents
 
 Notify = Callable[[int, int, Any], object]
-
-
-class Flag(enum.IntFlag):
-    """How a job is done. The first two are the kernel's (there they are bit numbers 1 and 2)."""
-
-    IGNORE_ERROR = 1 << 1
-    """Errors are recorded but the job continues; what could not be read is written as zeroes."""
-    WRITE_SEQ = 1 << 2
-    """Writes are issued in ascending order; this switches IGNORE_ERROR off, as in the kernel."""
-    SPARSE = 1 << 16
-    """Not the kernel's: blocks of zeroes are zeroed out instead of written."""
 
 
 class Failure(NamedTuple):
@@ -44,6 +26,22 @@ class Failure(NamedTuple):
 
     region: IoRegion
     errno: int
+
+
+class Totals:
+    """What all jobs of a client have read and written, in sectors."""
+
+    sectors_read = 0
+    sectors_written = 0
+
+
+class Owner(Protocol):
+    """The client of a job."""
+
+    reactor: Reactor
+
+    def cancel(self, job: Job) -> bool:
+        """See `Job.cancel`."""
 
 
 class Job:
@@ -54,7 +52,7 @@ class Job:
     a throttle or an iterator of moves, and ended it.
     """
 
-    client: Client
+    client: Owner
     callback: Notify | None
     context: Any
     done = False
@@ -64,7 +62,9 @@ class Job:
     write_failures: Sequence[tuple[int, Failure]] = ()
     failure: BaseException | None = None
     active = 0
-    """How many of its requests wait or are under way."""
+    """How much of its work waits or is under way."""
+    has_more = False
+    """Whether there may be work that it was not cut into yet."""
     _waiters: list[Callable[[], object]] | None = None
 
     def __repr__(self) -> str:
@@ -83,7 +83,7 @@ class Job:
 
     @property
     def may_go_on(self) -> bool:
-        """Whether another slice may be begun: not after an error, and not when cancelled."""
+        """Whether more work may be begun: not after an error, and not when cancelled."""
         return not (self.read_err or self.write_err or self.cancelled or self.failure is not None)
 
     def cancel(self) -> bool:
@@ -126,6 +126,13 @@ class Job:
         yield from wait_for(self.client.reactor, self.add_done_callback).__await__()
         return self
 
+    def cut(self) -> Work | None:
+        """Return its next work, in ascending order. Called only while it `has_more`."""
+        raise NotImplementedError
+
+    def dropped(self) -> None:
+        """Note that work of it was taken out of the queue: it was cancelled or broken off."""
+
     def break_off(self, error: BaseException) -> None:
         """Note what was raised on its way: it ends when nothing of it is in flight."""
         if self.failure is None:
@@ -159,99 +166,44 @@ class Job:
             self.client.reactor.report(error)
 
 
-class CopyJob(Job, QueuedCopy):
-    """A copy that `Client.copy` or `Client.zero` started.
+class Work(CopyIo):
+    """What waits in the queue and is then in flight: a job, if it is one request, or a part of one.
 
-    `source` and `dests` are its regions; a job that `zeroes` has its first destination for a
-    source.
-
-    `read_failures`: the regions that could not be read. A failed region is as long as the request
-    that failed (at most a sub-job).
+    `pages` is what it took from the pool: `extents`, rounded up to whole pages. `zeroes`: it reads
+    nothing, and needs none. `is_plain`: one read, then the writes, with nothing to look at in
+    between. `alone`: not to be merged with a neighbour. `slept`: how often the throttle made it
+    wait. `merged`: the neighbours that it does as one. `again`: what is to be tried again, by
+    parts, in its place. `memory` and `notify` are set where it is queued.
     """
 
-    read_failures: Sequence[Failure] = ()
-    # How far the slicing got, and which sectors were written: all of them together, or as booked
-    # slice by slice.
-    cursor = 0
-    is_written = False
-    sequence: WriteSequence | None = None
-    _written: list[RangeSet] | None = None
+    pages: Extents = ()
+    extents: Extents = ()
+    zeroes = False
+    is_plain = True
+    alone = False
+    slept = 0
+    merged: Sequence[Work] = ()
+    again: Sequence[Work] = ()
 
-    def __init__(
-        self,
-        client: Client,
-        source: IoRegion,
-        dests: Sequence[IoRegion],
-        flags: int,
-        callback: Notify | None,
-        context: Any,
-    ) -> None:
-        self.client = client
+    def __init__(self, source: IoRegion, dests: Sequence[IoRegion]) -> None:
         self.source = source
         self.dests = dests
         self.bytes = source[2] << 9
-        self.flags = flags
-        self.callback = callback
-        self.context = context
-
-    def __str__(self) -> str:
-        dests = ", ".join(map(str, self.dests))
-        return f"zeroing of {dests}" if self.zeroes else f"copy of {self.source} to {dests}"
 
     @property
-    def job(self) -> CopyJob:
-        """The job that it belongs to as a request: itself."""
-        return self
+    def job(self) -> Job:
+        """The job that it is of."""
+        raise NotImplementedError
+
+    def start(self, reactor: Reactor) -> None:
+        """Do what is not plain. It comes to its `notify` even if this raises."""
+        raise NotImplementedError
 
     @property
-    def count(self) -> int:
-        """The job's length in sectors."""
-        return self.source.count
+    def is_unwritten(self) -> bool:
+        """Whether it ended without a write, as it does when its read fails."""
+        return self.error != 0
 
-    @property
-    def may_go_on(self) -> bool:
-        """Whether another slice may be begun; with IGNORE_ERROR also after an error."""
-        if self.flags & Flag.IGNORE_ERROR:
-            return not self.cancelled and self.failure is None
-        return super().may_go_on
-
-    def written(self, index: int) -> RangeSet:
-        """Return which sectors, counted from the job's start, have reached destination `index`.
-
-        Exact at any time; after a failure or `cancel`, everything that is not in it may hold the
-        old data or, where a write failed, anything.
-        """
-        if self._written is not None:
-            return self._written[index].copy()
-        return RangeSet([(0, self.count)] if self.is_written else [])
-
-    def progress(self) -> tuple[int, ...]:
-        """Return how many sectors have reached each destination."""
-        if self._written is not None:
-            return tuple(ranges.total() for ranges in self._written)
-        return (self.count if self.is_written else 0,) * len(self.dests)
-
-    def record(self, index: int, start: int, count: int) -> None:
-        """Note that `count` sectors from `start` on have reached destination `index`."""
-        if self._written is None:
-            self._written = [RangeSet() for _ in self.dests]
-        self._written[index].add(start, start + count)
-
-    def break_off(self, error: BaseException) -> None:
-        """Note what was raised on its way; to its callback it is an error of every device."""
-        if self.failure is not None:
-            return
-        self.failure = error
-        self.book_read_failure(self.source, errno.EIO)
-        for index, dest in enumerate(self.dests):
-            self.book_write_failure(index, dest, errno.EIO)
-
-    def book_read_failure(self, region: IoRegion, number: int) -> None:
-        """Note that a part of the source could not be read."""
-        self.read_err = 1
-        self.read_failures = [*self.read_failures, Failure(region, number)]
-
-    def book_write_failure(self, index: int, region: IoRegion, number: int) -> None:
-        """Note that a part of destination `index` could not be written."""
-        self.write_err |= 1 << index
-        self.write_failures = [*self.write_failures, (index, Failure(region, number))]
+    def book(self, totals: Totals) -> Job:
+        """Note with its job what became of it, and return the job."""
+        raise NotImplementedError

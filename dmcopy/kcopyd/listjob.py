@@ -10,20 +10,15 @@ both sides, and a COW's chunks seldom do.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from dmcopy.errors import UsageError
 from dmcopy.io.region import Device, IoRegion
-from dmcopy.io.request import ListCopyIo, Memory, Part
-from dmcopy.kcopyd.job import Failure, Job, Notify
+from dmcopy.io.request import ListCopyIo, Part, cut
+from dmcopy.kcopyd.job import Failure, Job, Notify, Owner, Totals, Work
 from dmcopy.kcopyd.moves import Move, Placed, gather, scatter
-from dmcopy.kcopyd.queued import QueuedCopy
-from dmcopy.kcopyd.subjob import cut
 from dmcopy.units import PAGE_SECTORS, SECTOR_SHIFT
-
-if TYPE_CHECKING:
-    from dmcopy.kcopyd.client import Client
 
 
 class ListJob(Job):
@@ -34,41 +29,44 @@ class ListJob(Job):
     """
 
     sectors = 0
+    has_more = True
 
     def __init__(
         self,
-        client: Client,
+        client: Owner,
         moves: Iterable[Move],
         dest: Device,
         unit: int,
+        limit: int,
         callback: Notify | None,
         context: Any,
     ) -> None:
         self.client = client
         self.dest = dest
         self.unit = unit
+        self.limit = limit
         self.callback = callback
         self.context = context
         self.unread: list[tuple[Move, int]] = []
-        self.limit = _limit(client, dest)
         self._moves = iter(moves)
         self._rest: Move | None = None
 
     def __str__(self) -> str:
         return f"copy of a list to {self.dest.path}"
 
-    def next_window(self, memory: Memory, notify: Callable[[Window], object]) -> Window | None:
+    def cut(self) -> Window | None:
         """Return the next moves as a window; None when there are none, or getting them failed."""
         try:
             moves = self._take()
-            return Window(self, moves, memory, notify) if moves else None
+            self.has_more = bool(moves)
+            return Window(self, moves) if moves else None
         except BaseException as error:  # we are in a callback: who waits for the job will ask
             self.break_off(error)
             if not isinstance(error, Exception):
                 self.client.reactor.report(error)
             return None
 
-    def book(self, window: Window) -> None:
+    def book_window(self, window: Window) -> None:
         """Note what became of a window."""
         if window.error:
             self.read_err = 1
@@ -97,7 +95,7 @@ class ListJob(Job):
         return moves
 
 
-class Window(QueuedCopy, ListCopyIo):
+class Window(Work, ListCopyIo):
     """Moves that are under way together: all reads, then all writes.
 
     It is given pages for twice what it moves, because what lies between two reads is read along.
@@ -106,16 +104,10 @@ class Window(QueuedCopy, ListCopyIo):
     alone = True
     is_unit = False
 
-    def __init__(
-        self,
-        job: ListJob,
-        moves: Sequence[Move],
-        memory: Memory,
-        notify: Callable[[Any], object],
-    ) -> None:
+    def __init__(self, job: ListJob, moves: Sequence[Move]) -> None:
         device, sector, _, _ = moves[0]
-        super().__init__(IoRegion(device, sector, 0), (), memory, (), notify)
-        self.job = job
+        super().__init__(IoRegion(device, sector, 0), ())
+        self._job = job
         self.moves = moves
         self.bytes = 2 * job.limit << SECTOR_SHIFT
         self.sectors = sum([move[3] for move in moves])
@@ -125,15 +117,32 @@ class Window(QueuedCopy, ListCopyIo):
         highest = max([move[2] + move[3] for move in moves])
         IoRegion(job.dest, lowest, highest - lowest).check(write=True)
 
-    def units(self) -> Iterator[Window]:
+    @property
+    def job(self) -> ListJob:
+        """The list that it is of."""
+        return self._job
+
+    def book(self, totals: Totals) -> ListJob:
+        """Note what became of it. What cannot be read? Each unit tells that by itself."""
+        if self.error and not self.is_unit:
+            self.again = list(self._units())
+            self._job.has_more = True
+            return self._job
+        self._job.book_window(self)
+        if not self.error:
+            totals.sectors_read += self.sectors
+            totals.sectors_written += 0 if self.write_errors else self.sectors
+        return self._job
+
+    def _units(self) -> Iterator[Window]:
         """Yield its units, each a window to be tried once more: what lies between need not be
         readable.
         """
-        unit = self.job.unit
+        unit = self._job.unit
         for source, sector, dest, count in self.moves:
             for done in range(0, count, unit):
                 one = Move(source, sector + done, dest + done, min(unit, count - done))
-                window = Window(self.job, [one], self.memory, self.notify)
+                window = Window(self._job, [one])
                 window.is_unit = True
                 yield window
 
@@ -141,12 +150,12 @@ class Window(QueuedCopy, ListCopyIo):
         """Return the fewest reads; only now is it known which pages there are."""
         whole = len(self.extents) == 1
         begin = self.extents[0][0] >> SECTOR_SHIFT if whole else 0
-        reads, self._placed = gather(self.moves, self.job.limit // 2, begin)
+        reads, self._placed = gather(self.moves, self._job.limit // 2, begin)
         return reads if whole else self._spread(reads)
 
     def writes(self) -> Sequence[Part]:
         """Return the fewest writes of what `reads` brought."""
-        writes = scatter(self._placed, self.job.dest)
+        writes = scatter(self._placed, self._job.dest)
         self.written = writes if len(self.extents) == 1 else self._spread(writes)
         return self.written
 
@@ -158,12 +167,15 @@ class Window(QueuedCopy, ListCopyIo):
         ]
 
 
-def _limit(client: Client, dest: Device) -> int:
-    """Return how many sectors are a window. Raises UsageError where that is less than a block."""
-    pages = min(client.sub_job_sectors // PAGE_SECTORS, client.pool.total // 2)
-    if pages * PAGE_SECTORS < dest.logical_block_size >> SECTOR_SHIFT or not pages:
+def window_sectors(dest: Device, sub_job_sectors: int, pages: int) -> int:
+    """Return how many sectors are a window, of which two fit in `pages`.
+
+    Raises UsageError where that is less than a block of `dest`.
+    """
+    sectors = min(sub_job_sectors // PAGE_SECTORS, pages // 2) * PAGE_SECTORS
+    if sectors < dest.logical_block_size >> SECTOR_SHIFT or not sectors:
         raise UsageError(
-            f"a client of {client.pool.total} pages cannot copy lists to {dest.path}, which has "
+            f"a client of {pages} pages cannot copy lists to {dest.path}, which has "
             f"blocks of {dest.logical_block_size} bytes: give it more pages"
         )
-    return pages * PAGE_SECTORS
+    return sectors

@@ -1,67 +1,112 @@
-"""The parts that a job is done in.
+"""A job that is done in slices.
 
-A small plain job is one request. A longer one, or one with flags, is cut into slices. A slice that
-needs a look between its read and its writes (IGNORE_ERROR, WRITE_SEQ, SPARSE), or that has no read
-at all (zeroing), goes through `Staged`. Neighbouring small jobs go out as one `MergedCopy`.
+A job that is longer than a request may be, or has flags, is cut into slices. A slice that needs a
+look between its read and its writes (IGNORE_ERROR, WRITE_SEQ, SPARSE), or that has no read at all
+(zeroing), goes through `Staged`.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from dmcopy.io.parts import submit_all
+from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion
-from dmcopy.io.request import CopyIo, Extent, Io, Memory, Op
-from dmcopy.kcopyd.job import CopyJob, Flag
-from dmcopy.kcopyd.queued import QueuedCopy
+from dmcopy.io.request import Io, Op, cut
+from dmcopy.kcopyd.copyjob import CopyJob, Flag
+from dmcopy.kcopyd.job import Notify, Owner, Totals, Work
 
-ZERO_BLOCK_BYTES = 4096
-_IGNORE_ERROR, _SPARSE = int(Flag.IGNORE_ERROR), int(Flag.SPARSE)
+ZERO_BLOCK_BYTES: Final = 4096
+ZERO_SLICE_SECTORS: Final = 32768
+"""Zeroing needs no pages, so its slices are longer: 16 MiB (the kernel's are sub-jobs too)."""
+_IGNORE_ERROR, _WRITE_SEQ, _SPARSE = map(int, (Flag.IGNORE_ERROR, Flag.WRITE_SEQ, Flag.SPARSE))
 
 
-class SubJob(QueuedCopy):
+class SlicedCopy(CopyJob):
+    """A copy in slices of at most `sub_job_sectors`, or a zeroing."""
+
+    def __init__(
+        self,
+        client: Owner,
+        source: IoRegion,
+        dests: Sequence[IoRegion],
+        callback: Notify | None,
+        context: Any,
+        flags: int,
+        sub_job_sectors: int,
+        *,
+        zeroes: bool = False,
+    ) -> None:
+        super().__init__(client, source, dests, callback, context)
+        self.zeroes = zeroes
+        self.active = 0
+        self.has_more = self.count > 0
+        self.sequence: WriteSequence | None = None
+        if flags & _WRITE_SEQ:
+            # The two exclude each other (dm-kcopyd.c, dm_kcopyd_copy).
+            flags &= ~_IGNORE_ERROR
+            self.sequence = WriteSequence(self)
+        self.flags = flags
+        if zeroes:
+            self._longest = ZERO_SLICE_SECTORS
+        elif self.count <= sub_job_sectors:
+            self._longest = sub_job_sectors
+        else:
+            block = max(region.device.logical_block_size for region in (source, *dests)) >> 9
+            self._longest = sub_job_sectors // block * block
+        self._cursor = 0
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether another slice may be begun; with IGNORE_ERROR also after an error."""
+        if self.flags & _IGNORE_ERROR:
+            return not self.cancelled and self.failure is None
+        return super().may_go_on
+
+    def cut(self) -> SubJob:
+        """Return its next slice."""
+        offset = self._cursor
+        count = min(self._longest, self.count - offset)
+        self._cursor += count
+        self.has_more = self._cursor < self.count
+        return SubJob(self, offset, count)
+
+
+class SubJob(Work):
     """One slice of a job, `offset` sectors from its start."""
 
     alone = True  # a slice is as long as requests get
     skipped = False  # nothing of it was written, though nothing of it failed
 
-    def __init__(
-        self,
-        job: CopyJob,
-        offset: int,
-        count: int,
-        memory: Memory,
-        notify: Callable[[Any], object],
-    ) -> None:
-        source = job.source.slice(offset, count)
+    def __init__(self, job: SlicedCopy, offset: int, count: int) -> None:
         super().__init__(
-            source, [dest.slice(offset, count) for dest in job.dests], memory, (), notify
+            job.source.slice(offset, count), [dest.slice(offset, count) for dest in job.dests]
         )
-        self.job = job
+        self._job = job
         self.offset = offset
         self.zeroes = job.zeroes
         self.is_plain = not job.flags and not job.zeroes
 
+    @property
+    def job(self) -> SlicedCopy:
+        """The job that it is a slice of."""
+        return self._job
 
-class MergedCopy(CopyIo):
-    """Neighbouring small jobs as one request; `jobs` are in ascending order."""
+    @property
+    def is_unwritten(self) -> bool:
+        """Whether it ended without a write; with IGNORE_ERROR zeroes are written instead."""
+        return self.skipped or (self.error != 0 and not self._job.flags & _IGNORE_ERROR)
 
-    pages: tuple[Extent, ...] = ()
+    def start(self, reactor: Reactor) -> None:
+        """Do it in stages."""
+        Staged(self, reactor.submit).start()
 
-    def __init__(self, jobs: list[CopyJob], notify: Callable[[Any], object]) -> None:
-        first, last = jobs[0], jobs[-1]
-        sectors = last.source.end - first.source[1]
-        source, dest = first.source, first.dests[0]
-        super().__init__(
-            IoRegion(source[0], source[1], sectors),
-            [IoRegion(dest[0], dest[1], sectors)],
-            first.memory,
-            (),
-            notify,
-        )
-        self.jobs = jobs
+    def book(self, totals: Totals) -> SlicedCopy:
+        """See `Work.book`."""
+        self._job.book_part(self, self.offset, totals)
+        return self._job
 
 
 class WriteSequence:
@@ -72,7 +117,7 @@ class WriteSequence:
     failed read nothing is written.
     """
 
-    def __init__(self, job: CopyJob) -> None:
+    def __init__(self, job: SlicedCopy) -> None:
         self._job = job
         self._cursor = 0
         self._broken = False
@@ -204,18 +249,6 @@ class Staged:
             if write.error:
                 self.sub.write_failed(write.context, write.error)
         self.finish()
-
-
-def cut(extents: Sequence[Extent], offset: int, length: int) -> tuple[Extent, ...]:
-    """Return the extents of `length` bytes from byte `offset` of `extents` on."""
-    found = []
-    for start, size in extents:
-        if offset < size and length:
-            used = min(size - offset, length)
-            found.append((start + offset, used))
-            length -= used
-        offset = max(0, offset - size)
-    return tuple(found)
 
 
 def zero_runs(data: bytes, block: int) -> list[tuple[bool, int, int]]:

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 from dmcopy.io.parts import Countdown, first_error, submit_all
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
-from dmcopy.io.request import DISCARD, FLUSH, READ, WRITE, Io, Memory
+from dmcopy.io.request import DISCARD, FLUSH, READ, WRITE, Io, Memory, cut
 from dmcopy.io.stacked import StackedDevice
-from dmcopy.kcopyd.subjob import cut
 from dmcopy.mapper.mapped_io import MappedIo
 from dmcopy.targets.base import DONE, KILL, REMAPPED, REQUEUE, SUBMITTED, Bio, Target
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE

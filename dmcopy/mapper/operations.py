@@ -10,14 +10,12 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Final
 
 from dmcopy.errors import DeadlineError, MismatchError, UsageError
+from dmcopy.mapper.run import Operation, Result, Run
 from dmcopy.table.words import join, split
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE, parse_sectors, quoted
-
-if TYPE_CHECKING:
-    from dmcopy.mapper.run import Run
 
 _PREFIX: Final = re.compile(r"(\S+):\s+")
 _HEAD_BYTES: Final = 8
@@ -25,32 +23,22 @@ _DIGEST_LETTERS: Final = 16
 _POLL_SECONDS: Final = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One operation: `text` as it was given, without the name of the device before it."""
-
-    device: str
-    text: str
-    verb: str
-    words: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Return the operation of `[NAME: ]VERB WORD...`. Raises UsageError."""
-        found = _PREFIX.match(text.strip())
-        device, rest = (found[1], text.strip()[found.end() :]) if found else ("", text.strip())
-        words = split(rest)
-        if not words:
-            raise UsageError(f"{quoted(text)} is no operation: write one such as 'read 0 8'")
-        verb, *arguments = words
-        if verb not in VERBS:
-            raise UsageError(f"{verb!r} is not an operation; known: {', '.join(VERBS)}")
-        form = VERBS[verb].form
-        least = sum(1 for word in form.split() if not word.startswith("["))
-        most = None if form.endswith("...]") else len(form.split())
-        if len(arguments) < least or (most is not None and len(arguments) > most):
-            raise UsageError(f"{quoted(text)}: write it as {f'{verb} {form}'.strip()!r}")
-        return cls(device, " ".join(rest.split()), verb, tuple(arguments))
+def parse(text: str) -> Operation:
+    """Return the operation of `[NAME: ]VERB WORD...`. Raises UsageError."""
+    found = _PREFIX.match(text.strip())
+    device, rest = (found[1], text.strip()[found.end() :]) if found else ("", text.strip())
+    words = split(rest)
+    if not words:
+        raise UsageError(f"{quoted(text)} is no operation: write one such as 'read 0 8'")
+    verb, *arguments = words
+    if verb not in VERBS:
+        raise UsageError(f"{verb!r} is not an operation; known: {', '.join(VERBS)}")
+    form = VERBS[verb].form
+    least = sum(1 for word in form.split() if not word.startswith("["))
+    most = None if form.endswith("...]") else len(form.split())
+    if len(arguments) < least or (most is not None and len(arguments) > most):
+        raise UsageError(f"{quoted(text)}: write it as {f'{verb} {form}'.strip()!r}")
+    return Operation(device, " ".join(rest.split()), VERBS[verb].run, tuple(arguments))
 
 
 def pattern(word: str, sector: int, count: int) -> bytes:
@@ -72,17 +60,14 @@ def _sector(line: str) -> bytes:
     return (text * (SECTOR_SIZE // len(text) + 1))[:SECTOR_SIZE]
 
 
-_Result = tuple[tuple[str, ...], dict[str, Any]]
-
-
 @dataclass(frozen=True, slots=True)
 class _Verb:
     form: str
     help: str
-    run: Callable[..., _Result]
+    run: Callable[..., Result]
 
 
-def _read(run: Run, name: str, sector: str, count: str) -> _Result:
+def _read(run: Run, name: str, sector: str, count: str) -> Result:
     import hashlib
 
     data = run.opened(name).read(*run.place(name, sector, count))
@@ -91,13 +76,13 @@ def _read(run: Run, name: str, sector: str, count: str) -> _Result:
     return (line,), {"sha256": digest, "head": head}
 
 
-def _write(run: Run, name: str, sector: str, count: str, word: str) -> _Result:
+def _write(run: Run, name: str, sector: str, count: str, word: str) -> Result:
     start, length = run.place(name, sector, count)
     run.opened(name, write=True).write(start, pattern(word, start, length))
     return (), {}
 
 
-def _verify(run: Run, name: str, sector: str, count: str, word: str) -> _Result:
+def _verify(run: Run, name: str, sector: str, count: str, word: str) -> Result:
     start, length = run.place(name, sector, count)
     expected = pattern(word, start, length)
     data = run.opened(name).read(start, length)
@@ -109,57 +94,57 @@ def _verify(run: Run, name: str, sector: str, count: str, word: str) -> _Result:
     raise MismatchError(f"differs at {where}: 0x{data[at]:02x} instead of 0x{expected[at]:02x}")
 
 
-def _flush(run: Run, name: str) -> _Result:
+def _flush(run: Run, name: str) -> Result:
     run.opened(name).flush()
     return (), {}
 
 
-def _discard(run: Run, name: str, sector: str, count: str) -> _Result:
+def _discard(run: Run, name: str, sector: str, count: str) -> Result:
     run.opened(name, write=True).discard(*run.place(name, sector, count))
     return (), {}
 
 
-def _status(run: Run, name: str) -> _Result:
+def _status(run: Run, name: str) -> Result:
     found = run.mapper.status(name)
     named = (replace(line, status=line.status.with_devices(run.label)) for line in found)
     lines = tuple(str(line).rstrip() for line in named)
     return lines, {"status": list(lines)}
 
 
-def _table(run: Run, name: str) -> _Result:
+def _table(run: Run, name: str) -> Result:
     lines = tuple(map(str, run.named(run.mapper.table(name))))
     return lines, {"table": list(lines)}
 
 
-def _message(run: Run, name: str, sector: str, *words: str) -> _Result:
+def _message(run: Run, name: str, sector: str, *words: str) -> Result:
     answer = run.mapper.message(name, *words, sector=parse_sectors(sector))
     return tuple(answer.splitlines()), {"answer": answer}
 
 
-def _load(run: Run, name: str, *words: str) -> _Result:
+def _load(run: Run, name: str, *words: str) -> Result:
     run.load(name, join(words))
     return (), {}
 
 
-def _suspend(run: Run, name: str, how: str = "") -> _Result:
+def _suspend(run: Run, name: str, how: str = "") -> Result:
     if how not in ("", "noflush"):
         raise UsageError(f"{how!r}: write 'suspend' or 'suspend noflush'")
     run.suspend(name, flush=not how)
     return (), {}
 
 
-def _resume(run: Run, name: str) -> _Result:
+def _resume(run: Run, name: str) -> Result:
     run.resume(name)
     return (), {}
 
 
-def _sleep(run: Run, name: str, seconds: str) -> _Result:
+def _sleep(run: Run, name: str, seconds: str) -> Result:
     del name
     run.mapper.sleep(_seconds(seconds))
     return (), {}
 
 
-def _until(run: Run, name: str, word: str, seconds: str = "30") -> _Result:
+def _until(run: Run, name: str, word: str, seconds: str = "30") -> Result:
     deadline = time.monotonic() + _seconds(seconds)
     while not any(word in str(line).split() for line in run.mapper.status(name)):
         if time.monotonic() > deadline:

@@ -11,8 +11,7 @@ import random
 from typing import ClassVar, NamedTuple
 
 from dmcopy import table as lines
-from dmcopy.io.request import Memory, Op
-from dmcopy.kcopyd.subjob import cut
+from dmcopy.io.request import Memory, Op, cut
 from dmcopy.table import TableLine
 from dmcopy.table.faults import FEATURES, PROBABILITY
 from dmcopy.table.record import each_feature

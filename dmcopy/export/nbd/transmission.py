@@ -17,9 +17,8 @@ from dmcopy.export.nbd import protocol as nbd
 from dmcopy.export.nbd.pieces import Pieces
 from dmcopy.export.wire import Wire
 from dmcopy.io.region import Device, IoRegion
-from dmcopy.io.request import DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, Extent, Io, Op, behind
+from dmcopy.io.request import DISCARD, FLUSH, READ, WRITE, WRITE_ZEROES, Extent, Io, Op, behind, cut
 from dmcopy.kcopyd.pages import Extents, PagePool
-from dmcopy.kcopyd.subjob import cut
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
 
 MAX_BUSY: Final = 256

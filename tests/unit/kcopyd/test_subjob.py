@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmcopy.kcopyd.subjob import WriteSequence, cut, zero_runs
+from dmcopy.io.request import cut
+from dmcopy.kcopyd.subjob import WriteSequence, zero_runs
 
 EXTENTS = st.lists(st.integers(1, 9), min_size=1, max_size=5).map(
     lambda sizes: [(100 * place, size) for place, size in enumerate(sizes)]

@@ -10,7 +10,7 @@ import pytest
 from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.engines import engine
-from dmcopy.mapper.operations import Operation, pattern
+from dmcopy.mapper.operations import parse, pattern
 from dmcopy.mapper.run import Run
 from dmcopy.table import ConciseDevice, Table
 
@@ -193,10 +193,10 @@ def test_a_pattern_tells_each_sector_from_the_others() -> None:
 def test_a_run_from_python() -> None:
     devices = [ConciseDevice("one", Table.parse("0 8 linear disk 0"))]
     with engine("user") as started, Run(started, devices) as running:
-        assert running.run(Operation.parse("write 0 8 seq")).text == "one: write 0 8 seq: ok"
-        assert not running.run(Operation.parse("one: verify 0 8 seq")).error
+        assert running.run(parse("write 0 8 seq")).text == "one: write 0 8 seq: ok"
+        assert not running.run(parse("one: verify 0 8 seq")).error
         with pytest.raises(UsageError, match="'two' is not a device here"):
-            running.run(Operation.parse("two: flush"))
+            running.run(parse("two: flush"))
     assert started.mapper.ls() == []
 
 
