@@ -14,8 +14,9 @@ from dmcopy.cli.options import add_engine, engine_of
 from dmcopy.cli.output import add_json, emit_json_line, printable, say
 from dmcopy.cli.parser import seconds
 from dmcopy.errors import ExitCode, UsageError
+from dmcopy.mapper.operation import Operation
 from dmcopy.mapper.operations import help_text, parse
-from dmcopy.mapper.run import Answer, Operation, Run, exit_code
+from dmcopy.mapper.run import Answer, Run, exit_code
 from dmcopy.table import ConciseDevice, Table, parse_concise
 
 _DEVICE: Final = "dev"

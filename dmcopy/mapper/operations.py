@@ -10,12 +10,15 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dmcopy.errors import DeadlineError, MismatchError, UsageError
-from dmcopy.mapper.run import Operation, Result, Run
+from dmcopy.mapper.operation import Operation, Result
 from dmcopy.table.words import join, split
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE, parse_sectors, quoted
+
+if TYPE_CHECKING:
+    from dmcopy.mapper.run import Run
 
 _PREFIX: Final = re.compile(r"(\S+):\s+")
 _HEAD_BYTES: Final = 8

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,29 +19,13 @@ from dmcopy.errors import (
     UsageError,
 )
 from dmcopy.mapper.base import PREFIX
+from dmcopy.mapper.operation import Operation
 from dmcopy.table import ConciseDevice, Table
 from dmcopy.units import parse_sectors
 
 if TYPE_CHECKING:
     from dmcopy.mapper.engines import Engine
     from dmcopy.mapper.mapped_io import MappedIo
-
-
-Result = tuple[tuple[str, ...], dict[str, Any]]
-"""Lines for people, and values for programs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One operation: `text` as it was given, without the name of the device before it.
-
-    `perform(run, device, *words)` does it.
-    """
-
-    device: str
-    text: str
-    perform: Callable[..., Result]
-    words: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
