@@ -1,21 +1,21 @@
-"""On the host: `kernel` tests become one item for each kernel, and a guest supplies the results.
+"""On the host: tests for guests become one item for each kernel, and a guest supplies the results.
 
 Those marked `kernel(either=True)` become one item in all: they are dealt to the kernels in turn, in
 the order in which they were collected, so that the same selection is always dealt in the same way.
 With one kernel, and with $DMCOPY_TEST=long, they run on every one.
 
 The guests boot when the first of these tests is due, as many side by side as there are processors:
-an emulated one keeps one busy. One pytest process in each runs all tests in order and sends
-reports, which are replayed here as though the tests had run here: -x, -k, --lf, --junitxml and the
-closing line see nothing else.
+an emulated one keeps one busy. Their reports are replayed here as though the tests had run here:
+-x, -k, --lf, --junitxml and the closing line see nothing else.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
-import sys
-import time
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,13 +24,10 @@ from typing import Any, Final
 import pytest
 
 from dmcopy.errors import DmcopyError
-from dmcopy.testing.reporter import WARNING, Lines
+from dmcopy.testing import guest_settings
+from dmcopy.testing.guest_run import GuestRun, Lost, Report, Settings, Test
 
-DISK_SIZE: Final = "256M"
-DISK_SERIALS: Final = ("a", "b", "c", "d")
-_FINISH_SECONDS: Final = 10.0
-_LAST_WORDS: Final = 4000
-_PASSED_ON: Final = ("DMCOPY_TEST", "DMCOPY_SEED", "PYTEST_ADDOPTS")
+_NO_LIMIT: Final = 0.0
 
 
 class GuestItem(pytest.Item):
@@ -43,9 +40,11 @@ class GuestItem(pytest.Item):
         self.own_markers = list(original.own_markers)
         for marker in self.own_markers:
             self.keywords[marker.name] = marker
+        self.limit = _NO_LIMIT
         if self.config.pluginmanager.hasplugin("timeout"):
+            self.limit = guest_settings.time_limit(original)
             # The test's own limit holds in the guest; here it would count the boot as well.
-            self.add_marker(pytest.mark.timeout(0))
+            self.add_marker(pytest.mark.timeout(0), append=False)  # before the test's own
 
     def runtest(self) -> None:
         raise AssertionError("a guest runs this")  # pragma: no cover
@@ -60,11 +59,12 @@ class Guests:
 
     def __init__(self, config: pytest.Config, kernels: str) -> None:
         self._config = config
-        self._disks = [(DISK_SIZE, serial) for serial in DISK_SERIALS]
         self._kernels = [word.strip() for word in kernels.split(",")]
         if not all(self._kernels):
             raise pytest.UsageError("--vm: give one or more kernels, as in --vm 6.1,6.12")
+        self._worker = hasattr(config, "workerinput")
         self._runs: dict[str, GuestRun] = {}
+        self._folder: Path | None = None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -96,6 +96,20 @@ class Guests:
         )
         return item
 
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Say what lacks for the guests before anything runs."""
+        kernels = dict.fromkeys(item.kernel for item in _guest_items(session))
+        if not kernels or self._config.getoption("collectonly"):
+            return
+        from dmcopy import vm
+
+        try:
+            for kernel in kernels:
+                vm.check(kernel)
+            guest_settings.check(session)
+        except DmcopyError as error:
+            raise pytest.UsageError(f"--vm: {error}") from None
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
@@ -103,147 +117,62 @@ class Guests:
         if not isinstance(item, GuestItem):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._run_of(item).reports(item):
+        for report in self._reports(item, nextitem):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         if not (isinstance(nextitem, GuestItem) and nextitem.kernel == item.kernel):
             self._runs[item.kernel].finish()
-            self._runs[item.kernel].close()
+            if not self._worker:
+                self._runs[item.kernel].close()
         return True
+
+    def _reports(self, item: GuestItem, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
+        run = self._run_of(item)
+        if self._worker:  # what comes after that is not known
+            following = nextitem if isinstance(nextitem, GuestItem) else None
+            same = following is not None and following.kernel == item.kernel
+            next_id = following.original.nodeid if following is not None and same else ""
+            run.ask([(item.original.nodeid, next_id)])
+        result = run.result(item.original.nodeid)
+        if isinstance(result, Lost):
+            return [_lost(item, result)]
+        return [self._replayed(data, item) for data in result]
 
     def _run_of(self, item: GuestItem) -> GuestRun:
         """Return the run of a test's kernel, and start as many of the following as can run."""
         kernels = self._kernels[self._kernels.index(item.kernel) :]
-        for kernel in kernels[: os.cpu_count()]:
+        for kernel in kernels[: 1 if self._worker else os.cpu_count()]:
             if kernel not in self._runs:
-                mine = [
-                    other
-                    for other in item.session.items
-                    if isinstance(other, GuestItem) and other.kernel == kernel
-                ]
-                self._runs[kernel] = GuestRun(self._config, kernel, mine, self._disks)
+                mine = [one for one in _guest_items(item.session) if one.kernel == kernel]
+                tests = [Test(one.original.nodeid, one.limit) for one in mine]
+                warned = functools.partial(self._warned, kernel)
+                run = GuestRun(self._settings(kernel, mine), tests, warned)
+                self._runs[kernel] = run
+                if not self._worker and tests:
+                    ids = [test.nodeid for test in tests]
+                    run.ask(list(zip(ids, [*ids[1:], ""], strict=True)))
         mine_now = self._runs[item.kernel]
         mine_now.others = [run for run in self._runs.values() if run is not mine_now]
         return mine_now
 
+    def _settings(self, kernel: str, items: Sequence[GuestItem]) -> Settings:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="dmcopy-disks-"))
+        originals = [item.original for item in items]
+        return guest_settings.settings(self._config, kernel, originals, self._folder)
+
     def pytest_sessionfinish(self) -> None:
         for run in self._runs.values():
             run.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for kernel, run in self._runs.items():
+            if run.header:
+                terminalreporter.write_line(f"guest {kernel}: {run.header['text']}")
 
-class GuestRun:
-    """One guest, one pytest process in it, and the reports that have come so far.
-
-    `others`: runs whose reports must be taken meanwhile, too.
-    """
-
-    others: Sequence[GuestRun] = ()
-
-    def __init__(
-        self,
-        config: pytest.Config,
-        kernel: str,
-        items: Sequence[GuestItem],
-        disks: Sequence[tuple[str, str]],
-    ) -> None:
-        from dmcopy import vm  # only a run with --vm pays for this import
-
-        self._config = config
-        self._kernel = kernel
-        self._silence: float = config.getoption("--vm-silence")
-        self._lines = Lines()
-        self._reports: dict[str, list[dict[str, Any]]] = {}
-        self._complaints: list[str] = []
-        self._ended = ""
-        self._guest: vm.Guest | None = None
-        try:
-            self._guest = vm.guest(
-                kernel=kernel,
-                disks=[vm.Disk(size, serial) for size, serial in disks],
-                memory=config.getoption("--vm-memory"),
-            )
-            self._command = self._guest.start(
-                self._argv(items),
-                cwd=config.rootpath,
-                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-                stdout=self._take,
-                stderr=self._lines.other.extend,
-            )
-        except DmcopyError as error:
-            self._ended = str(error)
-
-    def _argv(self, items: Sequence[GuestItem]) -> list[str]:
-        option = self._config.getoption
-        argv = [sys.executable, "-m", "pytest", "--vm-report", "-p", "no:cacheprovider", "-q"]
-        argv += [
-            f"--tb={option('tbstyle')}",
-            f"--rootdir={self._config.rootpath}",
-        ]
-        if option("showlocals"):
-            argv.append("--showlocals")
-        if self._config.inipath is not None:
-            argv += ["-c", str(self._config.inipath)]
-        return [*argv, *(item.original.nodeid for item in items)]
-
-    def reports(self, item: GuestItem) -> list[pytest.TestReport]:
-        """Return the reports of one test once they are all there; a failure if they never come."""
-        name = item.original.nodeid
-        deadline = time.monotonic() + self._silence
-        while not self._ended and not self._complete(name):
-            before = len(self._reports)
-            self.move(1.0)
-            for other in self.others:
-                other.move(0.0)
-            if len(self._reports) > before:
-                deadline = time.monotonic() + self._silence
-            elif time.monotonic() > deadline:
-                self._ended = f"no result from the guest for {self._silence:.0f} s"
-        reports = [self._replayed(data, item) for data in self._reports.pop(name, [])]
-        if not reports or reports[-1].when != "teardown":
-            reports.append(self._lost(item))
-        return reports
-
-    def finish(self) -> None:
-        """Let pytest in the guest end: the warnings of a test come after its last report."""
-        deadline = time.monotonic() + _FINISH_SECONDS
-        while not self._ended and time.monotonic() < deadline:
-            self.move(1.0)
-
-    def close(self) -> None:
-        """End the guest. Nothing in it is worth a shutdown: its disks go with it."""
-        if self._guest is not None:
-            self._guest.kill()
-            self._guest = None
-        self._ended = self._ended or "the guest was closed"
-
-    def _complete(self, name: str) -> bool:
-        reports = self._reports.get(name, [])
-        return bool(reports) and bool(reports[-1]["when"] == "teardown")
-
-    def move(self, timeout: float) -> None:
-        """Take what the guest has sent; wait at most `timeout` seconds for anything."""
-        if self._ended or self._guest is None:
-            return
-        try:
-            status = self._guest.poll(self._command, timeout)
-        except DmcopyError as error:
-            self._ended = str(error)
-            return
-        if status is not None:
-            said = bytes(self._lines.other[-_LAST_WORDS:]).decode(errors="replace")
-            said = "\n".join([*self._complaints, said]).strip()
-            self._ended = f"pytest ended with {status} in the guest; it said:\n{said or 'nothing'}"
-
-    def _take(self, data: bytes) -> None:
-        for report in self._lines.feed(data):
-            if report["$report_type"] == "TestReport":
-                self._reports.setdefault(report["nodeid"], []).append(report)
-            elif report["$report_type"] == WARNING:
-                self._pass_on(report)
-            else:
-                self._complaints.append(_longrepr_text(report["longrepr"]))
-
-    def _pass_on(self, data: dict[str, Any]) -> None:
+    def _warned(self, kernel: str, data: Report) -> None:
         """Have a warning of the guest's pytest among those of this one."""
         warning = warnings.WarningMessage(
             UserWarning(data["text"]), UserWarning, data["filename"], data["lineno"]
@@ -252,12 +181,12 @@ class GuestRun:
             kwargs={
                 "warning_message": warning,
                 "when": "runtest",
-                "nodeid": f"{data['nodeid']} in {self._kernel}",
+                "nodeid": f"{data['nodeid']} in {kernel}",
                 "location": None,
             }
         )
 
-    def _replayed(self, data: dict[str, Any], item: GuestItem) -> pytest.TestReport:
+    def _replayed(self, data: Report, item: GuestItem) -> pytest.TestReport:
         if isinstance(data["longrepr"], list):  # a skip's place and reason, which JSON made a list
             data["longrepr"] = tuple(data["longrepr"])
         report: pytest.TestReport = self._config.hook.pytest_report_from_serializable(
@@ -268,15 +197,21 @@ class GuestRun:
         report.sections = [(str(title), str(text)) for title, text in report.sections]
         return report
 
-    def _lost(self, item: GuestItem) -> pytest.TestReport:
-        return pytest.TestReport(
-            nodeid=item.nodeid,
-            location=item.location,
-            keywords=dict.fromkeys(item.keywords, 1),
-            outcome="failed",
-            longrepr=f"not run to its end: {self._ended}",
-            when="call",
-        )
+
+def _lost(item: GuestItem, lost: Lost) -> pytest.TestReport:
+    return pytest.TestReport(
+        nodeid=item.nodeid,
+        location=item.location,
+        keywords=dict.fromkeys(item.keywords, 1),
+        outcome="failed",
+        longrepr=f"not run to its end: {lost.why}",
+        when="call",
+        sections=[("the guest's console during the test", lost.console)] if lost.console else [],
+    )
+
+
+def _guest_items(session: pytest.Session) -> list[GuestItem]:
+    return [item for item in session.items if isinstance(item, GuestItem)]
 
 
 def _in_guests(item: pytest.Item) -> bool:
@@ -292,7 +227,3 @@ def _either(item: pytest.Item) -> bool:
         return False
     said = (mark.kwargs.get("either") for mark in item.iter_markers("kernel"))
     return next((bool(word) for word in said if word is not None), False)
-
-
-def _longrepr_text(longrepr: object) -> str:
-    return str(longrepr.get("longrepr", longrepr)) if isinstance(longrepr, dict) else str(longrepr)

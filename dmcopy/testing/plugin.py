@@ -25,49 +25,29 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from dmcopy.testing import options
 from dmcopy.testing.crash_plugin import compare, crash_explorer, workload
 from dmcopy.testing.needs import MARK, Needs, lacking, missing_here
 
 if TYPE_CHECKING:
-    from dmcopy.testing.kit import Kit
+    from dmcopy.testing.kit import Kit, PowerCut
 
 if "--vm-report" in sys.argv:  # it keeps the descriptor 1 of before pytest's capture
     from dmcopy.testing import reporter
 
 __all__ = ["compare", "crash_explorer", "missing_here", "workload"]
 
-PLACES: Final = ("model", "host", "vm")
 KIT: Final = pytest.StashKey["Kit"]()
 _NEEDS: Final = pytest.StashKey[Needs]()
 _CHOSEN: Final = pytest.StashKey[tuple[str, ...]]()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("dmcopy", "tests with block devices")
-    group.addoption(
-        "--dm",
-        metavar="PLACES",
-        help="where tests with block devices run: model, host, vm, or several of them "
-        "(default: vm with --vm, else model; ini: dm)",
-    )
-    group.addoption(
-        "--dm-strict",
-        action="store_true",
-        help="what a place lacks is an error, not a skip (ini: dm_strict)",
-    )
-    group.addoption("--vm", metavar="KERNELS", help="boot guests: 6.1,6.12 … (ini: vm)")
-    group.addoption("--vm-memory", default="2G", help="of each guest (default: %(default)s)")
-    group.addoption(
-        "--vm-silence",
-        type=float,
-        default=900.0,
-        metavar="S",
-        help="seconds without a result after which a guest is given up (default: %(default)s)",
-    )
-    group.addoption("--vm-report", action="store_true", help="(in a guest) report to the host")
-    parser.addini("dm", "where tests with block devices run, as for --dm")
-    parser.addini("dm_strict", "what a place lacks is an error", type="bool", default=False)
-    parser.addini("vm", "the kernels of guests, as for --vm")
+pytest_addoption = options.add
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    options.note(early_config)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -81,24 +61,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_CHOSEN] = ("vm",)
         config.pluginmanager.register(reporter.Reporter(config), "dmcopy-reporter")
         return
-    kernels = config.getoption("--vm") or config.getini("vm")
-    config.stash[_CHOSEN] = _chosen(config, bool(kernels))
+    kernels = options.kernels(config)
+    config.stash[_CHOSEN] = options.places(config)
     if kernels:
         from dmcopy.testing.guests import Guests
 
         config.pluginmanager.register(Guests(config, kernels), "dmcopy-guests")
-
-
-def _chosen(config: pytest.Config, guests: bool) -> tuple[str, ...]:
-    """Return the places where tests run. Raises pytest.UsageError."""
-    said = config.getoption("--dm") or config.getini("dm") or ("vm" if guests else "model")
-    words = tuple(dict.fromkeys(word.strip() for word in said.split(",")))
-    for word in words:
-        if word not in PLACES:
-            raise pytest.UsageError(f"--dm: no place {word!r}: give one or more of model, host, vm")
-    if "vm" in words and not guests:
-        raise pytest.UsageError("--dm=vm: say in which kernels, as in --vm 6.1,6.12")
-    return words
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -166,7 +134,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 def without(config: pytest.Config, reason: str) -> None:
     """Skip a test for what is lacking, or fail it where that is to be an error."""
-    if config.getoption("--dm-strict") or config.getini("dm_strict"):
+    if options.strict(config):
         pytest.fail(f"{reason} (--dm-strict)", pytrace=False)
     raise pytest.skip.Exception(reason, _use_item_location=True)
 
@@ -186,7 +154,9 @@ def dm(request: pytest.FixtureRequest, dm_place: str) -> Iterator[Kit]:
     """Make a mapped device of a table: `dm("0 8192 linear … 0")`. Also all other makers' object."""
     from dmcopy.testing.kit.making import kit
 
-    with kit(dm_place, needs_of(request.node), request.fixturenames) as made:
+    machine = request.config.pluginmanager.getplugin("dmcopy-reporter")
+    needs, fixtures = needs_of(request.node), request.fixturenames
+    with kit(dm_place, needs, fixtures, machine, request.node.nodeid) as made:
         request.node.stash[KIT] = made
         yield made
 
@@ -237,6 +207,15 @@ def stack(dm: Kit) -> Any:
 def faulty(dm: Kit) -> Any:
     """Make a device over another that can be made to fail: `faulty(disk).error("100:8")`."""
     return dm.faulty
+
+
+@pytest.fixture
+def power_cut(request: pytest.FixtureRequest, dm: Kit) -> PowerCut:
+    """Run something, and cut the power of the disks: `power_cut(program.write, disk)`."""
+    from dmcopy.testing.kit.power import PowerCut
+
+    machine = request.config.pluginmanager.getplugin("dmcopy-reporter")
+    return PowerCut(dm, request.node.nodeid, machine)
 
 
 @pytest.fixture

@@ -1,26 +1,69 @@
-"""In a guest: tells the host's pytest of each result as it happens, a line of JSON each."""
+"""In a guest: runs the tests that the host asks for, and tells it of each result as it happens.
+
+Both are lines of JSON: requests on the standard input, reports on the standard output.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 import warnings
+from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
 
 MARK: Final = "dmcopy-report "
+START: Final = "Start"
+UNKNOWN: Final = "Unknown"
 WARNING: Final = "Warning"
+POWER_CUT: Final = "PowerCut"
+HEADER: Final = "Header"
 
-# pytest captures descriptor 1 before it configures any plugin, and later than it imports this one.
+# pytest captures the descriptors before it configures any plugin, and later than it imports this.
+_IN: Final = os.dup(0)
 _OUT: Final = os.dup(1)
 
 
 class Reporter:
-    """Writes reports of tests, errors of collection and warnings to the real stdout."""
+    """Takes requests, and writes reports of tests, errors of collection and warnings."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        self._first = ""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Run what is asked for until the host asks no more."""
+        if session.testsfailed:
+            return None  # errors of collection: pytest ends with them
+        items = {item.nodeid: item for item in session.items}
+        for request in requests():
+            nodeid = request["run"]
+            item = items.get(nodeid)
+            if item is None:
+                self._send({"$report_type": UNKNOWN, "nodeid": nodeid})
+                continue
+            self._first = self._first or nodeid
+            self._send({"$report_type": START, "nodeid": nodeid})
+            following = items.get(request["next"])
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        return True
+
+    def phase(self, nodeid: str) -> int:
+        """Return how many power cuts a test has behind it."""
+        return int(self._config.getoption("--vm-phase")) if nodeid == self._first else 0
+
+    def cut_power(self, nodeid: str, seed: int | None) -> None:
+        """Have the host cut the power: this never returns."""
+        self._send({"$report_type": POWER_CUT, "nodeid": nodeid, "seed": seed})
+        while True:
+            time.sleep(60)
+
+    def tell(self, facts: dict[str, Any]) -> None:
+        """Tell the host of the machine on which tests run here."""
+        self._send({"$report_type": HEADER, **facts})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._write(report)
@@ -45,6 +88,14 @@ class Reporter:
         line = f"\n{MARK}{json.dumps(data, default=repr)}\n".encode()
         while line:
             line = line[os.write(_OUT, line) :]
+
+
+def requests() -> Iterator[dict[str, str]]:
+    """Yield what the host asks for."""
+    rest = b""
+    while data := os.read(_IN, 1 << 16):
+        *lines, rest = (rest + data).split(b"\n")
+        yield from map(json.loads, lines)
 
 
 class Lines:

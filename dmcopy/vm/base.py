@@ -36,6 +36,11 @@ class Guest(ABC):
         """The guest's kernel release, as uname -r gives it."""
         return self._alive().release
 
+    @property
+    def console_bytes(self) -> int:
+        """How much the guest has said on its console, where that is known."""
+        return 0
+
     def start(
         self,
         argv: Sequence[str],

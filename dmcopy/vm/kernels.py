@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from dmcopy.errors import MissingError, UsageError
-from dmcopy.vm import debian
+from dmcopy.vm import debian, machine
 from dmcopy.vm.cache import cache_dir
 
 DEFAULT: Final = "6.1"
@@ -78,6 +78,16 @@ def find(spec: str) -> Kernel:
     kernel = _at_path(Path(spec)) if "/" in spec else _by_number(spec)
     _check(kernel)
     return kernel
+
+
+def check(spec: str) -> None:
+    """Raise UsageError for an unknown kernel, MissingError where no guest can run. Fetch nothing.
+
+    What `find` means to fetch may still turn out not to be had.
+    """
+    machine.find_qemu()
+    if "/" in spec or spec not in SUITES:
+        find(spec)
 
 
 def fetch(number: str) -> Kernel:

@@ -83,6 +83,10 @@ class QemuGuest(Guest):
             self._end()
             raise
 
+    @property
+    def console_bytes(self) -> int:
+        return self._console.stat().st_size if self._console.exists() else 0
+
     def kill(self, chooser: random.Random | None = None) -> None:
         self._end(lose=True, chooser=chooser)
 

@@ -7,9 +7,10 @@ from dmcopy.lazy import attributes
 if TYPE_CHECKING:
     from dmcopy.testing.kit.devices import Device, Disk, Faults, Mirror, Opened, Snapshot
     from dmcopy.testing.kit.kit import Kit
+    from dmcopy.testing.kit.power import PowerCut
 else:
     __getattr__ = attributes(
-        __name__, devices="Device Disk Faults Mirror Opened Snapshot", kit="Kit"
+        __name__, devices="Device Disk Faults Mirror Opened Snapshot", kit="Kit", power="PowerCut"
     )
 
-__all__ = ["Device", "Disk", "Faults", "Kit", "Mirror", "Opened", "Snapshot"]
+__all__ = ["Device", "Disk", "Faults", "Kit", "Mirror", "Opened", "PowerCut", "Snapshot"]

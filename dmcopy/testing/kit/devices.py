@@ -117,7 +117,7 @@ class _Openable:
 
 
 class Disk(_Openable):
-    """A scratch disk, all zeroes, of `sectors`. `serial`: what the test called it, or a letter."""
+    """A scratch disk of `sectors`. `serial`: what the test called it, or disk0, disk1 …."""
 
     def __init__(self, engine: Engine, word: str, sectors: int, serial: str) -> None:
         super().__init__(engine, word)

@@ -15,6 +15,7 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
+from dmcopy.testing.kit.switched import Power
 
 _T = TypeVar("_T")
 
@@ -35,6 +36,7 @@ class Engine(Closing, abc.ABC):
     def __init__(self, ledger: Ledger | None, *, volatile: bool) -> None:
         self.ledger = ledger or Ledger()
         self.volatile = volatile
+        self.power = Power()
         parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.folder = Path(tempfile.mkdtemp(prefix="dmcopy-", dir=parent))
 
@@ -63,6 +65,10 @@ class Engine(Closing, abc.ABC):
         """Return where programs find a disk or mapped device. Raises LackingError."""
 
     @abc.abstractmethod
+    def node(self, word: str) -> str:
+        """Return the path if there is one already, "" if no program has seen it."""
+
+    @abc.abstractmethod
     def word_of(self, path: str) -> str:
         """Return the word of what programs find at `path`; the path itself where it is not ours."""
 
@@ -71,12 +77,8 @@ class Engine(Closing, abc.ABC):
         """Take away what `path` made, if it made anything. Raises BusyError naming its users."""
 
     @abc.abstractmethod
-    def switch(self, *, on: bool) -> None:
-        """Switch all disks on or off: while they are off, every request ends with EIO."""
-
-    @abc.abstractmethod
     def lose(self, seed: int | None) -> None:
         """Lose what the caches of the disks hold, of each write all, nothing or some blocks.
 
-        As the seed says; None: everything. The disks must be off, and nothing may use them.
+        As the seed says; None: everything. The power must be off, and nothing may use the disks.
         """

@@ -72,12 +72,19 @@ class Host(Engine):
             del self._loops[word]
 
     def device(self, word: str) -> Device:
-        if word in self._loops or word in self._served:
+        if self.is_disk(word):
             self._files.append(BlockDevice.open(word, write=True, claim=False))
             return self._files[-1]
         return self._mapper.open(os.path.basename(word))
 
+    def is_disk(self, word: str) -> bool:
+        """Whether this is one of the disks, not a mapped device."""
+        return word in self._loops or word in self._served
+
     def path(self, word: str) -> str:
+        return word
+
+    def node(self, word: str) -> str:
         return word
 
     def word_of(self, path: str) -> str:
@@ -85,10 +92,6 @@ class Host(Engine):
 
     def hide(self, word: str) -> None:
         del word
-
-    def switch(self, *, on: bool) -> None:
-        for disk in self._served.values():
-            disk.off = not on
 
     def lose(self, seed: int | None) -> None:
         for node, disk in self._served.items():
@@ -119,7 +122,7 @@ class Host(Engine):
                 self._front = LoopDevices(reactor, ledger=self.ledger)
             self._media.append(BlockDevice.open(file, write=True, claim=False))
             below = VolatileDisk(self._media[-1], reactor)
-            disk = SwitchedDisk(str(file), below, reactor, block_size)
+            disk = SwitchedDisk(str(file), below, reactor, block_size, self.power)
             node = self._front.add(file.name, disk)
             self._served[node], self._names[node] = disk, file.name
             return node

@@ -17,6 +17,7 @@ from dmcopy.table import Mirror as MirrorTarget
 from dmcopy.table import Snapshot as SnapshotTarget
 from dmcopy.testing.kit.devices import Device, Disk, Faults, Mirror, Snapshot
 from dmcopy.testing.kit.engine import Engine
+from dmcopy.testing.kit.mounted import unmount
 from dmcopy.units import SECTOR_SHIFT, parse_bytes
 
 AnyDevice: TypeAlias = Disk | Device[Any]
@@ -50,7 +51,7 @@ class Kit(Closing):
         size_bytes = size if isinstance(size, int) else parse_bytes(size)
         if size_bytes <= 0 or size_bytes % block_size:
             raise UsageError(f"{size}: a disk is one or more whole blocks of {block_size} bytes")
-        serial = serial or self._next_letter()
+        serial = serial or f"disk{len(self.disks)}"
         if serial in [disk.serial for disk in self.disks]:
             raise UsageError(f"there is a disk {serial} already")
         file = self.engine.folder / serial
@@ -147,6 +148,31 @@ class Kit(Closing):
         made.healthy = made.table
         return made
 
+    def cut_power(self, seed: int | None = None) -> None:
+        """Cut the power of all disks, and have it back: what a crash of the machine leaves.
+
+        Of what was not flushed each write is lost, kept or torn by block, as the seed says; None:
+        all of it is lost. File systems on our devices are unmounted, what the test has open is
+        closed, and each mapped device is made again with the table that it had: so a snapshot or
+        mirror begins with what is on its disks. Raises BusyError where a process uses one.
+        """
+        self.engine.power.off = True
+        for one in [*self.devices, *self.disks]:
+            one.close()
+        unmount(self.words())
+        for device in reversed(self.devices):
+            device.remove()
+        for disk in self.disks:
+            self.engine.hide(disk.word)
+        self.engine.lose(seed)
+        self.engine.power.off, self.engine.power.writes_left = False, None
+        for device in self.devices:
+            device.create()
+
+    def words(self) -> list[str]:
+        """Return where all that there is can be seen by programs."""
+        return [self.engine.node(one.word) for one in [*self.devices, *self.disks]]
+
     def close(self) -> None:
         """Remove everything, newest first. Raises the first error, with others as its notes."""
         errors: list[Exception] = []
@@ -182,8 +208,3 @@ class Kit(Closing):
             if device.table == table:
                 return device
         return self(table, name="origin")
-
-    def _next_letter(self) -> str:
-        taken = [disk.serial for disk in self.disks]
-        free = (letter for letter in string.ascii_lowercase if letter not in taken)
-        return next(free, f"disk{len(taken)}")

@@ -24,7 +24,7 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
-from dmcopy.mapper.userspace import NODES, UserMapper
+from dmcopy.mapper.userspace import UserMapper
 from dmcopy.testing.kit.engine import Engine, LackingError
 from dmcopy.testing.kit.switched import SwitchedDisk
 
@@ -60,7 +60,7 @@ class Model(Engine):
             below: Device = self._files[word]
             if self.volatile:
                 below = VolatileDisk(below, reactor)
-            self._disks[word] = SwitchedDisk(word, below, reactor, block_size)
+            self._disks[word] = SwitchedDisk(word, below, reactor, block_size, self.power)
 
         self._files[word] = BlockDevice.open(file, write=True, claim=False)
         self._thread.call(make)
@@ -86,6 +86,9 @@ class Model(Engine):
             self._served[word] = self._thread.call(lambda reactor: self._serve(reactor, word))
         return self._served[word]
 
+    def node(self, word: str) -> str:
+        return self._served.get(word, "")
+
     def word_of(self, path: str) -> str:
         return next((word for word, served in self._served.items() if served == path), path)
 
@@ -95,10 +98,6 @@ class Model(Engine):
             assert front is not None
             self._thread.call(lambda _: front.remove(os.path.basename(word)))
             del self._served[word]
-
-    def switch(self, *, on: bool) -> None:
-        for disk in self._disks.values():
-            disk.off = not on
 
     def lose(self, seed: int | None) -> None:
         for disk in self._disks.values():
@@ -133,11 +132,6 @@ class Model(Engine):
         name = os.path.basename(word)
         device: Device = self._disks[word] if word in self._disks else self._mapper.open(name)
         return self._front.add(name, device)
-
-    @staticmethod
-    def word(name: str) -> str:
-        """Return the word of a mapped device."""
-        return NODES + name
 
 
 def front_end() -> type[LoopDevices | FuseFiles]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from dmcopy.errors import DeviceError
-from dmcopy.testing.kit import Kit
+from dmcopy.testing.kit import Kit, PowerCut
 
 pytestmark = pytest.mark.kernel(either=True)
 PAGE = 4096
@@ -51,3 +52,26 @@ def test_a_file_system_on_a_device(dm: Kit, tmp_path: Path) -> None:
     device = dm.linear(dm.scratch_disk("16M"))
     for words in (["mkfs.ext4", "-q", device], ["mount", device, tmp_path], ["umount", tmp_path]):
         subprocess.run(words, check=True, timeout=120)
+
+
+def test_a_power_cut(dm: Kit, power_cut: PowerCut, tmp_path: Path) -> None:
+    device = dm.linear(dm.scratch_disk("16M"))
+
+    def work() -> None:
+        run("mkfs.ext4", "-q", device)
+        run("mount", device, tmp_path)
+        for name in ("kept", "lost"):
+            (tmp_path / name).write_text("content")
+            if name == "kept":
+                run("sync", tmp_path / name)
+
+    power_cut(work)
+    run("mount", device, tmp_path)
+    try:
+        assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["kept"]
+    finally:
+        run("umount", tmp_path)
+
+
+def run(*words: str | os.PathLike[str]) -> None:
+    subprocess.run(words, check=True, capture_output=True, timeout=120)

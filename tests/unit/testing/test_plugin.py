@@ -3,68 +3,28 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
 import textwrap
-import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from dmcopy import vm
-from dmcopy.errors import LostVMError, MissingError
-from dmcopy.testing import plugin, reporter
-from dmcopy.vm.channel import Channel, ChannelLostError, Command
+from dmcopy.errors import UsageError
+from dmcopy.testing import guest_run, guest_settings, needs, plugin, reporter
+from dmcopy.vm import kernels
+from tests.unit.testing.fake_guest import FakeGuest
 
 pytest_plugins = ["pytester"]
-
-_AGENT = "import sys; from dmcopy.vm.agent import Agent; Agent(int(sys.argv[1])).serve()"
-
-
-class FakeGuest:
-    """Runs commands here. The word `lost` as a kernel has no guest, `die` one that dies."""
-
-    booted: list[str]
-    closed: int
-
-    def __init__(self, kernel: str, disks: object, memory: str) -> None:
-        assert disks
-        assert memory == "2G"
-        if kernel == "lost":
-            raise MissingError("no qemu here: install it")
-        FakeGuest.booted.append(kernel)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _AGENT, str(theirs.fileno())], pass_fds=[theirs.fileno()]
-            )
-        self._channel = Channel(ours)
-        self._channel.wait_hello(time.monotonic() + 30)
-
-    def start(self, argv: list[str], *, env: dict[str, str], **options: object) -> Command:
-        env = {**os.environ, **env, "GUEST_PID": str(self._process.pid)}
-        options["cwd"] = str(options["cwd"])
-        return self._channel.start(argv, env=env, **options)  # type: ignore[arg-type]
-
-    def poll(self, command: Command, timeout: float) -> int | None:
-        try:
-            return command.poll(timeout)
-        except ChannelLostError as error:
-            raise LostVMError(f"lost VM: {error}") from None
-
-    def kill(self) -> None:
-        FakeGuest.closed += 1
-        self._process.kill()
-        self._process.wait(30)
-        self._channel.close()
 
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeGuest]]:
     monkeypatch.setattr(vm, "guest", FakeGuest)
+    monkeypatch.setattr(vm, "check", lambda _: None)
     # The conftests below replace it in this process: kernel tests that follow are to be skipped.
     monkeypatch.setattr(plugin, "missing_here", plugin.missing_here)
+    monkeypatch.setattr(needs, "missing_here", needs.missing_here)
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     FakeGuest.booted, FakeGuest.closed = [], 0
     yield FakeGuest
@@ -239,7 +199,9 @@ def test_junit(suite: pytest.Pytester) -> None:
     assert "assert 2 == 1" in text
 
 
-def test_a_guest_that_dies_fails_the_rest_with_the_reason(pytester: pytest.Pytester) -> None:
+def test_a_guest_that_dies_is_the_failure_of_one_test(
+    pytester: pytest.Pytester,
+) -> None:
     pytester.makeconftest("from dmcopy.testing import plugin\nplugin.missing_here = lambda: ''")
     pytester.makepyfile(
         """
@@ -254,8 +216,9 @@ def test_a_guest_that_dies_fails_the_rest_with_the_reason(pytester: pytest.Pytes
         """
     )
     result = run(pytester, "--vm", "6.1")
-    result.assert_outcomes(passed=1, failed=2)
-    result.stdout.fnmatch_lines(["not run to its end: lost VM: the guest hung up"])
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*test_deadly*", "not run to its end: lost VM: the guest hung up"])
+    assert FakeGuest.booted == ["6.1", "6.1"]
 
 
 def test_a_guest_that_cannot_boot(suite: pytest.Pytester) -> None:
@@ -330,6 +293,182 @@ def test_in_place_where_there_is_device_mapper(
         """
     )
     run(pytester).assert_outcomes(passed=1, skipped=1)
+
+
+def test_what_crosses_to_the_guest(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makeconftest(
+        """
+        from dmcopy.testing import needs
+        needs.missing_here = lambda: ''
+        def pytest_addoption(parser):
+            parser.addoption("--flavour")
+            parser.addoption("--loud", action="store_true")
+            parser.addoption("--more", action="append")
+        """
+    )
+    pytester.makepyfile(
+        """
+        import os, pytest
+        @pytest.mark.kernel
+        @pytest.mark.dm(disks=["1G,serial=big", "128M,serial=b"])
+        def test_it(request):
+            option = request.config.getoption
+            assert option("--flavour") == "sour"
+            assert option("--loud")
+            assert option("--more") == ["x", "y"]
+            assert os.environ["TOKEN"] == "t"
+        """
+    )
+    monkeypatch.setenv("TOKEN", "t")
+    (pytester.path / "out").mkdir()
+    words = ["--flavour", "sour", "--loud", "--more=x", "--more", "y", "-v", "--vm-env=TOKEN"]
+    result = run(pytester, "--vm=6.1", *words, "--vm-share=out", "--vm-disk=2G,serial=mine")
+    result.assert_outcomes(passed=1)
+    sizes = {"a": "256M", "b": "128M", "c": "256M", "d": "256M", "mine": "2G", "big": "1G"}
+    assert sizes == FakeGuest.disks
+    assert FakeGuest.shares == [pytester.path / "out"]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--vm=5.99"], "*--vm: 5.99: no such kernel: use one of 6.1, 6.12*"),
+        (["--vm=/nowhere/vmlinuz"], "*--vm: /nowhere/vmlinuz: no such kernel image*"),
+        (["--vm=6.1", "--vm-share=nowhere"], "*--vm-share nowhere: there is no such folder*"),
+        (["--vm=6.1", "--vm-disk=big"], "*--vm: 'big' is not a disk*"),
+    ],
+)
+def test_what_no_guest_can_have_is_told_before_anything_runs(
+    suite: pytest.Pytester, words: list[str], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vm, "check", kernels.check)
+    monkeypatch.setattr("dmcopy.vm.machine.find_qemu", lambda: "/usr/bin/qemu")
+    result = run(suite, *words)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([complaint])
+    result.stdout.no_fnmatch_line("*PASSED*")
+
+
+def test_no_qemu_is_told_before_anything_runs(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vm, "check", kernels.check)
+    monkeypatch.setattr("dmcopy.block.tools.which", lambda _: None)
+    result = run(suite, "--vm=6.1")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--vm: no qemu-system-x86_64 here: apt-get install*"])
+
+
+def test_marks_that_want_one_disk_in_two_sizes(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.dm(disks=["1G,serial=x"])
+        def test_one(): pass
+        @pytest.mark.dm(disks=["2G,serial=x"])
+        def test_two(): pass
+        """
+    )
+    result = run(pytester, "--vm=6.1")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*test_two* wants disk x of 2G, and another test of 1G*"])
+
+
+def test_a_power_cut_kills_the_guest_and_the_test_begins_again(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("from dmcopy.testing import plugin\nplugin.missing_here = lambda: ''")
+    pytester.makepyfile(
+        """
+        import pathlib, pytest
+        pytestmark = pytest.mark.kernel
+        log = pathlib.Path("log")
+
+        def test_before(): pass
+
+        def test_cut(request):
+            from dmcopy.testing.kit import PowerCut
+            machine = request.config.pluginmanager.getplugin("dmcopy-reporter")
+            cut = PowerCut(None, request.node.nodeid, machine)
+            with log.open("a") as file: file.write("begin ")
+            cut(lambda: log.open("a").write("one "))
+            cut.cut(lambda: log.open("a").write("two "), seed=7)
+            with log.open("a") as file: file.write("end")
+
+        def test_after(): pass
+        """
+    )
+    result = run(pytester, "--vm=6.1", "-v")
+    result.assert_outcomes(passed=3)
+    assert (pytester.path / "log").read_text() == "begin one begin two begin end"
+    assert FakeGuest.booted == ["6.1"] * 3
+
+
+def test_a_limit_counts_the_test_alone(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("from dmcopy.testing import plugin\nplugin.missing_here = lambda: ''")
+    pytester.makepyfile(
+        """
+        import pytest, time
+        pytestmark = pytest.mark.kernel
+        @pytest.mark.timeout(1)
+        def test_slow(): time.sleep(60)
+        @pytest.mark.timeout(5)
+        def test_quick(): pass
+        """
+    )
+    monkey = FakeGuest.boot_seconds
+    FakeGuest.boot_seconds = 1.5
+    try:
+        result = run(pytester, "--vm=6.1")
+    finally:
+        FakeGuest.boot_seconds = monkey
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*Timeout*1*"])
+
+
+def test_a_test_that_outlasts_its_limit_in_the_kernel(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest_run, "GRACE_SECONDS", 1.0)
+    pytester.makeconftest("from dmcopy.testing import plugin\nplugin.missing_here = lambda: ''")
+    pytester.makepyfile(
+        """
+        import os, pytest, signal, time
+        pytestmark = pytest.mark.kernel
+        @pytest.mark.timeout(1)
+        def test_hung():
+            os.kill(os.getpid(), signal.SIGSTOP)     # as one that waits for a disk: no signal helps
+        def test_after(): pass
+        """
+    )
+    result = run(pytester, "--vm=6.1")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*not done within its limit of 1 s, nor 1 s later*"])
+    assert FakeGuest.booted == ["6.1", "6.1"]
+
+
+def test_one_guest_for_each_worker(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(Path(__file__).parents[3])
+    monkeypatch.setenv("PYTHONPATH", root)
+    suite.makeconftest(
+        """
+        from dmcopy import vm
+        from dmcopy.testing import plugin
+        from tests.unit.testing.fake_guest import FakeGuest
+        plugin.missing_here = lambda: ''
+        vm.guest, vm.check = FakeGuest, lambda _: None
+        """
+    )
+    result = suite.runpytest_subprocess("-p", "no:cacheprovider", "--vm=6.1", "-n2", timeout=120)
+    result.assert_outcomes(passed=4, failed=1, skipped=1, xfailed=1, errors=1)
+
+
+@pytest.mark.parametrize(("workers", "free", "fit"), [(4, 4 << 30, 1), (3, 5 << 30, 2)])
+def test_memory_is_counted_before_guests_boot(workers: int, free: int, fit: int) -> None:
+    with pytest.raises(UsageError, match=f"use -n {fit}, or a smaller --vm-memory"):
+        guest_settings.check_memory(workers, 2 << 30, free)
+    guest_settings.check_memory(fit, 2 << 30, free)
+    assert guest_settings.available_memory() > 1 << 20
 
 
 @pytest.mark.parametrize("word", ["", "6.1,,6.12"])

@@ -1,0 +1,133 @@
+"""What a guest is made of, and what pytest in it is told: options, disks, folders, environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from dmcopy.errors import UsageError
+from dmcopy.testing import options
+from dmcopy.testing.guest_run import Settings
+from dmcopy.testing.needs import Needs
+from dmcopy.units import parse_bytes
+
+if TYPE_CHECKING:
+    from dmcopy.vm import Disk
+
+DISK_SIZE: Final = "256M"
+DISK_SERIALS: Final = ("a", "b", "c", "d")
+_PASSED_ON: Final = ("DMCOPY_TEST", "DMCOPY_SEED", "PYTEST_ADDOPTS")
+_RESERVE_BYTES: Final = 512 << 20
+"""What is left to the host beside its guests."""
+
+
+def settings(
+    config: pytest.Config, kernel: str, items: Sequence[pytest.Item], folder: Path
+) -> Settings:
+    """Return the settings of a kernel's guests for `items`, with their disks in `folder`."""
+    return Settings(
+        kernel=kernel,
+        disks=_with_files(disks(config, items), folder / Path(kernel).name),
+        memory=config.getoption("--vm-memory"),
+        shares=[Path(word).absolute() for word in config.getoption("--vm-share")],
+        argv=arguments(config),
+        folder=config.rootpath,
+        environment=_environment(config),
+        silence=config.getoption("--vm-silence"),
+    )
+
+
+def check(session: pytest.Session) -> None:
+    """Raise DmcopyError for options that cannot be, and for more guests than there is memory."""
+    config = session.config
+    disks(config, session.items)
+    for word in config.getoption("--vm-share"):
+        if not Path(word).is_dir():
+            raise UsageError(f"--vm-share {word}: there is no such folder")
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        check_memory(workers, parse_bytes(config.getoption("--vm-memory"), default="m"))
+
+
+def check_memory(workers: int, each: int, free: int | None = None) -> None:
+    """Raise UsageError where a guest for each worker does not fit into `free` bytes."""
+    free = available_memory() if free is None else free
+    if workers * each + _RESERVE_BYTES > free:
+        fit = max(1, (free - _RESERVE_BYTES) // each)
+        raise UsageError(
+            f"{workers} workers with a guest of {each >> 20} MiB each, and {free >> 20} MiB of "
+            f"memory are free: use -n {fit}, or a smaller --vm-memory"
+        )
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that are free, or can be freed (MemAvailable)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 1 << 62
+
+
+def disks(config: pytest.Config, items: Sequence[pytest.Item]) -> list[Disk]:
+    """Return the disks of a guest: four, those of --vm-disk, those that marks ask for.
+
+    Of one serial the last one counts; marks that want it in different sizes raise UsageError.
+    """
+    from dmcopy.vm import Disk
+    from dmcopy.vm.disks import parse_disk
+
+    found = {serial: Disk(DISK_SIZE, serial) for serial in DISK_SERIALS}
+    found |= {disk.serial: disk for disk in map(parse_disk, config.getoption("--vm-disk"))}
+    marked: dict[str, Disk] = {}
+    for item in items:
+        for disk in Needs.of(getattr(item, "original", item)).vm_disks():
+            other = marked.setdefault(disk.serial, disk)
+            if other.size_bytes != disk.size_bytes:
+                raise UsageError(
+                    f"{item.nodeid} wants disk {disk.serial} of {disk.size}, and another test of "
+                    f"{other.size}: give one of them another serial"
+                )
+    return list((found | marked).values())
+
+
+def arguments(config: pytest.Config) -> list[str]:
+    """Return the arguments of pytest in a guest: ours, and the options of conftests as given."""
+    option = config.getoption
+    argv = ["--vm-report", "-p", "no:cacheprovider", "-q"]
+    argv += [f"--tb={option('tbstyle')}", f"--rootdir={config.rootpath}"]
+    if option("showlocals"):
+        argv.append("--showlocals")
+    if options.strict(config):
+        argv.append("--dm-strict")
+    if config.inipath is not None:
+        argv += ["-c", str(config.inipath)]
+    return [*argv, *options.of_conftests(config)]
+
+
+def time_limit(item: pytest.Item) -> float:
+    """Return the seconds that pytest-timeout gives a test; 0 for any number."""
+    mark = item.get_closest_marker("timeout")
+    if mark is not None:
+        return float(mark.args[0] if mark.args else mark.kwargs.get("timeout") or 0)
+    option = item.config.getoption("timeout", None)
+    return float(option if option is not None else item.config.getini("timeout") or 0)
+
+
+def _with_files(wanted: Sequence[Disk], folder: Path) -> list[Disk]:
+    """Give each disk a file of the host, by which it outlasts its guest."""
+    from dmcopy.vm import Disk
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        disk if disk.path else Disk(disk.size, disk.serial, folder / disk.serial, disk.twin)
+        for disk in wanted
+    ]
+
+
+def _environment(config: pytest.Config) -> dict[str, str]:
+    names = [*_PASSED_ON, *config.getoption("--vm-env")]
+    return {name: os.environ[name] for name in names if name in os.environ}
