@@ -29,10 +29,11 @@ class KernelLog:
 
     def lines(self) -> list[str]:
         """Return what device-mapper logged since the last call."""
-        found = (_RECORD.search(record) for record in self._records())
+        found = (_RECORD.search(record) for record in self.records())
         return [match["text"].strip() for match in found if match]
 
-    def _records(self) -> list[str]:
+    def records(self) -> list[str]:
+        """Return all that was logged since the last call, each with its numbers before a `;`."""
         records = []
         while self._fd >= 0:
             try:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from dmcopy.errors import DmcopyError, LostVMError
-from dmcopy.testing.reporter import POWER_CUT, START, UNKNOWN, WARNING, Lines
+from dmcopy.testing.reporter import FILES, HEADER, POWER_CUT, START, UNKNOWN, WARNING, Lines
 
 if TYPE_CHECKING:
     from dmcopy import vm
@@ -65,6 +65,8 @@ class Settings:
 class GuestRun:
     """The tests of one kernel. `warned` is told of warnings of the guest's pytest.
 
+    `machine`: what pytest there has said of itself; `files`: what failed tests had in their
+    folders, by their ids: paths, and contents in base 64.
     `others`: runs whose reports must be taken meanwhile, too.
     """
 
@@ -74,7 +76,8 @@ class GuestRun:
         self, settings: Settings, tests: Sequence[Test], warned: Callable[[Report], object]
     ) -> None:
         self.settings = settings
-        self.header: Report = {}
+        self.machine = ""
+        self.files: dict[str, dict[str, str]] = {}
         self._warned = warned
         self._left = {test.nodeid: test for test in tests}
         self._asked: list[tuple[str, str]] = []
@@ -263,8 +266,10 @@ class GuestRun:
                 self._cut = report["nodeid"], report["seed"]
             case kind if kind == WARNING:
                 self._warned(report)
-            case "Header":
-                self.header = report
+            case kind if kind == HEADER:
+                self.machine = str(report["text"])
+            case kind if kind == FILES:
+                self.files[report["nodeid"]] = report["files"]
             case _:
                 self._complaints.append(longrepr_text(report["longrepr"]))
 

@@ -108,15 +108,6 @@ def arguments(config: pytest.Config) -> list[str]:
     return [*argv, *options.of_conftests(config)]
 
 
-def time_limit(item: pytest.Item) -> float:
-    """Return the seconds that pytest-timeout gives a test; 0 for any number."""
-    mark = item.get_closest_marker("timeout")
-    if mark is not None:
-        return float(mark.args[0] if mark.args else mark.kwargs.get("timeout") or 0)
-    option = item.config.getoption("timeout", None)
-    return float(option if option is not None else item.config.getini("timeout") or 0)
-
-
 def _with_files(wanted: Sequence[Disk], folder: Path) -> list[Disk]:
     """Give each disk a file of the host, by which it outlasts its guest."""
     from dmcopy.vm import Disk

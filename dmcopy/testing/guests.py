@@ -11,20 +11,22 @@ an emulated one keeps one busy. Their reports are replayed here as though the te
 
 from __future__ import annotations
 
+import base64
 import functools
 import itertools
 import os
+import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from dmcopy.errors import DmcopyError
-from dmcopy.testing import guest_settings
+from dmcopy.testing import guest_settings, options
 from dmcopy.testing.guest_run import GuestRun, Lost, Report, Settings, Test
 
 _NO_LIMIT: Final = 0.0
@@ -42,7 +44,7 @@ class GuestItem(pytest.Item):
             self.keywords[marker.name] = marker
         self.limit = _NO_LIMIT
         if self.config.pluginmanager.hasplugin("timeout"):
-            self.limit = guest_settings.time_limit(original)
+            self.limit = options.time_limit(original)
             # The test's own limit holds in the guest; here it would count the boot as well.
             self.add_marker(pytest.mark.timeout(0), append=False)  # before the test's own
 
@@ -135,8 +137,34 @@ class Guests:
             run.ask([(item.original.nodeid, next_id)])
         result = run.result(item.original.nodeid)
         if isinstance(result, Lost):
-            return [_lost(item, result)]
-        return [self._replayed(data, item) for data in result]
+            return [self._told(_lost(item, result), item)]
+        return [self._told(self._replayed(data, item), item) for data in result]
+
+    def _told(self, report: pytest.TestReport, item: GuestItem) -> pytest.TestReport:
+        """Add to the report of a failure its files and how to run it alone."""
+        if not report.failed or report.when == "teardown":
+            return report
+        from dmcopy.testing import facts
+
+        nodeid = item.original.nodeid
+        files = self._runs[item.kernel].files.pop(nodeid, None)
+        if files:
+            folder = self._keep_files(item, files)
+            report.sections.append(("files of the test", f"{folder}: {', '.join(sorted(files))}"))
+        command = facts.alone(nodeid, f"--vm={item.kernel}")
+        report.sections.append(("run it alone", command))
+        return report
+
+    def _keep_files(self, item: GuestItem, files: Mapping[str, str]) -> Path:
+        """Write what a guest sent of a test's folder; return in which folder it is."""
+        factory = self._config._tmp_path_factory  # type: ignore[attr-defined]
+        folder: Path = factory.mktemp(re.sub(r"\W", "_", item.name)[:40])
+        for name, data in files.items():
+            path = folder / name
+            if path.resolve().is_relative_to(folder.resolve()):  # a guest can send any name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(data))
+        return folder
 
     def _run_of(self, item: GuestItem) -> GuestRun:
         """Return the run of a test's kernel, and start as many of the following as can run."""
@@ -161,16 +189,22 @@ class Guests:
         originals = [item.original for item in items]
         return guest_settings.settings(self._config, kernel, originals, self._folder)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
-        for run in self._runs.values():
+        from dmcopy.testing import facts
+
+        for kernel, run in self._runs.items():
+            run.finish()
             run.close()
+            if run.machine:
+                facts.note(self._config, f"vm {kernel}", run.machine)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for kernel, run in self._runs.items():
-            if run.header:
-                terminalreporter.write_line(f"guest {kernel}: {run.header['text']}")
+            if run.machine:
+                terminalreporter.write_line(f"vm {kernel}: {run.machine}")
 
     def _warned(self, kernel: str, data: Report) -> None:
         """Have a warning of the guest's pytest among those of this one."""

@@ -89,6 +89,15 @@ def places(config: pytest.Config) -> tuple[str, ...]:
     return words
 
 
+def time_limit(item: pytest.Item) -> float:
+    """Return the seconds that pytest-timeout gives a test; 0 for any number."""
+    mark = item.get_closest_marker("timeout")
+    if mark is not None:
+        return float(mark.args[0] if mark.args else mark.kwargs.get("timeout") or 0)
+    option = item.config.getoption("timeout", None)
+    return float(option if option is not None else item.config.getini("timeout") or 0)
+
+
 def of_conftests(config: pytest.Config) -> list[str]:
     """Return the words of the command line that are options which conftests have added."""
     known = _all(config)

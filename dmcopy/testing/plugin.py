@@ -30,6 +30,7 @@ from dmcopy.testing.crash_plugin import compare, crash_explorer, workload
 from dmcopy.testing.needs import MARK, Needs, lacking, missing_here
 
 if TYPE_CHECKING:
+    from dmcopy.testing.keeping import Keeper
     from dmcopy.testing.kit import Kit, PowerCut
 
 if "--vm-report" in sys.argv:  # it keeps the descriptor 1 of before pytest's capture
@@ -37,7 +38,9 @@ if "--vm-report" in sys.argv:  # it keeps the descriptor 1 of before pytest's ca
 
 __all__ = ["compare", "crash_explorer", "missing_here", "workload"]
 
+KEEPER: Final[pytest.StashKey[Keeper]] = pytest.StashKey()
 KIT: Final = pytest.StashKey["Kit"]()
+_MACHINES: Final = pytest.StashKey[dict[str, str]]()
 _NEEDS: Final = pytest.StashKey[Needs]()
 _CHOSEN: Final = pytest.StashKey[tuple[str, ...]]()
 
@@ -57,6 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "either=True: in one of them, by turns, unless $DMCOPY_TEST is long",
     )
     config.addinivalue_line("markers", MARK)
+    config.stash[_MACHINES] = {}
     if config.getoption("--vm-report"):
         config.stash[_CHOSEN] = ("vm",)
         config.pluginmanager.register(reporter.Reporter(config), "dmcopy-reporter")
@@ -121,15 +125,48 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    try:
+    if KIT not in item.stash:
         return (yield)
-    except Exception as error:
-        if KIT in item.stash:
-            from dmcopy.testing.kit.engine import LackingError
+    from dmcopy.testing.kit.engine import LackingError
+    from dmcopy.testing.kit.watch import watched
 
-            if isinstance(error, LackingError):
-                without(item.config, f"{place_of(item)}: {error}")
-        raise
+    keeper = item.stash[KEEPER]
+    try:
+        with watched(item.stash[KIT], options.time_limit(item)) as keeper.watch:
+            return (yield)
+    except LackingError as error:
+        without(item.config, f"{place_of(item)}: {error}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report: pytest.TestReport = yield  # type: ignore[assignment]
+    if report.failed and KEEPER in item.stash:
+        item.stash[KEEPER].describe(item, report)
+    return report  # type: ignore[return-value]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Find out on what the tests ran: for the report, and for the properties in JUnit's file."""
+    config = session.config
+    machines = config.stash.get(_MACHINES, {})
+    if not machines:
+        return
+    from dmcopy.testing import facts
+
+    for place in machines:
+        machines[place] = facts.model() if place == "model" else facts.machine()
+        facts.note(config, place, machines[place])
+    if config.getoption("--vm-report"):
+        config.pluginmanager.getplugin("dmcopy-reporter").tell(machines["vm"])
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for place, text in config.stash.get(_MACHINES, {}).items():
+        terminalreporter.write_line(f"{place}: {text}")
 
 
 def without(config: pytest.Config, reason: str) -> None:
@@ -144,9 +181,13 @@ def _hint(place: str) -> str:
 
 
 @pytest.fixture
-def dm_place(request: pytest.FixtureRequest) -> str:
+def dm_place(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where this test runs: `model`, `host` or `vm`."""
-    return str(request.param)
+    from dmcopy.testing import keeping
+
+    with keeping.nothing_left(request) as keeper:
+        request.node.stash[KEEPER] = keeper
+        yield str(request.param)
 
 
 @pytest.fixture
@@ -158,7 +199,11 @@ def dm(request: pytest.FixtureRequest, dm_place: str) -> Iterator[Kit]:
     needs, fixtures = needs_of(request.node), request.fixturenames
     with kit(dm_place, needs, fixtures, machine, request.node.nodeid) as made:
         request.node.stash[KIT] = made
+        request.config.stash[_MACHINES][dm_place] = ""
+        keeper = request.node.stash[KEEPER]
+        keeper.add(made)
         yield made
+        keeper.check()
 
 
 @pytest.fixture

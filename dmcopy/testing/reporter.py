@@ -5,11 +5,12 @@ Both are lines of JSON: requests on the standard input, reports on the standard 
 
 from __future__ import annotations
 
+import base64
 import json
 import os
-import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -20,6 +21,9 @@ UNKNOWN: Final = "Unknown"
 WARNING: Final = "Warning"
 POWER_CUT: Final = "PowerCut"
 HEADER: Final = "Header"
+FILES: Final = "Files"
+FILES_BYTES: Final = 8 << 20
+"""The most of a failed test's own folder that is sent to the host."""
 
 # pytest captures the descriptors before it configures any plugin, and later than it imports this.
 _IN: Final = os.dup(0)
@@ -58,12 +62,27 @@ class Reporter:
     def cut_power(self, nodeid: str, seed: int | None) -> None:
         """Have the host cut the power: this never returns."""
         self._send({"$report_type": POWER_CUT, "nodeid": nodeid, "seed": seed})
-        while True:
-            time.sleep(60)
+        for _ in requests():  # no more come: it ends with the guest, or where the host has gone
+            pass
+        os._exit(1)
 
-    def tell(self, facts: dict[str, Any]) -> None:
+    def tell(self, text: str) -> None:
         """Tell the host of the machine on which tests run here."""
-        self._send({"$report_type": HEADER, **facts})
+        self._send({"$report_type": HEADER, "text": text})
+
+    def send_files(self, nodeid: str, folder: Path) -> None:
+        """Send what a test has left in its folder to the host, up to `FILES_BYTES`."""
+        found: dict[str, str] = {}
+        room = FILES_BYTES
+        for parent, folders, names in os.walk(folder):
+            folders[:] = [name for name in folders if not os.path.ismount(f"{parent}/{name}")]
+            for path in (Path(parent, name) for name in sorted(names)):
+                if path.is_file() and not path.is_symlink() and path.stat().st_size <= room:
+                    room -= path.stat().st_size
+                    data = base64.b64encode(path.read_bytes()).decode()
+                    found[str(path.relative_to(folder))] = data
+        if found:
+            self._send({"$report_type": FILES, "nodeid": nodeid, "files": found})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._write(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
 from dmcopy.closing import Closing
-from dmcopy.errors import DmcopyError, UsageError
+from dmcopy.errors import BusyError, DmcopyError, UsageError
 from dmcopy.mapper.base import PREFIX
 from dmcopy.status import Status
 from dmcopy.table import CoreLog, DiskLog, Leg, Linear, SnapshotOrigin, Striped, Table
@@ -187,7 +188,9 @@ class Kit(Closing):
             raise errors[0]
 
     def _steps(self) -> list[Callable[[], object]]:
-        steps: list[Callable[[], object]] = [device.remove for device in reversed(self.devices)]
+        steps: list[Callable[[], object]] = [
+            functools.partial(_remove, device) for device in reversed(self.devices)
+        ]
         steps += [disk.close for disk in self.disks]
         steps += [lambda word=disk.word: self.engine.drop_disk(word) for disk in self.disks[::-1]]  # type: ignore[misc]
         return [*steps, self.engine.close]
@@ -208,3 +211,12 @@ class Kit(Closing):
             if device.table == table:
                 return device
         return self(table, name="origin")
+
+
+def _remove(device: Device[Any]) -> None:
+    """Remove a device; one that I/O waits for is cut loose first, so that its users let go."""
+    try:
+        device.remove()
+    except BusyError:
+        device.cut_loose()
+        device.remove()

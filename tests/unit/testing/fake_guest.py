@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import ClassVar
 
 from dmcopy import vm
@@ -57,6 +60,10 @@ class FakeGuest:
     def kill(self, chooser: random.Random | None = None) -> None:
         del chooser
         FakeGuest.closed += 1
+        started = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
         self._process.kill()
+        for pid in map(int, started.split()):  # in a guest nothing outlives it
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
         self._process.wait(30)
         self._channel.close()

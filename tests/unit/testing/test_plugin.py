@@ -221,6 +221,24 @@ def test_a_guest_that_dies_is_the_failure_of_one_test(
     assert FakeGuest.booted == ["6.1", "6.1"]
 
 
+def test_a_test_that_kills_its_pytest(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("from dmcopy.testing import plugin\nplugin.missing_here = lambda: ''")
+    pytester.makepyfile(
+        """
+        import os, pytest, signal
+        pytestmark = pytest.mark.kernel
+        def test_deadly(): os.kill(os.getpid(), signal.SIGKILL)
+        def test_after(): pass
+        """
+    )
+    result = run(pytester, "--vm", "6.1")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["not run to its end: pytest ended with 137 in the guest*"])
+    result.stdout.fnmatch_lines(
+        ["*run it alone*", "pytest --vm=6.1 test_a_test_that_kills_its_pytest.py::test_deadly"]
+    )
+
+
 def test_a_guest_that_cannot_boot(suite: pytest.Pytester) -> None:
     result = run(suite, "--vm", "lost")
     result.assert_outcomes(passed=1, failed=6)

@@ -1,0 +1,80 @@
+"""What goes with each test of block devices: that it leaves nothing, and what its report says."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dmcopy.errors import DmcopyError
+from dmcopy.ledger import Ledger
+from dmcopy.mapper.kernel_log import KernelLog
+from dmcopy.testing import facts
+from dmcopy.testing.kit.kit import Kit
+from dmcopy.testing.kit.leaks import Leaks
+from dmcopy.testing.kit.watch import Watch
+
+
+class Keeper:
+    """Is there from before the first device of a test until after the last."""
+
+    watch: Watch | None = None
+
+    def __init__(self, leaks: Leaks | None, log: KernelLog | None) -> None:
+        self._leaks = leaks
+        self._log = log
+        self._kit: Kit | None = None
+
+    def add(self, kit: Kit) -> None:
+        """Have what a kit makes be no leak, and in the report."""
+        self._kit = kit
+        if self._leaks is not None:
+            self._leaks.folders.append(kit.engine.folder)
+
+    def check(self) -> None:
+        """Remove what the test has left. Raises pytest's failure that tells of it."""
+        if self._leaks is None:
+            return
+        kit, self._kit = self._kit, None
+        left = self._leaks.find(kit.words() if kit is not None else ())
+        told = str(left)
+        if told:
+            failed = self._leaks.remove(left)
+            end = f"; not removed: {'; '.join(failed)}" if failed else "; it was removed"
+            pytest.fail(f"the test has left {told}{end}", pytrace=False)
+
+    def describe(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        """Add to the report of a failure what happened below the test."""
+        sections = report.sections
+        if self.watch is not None and self.watch.said:
+            sections.append(("a device hung", self.watch.said))
+        if self._log is not None and (records := self._log.records()):
+            texts = [record.partition(";")[2] for record in records]
+            sections.append(("kernel log of the test", "\n".join(texts)))
+        if self._kit is not None and self._kit.devices:
+            sections.append(("devices of the test", facts.devices(self._kit)))
+        machine = item.config.pluginmanager.getplugin("dmcopy-reporter")
+        folder = getattr(item, "funcargs", {}).get("tmp_path")
+        if machine is not None and folder is not None and report.when == "call":
+            machine.send_files(item.nodeid, folder)
+        if report.when != "teardown" and not item.config.getoption("--vm-report"):
+            place = getattr(item, "callspec").params["dm_place"]  # noqa: B009
+            sections.append(("run it alone", facts.alone(item.nodeid, f"--dm={place}")))
+
+
+@contextlib.contextmanager
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[Keeper]:
+    """Keep a test for the length of a `with` block, and check at its end that nothing is left."""
+    folders = []
+    if "tmp_path" in request.fixturenames:
+        folders.append(Path(request.getfixturevalue("tmp_path")))
+    leaks = None
+    with contextlib.suppress(DmcopyError):  # where there is no place for a ledger, nothing is made
+        leaks = Leaks(Ledger(), folders, alone=request.config.getoption("--vm-report"))
+    log = None if request.param == "model" else KernelLog()
+    keeper = Keeper(leaks, log)
+    with log or contextlib.nullcontext():
+        yield keeper
+        keeper.check()

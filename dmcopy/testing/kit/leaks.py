@@ -1,0 +1,191 @@
+"""What a test has left behind: found, removed, and told; nothing that is another's is touched.
+
+Ours is what was made since the test began, and either is in the ledger by this process or one
+that has ended, or lies on a disk of the test, or has its file or mount point in the test's folder.
+In a guest there is only the test: all that is new is ours.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from dmcopy.block import sysfs, tools
+from dmcopy.block.mounts import Mount, parse_mountinfo
+from dmcopy.errors import DmcopyError
+from dmcopy.ledger import Entry, Ledger, alive, identity
+from dmcopy.mapper.names import unmangle
+
+if TYPE_CHECKING:
+    from dmcopy.mapper.kernel import KernelMapper
+
+_BLOCK: Final = Path("/sys/block")
+_SECONDS: Final = 120.0
+
+
+@dataclass(frozen=True)
+class Present:
+    """What there is on this machine: disks are names below /sys/block."""
+
+    devices: dict[str, str]
+    loops: frozenset[str]
+    mounts: tuple[Mount, ...]
+    entries: frozenset[str]
+
+    @classmethod
+    def now(cls, ledger: Ledger) -> Present:
+        """Look, without a call of dmsetup."""
+        devices = {
+            path.parts[3]: unmangle(path.read_text().strip())
+            for path in _BLOCK.glob("dm-*/dm/name")
+        }
+        loops = frozenset(path.parts[3] for path in _BLOCK.glob("loop*/loop"))
+        mounts = parse_mountinfo(sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo"))
+        entries = ledger.entries() if ledger.path.exists() else []
+        return cls(devices, loops, tuple(mounts), frozenset(entry.id for entry in entries))
+
+
+@dataclass
+class Left:
+    """What a test has left: each with the words that tell of it."""
+
+    mounts: list[Mount] = field(default_factory=list)
+    servers: list[Entry] = field(default_factory=list)
+    cookies: list[Entry] = field(default_factory=list)
+    devices: dict[str, str] = field(default_factory=dict)
+    loops: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        words = [f"{mount.source} mounted on {mount.point}" for mount in self.mounts]
+        words += [f"the server {one.name} (process {one.uuid.split()[0]})" for one in self.servers]
+        words += [f"the mapped device {name}" for name in self.devices.values()]
+        words += [f"/dev/{loop} of {_file_of(loop)}" for loop in self.loops]
+        words += [f"the cookie of udev's {one.name}" for one in self.cookies]
+        return ", ".join(words)
+
+
+class Leaks:
+    """Looks for what a test leaves. `folders`: its own; `alone`: nothing else works here."""
+
+    def __init__(self, ledger: Ledger, folders: Iterable[Path], *, alone: bool) -> None:
+        self.folders = list(folders)
+        self._ledger = ledger
+        self._alone = alone
+        self._before = Present.now(ledger)
+
+    def find(self, kept: Iterable[str] = ()) -> Left:
+        """Return what is left. `kept`: nodes of what is to be there still, and is ours."""
+        before, now = self._before, Present.now(self._ledger)
+        known = {os.path.basename(os.path.realpath(node)) for node in kept if node}
+        entries = self._entries()
+        noted = {entry.name for entry in entries}
+        left = Left()
+        loops = now.loops - before.loops - known
+        left.loops = sorted(
+            loop
+            for loop in loops
+            if self._alone or f"/dev/{loop}" in noted or self._is_inside(_file_of(loop))
+        )
+        new = {disk: name for disk, name in now.devices.items() if disk not in before.devices}
+        ours = known | set(left.loops)
+        for disk in _bottom_up(new):
+            if disk in known:
+                continue
+            if self._alone or new[disk] in noted or ours & _below(disk):
+                left.devices[disk] = new[disk]
+                ours.add(disk)
+        numbers = {_number(disk) for disk in ours}
+        for mount in now.mounts:
+            number = f"{mount.devno[0]}:{mount.devno[1]}"
+            if mount in before.mounts or mount.fstype.startswith("fuse.dmcopy"):
+                continue
+            if number in numbers or self._alone or self._is_inside(mount.point):
+                left.mounts.insert(0, mount)
+        left.servers = [one for one in entries if one.kind == "server" and alive(one.uuid)]
+        left.cookies = [one for one in entries if one.kind == "cookie"]
+        return left
+
+    def remove(self, left: Left) -> list[str]:
+        """Remove it; return what could not be, a sentence each. What hangs is cut loose first."""
+        from dmcopy.mapper.kernel import KernelMapper
+
+        failed: list[str] = []
+        mapper = KernelMapper(ledger=self._ledger)
+        for name in left.devices.values():
+            _try(failed, lambda name=name: cut_loose(mapper, name))  # type: ignore[misc]
+        for mount in left.mounts:
+            done = tools.run(["umount", "--lazy", "--", mount.point], timeout=_SECONDS)
+            failed += [done.stderr.strip()] if done.returncode else []
+        for name in reversed(left.devices.values()):
+            _try(failed, lambda name=name: mapper.remove(name))  # type: ignore[misc]
+        for loop in left.loops:
+            done = tools.run(["losetup", "--detach", f"/dev/{loop}"], timeout=_SECONDS)
+            failed += [done.stderr.strip()] if done.returncode else []
+        if left.servers or left.cookies:
+            self._reap(mapper, {entry.id for entry in [*left.servers, *left.cookies]}, failed)
+        return failed
+
+    def _reap(self, mapper: KernelMapper, wanted: set[str], failed: list[str]) -> None:
+        from dmcopy.mapper.reap import Reaper
+
+        result = Reaper(mapper, self._ledger, lambda entry: entry.id in wanted).run()
+        failed += result.left.values()
+
+    def _entries(self) -> list[Entry]:
+        """Return what the ledger has since the beginning, by this process or one that ended."""
+        if not self._ledger.path.exists():
+            return []
+        me = identity(os.getpid())
+        return [
+            entry
+            for entry in self._ledger.entries()
+            if entry.id not in self._before.entries
+            and (entry.owner == me or entry.abandoned or self._alone)
+        ]
+
+    def _is_inside(self, path: str) -> bool:
+        return bool(path) and any(Path(path).is_relative_to(one) for one in self.folders)
+
+
+def cut_loose(mapper: KernelMapper, name: str) -> None:
+    """Let the I/O end that waits for a device: it is suspended without a flush, and all errors."""
+    from dmcopy.table import Error, Table
+
+    length = mapper.table(name).length
+    mapper.swap(name, Table.of(length or 8, Error()), flush=False, lockfs=False)
+
+
+def _try(failed: list[str], what: Callable[[], object]) -> None:
+    try:
+        what()
+    except DmcopyError as error:
+        failed.append(str(error))
+
+
+def _file_of(loop: str) -> str:
+    return sysfs.backing_file(loop)
+
+
+def _below(disk: str) -> set[str]:
+    folder = _BLOCK / disk / "slaves"
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _bottom_up(disks: Iterable[str]) -> list[str]:
+    """Return disks so that each comes after those below it."""
+    left, found = set(disks), []
+    while left:
+        free = sorted(disk for disk in left if not _below(disk) & left) or sorted(left)
+        found += free
+        left -= set(free)
+    return found
+
+
+def _number(disk: str) -> str:
+    try:
+        return (_BLOCK / disk / "dev").read_text().strip()
+    except OSError:
+        return ""

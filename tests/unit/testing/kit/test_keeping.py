@@ -1,0 +1,205 @@
+"""What is left behind, what hangs, and what the report of a failure says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from dmcopy.block import file_mounts
+from dmcopy.ledger import Ledger, identity
+from dmcopy.testing import facts, keeping
+from dmcopy.testing.kit.leaks import Leaks
+
+pytest_plugins = ["pytester"]
+
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/dev/loop-control"), reason="takes root and loop"
+)
+served = pytest.mark.skipif(bool(file_mounts.why_not()), reason=file_mounts.why_not())
+
+
+@pytest.fixture(autouse=True)
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    made = Ledger(tmp_path / "ledger.jsonl")
+    monkeypatch.setattr("dmcopy.ledger.default_path", lambda: made.path)
+    return made
+
+
+def run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+    return pytester.runpytest_inprocess("-p", "no:cacheprovider", *args)
+
+
+@served
+@as_root
+def test_each_leak_is_the_error_of_the_test_that_left_it(
+    pytester: pytest.Pytester, ledger: Ledger
+) -> None:
+    pytester.makepyfile(
+        """
+        import subprocess
+
+        processes = []
+
+        def run(*words): return subprocess.run(words, check=True, capture_output=True, text=True)
+
+        def test_loop(scratch_file):
+            run("losetup", "--find", scratch_file("1M"))
+
+        def test_mount(linear, scratch_disk, tmp_path):
+            device = linear(scratch_disk("8M"))
+            run("mkfs.ext4", "-q", device)
+            run("mount", device, tmp_path)
+
+        def test_server(dm):
+            from dmcopy.ledger import Ledger, identity
+            processes.append(subprocess.Popen(["sleep", "600"]))
+            Ledger().add("server", "dmcopy serve", uuid=identity(processes[0].pid))
+
+        def test_clean(linear, scratch_disk, tmp_path):
+            device = linear(scratch_disk("8M"))
+            run("mkfs.ext4", "-q", device)
+            run("mount", device, tmp_path)
+            run("umount", tmp_path)
+        """
+    )
+    result = run(pytester, "-v")
+    result.assert_outcomes(passed=4, errors=3)
+    result.stdout.fnmatch_lines(
+        [
+            "*test_loop*PASSED*",
+            "*test_loop*ERROR*",
+            "*the test has left /dev/loop* of /*file0.img; it was removed",
+            "the test has left /dev/loop* mounted on /*test_mount_model_0; it was removed",
+            "the test has left the server dmcopy serve (process *); it was removed",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*test_clean*ERROR*")
+    assert ledger.entries() == []
+    assert "test_mount0" not in Path("/proc/self/mounts").read_text()
+    loops = subprocess.run(["losetup", "--list"], capture_output=True, text=True, check=True)
+    assert "file0.img" not in loops.stdout
+
+
+@as_root
+def test_what_is_anothers_is_no_leak(tmp_path: Path, ledger: Ledger) -> None:
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    leaks = Leaks(ledger, [mine], alone=False)
+    nodes = []
+    for folder in (mine, theirs):
+        folder.mkdir()
+        file = folder / "disk.img"
+        file.write_bytes(bytes(1 << 20))
+        words = ["losetup", "--find", "--show", file]
+        nodes.append(
+            subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        )
+    other = subprocess.Popen(["sleep", "600"])
+    try:
+        ledger.add("server", "theirs", uuid=identity(other.pid))
+        entry = ledger.entries()[0]
+        text = ledger.path.read_text().replace(entry.owner, identity(1))
+        ledger.path.write_text(text)  # made by a process that lives
+        left = leaks.find()
+        assert [f"/dev/{loop}" for loop in left.loops] == nodes[:1]
+        assert left.servers == []
+        assert leaks.remove(left) == []
+        assert str(leaks.find()) == ""
+        kept = Leaks(ledger, [], alone=True)
+        assert str(kept.find()) == ""
+    finally:
+        other.kill()
+        other.wait()
+        subprocess.run(["losetup", "--detach", nodes[1]], check=True)
+
+
+def test_a_test_that_hangs_ends_a_second_after_its_limit(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmcopy.testing.kit.watch.LATER_SECONDS", 0.0)
+    pytester.makepyfile(
+        """
+        import pytest, time
+
+        @pytest.mark.timeout(1, method="thread", func_only=True)
+        def test_slow(faulty, scratch_disk, request):
+            from dmcopy.testing.plugin import KEEPER
+            device = faulty(scratch_disk("1M"))
+            deadline = time.monotonic() + 30
+            while not request.node.stash[KEEPER].watch.said and time.monotonic() < deadline:
+                time.sleep(0.01)
+            with device.open() as io:
+                io.read(0, 1)
+        """
+    )
+    result = run(pytester, "-p", "no:timeout")  # it would end the whole process
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*DeviceError*Input/output error*", "*a device hung*", "*dmcopy-*-faulty was ended with*"]
+    )
+
+
+def test_the_report_of_a_failure(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DMCOPY_SEED", "7 8")
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.parametrize("x", ["a b"])
+        def test_it(snapshot, scratch_disk, x):
+            made = snapshot(scratch_disk("1M"))
+            made.suspend()
+            assert 0
+        """
+    )
+    result = run(pytester, "--junitxml=junit.xml")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*devices of the test*",
+            "dmcopy-*-origin:",
+            "  table: 0 2048 snapshot-origin /*/disk0",
+            "dmcopy-*-snapshot:",
+            "  table (suspended): 0 2048 snapshot /*/disk0 /*/disk1 P 8",
+            "  status: 0 2048 snapshot 16/4096 16",
+            "*run it alone*",
+            "DMCOPY_SEED='7 8' pytest --dm=model 'test_the_report_of_a_failure.py::test_it[[]*]'",
+            "model: dmcopy *, linear *, snapshot *",
+        ]
+    )
+    assert '<property name="dmcopy model"' in (pytester.path / "junit.xml").read_text()
+
+
+def test_what_a_machine_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {
+        "dmsetup version": "Library version:   1.02.185 (2022-05-18)\nDriver version:    4.47.0\n",
+        "dmsetup targets": "mirror           v1.14.0\nlinear           v1.4.0\n",
+        "udevadm --version": "252 (252.39)\n",
+    }
+    monkeypatch.setattr(facts, "_said", lambda argv: said[" ".join(argv)])
+    assert facts.machine().partition(", ")[2] == (
+        "dm 4.47.0, dmsetup 1.02.185, udev 252, linear 1.4.0, mirror 1.14.0"
+    )
+    monkeypatch.setattr(facts, "_said", lambda _: "")
+    assert facts.machine().endswith("dm none, dmsetup none, udev none")
+
+
+def test_the_kernel_log_is_that_of_the_test() -> None:
+    class Log:
+        def records(self) -> list[str]:
+            return ["3,1,2,-;device-mapper: first", "6,2,3,-;second; and more"]
+
+    class Item:
+        config = type("Config", (), {"getoption": lambda *_: True, "pluginmanager": None})()
+
+    Item.config.pluginmanager = type("Manager", (), {"getplugin": lambda *_: None})()
+    report = pytest.TestReport("x", ("x", 0, "x"), {}, "failed", None, "call")
+    keeping.Keeper(None, Log()).describe(Item(), report)  # type: ignore[arg-type]
+    title, text = report.sections[0]
+    assert title == "kernel log of the test"
+    assert text == textwrap.dedent("device-mapper: first\nsecond; and more")
