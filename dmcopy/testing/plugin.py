@@ -142,7 +142,10 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report: pytest.TestReport = yield  # type: ignore[assignment]
     if report.failed and KEEPER in item.stash:
-        item.stash[KEEPER].describe(item, report)
+        try:
+            item.stash[KEEPER].describe(item, report)
+        except Exception as error:  # a machine in pieces: the failure itself is what counts
+            report.sections.append(("the devices cannot be described", repr(error)))
     return report  # type: ignore[return-value]
 
 
