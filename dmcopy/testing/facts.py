@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dmcopy.testing.kit import Kit
 
 _SECONDS: Final = 60.0
-_SEEDS: Final = ("DMCOPY_TEST", "DMCOPY_SEED")
+_SEEDS: Final = ("DMCOPY_TEST", "DMCOPY_SEED", "DMCOPY_CRASH")
 _TARGETS: Final = ("linear", "snapshot", "snapshot-origin", "snapshot-merge", "mirror")
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DISK_SIZE: Final = "256M"
 DISK_SERIALS: Final = ("a", "b", "c", "d")
-_PASSED_ON: Final = ("DMCOPY_TEST", "DMCOPY_SEED", "PYTEST_ADDOPTS")
+_PASSED_ON: Final = ("DMCOPY_TEST", "DMCOPY_SEED", "DMCOPY_CRASH", "PYTEST_ADDOPTS")
 _RESERVE_BYTES: Final = 512 << 20
 """What is left to the host beside its guests."""
 
