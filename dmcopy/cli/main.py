@@ -13,7 +13,7 @@ from typing import Final
 
 from dmcopy import __version__
 from dmcopy.cli import signals, streams
-from dmcopy.cli.parser import Parser, PartialError, share_help
+from dmcopy.cli.parser import Parser, UndeclaredError, share_help
 from dmcopy.errors import DmcopyError, ExitCode
 
 NOUNS: Final = {
@@ -85,7 +85,7 @@ def _run(words: list[str]) -> int:
     try:
         try:
             code = _call(_build_parser(noun, words), words)
-        except PartialError:
+        except UndeclaredError:
             code = _call(_build_parser(noun), words)
     except DmcopyError as error:
         if "--traceback" in words:

@@ -26,7 +26,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, width=terminal_width() - 2)
 
 
-class PartialError(Exception):
+class UndeclaredError(Exception):
     """A parser that knows some of its verbs only is to say what is wrong: have the whole say it."""
 
 
@@ -73,10 +73,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one sentence and where the help is, or the verbs of a noun alone; exit 2.
 
-        Raises PartialError instead where what is suggested could be of a verb that is not declared.
+        Raises UndeclaredError instead where it could be about a verb that is not declared.
         """
         if self.wanted is not None:
-            raise PartialError
+            raise UndeclaredError
         if message.startswith("the following arguments are required"):
             # The one that is missing may be the one that was mistyped.
             unknown = next(filter(self._is_unknown, self._words), None)

@@ -97,8 +97,9 @@ class Mapper(abc.ABC):
     ) -> DmDevice:
         """Make a device, load `table` and resume it; without a table, only make it.
 
-        All or nothing: after an error there is no device of that name. `keep` says that it is meant
-        to outlive this process; others are removed by `reap` once it has ended.
+        All or nothing: after an error there is no new device. Raises DeviceError: EBUSY where
+        another has the name or the UUID (dm_hash_insert in dm-ioctl.c). `keep` says that it is
+        meant to outlive this process; others are removed by `reap` once it has ended.
         """
 
     @abc.abstractmethod
@@ -134,7 +135,7 @@ class Mapper(abc.ABC):
 
     @abc.abstractmethod
     def rename(self, name: str, new_name: str) -> None:
-        """Give a device another name."""
+        """Give a device another name. Raises DeviceError: EBUSY where another device has it."""
 
     @abc.abstractmethod
     def set_uuid(self, name: str, uuid: str) -> None:

@@ -132,7 +132,7 @@ class KernelMapper(Mapper):
             self._change("create it", name, *words, "--", name, stdin=text, table=table)
             self.see_node(name)
         except BaseException as error:
-            if isinstance(error, DeviceError) and error.errno == errno.EEXIST:
+            if isinstance(error, names.TakenError):
                 self.ledger.cancel(entry)  # the one of that name is not ours
             else:
                 note_failure(error, lambda: self._undo(name, uuid, entry))
@@ -365,7 +365,7 @@ class KernelMapper(Mapper):
 
     def _why_no_uuid(self, name: str, uuid: str, error: DeviceError) -> tuple[int, str]:
         """Return the kernel's errno and why it refused a UUID (dm_hash_rename in dm-ioctl.c)."""
-        if error.errno == errno.EEXIST:
+        if isinstance(error, names.TakenError):
             having = next((one.name for one in self.ls() if one.uuid == uuid), "another device")
             return errno.EBUSY, f"{having} has the UUID {uuid} already"
         had = self.info(name).uuid if error.errno == errno.EINVAL else ""
@@ -378,7 +378,7 @@ class KernelMapper(Mapper):
         # The ioctl that failed tells: a table that needs a busy device fails in "reload".
         if error.said.startswith(("device-mapper: create ioctl", "device-mapper: rename ioctl")):
             hint = "a mapped device has this name or UUID already"
-            return DeviceError(name, action, errno.EEXIST, hint)
+            return names.TakenError(name, action, errno.EBUSY, hint)
         for device in _devices(table) or (self.path(name),):
             found = _holders(openable(device))
             if found:

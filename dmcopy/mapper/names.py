@@ -11,11 +11,15 @@ import re
 
 from dmcopy.block import sysfs
 from dmcopy.block.devno import block_devno
-from dmcopy.errors import UsageError
+from dmcopy.errors import DeviceError, UsageError
 from dmcopy.mapper.base import check_name
 
 _ODD = re.compile(rb"[^0-9A-Za-z#+\-.:=@_]")
 _CODED = re.compile(rb"\\x([0-9a-fA-F]{2})")
+
+
+class TakenError(DeviceError):
+    """Another mapped device has the name or the UUID."""
 
 
 def mangle(name: str) -> str:

@@ -326,12 +326,12 @@ class UserMapper(Mapper):
         return self._slots[name]
 
     def _refuse_taken(self, name: str, action: str, new_name: str, uuid: str = "") -> None:
-        """Raise DeviceError (EEXIST) if a device has this name, or this UUID if it is one."""
+        """Raise DeviceError (EBUSY) if a device has this name, or this UUID if it is one."""
         if new_name in self._slots or any(
             uuid and uuid == one.uuid for one in self._slots.values()
         ):
             hint = "a mapped device has this name or UUID already"
-            raise DeviceError(name, action, errno.EEXIST, hint)
+            raise DeviceError(name, action, errno.EBUSY, hint)
 
     def _run(self, slot: Slot) -> None:
         """Resume the targets of the active table, then let the bios go."""

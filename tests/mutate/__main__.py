@@ -31,7 +31,8 @@ from tests.mutate.sites import Site, find_sites
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", ".*_cache")
-ARGUMENTS = ("-x", "-q", "-p", "no:cacheprovider", "-W", "ignore:Module already imported")
+ARGUMENTS = ("-x", "-q", "-rfE", "-p", "no:cacheprovider", "-W", "ignore:Module already imported")
+"""-rfE: which test failed is told, whatever $PYTEST_ADDOPTS has to say of summaries."""
 NICE = 5
 PATIENCE = 3.0
 """How many times as long as without a change the tests may run; and so many seconds more:"""

@@ -89,9 +89,9 @@ def test_a_path_with_a_comment_sign_is_passed_by_its_number(
 
 def test_names_uuids_and_numbers_that_are_taken(mapper: KernelMapper) -> None:
     first = mapper.create("dmcopy-first", ZERO, uuid="DMCOPY-U")
-    with pytest.raises(DeviceError, match="File exists") as caught:
+    with pytest.raises(DeviceError, match="busy; a mapped device has this name") as caught:
         mapper.create("dmcopy-first", ZERO)
-    assert caught.value.errno == errno.EEXIST
+    assert caught.value.errno == errno.EBUSY
     with pytest.raises(DeviceError, match="this name or UUID already"):
         mapper.create("dmcopy-second", ZERO, uuid="DMCOPY-U")
     other = mapper.create("dmcopy-other", ZERO)

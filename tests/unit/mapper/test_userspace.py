@@ -156,7 +156,7 @@ class Stacks:
     def create(self, name: str, uuid: str) -> None:
         taken = name in self.models or self._has_uuid(uuid)
         found = errno_of(lambda: self.mapper.create(name, uuid=uuid))
-        assert found == (errno.EEXIST if taken else 0)
+        assert found == (errno.EBUSY if taken else 0)
         if not taken:
             self.models[name] = Model(name, uuid)
 
@@ -223,7 +223,7 @@ class Stacks:
         if model is None:
             assert found == errno.ENXIO
         elif new in self.models:
-            assert found == errno.EEXIST
+            assert found == errno.EBUSY
         else:
             assert not found
             self.models[new] = self.models.pop(name)

@@ -91,7 +91,12 @@ def test_a_sample_has_its_size(project: Path) -> None:
     assert "of 1 caught" in mutate(project, "--line", "3", "--sample", "1", "--seed", "2").stdout
 
 
-def test_tests_that_fail_by_themselves_tell_nothing(project: Path) -> None:
+@pytest.mark.parametrize("options", ["", "-rs", "-rN --tb=no -v"])
+def test_tests_that_fail_by_themselves_tell_nothing(
+    project: Path, options: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which of them is told, with any options that pytest takes from the environment."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", options)
     (project / "tests/unit/test_sums.py").write_text("def test_it():\n    assert False\n")
     done = mutate(project)
     assert (done.returncode, done.stdout) == (1, "")

@@ -149,7 +149,7 @@ class FakeMapper(Mapper):
         keep: bool = False,
     ) -> DmDevice:
         del uuid, readonly, minor, keep
-        self.need(name not in self.devices, name, errno.EEXIST)
+        self.need(name not in self.devices, name, errno.EBUSY)
 
         def make() -> None:
             self.numbers += 1
