@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -350,3 +350,44 @@ def test_progress_is_told_while_moves_are_under_way(
     assert told == sorted(told)
     assert told[-1] == ORIGIN_SECTORS
     assert any(0 < sectors < ORIGIN_SECTORS for sectors in told)
+
+
+def test_an_interrupt_ends_it_long_before_all_is_moved(world: World) -> None:
+    """Ctrl-C in the middle of a large image is not answered an hour later."""
+    mover = Mover(world.reactor, world.out, chunk_size=CHUNK)
+    many, begun = 20_000, 0
+
+    def moves() -> Iterator[Move]:
+        nonlocal begun
+        for begun in range(many):
+            at = begun * 2 % 2500 * CHUNK
+            yield Move(world.origin, at, at, CHUNK)
+
+    mover.start(moves())
+    mover.interrupt()
+    mover.finish()
+    assert mover.interrupted
+    assert begun < many - 1, "what was not begun is not begun any more"
+    mover.run([Move(world.origin, 0, 0, CHUNK)])
+    assert mover.sectors <= (begun + 1) * CHUNK, "nor is anything that comes later"
+    mover.close()
+
+
+def test_a_merge_writes_what_it_clears_and_not_what_is_in_front_of_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An area of a large chunk is megabytes of entries: a batch of few must not write all of it."""
+    monkeypatch.setattr(merging, "BATCH_BYTES", 16 * CHUNK << 9)  # a quarter of an area
+    written: list[tuple[int, int]] = []
+    write = Mover.write
+
+    def noting(self: Mover, device: Device, writes: Sequence[moving.Write]) -> None:
+        written.extend((one.sector, len(one.data) >> 9) for one in writes)
+        write(self, device, writes)
+
+    monkeypatch.setattr(Mover, "write", noting)
+    areas = [read_store(world.cow).area_offset(n) >> 9 for n in range(len(world.pairs) // 64 + 1)]
+    world.merge()
+    # 32 entries are a sector, 64 an area: the second half of one is a write of its second sector.
+    halves = [(area + 1, 1) for area in areas[:-1]]
+    assert set(halves) <= set(written)

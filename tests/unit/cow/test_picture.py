@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from dmcopy.cow.density import Density
-from dmcopy.cow.picture import to_png, to_svg, to_text
+from dmcopy.cow.picture import _level, to_png, to_svg, to_text
 
 # Cells of twelve chunks of 4 KiB, two in a row, the last one of four: none, some, 1/3, 2/3, all.
 DENSITY = Density(8, 52, 12, 2, array("Q", [0, 1, 4, 8, 4]))
@@ -80,3 +80,14 @@ def test_a_png_has_few_positions_beside_it(
     assert list(places) == ticks
     assert names[:2] == ["0 B", "96 KiB"] if rows < 16 else ["0 B", "480 KiB"]
     assert pyplot.close.called
+
+
+@pytest.mark.parametrize(
+    ("share", "level"),
+    [(0, 0), (0.001, 1), (0.3, 1), (1 / 3, 2), (0.6, 2), (2 / 3, 3), (0.7, 3), (0.999, 3), (1, 4)],
+)
+def test_the_ends_are_for_none_and_all_and_what_is_between_in_thirds(
+    share: float, level: int
+) -> None:
+    """As the legend under the picture says; one chunk of many must be seen, one that lacks, too."""
+    assert _level(share) == level
