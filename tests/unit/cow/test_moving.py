@@ -373,6 +373,22 @@ def test_an_interrupt_ends_it_long_before_all_is_moved(world: World) -> None:
     mover.close()
 
 
+def test_closing_begins_nothing_more(world: World) -> None:
+    """What fails in the middle of a merge closes it, and waits for no more than is under way."""
+    many, begun = 20_000, 0
+
+    def moves() -> Iterator[Move]:
+        nonlocal begun
+        for begun in range(many):
+            at = begun * 2 % 2500 * CHUNK
+            yield Move(world.origin, at, at, CHUNK)
+
+    mover = Mover(world.reactor, world.out, chunk_size=CHUNK)
+    mover.start(moves())
+    mover.close()
+    assert begun < many - 1
+
+
 def test_a_merge_writes_what_it_clears_and_not_what_is_in_front_of_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
