@@ -14,7 +14,7 @@ import os
 from typing import Any, Final
 
 from dmcopy import errors
-from dmcopy.errors import DeadlineError, DmcopyError, UsageError
+from dmcopy.errors import DeadlineError, DmcopyError, ExitCode, UsageError
 
 VERSION: Final = 1
 MAX_PATH: Final = 107
@@ -27,6 +27,8 @@ class NoServerError(UsageError):
 
     def __init__(self, text: str, *, ended: bool = False) -> None:
         self.ended = ended
+        if ended:
+            self.exit_code = ExitCode.FAILED
         super().__init__(text)
 
 

@@ -56,6 +56,15 @@ def nodes_folder() -> str:
     return str(folder_path() / "dev") if asked else "/dev/dmcopy"
 
 
+SERVER_NAME: Final = "the device server"
+"""What the ledger calls it."""
+
+
+def kept_path() -> str:
+    """Return the path of what the device server had last; it removes it when it ends."""
+    return str(folder_path() / "server,devices")
+
+
 def control_path() -> str:
     """Return the path of the device server's control socket, whether it is there or not."""
     return str(folder_path() / SERVER)

@@ -13,6 +13,7 @@ from dmcopy.errors import DeviceError, ExitCode, UsageError
 if TYPE_CHECKING:
     from dmcopy.io import Device, Reactor
 
+_NODES: Final = ("mount", "loop", "link")
 _EXAMPLES: Final = """\
 examples:
   dmcopy serve disk.img                                          a file, or a device
@@ -42,11 +43,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--concise", metavar="SPEC", help="several devices, as in dm create")
     parser.add_argument("--name", metavar="N", help="what the device is called (default: dev)")
     parser.add_argument("--read-only", action="store_true", help="let no user write to it")
+    text = "have the devices of 'dm --engine user' back, whose server was killed"
+    parser.add_argument("--resume", action="store_true", help=text)
     add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes."""
+    if args.resume:
+        return _resume(args)
     given = [args.file, args.table, args.concise]
     if sum(word is not None for word in given) != 1:
         raise UsageError("say what to serve: a FILE, --table or --concise, and one of them")
@@ -70,6 +75,29 @@ def run(args: argparse.Namespace) -> int:
         for device in reversed(list(devices.values())):  # what is above others comes first
             if not device.read_only:
                 whole.flush(reactor, device)
+    return ExitCode.OK
+
+
+def _resume(args: argparse.Namespace) -> int:
+    """Start the device server again, and tell where its devices are."""
+    if any((args.file, args.table, args.concise, args.name, args.via, args.socket, args.at)):
+        raise UsageError("--resume says it all: leave the rest out")
+    from dmcopy.cli.output import printable, say
+    from dmcopy.ledger import Ledger
+    from dmcopy.mapper.kernel import KernelMapper
+    from dmcopy.mapper.reap import Reaper
+    from dmcopy.mapper.served import ServedMapper, start_server
+
+    ledger = Ledger()
+    reaper = Reaper(
+        KernelMapper(ledger=ledger), ledger, lambda one: one.abandoned and one.kind in _NODES
+    )
+    for why in reaper.run().left.values():
+        say(f"dmcopy: left: {why}")
+    start_server(resume=True)
+    mapper = ServedMapper()
+    for info in mapper.ls():
+        print(printable(mapper.path(info.name)))
     return ExitCode.OK
 
 

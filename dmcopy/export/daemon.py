@@ -1,9 +1,9 @@
 """The process of the device server: in the background, one for a user.
 
-    python -m dmcopy.export.daemon READY
+    python -m dmcopy.export.daemon READY [resume]
 
 READY is the number of a descriptor: when the server can be asked, a line of JSON is written to it,
-or what is in its way.
+or what is in its way. With `resume` it has the devices that a killed one had.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     """Leave the process that started this one, and be the server."""
     if os.fork():
         os._exit(0)  # who started it waits for this one, and need not for the other
-    ready = int(sys.argv[1])
+    ready, resume = int(sys.argv[1]), "resume" in sys.argv[2:]
     # Here and not above: they take time, and the parent need not wait.
     from dmcopy.asking import VERSION, facts_of
     from dmcopy.errors import DmcopyError
@@ -44,19 +44,19 @@ def main() -> None:
         os.close(ready)
 
     try:
-        _serve(begun)
+        _serve(begun, resume=resume)
     except DmcopyError as error:
         tell(ok=False, **facts_of(error))
         raise SystemExit(1) from None
 
 
-def _serve(ready: Callable[[], object]) -> None:
+def _serve(ready: Callable[[], object], *, resume: bool) -> None:
     from dmcopy.export.device_server import DeviceServer
     from dmcopy.export.flusher import become_io_flusher, lock_memory
     from dmcopy.export.nodes import Nodes
     from dmcopy.io.reactor import Reactor, log_exception
     from dmcopy.ledger import Ledger, identity
-    from dmcopy.runtime import control_path, runtime_folder
+    from dmcopy.runtime import SERVER_NAME, control_path, runtime_folder
 
     folder = runtime_folder("another XDG_RUNTIME_DIR")
     with _only_one(str(folder / LOCK), control_path()) as first:
@@ -67,10 +67,11 @@ def _serve(ready: Callable[[], object]) -> None:
         become_io_flusher()
         lock_memory()
         ledger = Ledger()
-        entry = ledger.add("server", "the device server", uuid=identity(os.getpid()))
         with Reactor(stacked=True) as reactor:
             reactor.on_exception = log_exception
-            server = DeviceServer(reactor, control_path(), Nodes(reactor, ledger))
+            server = DeviceServer(reactor, control_path(), Nodes(reactor, ledger), resume=resume)
+            ledger.drop("server", SERVER_NAME)  # a killed one's: what it had is this one's now
+            entry = ledger.add("server", SERVER_NAME, uuid=identity(os.getpid()))
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: server.stop())
             ready()

@@ -16,6 +16,7 @@ from dmcopy import plugins
 from dmcopy.errors import DeadlineError, DmcopyError, UsageError
 from dmcopy.export.control import Answer, Control
 from dmcopy.export.exported import ExportedMapper
+from dmcopy.export.kept import Kept
 from dmcopy.export.nodes import Nodes
 from dmcopy.io.reactor import Reactor, Timer, log_exception
 from dmcopy.mapper.base import DmInfo
@@ -40,16 +41,19 @@ class DeviceServer:
     turn, outside of them, and `wait` when its event has come.
     """
 
-    def __init__(self, reactor: Reactor, path: str, nodes: Nodes) -> None:
+    def __init__(self, reactor: Reactor, path: str, nodes: Nodes, *, resume: bool = False) -> None:
         self.reactor = reactor
         self.mapper = ExportedMapper(reactor, nodes)
+        self._kept = Kept()
+        if resume:
+            self.mapper.restore(self._kept.load())
         self.mapper.notice_events(lambda: reactor.call_soon(self._tell_waiting))
         self._path = path
         self._turns: deque[Callable[[], None]] = deque()
         self._waiting: list[_Waiting] = []
         self._frozen: WeakSet[MappedDevice] = WeakSet()
         self._stopping = False
-        self._used = False
+        self._used = resume
         self._idle = reactor.call_later(IDLE_SECONDS, lambda: None)
         self._verbs = self._all_verbs()
         self._control = self._listen()
@@ -73,6 +77,7 @@ class DeviceServer:
                 elif self._retire():
                     break
         finally:
+            self._kept.remove()
             self.mapper.close()
             self._control.close()
             self.reactor.step()
@@ -141,7 +146,12 @@ class DeviceServer:
         self._do(call, words, answer)
 
     def _queue(self, call: Callable[[_Words], object], words: _Words, answer: Answer) -> None:
-        self._turns.append(lambda: self._do(call, words, answer))
+        def change(words: _Words) -> object:
+            result = call(words)
+            self._kept.save(self.mapper)  # before it is answered: it is to outlive a kill
+            return result
+
+        self._turns.append(lambda: self._do(change, words, answer))
 
     def _do(self, call: Callable[[_Words], object], words: _Words, answer: Answer) -> None:
         """Answer with what a call returns, or raises: no other request may suffer from it."""
@@ -182,6 +192,7 @@ class DeviceServer:
                     self.mapper.remove(name, deferred=True)
                 except DmcopyError as error:
                     log_exception(error)
+            self._kept.save(self.mapper)
             if self.mapper.leaving:
                 self.reactor.call_later(LEAVING_SECONDS, self._leave)
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from dmcopy.errors import BusyError, DeviceError
+from dmcopy.export.kept import restore
 from dmcopy.export.nodes import Nodes
 from dmcopy.io.reactor import Reactor
 from dmcopy.mapper.base import DmInfo, note_failure
 from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.userspace import TIMEOUT_SECONDS, UserMapper
-from dmcopy.table import Table
+from dmcopy.table import ConciseDevice, Table
 
 
 class ExportedMapper(UserMapper):
@@ -119,6 +120,17 @@ class ExportedMapper(UserMapper):
             self.nodes.rename(name, new_name)
         except BaseException as error:
             note_failure(error, lambda: UserMapper.rename(self, new_name, name))
+            raise
+
+    def restore(self, devices: list[ConciseDevice]) -> None:
+        """Make the devices that another server had, then their nodes. All or nothing."""
+        restore(self, devices)
+        try:
+            for info in self.ls():
+                if info.live:
+                    self.nodes.add(info.name, self.open(info.name))
+        except BaseException as error:
+            note_failure(error, self.close)
             raise
 
     def close(self) -> None:

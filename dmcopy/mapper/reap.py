@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from dmcopy.block import backing, file_mounts, mounts, sysfs
+from dmcopy.block import backing, file_mounts, holders, mounts, sysfs
 from dmcopy.block.loop import LoopDevice, detach
 from dmcopy.block.sysfs import DISK_MARK, disk_mark
-from dmcopy.errors import DeviceError, DmcopyError
+from dmcopy.errors import BusyError, DeviceError, DmcopyError
 from dmcopy.ledger import Entry, Ledger, alive
 from dmcopy.mapper.base import DmInfo, Mapper
 from dmcopy.mapper.cookies import left_behind
 from dmcopy.mapper.noted import run_tool
 from dmcopy.mapper.tree import top_down, with_deps
+from dmcopy.runtime import SERVER_NAME, control_path, kept_path
 
 _log = logging.getLogger(__name__)
 
@@ -149,6 +150,9 @@ class Reaper:
         # One that is to stay is noted with the path of its file.
         if not mark or (mark != entry.uuid and not backing.is_made_of(name, entry.uuid)):
             return False
+        mounted = [str(one) for one in holders.device_users(name) if one.kind == "mount"]
+        if mounted:  # which no waiting ends
+            raise BusyError(entry.name, mounted)
         detach(LoopDevice(entry.name, entry.uuid, mark))
         return True
 
@@ -183,6 +187,10 @@ class Reaper:
 
     def _server(self, entry: Entry) -> bool:
         if not alive(entry.uuid):
+            if entry.name == SERVER_NAME:  # its devices are given up
+                for path in (kept_path(), control_path()):
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
             return False
         pid = int(entry.uuid.partition(" ")[0])
         for number in (signal.SIGTERM, signal.SIGKILL):

@@ -25,7 +25,7 @@ from dmcopy.mapper import freezing, names
 from dmcopy.mapper.base import UUID_PREFIX, DmInfo, Mapper, Version, check_name, note_failure
 from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.own import OwnDevices
-from dmcopy.runtime import control_path
+from dmcopy.runtime import control_path, kept_path
 from dmcopy.status import StatusLine, parse_lines
 from dmcopy.table import Table
 
@@ -271,23 +271,27 @@ class ServedMapper(Mapper):
             try:
                 return ask(self._path, {"do": do, **words}, timeout=timeout)["result"]
             except NoServerError as error:
-                if not start or error.ended:
+                if error.ended:
+                    raise
+                if os.path.exists(kept_path()):
+                    raise _killed() from None
+                if not start:
                     raise
             start_server()
         raise DmcopyError("the device server ends again and again as soon as it was started")
 
 
-def start_server() -> None:
+def start_server(*, resume: bool = False) -> None:
     """Start this user's device server, unless it runs; return when it can be asked.
 
-    Raises what is in its way.
+    `resume`: with the devices that a killed one had. Raises what is in its way.
     """
     package = str(Path(__file__).parents[2])
     paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     ours, theirs = os.pipe()
     try:
         started = subprocess.Popen(
-            [sys.executable, "-m", "dmcopy.export.daemon", str(theirs)],
+            [sys.executable, "-m", "dmcopy.export.daemon", str(theirs), *["resume"] * resume],
             cwd="/",
             env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, paths))},
             stdin=subprocess.DEVNULL,
@@ -313,6 +317,13 @@ def start_server() -> None:
         ) from None
     if not answer["ok"]:
         raise error_of(answer)
+
+
+def _killed() -> DmcopyError:
+    return DmcopyError(
+        "the device server was killed, and its devices with it: 'dmcopy serve --resume' has them "
+        "back, 'dmcopy dm reap' gives them up"
+    )
 
 
 def _read_line(fd: int) -> bytes:
