@@ -73,7 +73,7 @@ def main() -> None:
         origin, cow = (stack.enter_context(loop_device(image)).path for image in images)
         user = stack.enter_context(UserMapper())
         kernel = stack.enter_context(closing(IoctlMapper(Ledger(Path(name) / "ledger.jsonl"))))
-        merged = {}
+        merged = dict[int, bytes]()
         for _ in range(rounds):
             for chunks in run_chunks:
                 for who in ("offline", "dmcopy", "kernel"):

@@ -49,7 +49,7 @@ class Recorder:
             return (yield)
         finally:
             sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
+            threading.settrace(None)
             seen = {name: sorted(lines) for name, lines in self._lines.items() if lines}
             self._records.append(Record(item.nodeid, time.monotonic() - began, seen))
 

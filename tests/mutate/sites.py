@@ -41,7 +41,7 @@ class Site(NamedTuple):
     after: str
     parent: ast.AST
     field: str
-    index: int | None
+    index: int | None  # type: ignore[assignment]
     new: ast.AST
 
     def apply(self, tree: ast.AST) -> str:

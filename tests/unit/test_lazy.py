@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_an_unknown_name_is_refused_as_by_any_module() -> None:
 
 
 @pytest.mark.parametrize("registry", REGISTRIES)
-def test_a_registry_knows_every_type_that_its_modules_have(registry: Registry) -> None:
+def test_a_registry_knows_every_type_that_its_modules_have(registry: Registry[Any]) -> None:
     promised = list(registry)
     assert {name: registry[name].name for name in promised} == {name: name for name in promised}
     package = registry[promised[0]].__module__.rpartition(".")[0]
@@ -54,7 +55,7 @@ def test_a_registry_knows_every_type_that_its_modules_have(registry: Registry) -
 
 
 @pytest.mark.parametrize("registry", REGISTRIES)
-def test_a_registry_is_empty_of_what_nobody_promised(registry: Registry) -> None:
+def test_a_registry_is_empty_of_what_nobody_promised(registry: Registry[Any]) -> None:
     assert "nothing" not in registry
     assert registry.get("nothing") is None
     with pytest.raises(KeyError):
@@ -62,11 +63,12 @@ def test_a_registry_is_empty_of_what_nobody_promised(registry: Registry) -> None
 
 
 def test_a_type_of_somebody_else_can_be_added() -> None:
-    registry: Registry = Registry("dmcopy.table", mirror="mirror")
+    registry: Registry[Any] = Registry("dmcopy.table", mirror="mirror")
 
-    @registry.register
     class Mine:
-        name = "mine"
+        name: ClassVar[str] = "mine"
+
+    registry.register(Mine)
 
     assert registry["mine"] is Mine
     assert list(registry) == ["mirror", "mine"]

@@ -48,7 +48,7 @@ def test_a_device_from_beginning_to_end(mapper: KernelMapper, disks: Disks) -> N
     assert mapper.table("dmcopy-life", inactive=True).length == 100
     assert empty.info.inactive
     mapper.clear("dmcopy-life")
-    assert not empty.info.inactive
+    assert not mapper.info("dmcopy-life").inactive
     mapper.load("dmcopy-life", Table.of(100, Linear(disks.a, 3)))
     mapper.resume("dmcopy-life")
     assert empty.table.length == 100

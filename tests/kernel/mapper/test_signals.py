@@ -70,9 +70,9 @@ class Command:
             os.close(2)
         else:
             os.dup2(stderr, 2)
-        sys.stdout = sys.__stdout__ = io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+        sys.stdout = sys.__stdout__ = io.TextIOWrapper(io.FileIO(1, "w", closefd=False))  # type: ignore[misc]
         messages = None if stderr < 0 else io.TextIOWrapper(io.FileIO(2, "w", closefd=False))
-        sys.stderr = sys.__stderr__ = messages
+        sys.stderr = sys.__stderr__ = messages  # type: ignore[misc]
         sys.argv = ["dmcopy", *self.words]
         return main.main()
 

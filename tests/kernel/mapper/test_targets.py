@@ -192,7 +192,7 @@ def test_thin_devices(mapper: KernelMapper, disks: Disks) -> None:
             assert thin.table == Table.of(4096, Thin(pool.info.devno, 7))
             assert thin.status == ThinStatus(0, None)
             Path(thin.path).write_bytes(bytes(512))
-            assert thin.status.mapped == 128  # type: ignore[attr-defined]
+            assert thin.status.mapped == 128
 
 
 def test_a_snapshot_and_its_merge(mapper: KernelMapper, disks: Disks) -> None:

@@ -79,7 +79,7 @@ def _typed(
     run: Callable[..., Answer], line: str, ioctls: IoctlMapper
 ) -> list[tuple[int, str, object]]:
     """Run each command of a line; return what each gave, and what was there then."""
-    found = []
+    found: list[tuple[int, str, object]] = []
     for command in line.split(" / "):
         text, _, stdin = command.partition(" < ")
         if text.strip():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return found
 
 
-def remove_all(engine: Engine, names: list[str]) -> None:
+def remove_all(engine: Any, names: list[str]) -> None:
     """Remove devices, those first that no other is above."""
     for _ in names:
         for name in list(engine.mapper.paths):

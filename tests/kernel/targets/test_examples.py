@@ -63,7 +63,7 @@ def test_a_snapshot_that_allocates_from_the_end(seed: int) -> None:
     load("from_end")
     store, chunk = ("P", "PO")[seed], (1, 8)[seed]
     table = f"0 {SECTORS} snapshot @data @cow {store} {chunk}"
-    steps = [Load("base", f"0 {SECTORS} linear @data 0"), Resume("base")]
+    steps: list[Step] = [Load("base", f"0 {SECTORS} linear @data 0"), Resume("base")]
     steps += snapshot_steps(seed, table)
     disks = {"data": SECTORS, "cow": 2 * SECTORS}
     with compare.pair(disks, instead={"snapshot": "snapshot-end"}) as (kernel, user):
@@ -75,7 +75,7 @@ def test_a_snapshot_that_allocates_from_the_end(seed: int) -> None:
 def test_one_whose_cow_fills_up(store: str) -> None:
     load("from_end")
     table = f"0 {SECTORS} snapshot @data @cow {store} 8"
-    steps = [Load("base", f"0 {SECTORS} linear @data 0"), Resume("base")]
+    steps: list[Step] = [Load("base", f"0 {SECTORS} linear @data 0"), Resume("base")]
     steps += snapshot_steps(7, table, depth=1)
     disks = {"data": SECTORS, "cow": 300}
     with compare.pair(disks, instead={"snapshot": "snapshot-end"}) as (kernel, user):

@@ -45,11 +45,11 @@ def test_one_leg_after_the_other_is_pulled_and_replaced_under_load(rig: Rig) -> 
     session.run(
         plan_from_device(mapper, "home", [rig.b], MirrorOptions(log=rig.c)), timeout=DEADLINE
     )
-    assert mapper.table("home").lines[0].target.log.sync is None  # type: ignore[union-attr]
+    assert mapper.table("home").lines[0].target.log.sync is None  # type: ignore[attr-defined]
     load.goes_on()
     for leg, new in (("1", rig.d), ("0", rig.b)):
         session.run(plan_fail(mapper, "home", leg))
-        eventually(lambda at=int(leg): at in state(rig).failed, "the leg is seen to fail")
+        eventually(lambda at=int(leg): at in state(rig).failed, "the leg fails")  # type: ignore[misc]
         with pytest.raises(PartialError, match=f"mirror replace home {leg} NEWDEV"):
             Waiter(mapper).wait("home", DEADLINE)
         written = load.count

@@ -67,7 +67,7 @@ def test_a_full_buffer_is_made_good_by_listing_again(partitioned: Any, loops: An
         _poke(spare.name, 50)  # far more than fit; from here on the kernel sends nothing
         _partition(partitioned, "delpart")
         with loop_device(file) as late:
-            missed = {}
+            missed = dict[str, Uevent]()
             while not {part, late.name} <= missed.keys():
                 event = next(watch)
                 if event.relisted:

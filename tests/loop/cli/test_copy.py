@@ -188,10 +188,11 @@ class TestRefusals:
     def test_destinations_that_lie_over_each_other(self, loops: Any) -> None:
         (source,), (disk,) = loops(1024), loops(16384)
         fill(source)
-        parts = [{"offset": 0, "size": 4096}, {"offset": 512, "size": 4096}, {"offset": 8192}]
+        parts = [(0, 4096), (512, 4096), (8192, None)]
         with contextlib.ExitStack() as stack:
             one, two, apart = (
-                stack.enter_context(loop_device(disk.path, **part)) for part in parts
+                stack.enter_context(loop_device(disk.path, offset=offset, size=size))
+                for offset, size in parts
             )
             done = run("copy", source, one, two, "--to", "2048")
             assert (done.returncode, done.stdout) == (2, "")

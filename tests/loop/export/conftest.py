@@ -140,6 +140,9 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._in, self._out = self.process.stdin, self.process.stdout
         try:
             self.paths = self._read(spec.count(";") + 1)
         except BaseException:
@@ -148,7 +151,7 @@ class Server:
 
     def _read(self, lines: int) -> list[str]:
         """Read the lines, which may come together: what is in a buffer, select(2) does not see."""
-        pipe = self.process.stdout.fileno()
+        pipe = self._out.fileno()
         said = b""
         while said.count(b"\n") < lines:
             ready, _, _ = select.select([pipe], [], [], SECONDS)
@@ -160,7 +163,7 @@ class Server:
 
     def end(self) -> int:
         """Let it end by itself."""
-        self.process.stdin.close()
+        self._in.close()
         return self._wait()
 
     def kill(self) -> None:
@@ -169,8 +172,8 @@ class Server:
 
     def _wait(self) -> int:
         code = self.process.wait(SECONDS)
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self._in.close()
+        self._out.close()
         return code
 
 

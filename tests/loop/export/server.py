@@ -24,7 +24,7 @@ def main(kind: str, folder: str, spec: str) -> None:
     front_end = importlib.import_module(MODULES[kind]).FRONT_END
     with UserMapper() as mapper:
         devices = parse_concise(spec)
-        mapper.create_all(devices)
+        mapper.create_all(list(devices))
         with front_end(mapper.reactor, ledger=Ledger(Path(folder, "ledger"))) as served:
             for one in devices:
                 print(served.add(one.name, mapper.open(one.name)), flush=True)

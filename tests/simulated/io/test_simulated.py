@@ -66,7 +66,7 @@ def test_a_flush_covers_what_came_before_it() -> None:
         flush.notify = later.notify = done.append
         reactor.submit(flush)
         reactor.submit(later)
-        reactor.run_until(lambda done=done: len(done) == 2, 10, "both")
+        reactor.run_until(lambda done=done: len(done) == 2, 10, "both")  # type: ignore[misc]
         disk.crash(random.Random(seed))
         assert disk.content[0] == 1
         lost += disk.content[512] == 0

@@ -156,7 +156,7 @@ class History:
         target = table.targets[0]
         assert isinstance(target, Mirror)
         order = [target.legs.default, *target.legs]
-        return next((self.disks.index(leg.device) for leg in order if leg.ok), None)  # type: ignore[arg-type]
+        return next((self.disks.index(leg.device) for leg in order if leg.ok), None)
 
     # One step of the workload.
 

@@ -83,7 +83,7 @@ async def _write_before_the_log_is_flushed(self: MirrorSet, writes: list[Bio]) -
     async def later() -> bool:
         return True
 
-    log.flush = later  # type: ignore[method-assign]
+    log.flush = later  # type: ignore[assignment,method-assign]
     try:
         await _real_write(self, writes)
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.bench.figures import (
@@ -101,7 +103,8 @@ def test_nothing_is_judged_where_two_equal_runs_differ(again: list[int], judged:
 
 def test_more_rounds_make_a_ratio_surer() -> None:
     def off(rounds: int) -> float:
-        found = table(**{"ours": [100, 110] * rounds, "ours" + TWIN: [110, 100] * rounds}).off
+        seconds: dict[str, Any] = {"ours": [100, 110] * rounds, "ours" + TWIN: [110, 100] * rounds}
+        found = table(**seconds).off
         assert found is not None
         return found
 

@@ -17,7 +17,8 @@ class FakeKernel:
 
     def __init__(self, top: Path) -> None:
         self.top = top
-        self.roots = Roots(top / "sys", top / "dev", top / "proc", top / "run")
+        self.sys, self.dev, self.proc = top / "sys", top / "dev", top / "proc"
+        self.roots = Roots(self.sys, self.dev, self.proc, top / "run")
         for folder in ("sys/class/block", "sys/dev/block", "dev", "proc/self", "run"):
             (top / folder).mkdir(parents=True)
         self.put("proc/self/mountinfo", "")
@@ -42,9 +43,9 @@ class FakeKernel:
             file = folder / attribute.replace("__", "/")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text + "\n")
-        (self.roots.sys / "class/block" / name).symlink_to(folder)
-        (self.roots.sys / "dev/block" / devno).symlink_to(folder)
-        node = self.roots.dev / name.replace("!", "/")
+        (self.sys / "class/block" / name).symlink_to(folder)
+        (self.sys / "dev/block" / devno).symlink_to(folder)
+        node = self.dev / name.replace("!", "/")
         node.parent.mkdir(exist_ok=True)
         node.write_text(name)
 
@@ -56,26 +57,26 @@ class FakeKernel:
 
     def stack(self, top: str, bottom: str) -> None:
         """Let `top` hold `bottom`."""
-        block = self.roots.sys / "class/block"
+        block = self.sys / "class/block"
         (block / bottom / "holders" / top).write_text("")
         (block / top / "slaves" / bottom).write_text("")
 
     def link(self, path: str, name: str) -> None:
         """Add a link such as disk/by-uuid/… to the node of a device."""
-        link = self.roots.dev / path
+        link = self.dev / path
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(self.roots.dev / name, link.parent))
+        link.symlink_to(os.path.relpath(self.dev / name, link.parent))
 
     def process(self, pid: int, command: str, *opened: Path, namespace: str = "mnt:[1]") -> None:
         """Add a process with these files open."""
         self.put(f"proc/{pid}/comm", command[:15] + "\n")
         self.put(f"proc/{pid}/cmdline", f"/usr/bin/{command}\0-x\0")
         for number, file in enumerate(opened, 3):
-            fd = self.roots.proc / str(pid) / "fd" / str(number)
+            fd = self.proc / str(pid) / "fd" / str(number)
             fd.parent.mkdir(parents=True, exist_ok=True)
             fd.symlink_to(file)
-        (self.roots.proc / str(pid) / "ns").mkdir(exist_ok=True)
-        (self.roots.proc / str(pid) / "ns/mnt").symlink_to(namespace)
+        (self.proc / str(pid) / "ns").mkdir(exist_ok=True)
+        (self.proc / str(pid) / "ns/mnt").symlink_to(namespace)
 
 
 @pytest.fixture

@@ -381,9 +381,9 @@ class TestHoles:
         assert run("copy", "huge", "new", "--sparse", "--verify", "--io", "threads")[0] == 0
         assert run("zero", "new", "--verify", "--io", "threads")[0] == 0
         assert len(requests) < 10
-        with open("new", "rb") as file:
-            file.seek(self.SPAN // 2)
-            assert file.read(4096) == bytes(4096)
+        with open("new", "rb") as new:
+            new.seek(self.SPAN // 2)
+            assert new.read(4096) == bytes(4096)
         assert (os.stat("new").st_size, os.stat("new").st_blocks) == (self.SPAN, 0)
 
     def test_what_a_file_holds_is_zeroed_and_the_rest_is_not_touched(

@@ -11,7 +11,7 @@ import pytest
 
 from dmcopy.block import discovery, tools
 from dmcopy.block.info import DeviceInfo
-from dmcopy.cli import checks, output
+from dmcopy.cli import checks
 from dmcopy.cli.checks import Check
 from dmcopy.cli.main import main
 
@@ -48,7 +48,7 @@ def test_the_list_is_plain_columns_where_no_terminal_is(capsys: Any) -> None:
 def test_the_table_on_a_terminal_shows_no_escape_of_a_disk(
     capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output.sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")
     assert main(["devices"]) == 0
     assert r"\x1b[31mred" in capsys.readouterr().out

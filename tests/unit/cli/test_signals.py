@@ -33,7 +33,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def start(*words: str, before: Callable[[], object] | None = None, **how: Any) -> Any:
     """Start a command that is slow enough to be found at work."""
     command = [sys.executable, "-m", "dmcopy", *words]
-    return subprocess.Popen(command, preexec_fn=before, **how)  # type: ignore[call-overload]
+    return subprocess.Popen(command, preexec_fn=before, **how)
 
 
 def wait_for(what: str, seen: Callable[[], object]) -> None:
@@ -159,7 +159,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         raise Ended
 
     now = [100.0]
-    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     monkeypatch.setattr(os, "_exit", end)
     with signals.handled():
         yield now

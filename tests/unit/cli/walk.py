@@ -88,6 +88,6 @@ def ended(words: list[str]) -> int:
 if __name__ == "__main__":
     streams.PATIENCE_SECONDS = 0.0  # type: ignore[misc]
     build = functools.cache(main._build_parser)  # most of the time goes there
-    main._build_parser = lambda noun, _wanted=None: build(noun)
+    main._build_parser = lambda noun, _wanted=None: build(noun)  # type: ignore[assignment,misc]
     sys.modules["pytest"] = None  # type: ignore[assignment]  # `vm test` would become it
     Path("codes").write_text(json.dumps({" ".join(words): ended(words) for words in commands()}))

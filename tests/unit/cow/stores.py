@@ -41,7 +41,9 @@ def build(
     return cow
 
 
-def overlay(origin: bytes, cow: bytes, chunk_size: int, pairs: Pairs) -> bytes:
+def overlay(
+    origin: bytes | bytearray, cow: bytes | bytearray, chunk_size: int, pairs: Pairs
+) -> bytes:
     """Return what the snapshot reads as."""
     size = chunk_size * 512
     content = bytearray(origin)

@@ -42,7 +42,7 @@ def refused(data: bytes | bytearray, offset: int, **expected: int) -> str:
     (problem,) = errors(data, **expected)
     assert problem.offset == offset
     with pytest.raises(StoreError, match="'dmcopy cow check' lists everything") as caught:
-        load(read_store(MemoryDisk(data)), **expected)
+        load(read_store(MemoryDisk(data)), **expected)  # type: ignore[arg-type]
     assert caught.value.offset == offset
     return problem.text
 

@@ -232,8 +232,7 @@ def test_an_invalidated_store(cow: Run) -> None:
         assert "--changed-only" in err
     assert Path("origin").read_bytes() == before
     assert not Path("x").exists()
-    words = ("extract", "--origin", "origin", "--cow", "cow", "x", "--changed-only")
-    code, _, err = cow(*words)
+    code, _, err = cow("extract", "--origin", "origin", "--cow", "cow", "x", "--changed-only")
     assert (code, "was invalidated; what is in its store is good" in err) == (0, True)
     assert cow("check", "cow")[0] == 0
     assert "status:      Invalid" in cow("info", "cow")[1]

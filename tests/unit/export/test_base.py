@@ -8,7 +8,8 @@ import types
 import pytest
 
 from dmcopy.errors import MissingError, UsageError
-from dmcopy.export import base, kinds
+from dmcopy.export import base
+from dmcopy.export.kinds import kinds
 
 
 def front_end(kind: str, reason: str) -> type[base.FrontEnd]:
@@ -29,13 +30,13 @@ def two(monkeypatch: pytest.MonkeyPatch) -> list[type[base.FrontEnd]]:
         module.FRONT_END = one  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
     modules = {one.kind: f"front_{one.kind}" for one in found}
-    for place in (base, kinds):
-        monkeypatch.setattr(place, "MODULES", modules)
+    for place in ("base", "kinds"):
+        monkeypatch.setattr(f"dmcopy.export.{place}.MODULES", modules)
     return found
 
 
 def test_the_first_that_works_is_chosen(two: list[type[base.FrontEnd]]) -> None:
-    assert kinds.kinds() == ("first", "second")
+    assert kinds() == ("first", "second")
     assert base.find() is two[1]
     assert base.find("second") is two[1]
 

@@ -7,6 +7,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,14 +110,15 @@ def test_a_log_of_all_that_became_durable(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = tmp_path / "there"
     there.write_bytes(bytes(SIZE))
-    for words, code, told in [
+    refused: list[tuple[list[Any], int, str]] = [
         (["serve"], 2, "say what the disk is"),
         (["serve", there, "--size", "1M"], 1, "File exists"),
         (["serve", tmp_path / "none"], 2, "no such device or file"),
         (["serve", there, "--log", there], 1, "make a log of writes: File exists"),
         (["cut", tmp_path / "socket"], 2, "there is no server at"),
         (["cut", f"{tmp_path}/{'s' * 120}"], 2, "too long"),
-    ]:
+    ]
+    for words, code, told in refused:
         assert main(["disk", *map(str, words)]) == code
         output = capsys.readouterr()
         assert told in output.err

@@ -34,7 +34,10 @@ def run(main: Any) -> None:
 
 
 def later(reactor: Reactor, seconds: float) -> Done:
-    return lambda notify: reactor.call_later(seconds, notify) and None
+    def done(notify: Callable[[], object]) -> None:
+        reactor.call_later(seconds, notify)
+
+    return done
 
 
 def test_the_descriptor_and_the_timers_both_drive_it(reactor: Reactor) -> None:

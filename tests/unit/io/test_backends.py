@@ -20,6 +20,7 @@ from dmcopy.errors import MissingError, UsageError
 from dmcopy.io import CopyIo, Io, IoRegion, Memory, Op, Reactor, Timer, probe
 from dmcopy.io import threads as threads_module
 from dmcopy.io.reactor import background
+from dmcopy.io.request import Request
 from dmcopy.io.ring import Ring
 from dmcopy.io.uring import BURST
 
@@ -250,7 +251,7 @@ def test_a_closed_device_is_an_error_not_an_exception(reactor: Reactor, memory: 
     closed = BlockDevice.open(__file__, direct=False)
     region = IoRegion(closed, 0, 1)
     closed.close()
-    requests = [
+    requests: list[Request] = [
         Io(Op.READ, region, memory, ((0, 512),)),
         Io(Op.FLUSH, region),
         CopyIo(region, [region], memory, ((0, 512),), print),
@@ -271,11 +272,9 @@ def test_short_transfers_are_finished(
     def shorter(views: list[memoryview]) -> list[memoryview]:
         return [views[0][:512]]
 
+    monkeypatch.setattr(os, "preadv", lambda fd, views, at: preadv(fd, shorter(views), at))
     monkeypatch.setattr(
-        threads_module.os, "preadv", lambda fd, views, at: preadv(fd, shorter(views), at)
-    )
-    monkeypatch.setattr(
-        threads_module.os,
+        os,
         "pwritev",
         lambda fd, views, at, flags: pwritev(fd, shorter(views), at, flags),
     )
@@ -298,11 +297,12 @@ def test_writes_have_no_flag_but_that_of_fua(
         return pwritev(fd, views, at, flags)
 
     pwritev = os.pwritev
-    monkeypatch.setattr(threads_module.os, "pwritev", noting)
+    monkeypatch.setattr(os, "pwritev", noting)
     here, there, extents = IoRegion(device, 0, 8), IoRegion(device, 512, 8), ((0, 4096),)
     copy = CopyIo(here, [there], memory, extents, print)
     writes = [Io(Op.WRITE, there, memory, extents, fua=fua) for fua in (False, True)]
-    for request in (copy, *writes):
+    requests: list[Request] = [copy, *writes]
+    for request in requests:
         threads_module.perform(request)
     monkeypatch.undo()
     assert (copy.write_errors, [write.error for write in writes]) == ({}, [0, 0])

@@ -195,7 +195,8 @@ def test_a_stacked_device_that_raises_ends_its_request(reactor: Reactor) -> None
     reactor.on_exception = taken.append
     ended: list[int] = []
     for op in (Op.FLUSH, Op.READ, Op.DISCARD):
-        request = Io(op, IoRegion(Refusing(), 0, 0), notify=lambda io: ended.append(io.error))
+        refusing: Any = Refusing()
+        request = Io(op, IoRegion(refusing, 0, 0), notify=lambda io: ended.append(io.error))
         reactor.submit(request)
         assert not ended, "never inside of submit()"
         reactor.run_until(lambda: ended, 10, "the end of a request")
@@ -208,7 +209,8 @@ def test_a_stacked_device_that_raises_ends_its_request(reactor: Reactor) -> None
 def test_a_copy_to_a_stacked_device_that_raises(reactor: Reactor) -> None:
     taken: list[BaseException] = []
     reactor.on_exception = taken.append
-    source, good, bad = SimulatedDisk(64), SimulatedDisk(64), Refusing()
+    source, good = SimulatedDisk(64), SimulatedDisk(64)
+    bad: Any = Refusing()
     source.load(b"data" * 128 * 64)
     with Client(8, reactor=reactor) as client:
         dests = [IoRegion(good, 0, 64), IoRegion(bad, 0, 64)]

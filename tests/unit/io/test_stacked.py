@@ -58,7 +58,7 @@ def do(reactor: Reactor, request: Any) -> None:
 
 
 @pytest.mark.parametrize("preflush", [False, True])
-def test_what_is_to_be_flushed_first_is(reactor: Reactor, mapped: Mapped, preflush: bool) -> None:
+def test_what_is_to_be_flushed_first_is(reactor: Reactor, mapped: Any, preflush: bool) -> None:
     """A store relies on it: its data first, then what names it."""
     region, memory = IoRegion(mapped, 0, 8), Memory(1)
     do(reactor, Io(Op.WRITE, region, memory, [(0, 4096)], preflush=preflush))
@@ -71,7 +71,7 @@ def test_it_is_called_as_what_is_below(reactor: Reactor) -> None:
     assert repr(reactor) == "<Reactor on simulated>"
 
 
-def test_a_request_past_the_end_gets_nowhere(reactor: Reactor, mapped: Mapped) -> None:
+def test_a_request_past_the_end_gets_nowhere(reactor: Reactor, mapped: Any) -> None:
     request = Io(Op.WRITE, IoRegion(mapped, SECTORS - 7, 8), Memory(1), [(0, 4096)])
     do(reactor, request)
     assert (request.error, mapped.seen) == (5, [])
@@ -81,12 +81,13 @@ def test_a_request_past_the_end_gets_nowhere(reactor: Reactor, mapped: Mapped) -
 
 @pytest.mark.parametrize("source", ["mapped", "disk", "both"])
 def test_a_list_of_copies_comes_from_either_kind(
-    reactor: Reactor, mapped: Mapped, source: str
+    reactor: Reactor, mapped: Any, source: str
 ) -> None:
     out, disk = SimulatedDisk(SECTORS, "out"), SimulatedDisk(SECTORS, "other")
     disk.load(random.Random(2).randbytes(SECTORS << 9))
-    chosen = {"mapped": [mapped], "disk": [disk], "both": [mapped, disk]}[source]
-    moves = [Move(chosen[n % len(chosen)], n * 8, (7 - n) * 8, 8) for n in range(8)]  # type: ignore[arg-type]
+    devices: dict[str, list[Any]] = {"mapped": [mapped], "disk": [disk], "both": [mapped, disk]}
+    chosen = devices[source]
+    moves = [Move(chosen[n % len(chosen)], n * 8, (7 - n) * 8, 8) for n in range(8)]
     with Client(16, reactor=reactor) as client:
         assert client.copy_list(moves, out, unit=8).wait(10).ok
     for device, sector, dest, count in moves:
@@ -95,7 +96,7 @@ def test_a_list_of_copies_comes_from_either_kind(
 
 
 @pytest.mark.parametrize("to", ["mapped", "disk"])
-def test_a_copy_with_a_mapped_device_in_it(reactor: Reactor, mapped: Mapped, to: str) -> None:
+def test_a_copy_with_a_mapped_device_in_it(reactor: Reactor, mapped: Any, to: str) -> None:
     disk = SimulatedDisk(SECTORS, "other")
     disk.load(random.Random(2).randbytes(SECTORS << 9))
     source, dest = (disk, mapped) if to == "mapped" else (mapped, disk)

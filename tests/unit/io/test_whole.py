@@ -99,6 +99,6 @@ def test_a_stack_lets_nothing_past_the_end_of_a_device(
     assert not errors, "never inside of submit"
     reactor.step()
     assert errors == [errno.EIO] * 4
-    assert not disk.writes
+    assert disk.writes == 0
     whole.zero(reactor, disk, 60, 4)
     assert disk.writes == 1

@@ -409,6 +409,7 @@ def test_the_pool_is_the_only_memory(reactor: Reactor) -> None:
     source, dest = disk("source", seed=1), disk("dest")
     least = 64
     submit = reactor.submit
+    client = Client(64, reactor=reactor)
 
     def watch(request: Any) -> None:
         nonlocal least
@@ -417,7 +418,7 @@ def test_the_pool_is_the_only_memory(reactor: Reactor) -> None:
         submit(request)
 
     reactor.submit = watch
-    with Client(64, reactor=reactor) as client:
+    with client:
         client.copy(whole(source), [whole(dest)])
     assert least == 0
     assert dest.content == source.content

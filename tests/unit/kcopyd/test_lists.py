@@ -50,7 +50,7 @@ def moves_of(seed: int, sources: list[Device], units: int = SECTORS // UNIT) -> 
     return moves
 
 
-def expected(moves: list[Move], out: bytes) -> bytes:
+def expected(moves: list[Move], out: bytes | bytearray) -> bytes:
     content = bytearray(out)
     for source, sector, dest, count in moves:
         assert isinstance(source, SimulatedDisk)

@@ -52,7 +52,7 @@ class Copies:
 
 
 def copied(job: CopyJob) -> bool:
-    return job.dests[0].device.content[: job.bytes] == job.source.device.content[: job.bytes]  # type: ignore[attr-defined]
+    return job.dests[0].device.content[: job.bytes] == job.source.device.content[: job.bytes]  # type: ignore[attr-defined,no-any-return]
 
 
 @pytest.fixture
@@ -360,7 +360,11 @@ def test_the_exception_that_ended_the_block_is_kept() -> None:
     """Even where the client cannot be destroyed: not DeadlineError for KeyboardInterrupt."""
     reactor = Reactor(SimulatedBackend(1))
     client = Client(8, reactor=reactor)
-    client.destroy = lambda: (_ for _ in ()).throw(DeadlineError("waited 300 s"))  # type: ignore[method-assign]
+
+    def destroy(_timeout: float = 0) -> None:
+        raise DeadlineError("waited 300 s")
+
+    client.destroy = destroy  # type: ignore[assignment,method-assign]
     with pytest.raises(KeyboardInterrupt) as caught, client:
         raise KeyboardInterrupt
     assert caught.value.__notes__ == ["Then its client could not be destroyed: waited 300 s."]

@@ -5,6 +5,7 @@ import json
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -348,7 +349,7 @@ def test_dmsetups_own_complaints_are_one_sentence(
 
 
 def test_json_is_typed(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
-    def out(*words: str) -> object:
+    def out(*words: str) -> Any:
         assert dm(*words, "--json") == 0
         return json.loads(capsys.readouterr().out)
 
@@ -370,14 +371,14 @@ def test_json_is_typed(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
             }
         ]
     }
-    (line,) = out("table")["lin"]  # type: ignore[index]
+    (line,) = out("table")["lin"]
     assert line["values"]["cow"] == "7:1"
     assert line["known"] is True
     assert out("deps") == {"lin": ["7:0", "7:1"]}
     assert out("events") == {"lin": 0}
-    below = [{"name": "", "number": number, "below": []} for number in ("7:0", "7:1")]
+    below: list[Any] = [{"name": "", "number": number, "below": []} for number in ("7:0", "7:1")]
     assert out("tree") == [{"name": "lin", "number": "254:0", "below": below}]
-    (first,) = out("ls")  # type: ignore[misc]
+    (first,) = out("ls")
     assert (first["name"], first["number"], first["live"]) == ("lin", [254, 0], True)
 
 

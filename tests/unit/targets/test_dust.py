@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_a_bad_block_fails_reads_until_it_is_written(engine: DustEngine, start: 
     engine.say("addbadblock 5", start)  # sectors 10 and 11 of the disk, 2 and 3 of the line
     assert device.read(start, 8) == OLD * 8
     engine.say("enable", start)
-    bad = [fails(lambda at=at: device.read(start + at, 1)) for at in range(6)]
+    bad = [fails(partial(device.read, start + at, 1)) for at in range(6)]
     assert bad == [False, False, True, True, False, False]
     assert fails(lambda: device.read(start, 8))
     device.flush()

@@ -37,7 +37,7 @@ class Bench:
         self.stopped: list[Request] = []
         backend = SimulatedBackend(seed)
         submit = backend.submit
-        backend.submit = lambda one: self.stopped.append(one) if stop(one) else submit(one)  # type: ignore[method-assign]
+        backend.submit = lambda one: self.stopped.append(one) if stop(one) else submit(one)  # type: ignore[assignment,method-assign]
         self.reactor = Reactor(backend, stacked=True)
         self.mapper = self.engine()
 
@@ -184,6 +184,7 @@ def test_a_leg_that_fails_is_read_no_more(bench: Bench) -> None:
 @pytest.mark.parametrize("target", ["mirror", "mirror-lazy"])
 def test_a_lazy_log_writes_less_and_is_whole_when_suspended(target: str) -> None:
     load("lazy_log")
+    bench: Bench
     written: list[Request] = []
 
     def count(one: Request) -> bool:

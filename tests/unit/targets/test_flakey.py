@@ -105,7 +105,7 @@ def test_always_up(engine: FlakeyEngine, features: str) -> None:
 
 def test_a_write_is_corrupted_in_a_copy(engine: FlakeyEngine) -> None:
     engine.flakey("5 corrupt_bio_byte 700 w 90 0")
-    memory, done = Memory(1), []
+    memory, done = Memory(1), list[Io]()
     memory.view[:1024] = NEW
     extents = [(512, 512), (0, 512)]
     region = IoRegion(engine.mapper.open("d"), 0, 2)

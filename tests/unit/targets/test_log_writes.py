@@ -102,7 +102,7 @@ def test_the_header_is_written_with_fua_writes_and_marks_only(engine: LogEngine)
 
 def test_writes_wait_for_a_flush_that_began_after_them(engine: LogEngine) -> None:
     device = engine.logged()
-    memory, done = Memory(1), []
+    memory, done = Memory(1), list[Io]()
 
     def send(op: Op, sector: int = 0, count: int = 0, *, fua: bool = False) -> None:
         extents = [(0, count << 9)] if op == Op.WRITE else []
@@ -245,14 +245,14 @@ def test_many_in_flight_are_all_logged_before_their_flush() -> None:
         engine = LogEngine(seed=seed)
         with engine.reactor, engine.mapper:
             device = engine.logged()
-            memory, done = Memory(1), []
+            memory, done = Memory(1), list[Io]()
             for sector in range(32):
                 region = IoRegion(device, sector, 1)
                 fua = sector % 5 == 0
                 engine.reactor.submit(
                     Io(Op.WRITE, region, memory, [(0, 512)], done.append, fua=fua)
                 )
-            engine.reactor.run_until(lambda done=done: len(done) == 32, 1)
+            engine.reactor.run_until(lambda done=done: len(done) == 32, 1)  # type: ignore[misc]
             device.flush()
             entries = engine.ended()
             assert entries.index(FLUSH) == 32

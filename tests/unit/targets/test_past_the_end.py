@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -162,10 +163,8 @@ def test_a_write_never_makes_a_file_longer(tmp_path: Path) -> None:
         words = f"snapshot {tmp_path}/o {tmp_path}/c P {CHUNK}"
         mapper.create("s", Table.parse(f"0 512 {words}"))
         for count in (1, CHUNK):
-            assert (
-                error_of(lambda count=count: mapper.open("s").write(40, bytes(count << 9)))
-                == errno.EIO
-            )  # type: ignore[misc]
+            data = bytes(count << 9)
+            assert error_of(partial(mapper.open("s").write, 40, data)) == errno.EIO
         assert (tmp_path / "c").stat().st_size == COW_CHUNKS * CHUNK_BYTES
 
 

@@ -56,7 +56,7 @@ def test_a_write_makes_a_region_dirty_until_its_end_is_noted() -> None:
 def test_a_region_that_was_clean_until_a_write_failed_is_not_noted_as_clean() -> None:
     """That would be the end of what is known of it: its legs differ."""
     bench, cleared = Bench("nosync"), list[int]()
-    bench.log.clear = cleared.append  # type: ignore[method-assign]
+    bench.log.clear = cleared.append  # type: ignore[assignment,method-assign]
     bench.hash.begin_write(3)
     bench.hash.end_write(3)
     bench.hash.mark_nosync(3)
@@ -67,7 +67,7 @@ def test_a_region_that_was_clean_until_a_write_failed_is_not_noted_as_clean() ->
 
 def test_a_region_that_was_clean_until_its_recovery_is_not_forgotten() -> None:
     bench, cleared = Bench("nosync"), list[int]()
-    bench.log.clear = cleared.append  # type: ignore[method-assign]
+    bench.log.clear = cleared.append  # type: ignore[assignment,method-assign]
     bench.hash.begin_write(3)
     bench.hash.end_write(3)
     bench.log.set_in_sync(3, False)

@@ -85,8 +85,8 @@ def test_the_origin_is_written_only_after_the_store_says_that_it_is_invalid(
     if cow_sectors > 24:
         engine.disks["b"].fail(Op.WRITE, 24, 8)
     headers: list[bytes] = []
-    engine.disks["a"].write = (
-        lambda *args, **more: (  # type: ignore[method-assign]
+    engine.disks["a"].write = (  # type: ignore[method-assign]
+        lambda *args, **more: (  # type: ignore[assignment]
             headers.append(engine.disks["b"].read(0, 1)[4:5]),
             SimulatedDisk.write(engine.disks["a"], *args, **more),
         )
@@ -206,7 +206,7 @@ def test_a_write_of_a_whole_chunk_stands_for_its_copy(engine: Engine) -> None:
     reactor.run_until(lambda: len(ended) == 3, 10, "the writes")
     assert [write.error for write in ended] == [0] * 3
     (target,) = device.active.targets  # type: ignore[union-attr]
-    assert target.client.statistics().sectors_read == 0  # type: ignore[attr-defined]
+    assert target.client.statistics().sectors_read == 0  # type: ignore[union-attr]
     assert engine.disks["b"].read(16, 8) == b"n" * 4096
 
 

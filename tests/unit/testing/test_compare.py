@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dmcopy.io.request import Op
+from dmcopy.mapper.engines import EngineName
 from dmcopy.testing.compare import Comparison, DifferenceError, first_difference, pair
 from dmcopy.testing.disks import Disks
 from dmcopy.testing.mirrors import DISKS, MirrorWorkload
@@ -24,7 +25,7 @@ from dmcopy.testing.steps import (
 )
 from dmcopy.testing.workload import Workload
 
-USER = ("user", "user")
+USER: tuple[EngineName, EngineName] = ("user", "user")
 SECTORS = 512
 BOTH: Mapping[Op, int] = {Op.WRITE: 4, Op.READ: 2, Op.FLUSH: 1, Op.DISCARD: 1, Op.WRITE_ZEROES: 1}
 

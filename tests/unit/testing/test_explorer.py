@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,7 @@ def test_a_flush_that_is_forgotten_is_found_and_made_small() -> None:
     assert found.value.cut == Cut(3, {0: 0})
     assert isinstance(found.value.__cause__, AssertionError)
     for cut, fails in (("3-0", True), ("3-0:7", True), ("3", False), ("3-2", False)):
-        again = lambda cut=cut: explore(commit(flush=False), header_names_data, cut=cut)  # noqa: E731
+        again = partial(explore, commit(flush=False), header_names_data, cut=cut)
         if fails:
             with pytest.raises(CrashError):
                 again()

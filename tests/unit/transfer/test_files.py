@@ -125,7 +125,7 @@ def test_a_verification_names_the_sectors_that_differ(direct: bool) -> None:
     with open_all(TransferRequest("src", ("a", "b"))) as opened, Reactor() as reactor:
         if not direct:
             for region in opened.dests:
-                region.device.direct = False  # type: ignore[misc]
+                region.device.direct = False  # type: ignore[attr-defined]
         client = Client(16, reactor=reactor)
         plan = TransferPlan(opened.source, tuple(opened.dests), 64)
         transfer = Transfer(client, plan)

@@ -20,7 +20,8 @@ class Machine:
     """Block devices in a made-up /sys; `boots` gives each a new number, as another boot may."""
 
     def __init__(self, top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.roots = Roots(top / "sys", top / "dev")
+        self.sys = top / "sys"
+        self.roots = Roots(self.sys, top / "dev")
         self.top = top
         self.patch = monkeypatch
         self.boot(1)
@@ -30,13 +31,13 @@ class Machine:
 
     def put(self, name: str, *, disk: str = "", **files: str) -> Identity:
         """Let a device appear, in the place of one of that name; `__` in an attribute is a /."""
-        folder = self.roots.sys / "devices" / disk / name
+        folder = self.sys / "devices" / disk / name
         for attribute, text in files.items():
             file = folder / attribute.replace("__", "/")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"{text}\n")
         for link in (f"class/block/{name}", "dev/block/8:1"):
-            path = self.roots.sys / link
+            path = self.sys / link
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
             path.symlink_to(folder)

@@ -15,7 +15,7 @@ from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.vm import Disk, debian, vagrant
 from dmcopy.vm import machine as qemu_machine
-from dmcopy.vm.base import Sink
+from dmcopy.vm.channel import Sink
 
 from .test_kernels import VERSION, install, put_in_cache
 
@@ -64,14 +64,14 @@ def test_a_kernel_without_device_mapper(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_no_qemu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(qemu_machine.tools, "which", lambda _: None)
+    monkeypatch.setattr("dmcopy.block.tools.which", lambda _: None)
     assert vm_run() == ExitCode.MISSING
     assert "no qemu-system-x86_64 here: apt-get install" in capsys.readouterr().err
 
 
 def test_no_space(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(debian, "_SPACE_NEEDED", 1 << 60)
-    monkeypatch.setattr(debian.tools, "which", lambda _: "/bin/true")
+    monkeypatch.setattr("dmcopy.block.tools.which", lambda _: "/bin/true")
     assert vm_run() == ExitCode.MISSING
     assert "a kernel needs 1024 PiB: make room" in capsys.readouterr().err
 

@@ -144,7 +144,7 @@ def test_an_archive_named_by_the_environment(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_tool_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(debian.tools, "search_path", lambda: str(tmp_path))
+    monkeypatch.setattr("dmcopy.block.tools.search_path", lambda: str(tmp_path))
     with pytest.raises(MissingError, match="no apt-get here"):
         debian.fetch("bookworm", tmp_path)
 

@@ -141,7 +141,7 @@ def test_what_was_found_out_and_is_damaged_is_found_out_again(
     cache.mkdir()
     (cache / "accel.json").write_bytes(kept.replace(b"HERE", json.dumps(here).encode()))
     monkeypatch.setattr(accel, "try_kvm", lambda *_: "it hung")
-    monkeypatch.setattr(accel.os, "access", lambda *_: True)
+    monkeypatch.setattr("os.access", lambda *_: True)
     assert accel.choose("qemu", tmp_path) == "tcg"
     assert json.loads((cache / "accel.json").read_text())["accel"] == "tcg"
 
@@ -153,7 +153,7 @@ def test_the_accelerator_is_tried_once_a_boot(
     trials: list[str] = []
 
     monkeypatch.setattr(accel, "try_kvm", lambda program, _: trials.append(program) or "it hung")
-    monkeypatch.setattr(accel.os, "access", lambda *_: True)
+    monkeypatch.setattr("os.access", lambda *_: True)
     assert accel.choose("qemu", tmp_path) == accel.choose("qemu", tmp_path) == "tcg"
     assert trials == ["qemu"]
     assert "/dev/kvm is there but it hung" in capsys.readouterr().err
@@ -166,7 +166,7 @@ def test_the_accelerator_is_tried_once_a_boot(
 
 @pytest.mark.usefixtures("cache")
 def test_no_kvm_and_a_forced_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accel.os, "access", lambda *_: False)
+    monkeypatch.setattr("os.access", lambda *_: False)
     assert accel.choose("qemu", Path("x")) == "tcg"
     monkeypatch.setenv("DMCOPY_ACCEL", "kvm")
     assert accel.choose("qemu", Path("x")) == "kvm"
@@ -195,13 +195,13 @@ def test_the_ram_disk_is_an_archive(tmp_path: Path) -> None:
 
 
 def test_no_busybox_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(initramfs.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     with pytest.raises(MissingError, match="install busybox-static"):
         initramfs.busybox()
 
 
 def test_no_qemu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.tools, "which", lambda _: None)
+    monkeypatch.setattr("dmcopy.block.tools.which", lambda _: None)
     with pytest.raises(MissingError, match="no qemu-system-x86_64 here: apt-get install"):
         machine.find_qemu()
 

@@ -277,7 +277,9 @@ class World(FakeMapper):
 
     def legs(self, name: str) -> list[int | None]:
         """Return what each leg of a mirror has."""
-        (line,) = self.devices[name].live or ()
+        table = self.devices[name].live
+        assert table is not None
+        (line,) = table
         assert isinstance(line.target, Mirror)
         return [self._leg(line, at) for at in range(len(line.target.legs))]
 

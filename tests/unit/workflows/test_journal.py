@@ -153,7 +153,23 @@ def test_what_no_process_can_have_written_is_no_record(
 def mutants(seed: int) -> Iterator[bytes]:
     """Yield records with some node of their JSON, or some of their bytes, changed."""
     chance = random.Random(seed)
-    odd = [None, True, -1, 2**64, 10**30, 1.5, "", "x", "\0", "\x1b", "/", "..", [], [[]], {}]
+    odd: list[Any] = [
+        None,
+        True,
+        -1,
+        2**64,
+        10**30,
+        1.5,
+        "",
+        "x",
+        "\0",
+        "\x1b",
+        "/",
+        "..",
+        [],
+        [[]],
+        {},
+    ]
     odd += [float("inf"), "9" * 5000, "\ud800", ["a"], {"a": 1}]
     for _ in range(80):
         values = json.loads(chance.choice([merge(), make("snap")]).build())

@@ -154,7 +154,7 @@ def check(world: World, devices: set[str]) -> None:
         status = world.status("home")
     table = world.table("home")
     for line, one in zip(table, status, strict=True):
-        if isinstance(line.target, Mirror) and one.status.in_sync:  # type: ignore[union-attr]
+        if isinstance(line.target, Mirror) and one.status.in_sync:  # type: ignore[attr-defined]
             legs = world.legs("home") if len(table.lines) == 1 else []
             assert all(value == world.read("home") for value in legs)
 

@@ -16,6 +16,7 @@ from dmcopy.cli.mirror_map import SHADES, draw
 from dmcopy.cli.mirror_show import progress_line
 from dmcopy.cli.workflows import open_mapper
 from dmcopy.errors import ExitCode
+from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.ondisk.bitset import Bitset
 from dmcopy.ondisk.mirror_log import MirrorLog
 from dmcopy.table import Linear, Table
@@ -42,6 +43,7 @@ def mirror(*words: str, code: int = 0) -> None:
 
 def test_the_cookies_of_its_dmsetup_are_in_the_ledger() -> None:
     mapper = open_mapper(argparse.Namespace(dry_run=False, call_timeout=5.0))
+    assert isinstance(mapper, KernelMapper)
     assert mapper.dmsetup.ledger is mapper.ledger
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,17 +52,17 @@ def test_from_take_to_merge(stage: Stage, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.usefixtures("stage")
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
-    def out(*words: str) -> object:
+    def out(*words: str) -> Any:
         assert main(["snapshot", *words, "--json"]) == 0
         return json.loads(capsys.readouterr().out)
 
     made = out("take", "snap", "/dev/b", "/dev/cow", "--chunk-size", str(CHUNK), "--store", "po")
-    assert made["path"] == "/dev/mapper/snap"  # type: ignore[index]
-    assert made["origin"] == "b-origin"  # type: ignore[index]
-    (state,) = out("status", "snap")  # type: ignore[misc]
+    assert made["path"] == "/dev/mapper/snap"
+    assert made["origin"] == "b-origin"
+    (state,) = out("status", "snap")
     assert (state["state"], state["store"], state["percent"]) == ("active", "PO", 25.0)
     assert out("extend", "snap", "80", "--with", "/dev/a") == {"name": "snap", "total": 80}
-    assert out("drop", "snap")["name"] == "snap"  # type: ignore[index]
+    assert out("drop", "snap")["name"] == "snap"
     assert out("status") == []
 
 

@@ -7,7 +7,7 @@ import itertools
 import os
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -150,11 +150,12 @@ def test_what_was_synced_outlives_a_power_cut(kernel: Kernel, disk: SimulatedDis
 @pytest.mark.parametrize("op", [Op.READ, Op.WRITE, Op.FLUSH])
 def test_an_error_of_the_device_is_the_answer(kernel: Kernel, disk: SimulatedDisk, op: Op) -> None:
     disk.fail(op, 8, 8, error=errno.ENOSPC, times=1)
-    ask = {
+    asks: dict[Op, Callable[[], int]] = {
         Op.READ: lambda: kernel.read(4096, 512),
         Op.WRITE: lambda: kernel.write(4096, bytes(512)),
         Op.FLUSH: lambda: kernel.send(FSYNC, bytes(16)),
-    }[op]
+    }
+    ask = asks[op]
     assert kernel.answer(ask()) == (ENOSPC, b"")
     assert kernel.answer(ask())[0] == 0
 
