@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,15 +24,15 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the example, beside a virtual environment with the wheel of this tree.
 
     pytest and what dmcopy depends on come from the environment that this test runs in.
     """
     folder = tmp_path_factory.mktemp("example")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, ROOT]
-    run(*pip, *build)
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index"]
+    run(*pip, *build, "-w", folder, ROOT)
     run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
     python = folder / "venv/bin/python"
     wheel = next(folder.glob("*.whl"))

@@ -94,7 +94,7 @@ def test_what_is_anothers_is_no_leak(tmp_path: Path, ledger: Ledger) -> None:
         folder.mkdir()
         file = folder / "disk.img"
         file.write_bytes(bytes(1 << 20))
-        words = ["losetup", "--find", "--show", file]
+        words = ["losetup", "--find", "--show", str(file)]
         nodes.append(
             subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
         )
