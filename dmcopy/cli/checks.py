@@ -92,7 +92,9 @@ def _guests() -> list[Check]:
     reason = _refusal("/dev/kvm")
     detail = "can be opened, which is no proof that a guest runs"
     fix = (
-        "join the group kvm" if reason == _DENIED else "switch on virtualisation (guests are slow)"
+        "sudo chmod 0666 /dev/kvm, or join the group kvm and log in again"
+        if reason == _DENIED
+        else "switch on virtualisation (guests are slow)"
     )
     return [_tool("qemu-system-x86_64"), Check("/dev/kvm", not reason, reason or detail, fix)]
 

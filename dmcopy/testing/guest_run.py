@@ -151,7 +151,7 @@ class GuestRun:
         self._complaints: list[str] = []
         self._cut: tuple[str, int | None] | None = None
         self._current, self._started, self._console_from = "", False, 0
-        self._phase = phase
+        self._phase, self._first = phase, next(iter(self._left), "")
         self._heard = time.monotonic()
         settings = self.settings
         self._unsent = bytearray()
@@ -237,7 +237,7 @@ class GuestRun:
         self._guest.kill(None if seed is None else random.Random(seed))
         self._guest = None
         self._end()
-        phase = self._phase + 1
+        phase = self._phase + 1 if nodeid == self._first else 1
         # The test that is asked for first is the one that continues.
         self._left = {nodeid: self._left.pop(nodeid), **self._left}
         self._launch(phase)

@@ -413,13 +413,16 @@ def test_a_power_cut_kills_the_guest_and_the_test_begins_again(pytester: pytest.
             cut.cut(lambda: log.open("a").write("two "), seed=7)
             with log.open("a") as file: file.write("end")
 
-        def test_after(): pass
+        def test_after(request):
+            from dmcopy.testing.kit import PowerCut
+            machine = request.config.pluginmanager.getplugin("dmcopy-reporter")
+            PowerCut(None, request.node.nodeid, machine)(lambda: log.open("a").write(" three"))
         """
     )
     result = run(pytester, "--vm=6.1", "-v")
     result.assert_outcomes(passed=3)
-    assert (pytester.path / "log").read_text() == "begin one begin two begin end"
-    assert FakeGuest.booted == ["6.1"] * 3
+    assert (pytester.path / "log").read_text() == "begin one begin two begin end three"
+    assert FakeGuest.booted == ["6.1"] * 4
 
 
 def test_a_limit_counts_the_test_alone(pytester: pytest.Pytester) -> None:
