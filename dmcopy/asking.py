@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Final
 
 from dmcopy import errors
 from dmcopy.errors import DeadlineError, DmcopyError, ExitCode, UsageError
+from dmcopy.runtime import kept_path
+
+TYPE_CHECKING = False  # as in typing, whose import takes as long as all else that the shim does
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final
 
 VERSION: Final = 1
 MAX_PATH: Final = 107
 """What fits into sun_path with its end, in bytes (man 7 unix)."""
 MAX_ANSWER: Final = 64 << 20
+_TRIES: Final = 5
 
 
 class NoServerError(UsageError):
@@ -74,6 +80,34 @@ def ask(path: str, request: dict[str, Any], *, timeout: float = 60.0) -> dict[st
     if answer.get("ok") is not True:
         raise error_of(answer)
     return answer
+
+
+def ask_devices(
+    path: str,
+    request: dict[str, Any],
+    *,
+    timeout: float,
+    start: Callable[[], object] | None = None,
+) -> Any:
+    """Ask this user's device server, which `start` starts where there is none; return the result.
+
+    Raises as `ask`, and DmcopyError where it was killed with its devices.
+    """
+    for _ in range(_TRIES):
+        try:
+            return ask(path, request, timeout=timeout)["result"]
+        except NoServerError as error:
+            if error.ended:
+                raise
+            if os.path.exists(kept_path()):
+                raise DmcopyError(
+                    "the device server was killed, and its devices with it: 'dmcopy serve "
+                    "--resume' has them back, 'dmcopy dm reap' gives them up"
+                ) from None
+            if start is None:
+                raise
+        start()
+    raise DmcopyError("the device server ends again and again as soon as it was started")
 
 
 def facts_of(error: DmcopyError) -> dict[str, Any]:

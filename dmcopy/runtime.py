@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from pathlib import Path
-from typing import Final
 
 from dmcopy.errors import UsageError
+
+TYPE_CHECKING = False  # as in typing, whose import takes as long as all else that the shim does
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Final
 
 RUNTIME_DIR: Final = "DMCOPY_RUNTIME_DIR"
 SERVER: Final = "server,control"
@@ -21,11 +24,17 @@ SERVER: Final = "server,control"
 
 def folder_path() -> Path:
     """Return where the folder is, or would be: /run/dmcopy for root."""
+    from pathlib import Path  # here: see above
+
+    return Path(_folder())
+
+
+def _folder() -> str:
     if asked := os.environ.get(RUNTIME_DIR):
-        return Path(asked).absolute()
+        return os.path.join(os.getcwd(), asked)
     if os.geteuid() == 0:
-        return Path("/run/dmcopy")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}", "dmcopy")
+        return "/run/dmcopy"
+    return f"{os.environ.get('XDG_RUNTIME_DIR') or f'/run/user/{os.geteuid()}'}/dmcopy"
 
 
 def runtime_folder(otherwise: str = "--socket PATH") -> Path:
@@ -53,7 +62,7 @@ def runtime_folder(otherwise: str = "--socket PATH") -> Path:
 def nodes_folder() -> str:
     """Return where root's userspace devices have their nodes."""
     asked = os.environ.get(RUNTIME_DIR)
-    return str(folder_path() / "dev") if asked else "/dev/dmcopy"
+    return f"{_folder()}/dev" if asked else "/dev/dmcopy"
 
 
 SERVER_NAME: Final = "the device server"
@@ -62,9 +71,9 @@ SERVER_NAME: Final = "the device server"
 
 def kept_path() -> str:
     """Return the path of what the device server had last; it removes it when it ends."""
-    return str(folder_path() / "server,devices")
+    return f"{_folder()}/server,devices"
 
 
 def control_path() -> str:
     """Return the path of the device server's control socket, whether it is there or not."""
-    return str(folder_path() / SERVER)
+    return f"{_folder()}/{SERVER}"

@@ -6,26 +6,24 @@ their nodes. `dmcopy.export.device_server` is the other side.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dmcopy.asking import NoServerError, ask, error_of
-from dmcopy.block import sysfs
+from dmcopy.asking import NoServerError, ask_devices, error_of
+from dmcopy.block import freezing, sysfs
 from dmcopy.block.devno import DevNo
 from dmcopy.errors import DeadlineError, DeviceError, DmcopyError
-from dmcopy.mapper import freezing, names
-from dmcopy.mapper.base import UUID_PREFIX, DmInfo, Mapper, Version, check_name, note_failure
+from dmcopy.mapper import names
+from dmcopy.mapper.base import UUID_PREFIX, DmInfo, Mapper, Version, check_name
 from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.own import OwnDevices
-from dmcopy.runtime import control_path, kept_path
+from dmcopy.runtime import control_path
 from dmcopy.status import StatusLine, parse_lines
 from dmcopy.table import Table
 
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 _START_SECONDS: Final = 30.0
 _GRACE_SECONDS: Final = 60.0
 """How much longer than the engine's own deadline an answer may take: other calls come first."""
-_TRIES: Final = 5
 
 
 class ServedMapper(Mapper):
@@ -83,7 +80,7 @@ class ServedMapper(Mapper):
         names.checked(name)
         names.checked_uuid(uuid)
         if not uuid and self.uuid_prefix:
-            uuid = f"{self.uuid_prefix}{secrets.token_hex(16)}"
+            uuid = f"{self.uuid_prefix}{os.urandom(16).hex()}"
         text = None if table is None else self._text(table)
         self._ask("create", start=True, name=name, table=text, uuid=uuid, readonly=readonly)
         return DmDevice(self, name)
@@ -106,17 +103,18 @@ class ServedMapper(Mapper):
     def suspend(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
         """Hold new I/O; see `Mapper.suspend`."""
         info = self.info(name)
-        with self._frozen(info, lockfs and info.live and not info.suspended):
+        freezes = lockfs and info.live and not info.suspended
+        with freezing.frozen(info.number if freezes else None, self._noting(name)):
             self._of(name, "suspend it", "suspend", flush=flush)
 
     def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
         """Let I/O continue; see `Mapper.resume`. A file system that was frozen thaws."""
         info = self.info(name)
         swaps = info.live and info.inactive and not info.suspended
-        with self._frozen(info, lockfs and swaps):
+        with freezing.frozen(info.number if lockfs and swaps else None, self._noting(name)):
             thaw = self._of(name, "resume it", "resume", flush=flush)
         if thaw:
-            self._thaw(info)
+            freezing.thawed(info.number, self._noting(name))
 
     def remove(
         self,
@@ -223,29 +221,8 @@ class ServedMapper(Mapper):
         """Have the server import targets; it finds `module` where this process does."""
         self._ask("plugin", start=True, module=module)
 
-    @contextlib.contextmanager
-    def _frozen(self, info: DmInfo, wanted: bool) -> Iterator[None]:
-        """Freeze what is mounted from a device; after an error, thaw it.
-
-        The server notes it first: who resumes the device then thaws it, also when this process
-        is killed.
-        """
-        number = info.number if wanted else None
-        if number is None or number not in freezing.mounted():
-            yield
-            return
-        self._of(info.name, "freeze it", "freeze")
-        try:
-            freezing.freeze(number)
-            yield
-        except BaseException as error:
-            note_failure(error, lambda: self._thaw(info))
-            raise
-
-    def _thaw(self, info: DmInfo) -> None:
-        if info.number is not None:
-            freezing.thaw(info.number)
-        self._of(info.name, "thaw it", "thawed")
+    def _noting(self, name: str) -> Callable[[str], object]:
+        return lambda do: self._of(name, f"note that it is {do}", do)
 
     def _own(self) -> OwnDevices:
         return OwnDevices(self.ls)
@@ -267,18 +244,8 @@ class ServedMapper(Mapper):
 
     def _ask(self, do: str, *, start: bool = False, seconds: float = 0, **words: Any) -> Any:
         timeout = self.timeout + _GRACE_SECONDS + seconds
-        for _ in range(_TRIES):
-            try:
-                return ask(self._path, {"do": do, **words}, timeout=timeout)["result"]
-            except NoServerError as error:
-                if error.ended:
-                    raise
-                if os.path.exists(kept_path()):
-                    raise _killed() from None
-                if not start:
-                    raise
-            start_server()
-        raise DmcopyError("the device server ends again and again as soon as it was started")
+        begin = start_server if start else None
+        return ask_devices(self._path, {"do": do, **words}, timeout=timeout, start=begin)
 
 
 def start_server(*, resume: bool = False) -> None:
@@ -317,13 +284,6 @@ def start_server(*, resume: bool = False) -> None:
         ) from None
     if not answer["ok"]:
         raise error_of(answer)
-
-
-def _killed() -> DmcopyError:
-    return DmcopyError(
-        "the device server was killed, and its devices with it: 'dmcopy serve --resume' has them "
-        "back, 'dmcopy dm reap' gives them up"
-    )
 
 
 def _read_line(fd: int) -> bytes:

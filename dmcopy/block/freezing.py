@@ -6,14 +6,16 @@ the file system still writes, where even SIGKILL does not reach.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from dmcopy.block import mounts, sysfs
 from dmcopy.block.devno import DevNo, split_devno
-from dmcopy.errors import DeviceError
+from dmcopy.errors import DeviceError, DmcopyError
 
 _FIFREEZE: Final = 0xC0045877
 _FITHAW: Final = 0xC0045878  # include/uapi/linux/fs.h: _IOWR('X', 119, int) and 120
@@ -36,6 +38,35 @@ def mounted() -> set[DevNo]:
 def thaw(number: DevNo) -> None:
     """Thaw the file system that is mounted from a device, if there is one and it is frozen."""
     _call(number, _FITHAW, "thaw it", errno.EINVAL)
+
+
+@contextlib.contextmanager
+def frozen(number: DevNo | None, note: Callable[[str], object]) -> Iterator[None]:
+    """Freeze what is mounted from a device; after an error, thaw it.
+
+    The device's server is told first, by `note("freeze")`: who resumes the device then thaws it,
+    also when this process is killed. See `thawed`.
+    """
+    if number is None or number not in mounted():
+        yield
+        return
+    note("freeze")
+    try:
+        freeze(number)
+        yield
+    except BaseException as error:
+        try:
+            thawed(number, note)
+        except DmcopyError as failure:
+            error.add_note(f"and then, while cleaning up: {failure}")
+        raise
+
+
+def thawed(number: DevNo | None, note: Callable[[str], object]) -> None:
+    """Thaw what is mounted from a device, and tell its server so."""
+    if number is not None:
+        thaw(number)
+    note("thawed")
 
 
 def _call(number: DevNo, code: int, action: str, already: int) -> bool:
