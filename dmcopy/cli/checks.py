@@ -82,7 +82,8 @@ def _udev() -> list[Check]:
 
 def _device_mapper() -> list[Check]:
     reason = _refusal("/dev/mapper/control")
-    fix = _AS_ROOT if reason == _DENIED else f"modprobe dm-mod; {_OTHER_KERNEL}"
+    without = "or do without: 'dmcopy dm shim --help'"
+    fix = _AS_ROOT if reason == _DENIED else f"modprobe dm-mod; {_OTHER_KERNEL}; {without}"
     kernel = Check("device-mapper", not reason, reason or "in this kernel", fix)
     targets = [_module(name) for name in ("dm-snapshot", "dm-mirror")] if kernel.ok else []
     return [kernel, *targets, _tool("dmsetup")]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from dmcopy import plugins
-from dmcopy.cli import dm_changes, dm_facts, dm_run
+from dmcopy.cli import dm_changes, dm_facts, dm_run, dm_shim
 from dmcopy.cli.dm_verbs import VerbParser, changing
 from dmcopy.cli.dm_words import NAME, add_the_rest
 from dmcopy.cli.options import add_engine, engine_of
@@ -59,6 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=VerbParser)
     dm_changes.configure(verbs)
     dm_run.configure(verbs)
+    dm_shim.configure(verbs)
     _configure_reap(verbs)
     _configure_stats(verbs)
     dm_facts.configure(verbs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.names import unmangle
 from dmcopy.mapper.served import ServedMapper
+from dmcopy.shim.tables import split_message
 from dmcopy.table import Error, Table, parse_concise
 from dmcopy.units import parse_count
 
@@ -221,18 +221,12 @@ def _message(args: argparse.Namespace) -> None:
     if not args.sector.isdecimal():
         raise UsageError(f"{args.sector!r} is not a sector: dmcopy dm message NAME SECTOR WORD...")
     # As dmsetup does, which joins them all, and the kernel, which splits them.
-    split = _split(" ".join(args.words))
+    split = split_message(" ".join(args.words))
     if not split:
         raise UsageError("say what to send: dmcopy dm message NAME SECTOR WORD...")
     answer = args.mapper.message(name, *split, sector=parse_count(args.sector))
     if answer:
         print(answer)
-
-
-def _split(text: str) -> list[str]:
-    """Return the words of a message; a backslash makes the next character part of a word."""
-    found = re.findall(r"(?:\\.|[^\s\\])+", text, re.DOTALL)
-    return [re.sub(r"\\(.)", r"\1", word, flags=re.DOTALL) for word in found]
 
 
 def _wait(args: argparse.Namespace) -> None:

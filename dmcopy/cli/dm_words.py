@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import re
 from collections.abc import Sequence
 from typing import Any, Final
@@ -182,10 +184,11 @@ def tell_more(args: argparse.Namespace, name: str) -> None:
 
 def selected(mapper: KernelMapper | ServedMapper, selection: str) -> list[str]:
     """Return the names of the devices that match a selection of dmsetup's; it may be none."""
-    if isinstance(mapper, ServedMapper):
-        raise UsageError("-S is dmsetup's own, which knows the kernel's devices: name them")
     if not selection.strip():
         raise UsageError("an empty selection means every device: name them, or say what they match")
+    if isinstance(mapper, ServedMapper):
+        text = _as_dmsetup(["info", "-c", "--noheadings", "-o", "mangled_name", "-S", selection])
+        return list(map(unmangle, text.split())) if mapper.ls() else []
     options = ["--manglename", "hex", "--noheadings", "-o", "mangled_name", "-S", selection]
     try:
         text = mapper.dmsetup.run("info", "-c", *options)
@@ -233,9 +236,9 @@ def print_report(mapper: KernelMapper | ServedMapper, words: list[str], devices:
     """
     verb, *options = words
     if isinstance(mapper, ServedMapper):
-        from dmcopy.cli.dm_text import Text
-
-        Text(mapper, words, devices).print()
+        for name in devices:
+            mapper.info(name)  # one that is not there is said as everywhere
+        _print(_as_dmsetup([*words, "--", *devices]))
         return
     try:
         call = mapper.dmsetup.finish(verb, "--manglename", "hex", *options, "--", *devices)
@@ -245,6 +248,20 @@ def print_report(mapper: KernelMapper | ServedMapper, words: list[str], devices:
     _print(call.stdout)
     if call.stderr:
         say(printable(call.stderr.rstrip()))
+
+
+def _as_dmsetup(words: list[str]) -> str:
+    """Return what dmsetup would print of userspace devices. Raises UsageError as it complains."""
+    from dmcopy.shim.main import run
+    from dmcopy.shim.served import Served
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(words, Served())
+    if code:
+        lines = [line.strip() for line in err.getvalue().splitlines()]
+        raise UsageError(_complaint(lines) or "; ".join(lines))
+    return out.getvalue()
 
 
 def _print(text: str) -> None:
@@ -263,8 +280,12 @@ def _failed(mapper: KernelMapper, error: DmsetupError, devices: list[str]) -> Dm
 
 def wrong_words(error: DmsetupError) -> DmcopyError:
     """Return dmsetup's complaint of a field, an option or a selection as one sentence."""
-    lines = [line.strip() for line in error.said.split("; ")]
+    complaint = _complaint([line.strip() for line in error.said.split("; ")])
+    return UsageError(complaint) if complaint else error
+
+
+def _complaint(lines: list[str]) -> str:
     wrong = [line for line in lines if re.search("recogni[sz]ed|Selection syntax", line)]
     if not wrong:
-        return error
-    return UsageError(f"dmsetup says: {wrong[0]} ('dmcopy dm info -c -o help' lists the fields)")
+        return ""
+    return f"dmsetup says: {wrong[0]} ('dmcopy dm info -c -o help' lists the fields)"

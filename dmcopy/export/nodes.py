@@ -1,6 +1,7 @@
 """The nodes of a device server's devices: what other programs open, by the devices' names.
 
-As root a device is a block device, /dev/dmcopy/NAME, a link to the loop device over a file of FUSE.
+As root a device is a block device, /dev/dmcopy/NAME, a link to the loop device over a file of FUSE;
+where the kernel has no device-mapper there is /dev/mapper/NAME, too, which scripts expect.
 For others, and where there are no loop devices, it is a file, NAME in the runtime folder, and an
 NBD export without a name at the socket NAME.nbd beside it; where there is no FUSE, that alone.
 """
@@ -11,7 +12,7 @@ import contextlib
 import errno
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dmcopy.block.devno import split_devno
 from dmcopy.errors import BusyError, DeviceError
@@ -23,8 +24,16 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import note_failure
+from dmcopy.mapper.control import MAPPER, has_driver
 from dmcopy.mapper.names import mangle
 from dmcopy.runtime import nodes_folder, runtime_folder
+
+
+@dataclass(frozen=True)
+class _Link:
+    path: str
+    to: str
+    entry: str
 
 
 @dataclass
@@ -33,8 +42,7 @@ class _Node:
     front_ends: list[FrontEnd]
     key: str
     path: str = ""
-    link: str = ""
-    entry: str = ""
+    links: list[_Link] = field(default_factory=list)
     number: tuple[int, int] | None = None
     sectors: int = 0
 
@@ -49,6 +57,9 @@ class Nodes:
         self.reactor = reactor
         self.ledger = ledger
         self.as_blocks = not LoopDevices.why_not()
+        self._folders = [nodes_folder()]
+        if self.as_blocks and not has_driver():
+            self._folders.append(MAPPER)
         self._nodes: dict[str, _Node] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -123,9 +134,9 @@ class Nodes:
             return
         node = self._nodes[name]
         if self.as_blocks:
-            old, entry = node.link, node.entry
+            old = node.links
             self._link(node, new_name)
-            self._unlink(old, node.path, entry)
+            self._unlink(old)
             self._nodes[new_name] = self._nodes.pop(name)
         else:
             self.remove(name)
@@ -146,31 +157,52 @@ class Nodes:
 
     def _close(self, node: _Node) -> None:
         with contextlib.ExitStack() as exits:
-            if node.link:
-                exits.callback(self._unlink, node.link, node.path, node.entry)
+            exits.callback(self._unlink, node.links)
             for front_end in node.front_ends:
                 exits.callback(_cut_off, front_end)
 
     def _link(self, node: _Node, name: str) -> None:
-        link = self.path(name)
+        """Make the links by which a device is known; all or none."""
+        made: list[_Link] = []
         try:
-            os.makedirs(nodes_folder(), mode=0o755, exist_ok=True)
-            if os.path.lexists(link) and not os.path.islink(link):
+            for folder in self._folders:
+                made.append(self._made(folder, node, name))
+        except BaseException:
+            self._unlink(made)
+            raise
+        node.links = made
+
+    def _made(self, folder: str, node: _Node, name: str) -> _Link:
+        link = f"{folder}/{mangle(name)}"
+        try:
+            os.makedirs(folder, mode=0o755, exist_ok=True)
+            if os.path.lexists(link) and not self._is_left(link):
                 raise FileExistsError(errno.EEXIST, "")
             entry = self.ledger.add("link", link, uuid=node.path)
-            new = f"{nodes_folder()}/.{node.key}"
+            new = f"{folder}/.{node.key}"
             os.symlink(node.path, new)
-            os.replace(new, link)  # one that a killed server left goes
+            os.replace(new, link)
         except OSError as error:
             raise DeviceError(link, "make a link of it", error.errno or 0) from None
-        node.link, node.entry = link, entry
+        return _Link(link, node.path, entry)
 
-    def _unlink(self, link: str, path: str, entry: str) -> None:
-        with contextlib.suppress(OSError):
-            if os.readlink(link) == path:
-                os.unlink(link)
-            os.rmdir(os.path.dirname(link))  # if it is empty
-        self.ledger.cancel(entry)
+    def _is_left(self, link: str) -> bool:
+        """Return whether it is one of ours, that a killed server left."""
+        if not os.path.islink(link):
+            return False
+        if os.path.dirname(link) == nodes_folder():
+            return True
+        lost = (one.uuid for one in self.ledger.entries() if (one.kind, one.name) == ("link", link))
+        return os.readlink(link) in lost
+
+    def _unlink(self, links: list[_Link]) -> None:
+        for link in links:
+            with contextlib.suppress(OSError):
+                if os.readlink(link.path) == link.to:
+                    os.unlink(link.path)
+                if os.path.dirname(link.path) == nodes_folder():
+                    os.rmdir(nodes_folder())  # if it is empty
+            self.ledger.cancel(link.entry)
 
 
 def _cut_off(front_end: FrontEnd) -> None:

@@ -1,38 +1,21 @@
-r"""Names as libdevmapper writes them: what udev does not like in a file name becomes \xNN.
-
-Rules: man dmsetup, "Mangled names"; the set of characters is the one that udev keeps.
-"""
+"""Which names a device may have, and which device a word or a node means."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 
 from dmcopy.block import sysfs
 from dmcopy.block.devno import block_devno
 from dmcopy.errors import DeviceError, UsageError
+from dmcopy.mangling import CODED
+from dmcopy.mangling import mangle as mangle
+from dmcopy.mangling import unmangle as unmangle
 from dmcopy.mapper.base import check_name
-
-_ODD = re.compile(rb"[^0-9A-Za-z#+\-.:=@_]")
-_CODED = re.compile(rb"\\x([0-9a-fA-F]{2})")
 
 
 class TakenError(DeviceError):
     """Another mapped device has the name or the UUID."""
-
-
-def mangle(name: str) -> str:
-    r"""Return the file name in /dev/mapper of the device `name`: `a b` is `a\x20b`."""
-    raw = os.fsencode(name)
-    return _ODD.sub(lambda match: b"\\x%02x" % match[0][0], raw).decode("ascii")
-
-
-def unmangle(text: str) -> str:
-    """Return the name whose mangled form is `text`."""
-    raw = os.fsencode(text)
-    raw = _CODED.sub(lambda match: bytes([int(match[1], 16)]), raw)
-    return os.fsdecode(raw)
 
 
 def checked(name: str) -> str:
@@ -42,7 +25,7 @@ def checked(name: str) -> str:
     `dmsetup ls` fail for everybody ("mangled more than once", measured with 1.02.185).
     """
     size = len(mangle(check_name(name)))
-    if _CODED.search(os.fsencode(name)):
+    if CODED.search(os.fsencode(name)):
         raise UsageError(rf"{name!r}: a device's name cannot have a code such as \x20 in it")
     if size > 127:
         raise UsageError(
@@ -61,7 +44,7 @@ def checked_uuid(uuid: str) -> str:
 
 def options(name: str) -> list[str]:
     r"""Return what dmsetup must be told to find an existing device whose name has a \xNN in it."""
-    return ["--manglename", "hex"] if _CODED.search(os.fsencode(name)) else []
+    return ["--manglename", "hex"] if CODED.search(os.fsencode(name)) else []
 
 
 def device_name(text: str) -> str:

@@ -90,3 +90,40 @@ def test_a_verb_of_dm_imports_nothing_of_the_others() -> None:
     """What takes longer than dmsetup itself, in a guest that is emulated four times as long."""
     imported = _imported("dm", "ls", "--help")
     assert not imported & {"hashlib", "random", "socket", "uuid", "dmcopy.mapper.reap"}
+
+
+def test_the_shim_imports_next_to_nothing(tmp_path: Path) -> None:
+    script = f"""
+import sys
+sys.path.append({str(Path(__file__).parents[3])!r})
+sys.argv = ["dmsetup", "ls"]
+import os
+os._exit = sys.exit
+from dmcopy.shim.main import main
+try:
+    main()
+finally:
+    sys.stderr.write("\\n".join(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-ISE", "-c", script],
+        env={"DMCOPY_RUNTIME_DIR": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "No devices found\n"
+    imported = set(done.stderr.split())
+    assert "dmcopy.shim.served" in imported
+    needed = {"json", "socket"}
+    heavy = {
+        *HEAVY,
+        "typing",
+        "argparse",
+        "ctypes",
+        "dmcopy.block",
+        "dmcopy.mapper",
+        "dmcopy.table",
+    }
+    assert not imported & (heavy - needed)
