@@ -11,11 +11,10 @@ import ctypes
 import errno
 import os
 import stat
-import subprocess
 from typing import Final
 
 from dmcopy.block import mounts, sysfs, tools
-from dmcopy.errors import BusyError, DeadlineError, DeviceError, MissingError, UsageError
+from dmcopy.errors import BusyError, DeviceError, MissingError, UsageError
 
 DEVICE: Final = "/dev/fuse"
 PROGRAM: Final = "fusermount3"
@@ -168,21 +167,7 @@ def unmount(point: str, source: str, *, lazily: bool = False) -> bool:
 
 def _run(*words: str, socket_fd: int = -1) -> str:
     """Run fusermount3; return what it said. Its exit code tells less than what is then there."""
-    program = tools.which(PROGRAM)
-    if program is None:
-        raise MissingError(f"{PROGRAM} is not installed (apt-get install fuse3)")
-    try:
-        done = subprocess.run(
-            [program, *words],
-            env=tools.environment(**{"_FUSE_COMMFD": str(socket_fd)} if socket_fd >= 0 else {}),
-            pass_fds=[socket_fd] if socket_fd >= 0 else (),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            check=False,
-            timeout=_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise DeadlineError(f"{PROGRAM} did not end within {_SECONDS:g} s") from None
+    more = {"_FUSE_COMMFD": str(socket_fd)} if socket_fd >= 0 else {}
+    passed = [socket_fd] if socket_fd >= 0 else []
+    done = tools.run([PROGRAM, *words], timeout=_SECONDS, pass_fds=passed, **more)
     return done.stderr.strip()

@@ -21,9 +21,11 @@ _SBIN: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 PACKAGES: Final = {
     "blkid": "util-linux",
     "dmsetup": "dmsetup",
+    "fusermount3": "fuse3",
     "losetup": "mount",
     "nbd-client": "nbd-client",
     "qemu-system-x86_64": "qemu-system-x86",
+    "umount": "mount",
 }
 """The Debian package of each program that dmcopy runs."""
 
@@ -51,8 +53,12 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PATH": search_path(), "LC_ALL": "C", **more}
 
 
-def run(argv: Sequence[str], *, timeout: float) -> subprocess.CompletedProcess[str]:
+def run(
+    argv: Sequence[str], *, timeout: float, pass_fds: Sequence[int] = (), **more: str
+) -> subprocess.CompletedProcess[str]:
     """Run a program to its end and return what it printed, whatever its exit code.
+
+    It gets the descriptors `pass_fds`, and `more` in its environment.
 
     Raises MissingError when it is not installed, DeadlineError when it outlasts `timeout` seconds.
     """
@@ -64,7 +70,8 @@ def run(argv: Sequence[str], *, timeout: float) -> subprocess.CompletedProcess[s
     try:
         done = subprocess.run(
             [program, *argv[1:]],
-            env=environment(),
+            env=environment(**more),
+            pass_fds=pass_fds,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dmcopy.block import tools
-from dmcopy.errors import DeadlineError, DeviceError, MissingError
+from dmcopy.errors import DeviceError
 from dmcopy.ledger import Ledger, identity
 
 _SECONDS = 60.0
@@ -58,21 +58,7 @@ def server(ledger: Ledger, words: Sequence[str], **options: Any) -> Iterator[sub
 
 
 def run_tool(*words: str) -> None:
-    """Run mount or umount. Raises DeviceError with what it said, and MissingError."""
-    try:
-        done = subprocess.run(
-            words,
-            env=tools.environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            check=False,
-            timeout=_SECONDS,
-        )
-    except FileNotFoundError:
-        raise MissingError(f"{words[0]} is not installed (apt-get install mount)") from None
-    except subprocess.TimeoutExpired:
-        raise DeadlineError(f"{words[0]} {words[-1]} did not end within {_SECONDS:g} s") from None
+    """Run mount or umount. Raises DeviceError with what it said, and what `tools.run` does."""
+    done = tools.run(words, timeout=_SECONDS)
     if done.returncode:
         raise DeviceError(words[-1], words[0], errno.EIO, done.stderr.strip())

@@ -16,7 +16,8 @@ from dmcopy.io import Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.status import StatusLine
-from dmcopy.table import Raw, Table, TableError
+from dmcopy.table import TARGETS as TABLE_TARGETS
+from dmcopy.table import Line, Raw, Table, TableError, device_field, number_field
 from dmcopy.targets import TARGETS
 from tests.unit.targets.examples import forgotten
 
@@ -85,7 +86,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         plugins.offered.cache_clear()
         return name
 
-    with forgotten(*NAMES):
+    with forgotten(*NAMES, __name__):
         yield write
     plugins.offered.cache_clear()
 
@@ -152,7 +153,7 @@ from dmcopy.targets.snapshot import Snapshot
 
 @register
 class Plain(Target):
-    name = "plain"
+    name: ClassVar[str] = "plain"
 
 @register
 class Mine(Snapshot):
@@ -286,13 +287,22 @@ def test_an_entry_point_is_imported_when_a_table_names_its_target(make: Make) ->
     assert TARGETS.find("rotate") is not None
 
 
+class Plain(Line):
+    """Words that tables know, of a target that dmcopy has not and never will have."""
+
+    name = "plain"
+    device: str = device_field()
+    offset: int = number_field(0, 1000)
+
+
 def test_one_of_a_name_that_tables_know(make: Make, mapper: UserMapper) -> None:
-    """The words are dmcopy's, the target in userspace is the package's: one that dmcopy lacks."""
-    own = "\n@register\nclass Unstriped(Linear):\n    name = 'unstriped'\n"
+    """The words are there before, as dmcopy's are; the target in userspace is the package's."""
+    TABLE_TARGETS.register(Plain)
+    own = "\n@register\nclass Own(Linear):\n    name = 'plain'\n"
     make("", f"\nfrom dmcopy.targets.linear import Linear\n{own}", package="plug-package")
     info = next(Path(sys.path[0]).glob("*.dist-info"))
-    (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nunstriped = plug:Unstriped\n")
-    table = Table.parse("0 64 unstriped 2 8 0 a 0")
+    (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nplain = plug:Own\n")
+    table = Table.parse("0 64 plain a 0")
     assert "plug" not in sys.modules
     mapper.create("d", table)
     assert "plug" in sys.modules

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,19 +14,12 @@ import pytest
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.table import Linear, Table
+from tests.kernel.programs import run
 from tests.unit.export.serving import Serving
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 SIZE = 32 << 20
 SECTORS = SIZE >> 9
-
-
-def run(*argv: object, code: int = 0) -> str:
-    done = subprocess.run(
-        list(map(str, argv)), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == code, f"{argv}: {done.stdout}{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dmcopy.asking import ask
+from tests.kernel.programs import run
 from tests.unit.export.serving import Serving
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
@@ -20,14 +20,6 @@ pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 DEADLINE = 120.0
 SIZE = 64 << 20
 SECTORS = SIZE >> 9
-
-
-def run(*argv: object, code: int = 0) -> str:
-    done = subprocess.run(
-        list(map(str, argv)), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == code, f"{argv}: {done.stdout}{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(autouse=True)

@@ -15,16 +15,13 @@ from typing import Any
 import pytest
 
 from dmcopy.errors import ExitCode
+from tests.kernel.programs import run
 
 pytestmark = pytest.mark.kernel(either=True)
 
 COPIED = 8 << 20
 SECTORS = COPIED // 512
 BAD = (4096, 4352)
-
-
-def run(*argv: str) -> str:
-    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 def dmcopy(*words: str) -> subprocess.CompletedProcess[str]:

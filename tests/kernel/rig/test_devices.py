@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import pyudev
+
+from tests.kernel.programs import run
 
 pytestmark = pytest.mark.kernel(either=True)
 
@@ -34,10 +35,6 @@ def events() -> Events:
         pytest.fail(f"no {action!r} from udev within {DEADLINE:.0f} s")
 
     return wait
-
-
-def run(*argv: str) -> str:
-    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import random
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import Io, Memory, Op
+from tests.kernel.programs import run
 
 from .engines import SECTORS, Engine, KernelEngine, UserEngine, pattern
 from .recipes import LENGTH, drop, pause, take
@@ -35,11 +35,6 @@ def user_on(kernel: KernelEngine) -> Iterator[UserEngine]:
         yield user
     finally:
         user.close()
-
-
-def run(*words: str) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
 
 
 @contextlib.contextmanager

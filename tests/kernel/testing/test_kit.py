@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from dmcopy.errors import DeviceError
 from dmcopy.testing.kit import Kit, PowerCut
+from tests.kernel.programs import run
 
 pytestmark = pytest.mark.kernel(either=True)
 PAGE = 4096
@@ -72,7 +72,3 @@ def test_a_power_cut(dm: Kit, power_cut: PowerCut, tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["kept"]
     finally:
         run("umount", tmp_path)
-
-
-def run(*words: str | os.PathLike[str]) -> None:
-    subprocess.run(words, check=True, capture_output=True, timeout=120)

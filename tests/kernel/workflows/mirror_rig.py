@@ -18,6 +18,7 @@ from dmcopy.testing.disks import Disks
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.mirror_resync import ignore
 from dmcopy.workflows.session import Session
+from tests.kernel.programs import run
 
 SECTORS = 16384
 FILES = 12
@@ -137,7 +138,3 @@ def eventually(ready: Callable[[], bool], what: str) -> None:
     while not ready():
         assert time.monotonic() < deadline, f"not within {DEADLINE:.0f} s: {what}"
         time.sleep(0.05)
-
-
-def run(*argv: str) -> str:
-    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=120).stdout

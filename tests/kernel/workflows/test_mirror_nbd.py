@@ -20,8 +20,9 @@ from dmcopy.workflows.mirror import Mirror
 from dmcopy.workflows.mirror_change import plan_replace
 from dmcopy.workflows.mirror_make import MirrorOptions, plan_from_legs
 from dmcopy.workflows.mirror_resync import Waiter
+from tests.kernel.programs import run
 
-from .mirror_rig import DEADLINE, SECTORS, Rig, content, eventually, run
+from .mirror_rig import DEADLINE, SECTORS, Rig, content, eventually
 
 pytestmark = [pytest.mark.kernel(either=True), pytest.mark.timeout(900)]
 

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,17 +25,12 @@ from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.mirror_resync import ignore
 from dmcopy.workflows.session import Session
 from dmcopy.workflows.snapshot import merge, plan_drop, plan_take
+from tests.kernel.programs import run
 
 pytestmark = pytest.mark.kernel(either=True)
 
 MIB = 1 << 20
 SMALL = 4096  # sectors
-
-
-def run(*argv: str) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def dmcopy(*words: str, code: int = 0) -> str:
