@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -49,10 +50,12 @@ def model() -> str:
     return ", ".join([f"dmcopy {__version__}", *found])
 
 
-def note(config: pytest.Config, place: str, text: str) -> None:
-    """Have a property of the suite in JUnit's file, if there is to be one."""
+def note(config: pytest.Config, machines: Mapping[str, str]) -> None:
+    """Have them as properties of the suite in JUnit's file, if there is to be one."""
     xml = config.stash.get(xml_key, None)
-    if xml is not None:
+    if xml is None:
+        return
+    for place, text in machines.items():
         xml.add_global_property(f"dmcopy {place}", text)
 
 

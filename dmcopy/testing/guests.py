@@ -191,20 +191,13 @@ class Guests:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
-        from dmcopy.testing import facts
-
         for kernel, run in self._runs.items():
             run.finish()
             run.close()
             if run.machine:
-                facts.note(self._config, f"vm {kernel}", run.machine)
+                self._config.stash[options.MACHINES][f"vm {kernel}"] = run.machine
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for kernel, run in self._runs.items():
-            if run.machine:
-                terminalreporter.write_line(f"vm {kernel}: {run.machine}")
 
     def _warned(self, kernel: str, data: Report) -> None:
         """Have a warning of the guest's pytest among those of this one."""

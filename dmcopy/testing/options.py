@@ -7,6 +7,8 @@ from typing import Final
 import pytest
 
 PLACES: Final = ("model", "host", "vm")
+MACHINES: Final = pytest.StashKey[dict[str, str]]()
+"""On what tests have run: a line for each place, and for each kernel of guests."""
 _BUILT_IN: Final = pytest.StashKey[set[str]]()
 
 

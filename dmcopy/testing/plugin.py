@@ -40,7 +40,6 @@ __all__ = ["compare", "crash_explorer", "missing_here", "workload"]
 
 KEEPER: Final[pytest.StashKey[Keeper]] = pytest.StashKey()
 KIT: Final = pytest.StashKey["Kit"]()
-_MACHINES: Final = pytest.StashKey[dict[str, str]]()
 _NEEDS: Final = pytest.StashKey[Needs]()
 _CHOSEN: Final = pytest.StashKey[tuple[str, ...]]()
 
@@ -60,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "either=True: in one of them, by turns, unless $DMCOPY_TEST is long",
     )
     config.addinivalue_line("markers", MARK)
-    config.stash[_MACHINES] = {}
+    config.stash[options.MACHINES] = {}
     if config.getoption("--vm-report"):
         config.stash[_CHOSEN] = ("vm",)
         config.pluginmanager.register(reporter.Reporter(config), "dmcopy-reporter")
@@ -153,22 +152,30 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Find out on what the tests ran: for the report, and for the properties in JUnit's file."""
     config = session.config
-    machines = config.stash.get(_MACHINES, {})
+    machines = config.stash.get(options.MACHINES, {})
     if not machines:
         return
     from dmcopy.testing import facts
 
-    for place in machines:
+    for place in [place for place, text in machines.items() if not text]:
         machines[place] = facts.model() if place == "model" else facts.machine()
-        facts.note(config, place, machines[place])
+    facts.note(config, machines)
     if config.getoption("--vm-report"):
         config.pluginmanager.getplugin("dmcopy-reporter").tell(machines["vm"])
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["dmcopy"] = machines
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take from a worker of pytest-xdist on what its tests ran."""
+    node.config.stash[options.MACHINES].update(getattr(node, "workeroutput", {}).get("dmcopy", {}))
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    for place, text in config.stash.get(_MACHINES, {}).items():
+    for place, text in config.stash.get(options.MACHINES, {}).items():
         terminalreporter.write_line(f"{place}: {text}")
 
 
@@ -202,7 +209,7 @@ def dm(request: pytest.FixtureRequest, dm_place: str) -> Iterator[Kit]:
     needs, fixtures = needs_of(request.node), request.fixturenames
     with kit(dm_place, needs, fixtures, machine, request.node.nodeid) as made:
         request.node.stash[KIT] = made
-        request.config.stash[_MACHINES][dm_place] = ""
+        request.config.stash[options.MACHINES][dm_place] = ""
         keeper = request.node.stash[KEEPER]
         keeper.add(made)
         yield made

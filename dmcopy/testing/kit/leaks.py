@@ -8,6 +8,7 @@ In a guest there is only the test: all that is new is ours.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,10 +34,9 @@ class Present:
     devices: dict[str, str]
     loops: frozenset[str]
     mounts: tuple[Mount, ...]
-    entries: frozenset[str]
 
     @classmethod
-    def now(cls, ledger: Ledger) -> Present:
+    def now(cls) -> Present:
         """Look, without a call of dmsetup."""
         devices = {
             path.parts[3]: unmangle(path.read_text().strip())
@@ -44,8 +44,7 @@ class Present:
         }
         loops = frozenset(path.parts[3] for path in _BLOCK.glob("loop*/loop"))
         mounts = parse_mountinfo(sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo"))
-        entries = ledger.entries() if ledger.path.exists() else []
-        return cls(devices, loops, tuple(mounts), frozenset(entry.id for entry in entries))
+        return cls(devices, loops, tuple(mounts))
 
 
 @dataclass
@@ -74,11 +73,13 @@ class Leaks:
         self.folders = list(folders)
         self._ledger = ledger
         self._alone = alone
-        self._before = Present.now(ledger)
+        self._before = Present.now()
+        self._noted = _state(ledger)
+        self._began = round(time.time(), 3)  # as the ledger notes it
 
     def find(self, kept: Iterable[str] = ()) -> Left:
         """Return what is left. `kept`: nodes of what is to be there still, and is ours."""
-        before, now = self._before, Present.now(self._ledger)
+        before, now = self._before, Present.now()
         known = {os.path.basename(os.path.realpath(node)) for node in kept if node}
         entries = self._entries()
         noted = {entry.name for entry in entries}
@@ -136,14 +137,13 @@ class Leaks:
 
     def _entries(self) -> list[Entry]:
         """Return what the ledger has since the beginning, by this process or one that ended."""
-        if not self._ledger.path.exists():
+        if _state(self._ledger) == self._noted:
             return []
         me = identity(os.getpid())
         return [
             entry
             for entry in self._ledger.entries()
-            if entry.id not in self._before.entries
-            and (entry.owner == me or entry.abandoned or self._alone)
+            if entry.made >= self._began and (entry.owner == me or entry.abandoned or self._alone)
         ]
 
     def _is_inside(self, path: str) -> bool:
@@ -163,6 +163,15 @@ def _try(failed: list[str], what: Callable[[], object]) -> None:
         what()
     except DmcopyError as error:
         failed.append(str(error))
+
+
+def _state(ledger: Ledger) -> tuple[int, int]:
+    """Return what changes with every line of a ledger, which may be long: it is not read."""
+    try:
+        found = ledger.path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_ino, found.st_size
 
 
 def _file_of(loop: str) -> str:

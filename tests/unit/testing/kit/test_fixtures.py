@@ -212,3 +212,22 @@ def test_a_run_without_devices_imports_nothing_of_the_engine(pytester: pytest.Py
         "dmcopy.testing",
         *(f"dmcopy.testing.{name}" for name in names),
     ]
+
+
+def test_workers_side_by_side(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(8))
+        def test_it(snapshot, mirror, scratch_disk, number):
+            made = snapshot(scratch_disk("1M", serial="data"))
+            with made.origin.open() as origin, made.open() as snap:
+                origin.write(0, bytes([number]) * 4096)
+                assert snap.read(0, 8) == bytes(4096)
+            mirror(scratch_disk("1M"), scratch_disk("1M")).wait_in_sync()
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n4", timeout=120)
+    result.assert_outcomes(passed=8)
+    result.stdout.fnmatch_lines(["model: dmcopy *, snapshot *"])
