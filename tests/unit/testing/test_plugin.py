@@ -295,6 +295,9 @@ def test_without_a_guest_what_is_missing_is_named(
     result = run(pytester, "-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["*no device-mapper in the kernel 1.2; run it in a guest*"])
+    result = run(pytester, "--dm-strict")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*kernel 1.2; run it in a guest: pytest --vm 6.1 (--dm-strict)"])
 
 
 def test_in_place_where_there_is_device_mapper(
