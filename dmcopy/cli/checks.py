@@ -14,6 +14,7 @@ from typing import Final
 from dmcopy.block import tools, udev
 from dmcopy.errors import DmcopyError
 
+_SERVER_SECONDS: Final = 2.0
 _AS_ROOT: Final = "run as root (sudo)"
 _DENIED: Final = os.strerror(errno.EACCES)
 _OTHER_KERNEL: Final = "'dmcopy vm' boots a kernel that has it"
@@ -111,10 +112,30 @@ def _exports() -> list[Check]:
             for kind in kinds()
             for why in [load(kind).why_not()]
         ),
+        _device_server(),
         Check("FUSE", not reason, reason or "/dev/fuse", "modprobe fuse"),
         _module("nbd"),
         _tool("nbd-client"),
     ]
+
+
+def _device_server() -> Check:
+    """Say what root's or this user's `--engine user` has, or would make; nothing is started."""
+    from dmcopy.export.kinds import MODULES
+    from dmcopy.mapper.served import ServedMapper
+
+    name = "--engine user"
+    try:
+        count = len(ServedMapper(timeout=_SERVER_SECONDS).ls())
+    except DmcopyError as error:
+        return Check(name, False, str(error), "dmcopy serve --resume, or dmcopy dm reap")
+    if count:
+        return Check(name, True, f"a server runs, with {count} device{'s' * (count != 1)}")
+    from dmcopy.export.base import load
+
+    works = [kind for kind in reversed(MODULES) if not load(kind).why_not()]
+    made = {"loop": "block devices, /dev/dmcopy/NAME", "fuse": "files and NBD exports"}
+    return Check(name, True, f"makes {made.get(works[0], 'NBD exports')}")
 
 
 def _tool(program: str) -> Check:

@@ -23,6 +23,7 @@ examples:
   qemu-system-x86_64 -drive file="$(head -1 uri)",format=raw     with stdout in the file uri
   dmcopy serve --via loop --table '0 262144 linear disk.img 0'   /dev/loopN, to be mounted
   nbd-client -unix SOCKET -N NAME /dev/nbd0                      as a block device, as root
+  dmcopy serve --resume           the devices of 'dm --engine user', whose server was killed
 
 The userspace engine's devices: no root and no kernel driver are needed. What other programs open
 is printed, a line for each device, when it can be opened. SIGINT, SIGTERM and SIGHUP end it: what

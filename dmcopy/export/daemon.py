@@ -21,7 +21,7 @@ from typing import Final
 LOCK: Final = "server,lock"
 LOG: Final = "server,log"
 _MAX_LOG: Final = 1 << 20
-_START_SECONDS: Final = 20.0
+_START_SECONDS: Final = 40.0
 
 
 def main() -> None:

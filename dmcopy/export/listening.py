@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import socket
 import stat
+import time
+from collections.abc import Iterator
 from typing import Final
 
 from dmcopy.asking import MAX_PATH
@@ -16,6 +19,7 @@ from dmcopy.units import quoted
 
 LOOPBACK: Final = "127.0.0.1"
 _BACKLOG: Final = 128
+_LOCK_SECONDS: Final = 2.0
 _LISTEN: Final = re.compile(r"(?:\[([^][]+)\]:|([^:]*):)?(\d{1,5})")
 
 
@@ -61,14 +65,15 @@ def listen_unix(path: str) -> Listener:
         # The file gets the socket's own mode (unix_bind in net/unix/af_unix.c): there is no moment
         # at which others can open it.
         os.fchmod(listener.fileno(), 0o600)
-        try:
-            listener.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            _remove_dead(path)
-            listener.bind(path)
-        found = Listener(listener, path)
+        with _alone_in(os.path.dirname(path) or "."):
+            try:
+                listener.bind(path)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                _remove_dead(path)
+                listener.bind(path)
+            found = Listener(listener, path)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
@@ -78,6 +83,27 @@ def listen_unix(path: str) -> Listener:
         listener.close()
         raise
     return found
+
+
+@contextlib.contextmanager
+def _alone_in(folder: str) -> Iterator[None]:
+    """Keep other servers from a folder between the bind and the listen: a socket seems dead then.
+
+    Of two that replace a dead one, the second would otherwise remove that of the first. Where a
+    stranger keeps the folder locked it is not waited for: then that may happen.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _remove_dead(path: str) -> None:

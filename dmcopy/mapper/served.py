@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from dmcopy.io.reactor import Reactor
     from dmcopy.mapper.mapped_io import MappedIo
 
-_START_SECONDS: Final = 30.0
+_START_SECONDS: Final = 60.0
 _GRACE_SECONDS: Final = 60.0
-"""How much longer than the engine's own deadline an answer may take: other calls come first."""
+"""How much longer than the engine's own deadline a change may take: others come first."""
+_QUICK: Final = frozenset(("ls", "info", "table", "status", "deps", "targets", "message"))
+"""What is answered immediately, whatever else is under way."""
 
 
 class ServedMapper(Mapper):
@@ -243,7 +245,7 @@ class ServedMapper(Mapper):
             raise DeviceError(name, action, errno.ENXIO) from None
 
     def _ask(self, do: str, *, start: bool = False, seconds: float = 0, **words: Any) -> Any:
-        timeout = self.timeout + _GRACE_SECONDS + seconds
+        timeout = self.timeout + seconds + (0 if do in _QUICK else _GRACE_SECONDS)
         begin = start_server if start else None
         return ask_devices(self._path, {"do": do, **words}, timeout=timeout, start=begin)
 

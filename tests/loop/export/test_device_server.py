@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from dmcopy.errors import BusyError, UsageError
+from dmcopy.runtime import control_path
 from dmcopy.table import Table
 from tests.loop.export.here import MIB, SECONDS, Here
 
@@ -148,3 +149,40 @@ def test_two_that_begin_at_the_same_time_have_one_server(here: Here) -> None:
     assert [one.wait(SECONDS) for one in started] == [0] * 4
     assert [info.name for info in here.mapper.ls()] == [f"d{number}" for number in range(4)]
     here.dm("remove", *(f"d{number}" for number in range(4)))
+
+
+AS_USER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
+
+
+@pytest.mark.skipif(not os.path.exists("/usr/bin/fusermount3"), reason="no fusermount3")
+def test_an_ordinary_user_has_files_and_nbd_exports(here: Here) -> None:
+    folder, image = here.folder / "users", here.image("disk.img", MIB)
+    folder.mkdir(mode=0o700)
+    here.folder.chmod(0o711)
+    for each in (folder, image):
+        os.chown(each, 65534, 65534)
+    env = ["env", f"DMCOPY_RUNTIME_DIR={folder}", "HOME=/nonexistent"]
+    dm = [*AS_USER, *env, sys.executable, "-m", "dmcopy", "dm"]
+    here.run(*dm, "create", "data", "--table", f"0 2048 linear {image} 0")
+    try:
+        copied = here.run(
+            *AS_USER, "dd", "if=/dev/urandom", f"of={folder}/data", "bs=64k", "count=8"
+        )
+        assert "8+0 records out" in copied
+        assert image.read_bytes()[: 512 << 10].count(0) < 64 << 10
+        assert (folder / "data.nbd").is_socket()
+        here.run(*dm, "rename", "data", "other")
+        assert sorted(path.name for path in folder.glob("other*")) == ["other", "other.nbd"]
+    finally:
+        here.run(*dm, "remove", "other")
+    assert not list(folder.glob("other*"))
+
+
+def test_another_user_is_refused(here: Here) -> None:
+    here.dm("create", "x", "--table", "0 8 zero")
+    here.folder.chmod(0o711)
+    ls = [*AS_USER, sys.executable, "-m", "dmcopy", "dm", "ls"]
+    assert "is another user's" in here.run(*ls, code=2)
+    os.chmod(control_path(), 0o666)  # even then
+    assert "this server is of user 0, and you are user 65534" in here.run(*ls, code=2)
+    here.dm("remove", "x")

@@ -86,6 +86,16 @@ def test_looking_at_a_store_imports_nothing_that_copies(verb: str, tmp_path: Pat
     assert not imported & {*HEAVY, "dmcopy.io.reactor", "dmcopy.kcopyd", "dmcopy.transfer"}
 
 
+def test_a_client_of_the_device_server_imports_nothing_of_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DMCOPY_RUNTIME_DIR", str(tmp_path))
+    imported = _imported("dm", "ls", "--engine", "user")
+    places = {".".join(name.split(".")[:2]) for name in imported}
+    assert not places & {f"dmcopy.{place}" for place in ("export", "io", "kcopyd", "targets")}
+    assert not imported & {"hashlib", "random"}
+
+
 def test_a_verb_of_dm_imports_nothing_of_the_others() -> None:
     """What takes longer than dmsetup itself, in a guest that is emulated four times as long."""
     imported = _imported("dm", "ls", "--help")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +16,11 @@ import pytest
 
 from dmcopy.cli.main import main
 from dmcopy.cli.schema import schemas
-from dmcopy.errors import UsageError
-from dmcopy.export.listening import listen_tcp
+from dmcopy.errors import BusyError, UsageError
+from dmcopy.export.listening import Listener, listen_tcp, listen_unix
 from dmcopy.runtime import runtime_folder
 
-from .client import Client
+from .client import DEADLINE, Client
 from .serving import Serving
 
 SIZE = 1 << 20
@@ -187,3 +189,28 @@ def test_places_to_listen(where: str) -> None:
     else:
         assert listener.address[1]
         listener.close()
+
+
+def test_many_that_replace_a_dead_socket_are_one(tmp_path: Path) -> None:
+    """The others are told so; the socket is that of the one that listens."""
+    path = str(tmp_path / "socket")
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(path)
+        begin = threading.Barrier(4)
+        found: list[Listener] = []
+
+        def listen(begin: threading.Barrier, found: list[Listener]) -> None:
+            begin.wait(DEADLINE)
+            with contextlib.suppress(BusyError):
+                found.append(listen_unix(path))
+
+        threads = [threading.Thread(target=listen, args=(begin, found)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE)
+        (one,) = found
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+        one.close()
