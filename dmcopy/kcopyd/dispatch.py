@@ -196,8 +196,9 @@ class Dispatcher:
             work.pages = pages
             work.extents = cut(pages, 0, size) if size % PAGE_SIZE else pages
         self._waiting.popleft()
-        for _ in range(others):
+        while others:
             self._waiting.popleft()
+            others -= 1
         self.in_flight += 1
         if self._throttle is not None:
             self._throttle.in_flight += 1
