@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,8 +30,9 @@ from dmcopy.testing.crash_plugin import compare, crash_explorer, workload
 from dmcopy.testing.needs import MARK, Needs, lacking, missing_here
 
 if TYPE_CHECKING:
+    from dmcopy.status import Status
     from dmcopy.testing.keeping import Keeper
-    from dmcopy.testing.kit import Kit, PowerCut
+    from dmcopy.testing.kit import Device, Disk, Faults, Kit, Mirror, PowerCut, Snapshot
 
 if "--vm-report" in sys.argv:  # it keeps the descriptor 1 of before pytest's capture
     from dmcopy.testing import reporter
@@ -217,49 +218,49 @@ def dm(request: pytest.FixtureRequest, dm_place: str) -> Iterator[Kit]:
 
 
 @pytest.fixture
-def scratch_disk(dm: Kit) -> Any:
+def scratch_disk(dm: Kit) -> Callable[..., Disk]:
     """Make a disk, all zeroes: `scratch_disk(size="64M", serial=…, block_size=512)`."""
     return dm.scratch_disk
 
 
 @pytest.fixture
-def scratch_file(dm: Kit) -> Any:
+def scratch_file(dm: Kit) -> Callable[..., Path]:
     """Make a file, all zeroes, in memory: `scratch_file(size="64M")`."""
     return dm.scratch_file
 
 
 @pytest.fixture
-def linear(dm: Kit) -> Any:
+def linear(dm: Kit) -> Callable[..., Device[Status]]:
     """Make a device that is a part of another: `linear(disk, start=0, length=…)`."""
     return dm.linear
 
 
 @pytest.fixture
-def striped(dm: Kit) -> Any:
+def striped(dm: Kit) -> Callable[..., Device[Status]]:
     """Make a device with stripes on others: `striped(one, two, chunk_size=128)`."""
     return dm.striped
 
 
 @pytest.fixture
-def snapshot(dm: Kit) -> Any:
+def snapshot(dm: Kit) -> Callable[..., Snapshot]:
     """Make a snapshot: `snapshot(origin, cow, chunk_size=8, store="P")`."""
     return dm.snapshot
 
 
 @pytest.fixture
-def mirror(dm: Kit) -> Any:
+def mirror(dm: Kit) -> Callable[..., Mirror]:
     """Make a mirror: `mirror(one, two, log=…, region_size=1024)`."""
     return dm.mirror
 
 
 @pytest.fixture
-def stack(dm: Kit) -> Any:
+def stack(dm: Kit) -> Callable[..., dict[str, Device[Status]]]:
     """Make devices on top of each other: `stack({"low": …, "top": "0 8192 … {low}"})`."""
     return dm.stack
 
 
 @pytest.fixture
-def faulty(dm: Kit) -> Any:
+def faulty(dm: Kit) -> Callable[..., Faults]:
     """Make a device over another that can be made to fail: `faulty(disk).error("100:8")`."""
     return dm.faulty
 
