@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from dmcopy.closing import Closing
 from dmcopy.errors import UsageError
 from dmcopy.testing import options
 from dmcopy.testing.guest_run import Settings
@@ -23,6 +26,21 @@ DISK_SERIALS: Final = ("a", "b", "c", "d")
 _PASSED_ON: Final = ("DMCOPY_TEST", "DMCOPY_SEED", "DMCOPY_CRASH", "PYTEST_ADDOPTS")
 _RESERVE_BYTES: Final = 512 << 20
 """What is left to the host beside its guests."""
+
+
+class DiskFolder(Closing):
+    """A folder for the disks of guests, which goes with this process however that ends."""
+
+    def __init__(self) -> None:
+        from dmcopy.vm.leash import Leashed
+
+        self.path = Path(tempfile.mkdtemp(prefix="dmcopy-disks-"))
+        self._leash = Leashed(self.path, ["sleep", "infinity"])
+
+    def close(self) -> None:
+        """Remove it."""
+        self._leash.close()
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def settings(

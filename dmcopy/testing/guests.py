@@ -16,8 +16,6 @@ import functools
 import itertools
 import os
 import re
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -66,7 +64,7 @@ class Guests:
             raise pytest.UsageError("--vm: give one or more kernels, as in --vm 6.1,6.12")
         self._worker = hasattr(config, "workerinput")
         self._runs: dict[str, GuestRun] = {}
-        self._folder: Path | None = None
+        self._folder: guest_settings.DiskFolder | None = None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -185,9 +183,9 @@ class Guests:
 
     def _settings(self, kernel: str, items: Sequence[GuestItem]) -> Settings:
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="dmcopy-disks-"))
+            self._folder = guest_settings.DiskFolder()
         originals = [item.original for item in items]
-        return guest_settings.settings(self._config, kernel, originals, self._folder)
+        return guest_settings.settings(self._config, kernel, originals, self._folder.path)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
@@ -197,7 +195,7 @@ class Guests:
             if run.machine:
                 self._config.stash[options.MACHINES][f"vm {kernel}"] = run.machine
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.close()
 
     def _warned(self, kernel: str, data: Report) -> None:
         """Have a warning of the guest's pytest among those of this one."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -485,6 +488,28 @@ def test_one_guest_for_each_worker(suite: pytest.Pytester, monkeypatch: pytest.M
     )
     result = suite.runpytest_subprocess("-p", "no:cacheprovider", "--vm=6.1", "-n2", timeout=120)
     result.assert_outcomes(passed=4, failed=1, skipped=1, xfailed=1, errors=1)
+
+
+def test_the_disks_of_guests_go_with_their_pytest(tmp_path: Path) -> None:
+    program = (
+        "import os, signal; from dmcopy.testing.guest_settings import DiskFolder; "
+        "made = DiskFolder(); (made.path / 'a').write_text('x'); print(made.path, flush=True); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    folder = Path(done.stdout.strip())
+    assert folder.parent == tmp_path
+    deadline = time.monotonic() + 30
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not folder.exists(), "30 s after the process was killed"
 
 
 @pytest.mark.parametrize(("workers", "free", "fit"), [(4, 4 << 30, 1), (3, 5 << 30, 2)])
