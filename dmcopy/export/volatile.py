@@ -142,7 +142,7 @@ class VolatileDisk(StackedDevice):
     def _cut_by_itself(self, request: Io) -> None:
         self._end(request, errno.EIO)
         self._off = True
-        # Not inside of `submit`: who is told may want to end what submits.
+        # Not inside of `submit`: what is told may want to end what submits.
         self._reactor.call_soon(partial(self.cut, self.seed))
 
     def _end(self, request: Io, error: int = 0) -> None:

@@ -3,10 +3,10 @@
     copy() → waiting (in order, for pages) → in flight → done, pages back → callback
 
 Rules taken from the kernel (drivers/md/dm-kcopyd.c, 6.1): jobs are cut into sub-jobs of 512 KiB,
-eight under way per job, started in ascending order; who waits for pages is not overtaken; after an
-error no new slice of a job starts unless IGNORE_ERROR, slices already cut are copied; pages go back
-before the callback; callbacks come one at a time, in order of completion, never inside `copy`;
-`destroy` waits for every job and its callback.
+eight under way per job, started in ascending order; work that waits for pages is not overtaken;
+after an error no new slice of a job starts unless IGNORE_ERROR, slices already cut are copied;
+pages go back before the callback; callbacks come one at a time, in order of completion, never
+inside `copy`; `destroy` waits for every job and its callback.
 
 Unlike the kernel's, this client never uses a page beyond its own, merges neighbouring small copies
 that wait side by side, moves whole lists of regions (`copy_list`), and can cancel.

@@ -119,7 +119,7 @@ class Dispatcher:
                 self.job_ended()
 
     def resume(self) -> None:
-        """Have a look at the queue, should who began a job have been interrupted there."""
+        """Have a look at the queue: the thread that began a job may have been interrupted there."""
         self._reactor.call_before_io(self._pump)
 
     def cancel(self, job: Job) -> None:

@@ -60,7 +60,7 @@ class ListJob(Job):
             moves = self._take()
             self.has_more = bool(moves)
             return Window(self, moves) if moves else None
-        except BaseException as error:  # we are in a callback: who waits for the job will ask
+        except BaseException as error:  # in a callback: what waits for the job will ask
             self.break_off(error)
             if not isinstance(error, Exception):
                 self.client.reactor.report(error)

@@ -308,8 +308,8 @@ class FuseRequests:
         try:
             os.writev(self._fd, parts)
         except OSError as error:
-            # ENOENT: who waited was killed. Others come when it is unmounted or aborted, which
-            # the next read tells.
+            # ENOENT: the process that waited was killed. Others come when it is unmounted or
+            # aborted, which the next read tells.
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED):
                 raise
 
