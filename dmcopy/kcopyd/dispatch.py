@@ -271,7 +271,7 @@ class Dispatcher:
         """Have the job book what was done of it, and continue the job or end it."""
         try:
             job = work.book(self.totals)
-            if job.has_more:
+            if job.has_more or work.again:
                 self._continue(job, work)
         except BaseException as error:
             job = work.job

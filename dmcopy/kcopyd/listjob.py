@@ -126,7 +126,6 @@ class Window(Work, ListCopyIo):
         """Note what became of it. What cannot be read? Each unit tells that by itself."""
         if self.error and not self.is_unit:
             self.again = list(self._units())
-            self._job.has_more = True
             return self._job
         self._job.book_window(self)
         if not self.error:

@@ -1,8 +1,8 @@
 """A job that is done in slices.
 
 A job that is longer than a request may be, or has flags, is cut into slices. A slice that needs a
-look between its read and its writes (IGNORE_ERROR, WRITE_SEQ, SPARSE), or that has no read at all
-(zeroing), goes through `Staged`.
+look between its read and its writes (WRITE_SEQ, SPARSE), or that has no read at all (zeroing), goes
+through `Staged`. So does one that could not be read where errors are ignored: its writes are left.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class SubJob(Work):
         self._job = job
         self.offset = offset
         self.zeroes = job.zeroes
-        self.is_plain = not job.flags and not job.zeroes
+        self.is_plain = not job.flags & ~_IGNORE_ERROR and not job.zeroes
 
     @property
     def job(self) -> SlicedCopy:
@@ -97,16 +97,24 @@ class SubJob(Work):
     @property
     def is_unwritten(self) -> bool:
         """Whether it ended without a write; with IGNORE_ERROR zeroes are written instead."""
-        return self.skipped or (self.error != 0 and not self._job.flags & _IGNORE_ERROR)
+        ignored = self._job.flags & _IGNORE_ERROR and not self.is_plain
+        return self.skipped or (self.error != 0 and not ignored)
 
     def start(self, reactor: Reactor) -> None:
         """Do it in stages."""
         Staged(self, reactor.submit).start()
 
     def book(self, totals: Totals) -> SlicedCopy:
-        """See `Work.book`."""
-        self._job.book_part(self, self.offset, totals)
-        return self._job
+        """See `Work.book`. With IGNORE_ERROR, what could not be read is still to be written."""
+        job = self._job
+        if self.error and self.is_plain and job.flags & _IGNORE_ERROR and job.may_go_on:
+            rest = SubJob(job, self.offset, self.source[2])
+            rest.is_plain = False
+            rest.error = self.error
+            self.again = [rest]
+        else:
+            job.book_part(self, self.offset, totals)
+        return job
 
 
 class WriteSequence:
@@ -159,10 +167,13 @@ class Staged:
         self._submit = submit
 
     def start(self) -> None:
-        """Submit the read, or begin the writes of a job that zeroes."""
+        """Submit the read, or begin the writes where there is nothing to read, or no more."""
         sub = self.sub
         if sub.zeroes:
             self._ready()
+            return
+        if sub.error:
+            self._write_zeroes()
             return
         read = Io(Op.READ, sub.source, sub.memory, sub.extents, self._read_done)
         try:
@@ -209,11 +220,14 @@ class Staged:
             return
         if sub.job.flags & _IGNORE_ERROR:
             sub.error = read.error
-            # The kernel means to write zeroes too (dm-io.c, endio), but may leave stale data.
-            sub.memory.fill(sub.extents, bytes(sub.bytes))
-            self._ready()
+            self._write_zeroes()
         else:
             self._not_read(read.error)
+
+    def _write_zeroes(self) -> None:
+        # The kernel means to write zeroes too (dm-io.c, endio), but may leave stale data.
+        self.sub.memory.fill(self.sub.extents, bytes(self.sub.bytes))
+        self._ready()
 
     def _not_read(self, error: int) -> None:
         """End it, and what of its sequence waits behind it: there is nothing to write."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from typing import Any
 
 import pytest
 
-from dmcopy.io import IoRegion, Reactor
+from dmcopy.io import Io, IoRegion, Op, Reactor
 from dmcopy.io.simulated import SimulatedDisk
-from dmcopy.kcopyd import Client, Flag, Throttle
+from dmcopy.kcopyd import Client, Failure, Flag, Throttle
 from dmcopy.kcopyd.subjob import zero_runs
 
 SECTORS = 1024
@@ -52,6 +53,23 @@ def test_slices_are_whole_blocks(reactor: Reactor, blocks: tuple[int, int], flag
     assert [(request.region if flags else request.source).count for request in pieces] == [32] * (
         SECTORS // 32
     )
+
+
+def test_a_slice_whose_errors_are_ignored_is_one_request_until_it_fails(reactor: Reactor) -> None:
+    """What could not be read is not read again: it is noted, and zeroes are written."""
+    source, dest = disk(), SimulatedDisk(SECTORS, "dest")
+    source.fail(Op.READ, 24, 1, times=1)
+    submitted = watched(reactor)
+    with Client(32, reactor=reactor, sub_job_sectors=16) as client:
+        regions = IoRegion(source, 0, 64), [IoRegion(dest, 0, 64)]
+        job = client.copy(*regions, Flag.IGNORE_ERROR).wait(100)
+        statistics = client.statistics()
+    assert (job.read_err, job.write_err, job.progress()) == (1, 0, (64,))
+    assert job.read_failures == [Failure(IoRegion(source, 16, 16), errno.EIO)]
+    assert dest.read(0, 64) == source.read(0, 16) + bytes(16 << 9) + source.read(32, 32)
+    assert [type(request) is Io for request in submitted] == [False] * 4 + [True]
+    assert (submitted[-1].op, submitted[-1].region) == (Op.WRITE, IoRegion(dest, 16, 16))
+    assert (statistics.sectors_read, statistics.sectors_written) == (48, 64)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
