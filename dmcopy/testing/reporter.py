@@ -6,6 +6,7 @@ Both are lines of JSON: requests on the standard input, reports on the standard 
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 import os
 import warnings
@@ -43,6 +44,10 @@ class Reporter:
         if session.testsfailed:
             return None  # errors of collection: pytest ends with them
         items = {item.nodeid: item for item in session.items}
+        if any("dm_place" in getattr(item, "fixturenames", ()) for item in session.items):
+            # In an emulated guest this takes long, and would count for the first test's limit.
+            importlib.import_module("dmcopy.testing.keeping")
+            importlib.import_module("dmcopy.testing.kit.guest")
         for request in requests():
             nodeid = request["run"]
             item = items.get(nodeid)
