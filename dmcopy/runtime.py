@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 RUNTIME_DIR: Final = "DMCOPY_RUNTIME_DIR"
+MAPPER_DIR: Final = "DMCOPY_MAPPER_DIR"
 SERVER: Final = "server,control"
 """The device server's socket: no device has such a name for its node, see `mapper.names.mangle`."""
 
@@ -63,6 +64,16 @@ def nodes_folder() -> str:
     """Return where root's userspace devices have their nodes."""
     asked = os.environ.get(RUNTIME_DIR)
     return f"{_folder()}/dev" if asked else "/dev/dmcopy"
+
+
+def mapper_folder() -> str:
+    """Return where they have nodes, too, if the kernel has no device-mapper; "" for nowhere.
+
+    Servers of tests, which know nothing of each other, would meet there: with $DMCOPY_RUNTIME_DIR
+    it is nowhere, unless $DMCOPY_MAPPER_DIR says where.
+    """
+    default = "" if os.environ.get(RUNTIME_DIR) else "/dev/mapper"
+    return os.environ.get(MAPPER_DIR, default)
 
 
 SERVER_NAME: Final = "the device server"

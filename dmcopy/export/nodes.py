@@ -24,9 +24,9 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import note_failure
-from dmcopy.mapper.control import MAPPER, has_driver
+from dmcopy.mapper.control import has_driver
 from dmcopy.mapper.names import mangle
-from dmcopy.runtime import nodes_folder, runtime_folder
+from dmcopy.runtime import mapper_folder, nodes_folder, runtime_folder
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Nodes:
         self.ledger = ledger
         self.as_blocks = not LoopDevices.why_not()
         self._folders = [nodes_folder()]
-        if self.as_blocks and not has_driver():
-            self._folders.append(MAPPER)
+        if self.as_blocks and mapper_folder() and not has_driver():
+            self._folders.append(mapper_folder())
         self._nodes: dict[str, _Node] = {}
 
     def __contains__(self, name: str) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-MAPPER: Final = "/dev/mapper"
-CONTROL: Final = f"{MAPPER}/control"
+CONTROL: Final = "/dev/mapper/control"
 _DRIVERS: Final = "/proc/misc"
 
 

@@ -62,6 +62,7 @@ def shim(monkeypatch: pytest.MonkeyPatch, loops: LoopFactory) -> Iterator[Shim]:
     with tempfile.TemporaryDirectory(prefix="dmcopy-", dir="/dev/shm") as name:
         found = Shim(Path(name))
         monkeypatch.setenv("DMCOPY_RUNTIME_DIR", name)
+        monkeypatch.setenv("DMCOPY_MAPPER_DIR", "/dev/mapper")
         monkeypatch.setenv("PATH", f"{found.bin}:{os.environ['PATH']}")
         assert main(["dm", "shim", str(found.bin)]) == 0
         try:
