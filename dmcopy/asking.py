@@ -59,7 +59,10 @@ def ask(path: str, request: dict[str, Any], *, timeout: float = 60.0) -> dict[st
         except OSError as error:
             raise NoServerError(f"there is no server at {path}: {error.strerror}") from None
         try:
-            sock.sendall(json.dumps({"version": VERSION, **request}).encode() + b"\n")
+            try:
+                sock.sendall(json.dumps({"version": VERSION, **request}).encode() + b"\n")
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # one that refuses to listen has answered, and is gone: that can be read
             with sock.makefile("rb") as stream:
                 line = stream.readline(MAX_ANSWER)
         except TimeoutError:

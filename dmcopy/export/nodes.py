@@ -26,6 +26,7 @@ from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import note_failure
 from dmcopy.mapper.control import has_driver
 from dmcopy.mapper.names import mangle
+from dmcopy.mapper.own import node_path
 from dmcopy.runtime import mapper_folder, nodes_folder, runtime_folder
 
 
@@ -45,6 +46,7 @@ class _Node:
     links: list[_Link] = field(default_factory=list)
     number: tuple[int, int] | None = None
     sectors: int = 0
+    read_only: bool = False
 
 
 class Nodes:
@@ -67,11 +69,7 @@ class Nodes:
 
     def path(self, name: str) -> str:
         """Return what a device is opened by, whether it is there yet or not."""
-        if self.as_blocks:
-            return f"{nodes_folder()}/{mangle(name)}"
-        folder = runtime_folder()
-        suffix = ".nbd" if FuseFiles.why_not() else ""
-        return str(folder / f"{mangle(name)}{suffix}")
+        return node_path(name)
 
     def number(self, name: str) -> tuple[int, int] | None:
         """Return the number of a device's node, None where it has none."""
@@ -83,7 +81,7 @@ class Nodes:
         # The file below a block device has a name of its own: the device's may change, and a
         # killed server's may be there still.
         key = f"device-{secrets.token_hex(6)}" if self.as_blocks else mangle(name)
-        node = _Node(device, [], key, sectors=device.sectors)
+        node = _Node(device, [], key, sectors=device.sectors, read_only=device.read_only)
         try:
             self._serve(node, name)
         except BaseException as error:
@@ -143,8 +141,16 @@ class Nodes:
             self.add(new_name, node.device)
 
     def look(self, name: str) -> None:
-        """Have a node follow the size of its device."""
+        """Have a node follow the size of its device, and whether that is read-only.
+
+        A node that is in use stays as it was, and the device itself refuses what it must.
+        """
         node = self._nodes[name]
+        if node.read_only != node.device.read_only:
+            with contextlib.suppress(BusyError):
+                self.remove(name)
+                self.add(name, node.device)
+                return
         if node.sectors != node.device.sectors:
             node.sectors = node.device.sectors
             for front_end in node.front_ends:

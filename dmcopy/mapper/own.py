@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from dmcopy.block import file_mounts
 from dmcopy.block.devno import block_devno, devno_text, is_devno
 from dmcopy.errors import UsageError
 from dmcopy.mapper.base import DmInfo
@@ -15,6 +16,15 @@ from dmcopy.mapper.names import mangle, unmangle
 from dmcopy.runtime import folder_path, nodes_folder
 
 _KERNELS: Final = "/dev/mapper/"
+
+
+def node_path(name: str) -> str:
+    """Return what a device of the server is opened by, whether it is there or not."""
+    if file_mounts.why_not():
+        return str(folder_path() / f"{mangle(name)}.nbd")
+    if os.geteuid() == 0 and os.path.exists("/dev/loop-control"):
+        return f"{nodes_folder()}/{mangle(name)}"
+    return str(folder_path() / mangle(name))
 
 
 class OwnDevices:
@@ -32,9 +42,7 @@ class OwnDevices:
 
     def path(self, name: str) -> str:
         """Return the node of a device."""
-        if os.geteuid() == 0 and os.path.exists("/dev/loop-control"):
-            return f"{nodes_folder()}/{mangle(name)}"
-        return str(folder_path() / mangle(name))
+        return node_path(name)
 
     def resolve(self, word: str) -> str:
         """Return what the server calls a table's device; what is not its own is left as it is.

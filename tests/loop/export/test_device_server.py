@@ -92,6 +92,21 @@ def test_the_node_follows_the_table(here: Here) -> None:
     device.remove()
 
 
+def test_the_node_is_read_only_when_the_table_is(here: Here) -> None:
+    image = here.image("disk.img", MIB)
+    table = Table.parse(f"0 2048 linear {image} 0")
+    device = here.mapper.create("disk", table, readonly=True)
+    for readonly in (True, False, True):
+        here.mapper.load("disk", table, readonly=readonly)
+        device.resume()
+        assert here.run("blockdev", "--getro", device.path).strip() == str(int(readonly))
+    with open(device.path, "rb"):
+        here.mapper.load("disk", table)
+        device.resume()  # it is open, and stays as it is
+        assert not device.info.readonly
+    device.remove()
+
+
 def test_a_suspend_freezes_what_is_mounted(here: Here) -> None:
     image = here.image("disk.img", 32 * MIB)
     here.dm("create", "disk", "--table", f"0 65536 linear {image} 0")
