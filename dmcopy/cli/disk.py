@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from dmcopy.cli.output import add_json, emit_json, say
-from dmcopy.cli.parser import size
+from dmcopy.cli.parser import given, positive, size
 from dmcopy.cli.serving import add_options
 from dmcopy.errors import DeviceError, ExitCode, UsageError
 
@@ -42,7 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _configure_serve(verbs)
     text = "cut the power of a disk that is served, and have it back"
     cut = verbs.add_parser("cut", help=text, description=text)
-    cut.add_argument("name", metavar="DISK", help="its name, or the path of its --socket")
+    cut.add_argument(
+        "name", type=given, metavar="DISK", help="its name, or the path of its --socket"
+    )
     cut.add_argument("--seed", type=int, metavar="N", help="how (default: all of it is lost)")
     add_json(cut, verb=True)
     cut.set_defaults(verb=_cut)
@@ -64,16 +66,21 @@ def _configure_serve(verbs: Any) -> None:
         metavar="SIZE",
         help="make FILE with this size, or without one a disk that is gone at the end",
     )
-    serve.add_argument("--name", metavar="N", help="what the disk is called (default: disk)")
+    serve.add_argument(
+        "--name", type=given, metavar="N", help="what the disk is called (default: disk)"
+    )
     serve.add_argument("--seed", type=int, metavar="N", help="how a cut by itself is")
     serve.add_argument(
-        "--cut-after-writes", type=int, default=0, metavar="N", help="cut the power at write N"
+        "--cut-after-writes", type=positive, default=0, metavar="N", help="cut the power at write N"
     )
     serve.add_argument(
-        "--cut-at-flush", type=int, default=0, metavar="N", help="cut the power at flush N"
+        "--cut-at-flush", type=positive, default=0, metavar="N", help="cut the power at flush N"
     )
     serve.add_argument(
-        "--log", metavar="LOG", help="a new file, for all that becomes durable, as dm-log-writes"
+        "--log",
+        type=given,
+        metavar="LOG",
+        help="a new file, for all that becomes durable, as dm-log-writes",
     )
     add_options(serve, verb=True)
     serve.set_defaults(verb=_serve)
@@ -82,6 +89,8 @@ def _configure_serve(verbs: Any) -> None:
 def _serve(args: argparse.Namespace) -> int:
     if (args.file is None) and (args.size is None):
         raise UsageError("say what the disk is: a FILE, or --size for one that is gone at the end")
+    if args.size == 0:
+        raise UsageError("a disk has a sector at least: say another --size")
     # Here and not above: the engine takes time to import.
     from dmcopy.cli.dm_run import faults_told
     from dmcopy.cli.serving import Served
@@ -132,7 +141,11 @@ def _open(args: argparse.Namespace, exits: contextlib.ExitStack) -> BlockDevice:
     elif args.size is not None:
         try:
             with open(path, "xb") as new:
-                new.truncate(args.size << 9)
+                try:
+                    new.truncate(args.size << 9)
+                except OSError:
+                    os.unlink(path)
+                    raise
         except OSError as error:
             raise DeviceError(path, "make a disk's file of it", error.errno or 0) from None
     return exits.enter_context(BlockDevice.open(path, write=True, direct=False))

@@ -6,6 +6,7 @@ imports of the VM rig. A noun's module has two functions, `configure(parser)` an
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Collection, Sequence
@@ -92,6 +93,12 @@ def _run(words: list[str]) -> int:
             raise
         _tell(error, str(error))
         return error.exit_code
+    except OSError as error:  # of a limit, which any line can meet; the import of a module, too
+        if error.errno not in (errno.EMFILE, errno.ENFILE) or "--traceback" in words:
+            raise
+        limit = "files are open, and no more may be: raise the limit (ulimit -n)"
+        _tell(error, f"too many {limit}")
+        return ExitCode.MISSING
     except UnicodeEncodeError as error:  # a name in some record, made under another locale
         lacks = f"the locale's {error.encoding} lacks this: set LC_ALL=C.UTF-8"
         _tell(error, f"{error.object}: {lacks}")

@@ -159,6 +159,21 @@ def whole(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def positive(text: str) -> int:
+    """Return a number from 1 on of the command line, for argparse's `type`."""
+    value = whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is too small: give a number from 1 on")
+    return value
+
+
+def given(text: str) -> str:
+    """Return a name or path of the command line, for argparse's `type`: never an empty one."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: is a variable of the shell not set?")
+    return text
+
+
 def seconds(text: str) -> float:
     """Return a number of seconds of the command line; argparse's `type=float` stands for it."""
     try:

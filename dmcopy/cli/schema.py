@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if command in found:
         emit_json(found[command])
         return 0
-    if command:
+    if args.command:
         hint = did_you_mean(command, list(found))
         raise UsageError(f"there is no schema for '{command}'{hint}: see 'dmcopy schema'")
     facts = [

@@ -7,6 +7,7 @@ import contextlib
 import errno
 from typing import TYPE_CHECKING, Final
 
+from dmcopy.cli.parser import given
 from dmcopy.cli.serving import add_options
 from dmcopy.errors import DeviceError, ExitCode, UsageError
 
@@ -42,7 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--table", metavar="TABLE", help="the table of a device, or the file of it")
     parser.add_argument("--concise", metavar="SPEC", help="several devices, as in dm create")
-    parser.add_argument("--name", metavar="N", help="what the device is called (default: dev)")
+    parser.add_argument(
+        "--name", type=given, metavar="N", help="what the device is called (default: dev)"
+    )
     parser.add_argument("--read-only", action="store_true", help="let no user write to it")
     text = "have the devices of 'dm --engine user' back, whose server was killed"
     parser.add_argument("--resume", action="store_true", help=text)
@@ -53,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     if args.resume:
         return _resume(args)
-    given = [args.file, args.table, args.concise]
-    if sum(word is not None for word in given) != 1:
+    what = [args.file, args.table, args.concise]
+    if sum(word is not None for word in what) != 1:
         raise UsageError("say what to serve: a FILE, --table or --concise, and one of them")
     if args.concise is not None and args.name is not None:
         raise UsageError("--name is for one device; in --concise each has its name")
@@ -119,6 +122,8 @@ def _devices(
     from dmcopy.mapper.userspace import UserMapper
 
     made = devices_of(args, [])
+    if not made:
+        raise UsageError("there is no device in it: write name,uuid,minor,ro|rw,table;...")
     if args.name is not None:
         made = [replace(made[0], name=args.name)]
     if args.read_only:

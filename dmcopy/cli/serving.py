@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dmcopy.cli import signals
 from dmcopy.cli.output import add_json, emit_json_line, printable
+from dmcopy.cli.parser import given
 from dmcopy.export.kinds import kinds
 
 if TYPE_CHECKING:
@@ -25,17 +26,20 @@ def add_options(parser: argparse.ArgumentParser, *, verb: bool = False) -> None:
     )
     parser.add_argument(
         "--socket",
+        type=given,
         metavar="PATH",
         help="where: a Unix socket, which only you can open (default: NAME.nbd in /run/dmcopy or "
         "$XDG_RUNTIME_DIR/dmcopy)",
     )
     parser.add_argument(
         "--listen",
+        type=given,
         metavar="ADDR:PORT",
         help="where: TCP, without ADDR on the loopback; all who can reach it can read and write",
     )
     parser.add_argument(
         "--at",
+        type=given,
         metavar="PATH",
         help="where: the file that fuse and loop make (default: NAME in the same folder)",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -62,8 +63,13 @@ class NbdServer(FrontEnd):
 
     def add(self, name: str, device: Device) -> str:
         """Serve a device; return its URI. See `FrontEnd.add`."""
-        if not name or len(name.encode()) > nbd.MAX_STRING or "\0" in name:
-            raise UsageError(f"{name[:40]!r} is no name for an export: give 1 to 4096 bytes")
+        try:
+            size = len(name.encode())
+        except UnicodeEncodeError:  # made under another locale, see PEP 383
+            size = 0
+        if not 1 <= size <= nbd.MAX_STRING or "\0" in name:
+            limits = "give one of 1 to 4096 bytes, in UTF-8"
+            raise UsageError(f"{name[:40]!r} is no name for an export: {limits}")
         if name in self.exports:
             raise UsageError(f"there is an export {name} already")
         if self._listener is None:
@@ -107,7 +113,10 @@ class NbdServer(FrontEnd):
         else:
             path = self.place.socket or str(runtime_folder() / f"{name.replace('/', '_')}.nbd")
             listener = listen_unix(path)
-            self._base, self._query = "nbd+unix://", f"?socket={quote(str(Path(path).absolute()))}"
+            self._base, self._query = (
+                "nbd+unix://",
+                f"?socket={quote(os.fsencode(Path(path).absolute()))}",
+            )
         self._listener = listener
         self._watch()
 

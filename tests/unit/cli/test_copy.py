@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -440,3 +442,20 @@ def test_a_limit_makes_small_pieces(run: Run) -> None:
     Path("src").write_bytes(bytes(64 << 10))
     facts = json.loads(run("copy", "src", "a", "--limit", "256K/s", "--json")[1])
     assert (facts["ok"], facts["piece_sectors"]) == (True, 64)
+
+
+@pytest.mark.parametrize("files", range(6, 11))
+def test_a_limit_of_open_files_is_told_in_a_sentence(files: int, tmp_path: Path) -> None:
+    """Whatever meets it first: the file, the back end, or the import of a module."""
+    (tmp_path / "a").write_bytes(bytes(1 << 20))
+    done = subprocess.run(
+        ["prlimit", f"--nofile={files}", sys.executable, "-m", "dmcopy", "copy", "a", "b"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if done.returncode:
+        assert "Traceback" not in done.stderr
+        assert "pen files" in done.stderr or "files are open" in done.stderr
+        assert not (tmp_path / "b").exists()

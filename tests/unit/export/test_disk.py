@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import stat
 from collections.abc import Callable, Iterator
@@ -186,3 +187,37 @@ def test_who_says_nothing_is_not_waited_for(
             client.settimeout(DEADLINE)
             assert client.recv(1) == b""
         thread.call(lambda _: served.close())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--size", "0"], "a disk has a sector at least"),
+        (["--size", "1M", "--cut-after-writes", "0"], "0 is too small: give a number from 1 on"),
+        (["--size", "1M", "--cut-at-flush", "-1"], "-1 is too small: give a number from 1 on"),
+    ],
+)
+def test_numbers_that_nobody_means(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cut at write 0 would never come, and what waits for it would wait for ever."""
+    try:
+        code = main(["disk", "serve", *words])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    assert code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_made_that_long_is_not_left_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "disk"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, limits[1]))
+    try:
+        assert main(["disk", "serve", str(path), "--size", "2G"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot make a disk's file of it" in capsys.readouterr().err
+    assert not path.exists()

@@ -214,3 +214,55 @@ def test_many_that_replace_a_dead_socket_are_one(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(path)
         one.close()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["serve", "{disk}", "--socket", ""],
+        ["serve", "{disk}", "--listen", ""],
+        ["serve", "{disk}", "--at", ""],
+        ["serve", "{disk}", "--name", ""],
+        ["disk", "serve", "{disk}", "--socket", ""],
+        ["disk", "serve", "{disk}", "--name", ""],
+        ["disk", "serve", "{disk}", "--log", ""],
+        ["disk", "cut", ""],
+    ],
+)
+def test_an_empty_word_is_no_name(
+    disk: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is what a shell makes of a variable that is not set; a default would serve elsewhere."""
+    with pytest.raises(SystemExit) as stop:
+        main([word.format(disk=disk) for word in words])
+    assert stop.value.code == 2
+    assert "it is empty: is a variable of the shell not set?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spec", ["", ";"])
+def test_no_device_is_nothing_to_serve(spec: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would wait for ever, and nobody could come."""
+    assert main(["serve", "--concise", spec]) == 2
+    assert "there is no device in it" in capsys.readouterr().err
+
+
+def test_a_place_whose_name_is_not_utf_8(disk: Path, tmp_path: Path) -> None:
+    place = tmp_path / os.fsdecode(b"s\xffcket")
+    with Serving(disk, "--socket", place) as serving:
+        assert serving.found == [f"nbd+unix:///disk?socket={tmp_path}/s%FFcket"]
+        with connect(place) as client:
+            assert client.read(0, 512) == bytes(512)
+    assert not place.exists()
+
+
+def test_an_export_whose_name_is_not_utf_8_is_refused_and_leaves_nothing(
+    disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of NBD are UTF-8. A file's name may be anything: the device then wants another."""
+    odd = tmp_path / os.fsdecode(b"d\xffsk")
+    odd.symlink_to(disk)
+    place = tmp_path / "socket"
+    for words in ([str(odd)], [str(disk), "--name", os.fsdecode(b"\xff")]):
+        assert main(["serve", *words, "--socket", str(place)]) == 2
+        assert "no name for an export: give one of" in capsys.readouterr().err
+        assert not place.exists()
