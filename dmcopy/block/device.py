@@ -159,8 +159,10 @@ class BlockDevice(Closing):
         except OSError as error:
             raise self._failed("discard", sector, count, error) from error
 
-    def zero_out(self, sector: int, count: int) -> None:
+    def zero_out(self, sector: int, count: int, *, unmap: bool = False) -> None:
         """Make a range read as zeroes: by the cheapest way that the device has, else by writing.
+
+        `unmap`: a block device, too, may give up the space (blkdev_fallocate in block/fops.c).
 
         In a file that is a hole: as `discard` in the kernel's loop driver, it takes no space, so
         zeroing a large sparse file cannot fill the disk. Raises UsageError, DeviceError.
@@ -169,7 +171,7 @@ class BlockDevice(Closing):
         if not count:
             return
         try:
-            self._zero_out(*_in_bytes(sector, count))
+            self._zero_out(*_in_bytes(sector, count), unmap=unmap)
         except OSError as error:
             raise self._failed("zero", sector, count, error) from error
 
@@ -180,7 +182,14 @@ class BlockDevice(Closing):
             mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
             syscalls.fallocate(self.fileno(), mode, start, length)
 
-    def _zero_out(self, start: int, length: int) -> None:
+    def _zero_out(self, start: int, length: int, *, unmap: bool) -> None:
+        mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
+        if unmap and self.is_block:
+            try:
+                syscalls.fallocate(self._exclusive(), mode, start, length)
+                return
+            except OSError:
+                pass  # it has no such command: what follows says what is wrong
         try:
             if self.is_block:
                 syscalls.block_zero_out(self._exclusive(), start, length)

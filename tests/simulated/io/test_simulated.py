@@ -178,3 +178,22 @@ def test_every_request_takes_its_time_and_is_a_step() -> None:
     assert backend.steps == 200
     assert 9.9e-6 < min(took) < 20e-6
     assert 1e-3 < max(took) < 2.1e-3
+
+
+def test_the_clock_advances_by_a_wait_that_ends_before_the_request_does() -> None:
+    """Or a wait with a deadline would never come to it while a slow request is under way."""
+    backend = SimulatedBackend(1)
+    reactor, disk, memory = Reactor(backend), SimulatedDisk(8), Memory(1)
+    done: list[Any] = []
+    request = write(disk, 0, 1, memory)
+    request.notify = done.append
+    reactor.submit(request)
+    reactor.step(0)
+    waits = 0
+    while not done:
+        before = reactor.time()
+        reactor.step(1e-7)
+        assert reactor.time() > before
+        waits += 1
+        assert waits < 1_000_000
+    assert waits > 1

@@ -526,3 +526,21 @@ def test_a_burst_is_begun_while_more_is_still_being_made(
     assert not any(request.error for request in done)
     assert memory.read([(0, 3 * BURST * 4096)]) == content(device)[: 3 * BURST * 4096]
     memory.close()
+
+
+def test_a_device_that_takes_nothing_is_an_error_and_no_endless_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """pwritev(2) may write less than it was given; of some devices' drivers, nothing at all."""
+    calls = iter(range(3))
+
+    def nothing(*_: object) -> int:
+        next(calls)  # StopIteration ends what would go on for ever
+        return 0
+
+    monkeypatch.setattr(os, "pwritev", nothing)
+    monkeypatch.setattr(os, "preadv", nothing)
+    for transfer in (threads_module.write_all, threads_module.read_all):
+        with pytest.raises(OSError, match="the device") as caught:
+            transfer(0, [memoryview(bytearray(512))], 0, 512)
+        assert caught.value.errno == errno.EIO

@@ -149,3 +149,15 @@ def test_who_sleeps_on_the_descriptor_is_woken_by_a_request_alone(tmp_path: Path
             reactor.run_until(lambda: ended, 10)
             assert [one.error for one in ended] == [0]
             ended.clear()
+
+
+@pytest.mark.parametrize("backend", ["simulated", "uring", "threads"])
+def test_a_step_with_a_limit_and_nothing_to_wait_for_ends(backend: str) -> None:
+    """As a program's own loop makes one between other things, before there is any timer."""
+    if backend != "simulated" and probe()[backend]:
+        pytest.skip(f"{backend}: {probe()[backend]}")
+    made = SimulatedBackend() if backend == "simulated" else backend
+    with Reactor(made) as reactor:
+        reactor.step(0.01)
+        reactor.call_later(0, lambda: None).cancel()
+        reactor.step(0.01)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dmcopy.io import Io, IoRegion, Memory, Op, Reactor
+from dmcopy.io import CopyIo, Io, IoRegion, Memory, Op, Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.io.stacked import StackedDevice
 from dmcopy.kcopyd import Client
@@ -105,3 +105,24 @@ def test_a_copy_with_a_mapped_device_in_it(reactor: Reactor, mapped: Any, to: st
         assert client.copy(IoRegion(source, 0, 24), [IoRegion(dest, 8, 24)]).wait(10).ok
     after = mapped.disk.read(SECTORS + 8, 24) if to == "mapped" else disk.read(8, 24)
     assert before == after
+
+
+def test_a_copy_between_plain_devices_stays_one_request() -> None:
+    """A back end does it in one go, a read linked to a write; what is mapped is taken apart."""
+    source, dest = SimulatedDisk(SECTORS, "source"), SimulatedDisk(SECTORS, "dest")
+    source.load(random.Random(2).randbytes(SECTORS << 9))
+    seen: list[type] = []
+    backend = SimulatedBackend(3)
+    submit = backend.submit
+
+    def noting(request: Any) -> None:
+        seen.append(type(request))
+        submit(request)
+
+    backend.submit = noting  # type: ignore[method-assign]
+    memory = Memory(1)
+    places = IoRegion(source, 0, 8), [IoRegion(dest, 8, 8)]
+    with Reactor(backend, stacked=True) as reactor:
+        do(reactor, CopyIo(*places, memory, [(0, 4096)], print))
+    assert seen[0] is CopyIo
+    assert dest.content[4096:8192] == source.content[:4096]
