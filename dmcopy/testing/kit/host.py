@@ -24,8 +24,8 @@ from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.testing.kit.engine import Engine
-from dmcopy.testing.kit.model import lose_cache
+from dmcopy.testing.kit.engine import Engine, LackingError
+from dmcopy.testing.kit.model import load_fuse, lose_cache
 from dmcopy.testing.kit.switched import SwitchedDisk
 
 _T = TypeVar("_T")
@@ -115,6 +115,9 @@ class Host(Engine):
 
     def _serve(self, file: Path, block_size: int) -> str:
         if self._server is None:
+            load_fuse()
+            if reason := LoopDevices.why_not():
+                raise LackingError(f"disks whose power can be cut cannot be served: {reason}")
             self._server = ReactorThread("dmcopy-disks")
 
         def serve(reactor: Reactor) -> str:

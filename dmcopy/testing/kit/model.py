@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from dmcopy.block import BlockDevice
+from dmcopy.block import BlockDevice, file_mounts, tools
 from dmcopy.block.devno import openable
 from dmcopy.export.base import FrontEnd
 from dmcopy.export.fuse.files import FuseFiles
@@ -136,12 +136,19 @@ class Model(Engine):
 
 def front_end() -> type[LoopDevices | FuseFiles]:
     """Return what serves devices to programs here. Raises LackingError where nothing can."""
+    load_fuse()
     if not LoopDevices.why_not():
         return LoopDevices
     reason = FuseFiles.why_not()
     if reason:
         raise LackingError(f"the model's devices have no path for programs here: {reason}")
     return FuseFiles
+
+
+def load_fuse() -> None:
+    """Load the module behind /dev/fuse, as root: in a guest nothing has, and no open would."""
+    if os.geteuid() == 0 and not os.path.exists(file_mounts.DEVICE) and tools.which("modprobe"):
+        tools.run(["modprobe", "--quiet", "fuse"], timeout=60)
 
 
 def lose_cache(thread: ReactorThread, disk: VolatileDisk, seed: int | None) -> None:
