@@ -29,6 +29,7 @@ NOUNS: Final = {
     "cow": "read, check, extract, merge, compare and draw snapshots' COW devices",
     "mirror-log": "look at the disk log of a mirror: which regions are clean",
     "write-log": "replay a log of writes, up to any of them, and check each state of the disk",
+    "explore": "play a history with very many seeds, by processes or a cluster, and continue later",
     "serve": "serve a table's devices, or a file, as an NBD export, until it is told to stop",
     "disk": "serve a disk whose power can be cut, for any VM or program",
     "completion": "print the completion of dmcopy's words for a shell",

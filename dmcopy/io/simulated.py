@@ -12,6 +12,7 @@ import heapq
 import random
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from dmcopy.errors import DeadlineError
 from dmcopy.io.parts import Fan, FlushFirst
@@ -146,16 +147,53 @@ class SimulatedDisk:
             if write.durable or fate == "keep" or (fate == "writes" and rng.random() < 0.5):
                 self._settle(write.sector, write.data)
             elif fate == "sectors":
-                self._tear(write, rng)
+                for sector, data in _torn(write.sector, write.data, rng):
+                    self._settle(sector, data)
         self._flushed += len(self._cache)
         self._cache.clear()
         self.content[:] = self._durable
 
-    def _tear(self, write: _CachedWrite, rng: random.Random) -> None:
-        for offset in range(0, len(write.data), SECTOR_SIZE):
-            if rng.random() < 0.5:
-                sector = write.sector + (offset >> SECTOR_SHIFT)
-                self._settle(sector, write.data[offset : offset + SECTOR_SIZE])
+    def outcome(self, flying: Iterable[tuple[int, Io]], rng: random.Random) -> Outcome:
+        """Choose what a power cut now would leave, as `crash` does; nothing is changed.
+
+        `flying`: writes to this disk that are in flight, in order, each with a number of its own.
+        """
+        fate = rng.choice(("lose", "keep", "writes", "sectors"))
+        chance = rng.random
+        kept: list[tuple[int, bytes]] = []
+        state: list[Hashable] = [self._flushed]
+        for number, write in enumerate(self._cache, self._flushed):
+            if write.durable or fate == "keep" or (fate == "writes" and chance() < 0.5):
+                kept.append((write.sector, write.data))
+                state.append(number)
+            elif fate == "sectors":
+                kept += (torn := _torn(write.sector, write.data, rng))
+                state.append((number, *(sector for sector, _ in torn)))
+        for order, request in flying:
+            if fate == "keep" or (fate == "writes" and chance() < 0.5):
+                kept.append((request.sector, _data(request)))
+                state.append(-order)
+            elif fate == "sectors":
+                kept += (torn := _torn(request.sector, _data(request), rng))
+                state.append((-order, *(sector for sector, _ in torn)))
+        return Outcome(self, tuple(state), kept)
+
+    def after(self, kept: Iterable[tuple[int, bytes]]) -> bytearray:
+        """Return what is durable, with `kept` over it."""
+        content = self._durable[:]
+        for sector, data in kept:
+            start = sector << SECTOR_SHIFT
+            content[start : start + len(data)] = data
+        return content
+
+    @classmethod
+    def holding(cls, content: bytearray, name: str, block_size: int = SECTOR_SIZE) -> SimulatedDisk:
+        """Return a disk with this content, which becomes the disk's own."""
+        disk = cls(0, name, logical_block_size=block_size)
+        disk.sectors = len(content) >> SECTOR_SHIFT
+        disk.content = content
+        disk._durable = content[:]
+        return disk
 
     def _settle(self, sector: int, data: bytes) -> None:
         start = sector << SECTOR_SHIFT
@@ -232,22 +270,96 @@ class SimulatedBackend:
         for disk in disks:
             disk.crash(self._rng)
 
+    def outcomes(self, disks: Sequence[SimulatedDisk], rng: random.Random) -> list[Outcome]:
+        """Choose what a power cut now would leave of disks; the simulation itself continues.
+
+        Two moments whose outcomes have the same `state` left the same contents.
+        """
+        flying: dict[int, list[tuple[int, Io]]] = {id(disk): [] for disk in disks}
+        for _, order, request, _ in self._events:
+            if request.op in _WRITES and id(request.device) in flying:
+                flying[id(request.device)].append((order, request))
+        return [disk.outcome(flying[id(disk)], rng) for disk in disks]
+
     def after_power_cut(
         self, disks: Sequence[SimulatedDisk], rng: random.Random
     ) -> list[SimulatedDisk]:
         """Return disks as these would be after a power cut now; the simulation itself continues."""
-        twins = {id(disk): disk.twin() for disk in disks}
-        for request in self._writes_in_flight():
-            twin = twins.get(id(request.device))
-            if twin is not None:
-                _write(request, twin)
-        for twin in twins.values():
-            twin.crash(rng)
-        return list(twins.values())
+        return [outcome.disk() for outcome in self.outcomes(disks, rng)]
 
     def _writes_in_flight(self) -> list[Io]:
-        writes = (Op.WRITE, Op.WRITE_ZEROES, Op.DISCARD)
-        return [event[2] for event in self._events if event[2].op in writes]
+        return [event[2] for event in self._events if event[2].op in _WRITES]
+
+
+_WRITES: Final = frozenset((Op.WRITE, Op.WRITE_ZEROES, Op.DISCARD))
+
+
+class Outcome(NamedTuple):
+    """What a power cut leaves of a disk. `kept`: sectors and data, over what is durable."""
+
+    of: SimulatedDisk
+    state: tuple[Hashable, ...]
+    kept: list[tuple[int, bytes]]
+
+    def content(self) -> bytearray:
+        """Return what it holds: before anything else becomes durable on the disk that it is of."""
+        return self.of.after(self.kept)
+
+    def disk(self) -> SimulatedDisk:
+        """Return such a disk."""
+        return SimulatedDisk.holding(self.content(), self.of.path, self.of.logical_block_size)
+
+
+class InstantBackend:
+    """`IoBackend` on simulated disks that does requests in order and without a delay.
+
+    For what is looked at after a power cut, where no order and no clock is under test.
+    """
+
+    name = "instant"
+
+    def __init__(self) -> None:
+        self._done: list[Request] = []
+        self._now = 0.0
+
+    def time(self) -> float:
+        """A virtual clock, in seconds."""
+        return self._now
+
+    def fileno(self) -> int:
+        """A simulation cannot be nested in another event loop."""
+        raise OSError(errno.ENOTSUP, "a simulated back end has no descriptor")
+
+    def submit(self, request: Request) -> None:
+        """Do it."""
+        if isinstance(request, CopyIo):
+            Fan(request, self.submit).start()
+        elif request.preflush:
+            FlushFirst(request, self.submit).start()
+        else:
+            _perform(request, getattr(request.device, "writes", 0))
+            self._done.append(request)
+
+    def pin(self, memory: Memory) -> None:
+        """See `Reactor.pin`; nothing is gained by it here."""
+
+    def unpin(self, memory: Memory) -> None:
+        """See `Reactor.unpin`."""
+
+    def poll(self, timeout: float | None) -> list[Request]:
+        """Return what was done."""
+        done, self._done = self._done, []
+        if not done:
+            if timeout is None:
+                raise DeadlineError(
+                    "what is waited for never happens: the simulation has no I/O and no timer left"
+                )
+            self._now += timeout
+        return done
+
+    def close(self) -> None:
+        """Forget what was done."""
+        self._done.clear()
 
 
 def _perform(request: Io, covered: int) -> None:
@@ -271,8 +383,20 @@ def _perform(request: Io, covered: int) -> None:
 
 
 def _write(request: Io, disk: SimulatedDisk, *, durable: bool = False) -> None:
+    disk.write(request.sector, _data(request), durable=durable and request.op == Op.WRITE)
+
+
+def _data(request: Io) -> bytes:
     if request.op == Op.WRITE:
         assert request.memory is not None
-        disk.write(request.sector, request.memory.read(request.extents), durable=durable)
-    else:
-        disk.zero_out(request.sector, request.count)
+        return request.memory.read(request.extents)
+    return bytes(request.count << SECTOR_SHIFT)
+
+
+def _torn(sector: int, data: bytes, rng: random.Random) -> list[tuple[int, bytes]]:
+    """Return those sectors of a write that stay."""
+    left = []
+    for offset in range(0, len(data), SECTOR_SIZE):
+        if rng.random() < 0.5:
+            left.append((sector + (offset >> SECTOR_SHIFT), data[offset : offset + SECTOR_SIZE]))
+    return left

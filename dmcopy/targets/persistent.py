@@ -378,7 +378,12 @@ class _AreaReader:
         """Yield (area, byte offset in it, content). Raises DeviceError where the COW ends."""
         number = 0
         while True:
-            requests = [self._request(number + ahead, ahead) for ahead in range(PREFETCH_CHUNKS)]
+            requests = [self._request(number, 0)]  # where the COW ends before it, that is an error
+            for ahead in range(1, PREFETCH_CHUNKS):
+                request = self._request(number + ahead, ahead)
+                if request.region.end > self._cow.sectors:
+                    break
+                requests.append(request)
             self._perform(requests)
             for request in requests:
                 if request.error:

@@ -12,7 +12,7 @@ import pytest
 class Seeds(Protocol):
     """What the fixture `seeds` returns."""
 
-    def __call__(self, count: int, *, block: int | None = None) -> Iterator[int]:
+    def __call__(self, count: int) -> Iterator[int]:
         """Yield seeds."""
 
 
@@ -20,20 +20,16 @@ class Seeds(Protocol):
 def seeds(request: pytest.FixtureRequest) -> Iterator[Seeds]:
     """Return `seeds(n)`: n seeds, a tenth with --quick, ten times as many with --long.
 
-    With `block=i` it is the i-th n seeds, for a test that --long repeats with the next block. A
-    history that fails says the command that replays it; $DMCOPY_SEED is the only seed then.
+    A history that fails says the command that replays it; $DMCOPY_SEED is the only seed then.
     """
     running: list[int] = []
 
-    def each(count: int, *, block: int | None = None) -> Iterator[int]:
+    def each(count: int) -> Iterator[int]:
         if forced := os.environ.get("DMCOPY_SEED"):
             chosen = [int(forced)]
         else:
             factor = {"quick": 0.1, "long": 10}.get(os.environ.get("DMCOPY_TEST", ""), 1)
-            if block is not None:
-                factor = min(factor, 1)
-            first = count * (block or 0)
-            chosen = list(range(first, first + int(count * factor)))
+            chosen = list(range(int(count * factor)))
         for seed in chosen:
             running[:] = [seed]
             yield seed

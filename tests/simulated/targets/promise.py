@@ -60,9 +60,11 @@ class Promise:
                 if not later:
                     del self._later[sector]
 
-    def broken_by(self, content: bytes) -> str:
-        """Return how `content`, read after a power cut, breaks the promise; '' if it does not."""
-        for sector, (version, floor) in enumerate(zip(numbers(content), self._floor, strict=True)):
+    def broken_by(self, versions: list[int]) -> str:
+        """Return how what was read after a power cut breaks the promise; '' if it does not."""
+        if versions == self._floor:
+            return ""
+        for sector, (version, floor) in enumerate(zip(versions, self._floor, strict=True)):
             if version == floor:
                 continue
             allowed = [floor, *self._later.get(sector, []), self._flying.get(sector, floor)]
@@ -71,7 +73,7 @@ class Promise:
         return ""
 
 
-def numbers(content: bytes) -> list[int]:
+def numbers(content: bytes | bytearray) -> list[int]:
     """Return the version in each sector; a sector of mixed ones raises AssertionError."""
     words = array("Q", content)
     found = words[::_WORDS].tolist()

@@ -26,10 +26,10 @@ STEPS = 60
 RESUMES = 2
 
 
-def explore(seed: int) -> int:
+def explore(seed: int, steps: int = STEPS) -> int:
     """Play one history, cut the power everywhere, resume on some of it; count the cuts."""
     history = History(seed)
-    history.play(STEPS)
+    history.play(steps)
     rng = random.Random(seed)
     chosen = sorted(rng.choices(range(len(history.events)), k=RESUMES))
     count = 0

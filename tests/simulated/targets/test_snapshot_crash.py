@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -24,13 +23,10 @@ from dmcopy.targets.store import ignore
 from tests.simulated.conftest import Seeds
 from tests.simulated.targets.snapshots import CuttingBackend, History
 
-BLOCKS = 50 if os.environ.get("DMCOPY_TEST") == "long" else 1
 
-
-@pytest.mark.parametrize("block", range(BLOCKS))
-def test_no_power_cut_breaks_a_promise(seeds: Seeds, block: int) -> None:
-    """Some 800 cuts a history: more than 20,000 in a normal run, a million in a long one."""
-    for seed in seeds(26, block=block):
+def test_no_power_cut_breaks_a_promise(seeds: Seeds) -> None:
+    """Some 800 cuts a history: more than 20,000 in a normal run; tests/simulated/test_power.py."""
+    for seed in seeds(26):
         assert History(seed).play()
 
 

@@ -43,6 +43,7 @@ class History:
         self.before = [bytes(dest.content) for dest in self.dests]
         self.saved: tuple[str, str] | None = None
         self.sparse = rng.random() < 0.3
+        self.cuts = 0
         self.wanted = self.source.read(self.start, self.count)
 
     def play(self) -> None:
@@ -60,8 +61,7 @@ class History:
         assert all(dest.ok for dest in transfer.dests), [dest.error for dest in transfer.dests]
         for index in range(len(self.dests)):
             assert self.got(index) == self.wanted
-        for dest in self.dests:
-            dest.crash(self.rng)
+        self._cut_power()
         for index in range(len(self.dests)):
             assert self.got(index) == self.wanted, "it was called done, and a power cut undid it"
         self.check_outside()
@@ -121,6 +121,7 @@ class History:
             self.rng.choice([self.source, *self.dests]).vanished = True
         elif not transfer.finished:
             self.powered = False
+            self.cuts += 1
             backend.power_cut([self.source, *self.dests])
 
     def save(self, store: StateStore, transfer: Transfer) -> None:
@@ -129,8 +130,7 @@ class History:
 
     def check_saved(self) -> None:
         """What the saved state calls written must survive any power cut."""
-        for dest in self.dests:
-            dest.crash(self.rng)
+        self._cut_power()
         if self.saved is None:
             return
         regions = self.regions()
@@ -139,6 +139,11 @@ class History:
             for start, end in written:
                 expected = self.source.read(self.start + start, end - start)
                 assert disk.read(regions[index].sector + start, end - start) == expected
+
+    def _cut_power(self) -> None:
+        self.cuts += 1
+        for dest in self.dests:
+            dest.crash(self.rng)
 
     def saved_ranges(self) -> list[RangeSet]:
         """Return what the saved state says of each destination."""

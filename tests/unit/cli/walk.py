@@ -24,6 +24,7 @@ ALONE = {
     "schema": [],
     "copy": ["big", "other", "small", "--on-error", "skip", "--verify"],
     "zero": ["zeroed", "--verify"],
+    "explore": ["dmcopy.units:parse_sectors", "--seeds", "0-1", "--workers", "1"],
     "serve": ["--table", "0 8 no-such-target"],
 }
 WORDS = {
