@@ -1,4 +1,4 @@
-"""Fixtures that look for the rare: `crash_explorer`, `workload`, `compare`.
+"""Fixtures that look for the rare: `crash_explorer`, `weaken`, `workload`, `compare`.
 
     def test_a_commit_is_there_or_not(crash_explorer):
         crash_explorer(run, check)              # a power cut at every moment of run
@@ -7,20 +7,25 @@
         workload(range(20), instead={"snapshot": "my-snapshot"})
 
 Each failure has the line that repeats it alone: `DMCOPY_CRASH=17-12 pytest …`, `DMCOPY_SEED=7 …`.
+A run ends with the states of `dmcopy.testing.sometimes` that it never reached.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 if TYPE_CHECKING:
     from dmcopy.testing.explorer import Explored
     from dmcopy.testing.steps import Step
+    from dmcopy.testing.weaken import Weakened
+
+_SOMETIMES: Final = "dmcopy.testing.sometimes"
 
 
 @pytest.fixture
@@ -30,6 +35,14 @@ def crash_explorer(request: pytest.FixtureRequest) -> Callable[..., Explored]:
 
     again = f"DMCOPY_CRASH={{cut}} {_this_test(request)}"
     return functools.partial(explore, cut=os.environ.get("DMCOPY_CRASH"), again=again)
+
+
+@pytest.fixture
+def weaken() -> Callable[..., list[Weakened]]:
+    """`weaken(run, check, disks, …)`: see `dmcopy.testing.weaken.weaken`."""
+    from dmcopy.testing.weaken import weaken
+
+    return weaken
 
 
 @pytest.fixture
@@ -66,6 +79,32 @@ def compare() -> Callable[..., None]:
             Comparison(one, other).play(steps)
 
     return play
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist hands over what it reached."""
+    module = sys.modules.get(_SOMETIMES)
+    if module is not None and hasattr(session.config, "workeroutput"):
+        states: dict[str, int] = dict.fromkeys(module.known(), 0) | module.reached()
+        session.config.workeroutput[_SOMETIMES] = states
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a worker of pytest-xdist reached."""
+    if states := getattr(node, "workeroutput", {}).get(_SOMETIMES):
+        from dmcopy.testing import sometimes
+
+        sometimes.add(states)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the states that were never reached."""
+    module = sys.modules.get(_SOMETIMES)
+    if module is not None and (missing := module.never_reached()):
+        terminalreporter.section("states that were never reached")
+        for text in missing:
+            terminalreporter.line(f"never: {text}")
 
 
 def _this_test(request: pytest.FixtureRequest) -> str:

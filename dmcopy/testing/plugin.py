@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from dmcopy.testing import options
-from dmcopy.testing.crash_plugin import compare, crash_explorer, workload
+from dmcopy.testing import crash_plugin, options
 from dmcopy.testing.needs import MARK, Needs, lacking, missing_here
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 if "--vm-report" in sys.argv:  # it keeps the descriptor 1 of before pytest's capture
     from dmcopy.testing import reporter
 
-__all__ = ["compare", "crash_explorer", "missing_here", "workload"]
+__all__ = ["missing_here"]
 
 KEEPER: Final[pytest.StashKey[Keeper]] = pytest.StashKey()
 KIT: Final = pytest.StashKey["Kit"]()
@@ -60,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "either=True: in one of them, by turns, unless $DMCOPY_TEST is long",
     )
     config.addinivalue_line("markers", MARK)
+    config.pluginmanager.register(crash_plugin, "dmcopy-crash")
     config.stash[options.MACHINES] = {}
     if config.getoption("--vm-report"):
         config.stash[_CHOSEN] = ("vm",)
