@@ -236,8 +236,9 @@ def print_report(mapper: KernelMapper | ServedMapper, words: list[str], devices:
     """
     verb, *options = words
     if isinstance(mapper, ServedMapper):
+        mapper.ls()  # what is wrong with the server is said as everywhere,
         for name in devices:
-            mapper.info(name)  # one that is not there is said as everywhere
+            mapper.info(name)  # and a device that is not there
         _print(_as_dmsetup([*words, "--", *devices]))
         return
     try:
