@@ -58,3 +58,15 @@ def test_one_delivery_is_all_that_is_noted(heard: list[int]) -> None:
         with pytest.raises(HeardError):
             shield.deliver()
         assert sorted(heard) == sorted(CAUGHT)
+
+
+def test_a_signal_that_comes_again_is_as_old_as_the_first(heard: list[int]) -> None:
+    """Or who presses Ctrl-C again and again at a callback that hangs would never be heard."""
+    woken: list[bool] = []
+    shield = Shield(lambda: woken.append(True))
+    with shield:
+        signal.raise_signal(signal.SIGUSR1)
+        first = dict(shield.noted)
+        signal.raise_signal(signal.SIGUSR1)
+        assert (shield.noted, woken) == (first, [True])
+    assert heard == [signal.SIGUSR1]
