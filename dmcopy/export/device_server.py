@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -134,7 +136,7 @@ class DeviceServer:
             "rename": lambda words: mapper.rename(_text(words, "name"), _text(words, "new_name")),
             "set_uuid": lambda words: mapper.set_uuid(_text(words, "name"), _text(words, "uuid")),
             "refusal": lambda words: mapper.refusal(_table(words)),
-            "plugin": lambda words: plugins.load(_text(words, "module")),
+            "plugin": _plugin,
         }
         return {
             **{verb: partial(self._look, call) for verb, call in looking.items()},
@@ -242,6 +244,14 @@ class _Waiting:
     now: Callable[[], int]
     answer: Answer
     timer: Timer | None = None
+
+
+def _plugin(words: _Words) -> None:
+    """Import targets of the user's own, which may lie where only the user's command looks."""
+    module, folders = _text(words, "module"), _texts(words, "folders")
+    sys.path.extend(folder for folder in folders if folder not in sys.path)
+    importlib.invalidate_caches()
+    plugins.load(module)
 
 
 def _info(info: DmInfo) -> dict[str, object]:

@@ -220,8 +220,12 @@ class ServedMapper(Mapper):
         return (self._own().name(word) if "/" in word else "") or word
 
     def load_plugin(self, module: str) -> None:
-        """Have the server import targets; it finds `module` where this process does."""
-        self._ask("plugin", start=True, module=module)
+        """Have the server import targets; it finds `module` where this process does.
+
+        A server that has imported it before keeps what it has.
+        """
+        folders = [os.path.abspath(folder) for folder in sys.path]
+        self._ask("plugin", start=True, module=module, folders=folders)
 
     def _noting(self, name: str) -> Callable[[str], object]:
         return lambda do: self._of(name, f"note that it is {do}", do)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from dmcopy.block import tools
 from dmcopy.io.request import Op
 from dmcopy.testing.compare import has_ended
 from dmcopy.testing.steps import Access
@@ -151,6 +152,8 @@ def test_delayed_bios_are_counted_and_go_at_a_suspend(twins: Twins) -> None:
 
 def test_versions(twins: Twins) -> None:
     """Ours are those of 6.12, of which 6.1 has three that are older."""
+    for module in ("dm-delay", "dm-flakey"):  # a kernel tells of those alone that it has loaded
+        tools.run(["modprobe", module], timeout=60)
     theirs, ours = twins.kernel.mapper.targets(), twins.user.mapper.targets()
     shared = theirs.keys() & ours.keys()
     assert {"linear", "striped", "delay", "flakey"} <= shared

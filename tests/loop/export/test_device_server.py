@@ -193,6 +193,44 @@ def test_an_ordinary_user_has_files_and_nbd_exports(here: Here) -> None:
     assert not list(folder.glob("other*"))
 
 
+def test_the_server_finds_targets_where_the_command_does(here: Here) -> None:
+    """Also in a folder that is in PYTHONPATH of this command, and was not when it began."""
+    here.dm("create", "first", "--table", "0 8 zero")
+    (here.folder / "of_my_own.py").write_text(PLUGIN)
+    create = ("create", "mine", "--plugin", "of_my_own", "--table", "0 8 always_zero")
+    dmcopy = (sys.executable, "-m", "dmcopy", "dm", *create)
+    folders = os.pathsep.join([str(here.folder), *sys.path])
+    here.run("env", f"PYTHONPATH={folders}", "DMCOPY_ENGINE=user", *dmcopy)
+    with here.mapper.open("mine") as opened:
+        assert opened.read(0, 8) == bytes(4096)
+    here.dm("remove", "mine")
+    here.dm("remove", "first")
+
+
+PLUGIN = """
+from typing import ClassVar
+
+from dmcopy.table import Line
+from dmcopy.targets import Map, Target, register
+
+
+@register
+class AlwaysZero(Target):
+    name: ClassVar[str] = "always_zero"
+
+    class Words(Line):
+        pass
+
+    def map(self, bio):
+        for view in bio.memory.views(bio.extents):
+            view[:] = bytes(len(view))
+        return Map.DONE
+
+    def status(self):
+        return ""
+"""
+
+
 def test_another_user_is_refused(here: Here) -> None:
     here.dm("create", "x", "--table", "0 8 zero")
     here.folder.chmod(0o711)
