@@ -224,7 +224,7 @@ class ServedMapper(Mapper):
 
         A server that has imported it before keeps what it has.
         """
-        folders = [os.path.abspath(folder) for folder in sys.path]
+        folders = list(map(os.path.abspath, sys.path))
         self._ask("plugin", start=True, module=module, folders=folders)
 
     def _noting(self, name: str) -> Callable[[str], object]:

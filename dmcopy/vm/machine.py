@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -29,7 +31,28 @@ def find_qemu() -> str:
 # Without what only makes an emulated processor slower: a fifth level of page tables to walk, checks
 # of each access of the kernel's to user memory, and registers that libc takes for the wide strings
 # of AVX, which QEMU works through byte by byte. A command takes a sixth less (QEMU 7.2).
-_EMULATED: Final = "max,-la57,-smap,-smep,-umip,-pku,-pks,-avx,-avx2,-xsave,-xsaveopt"
+_EMULATED: Final = "max,-la57,-smap,-smep,-umip,-pku,-pks"
+_WITHOUT_AVX: Final = ",-avx,-avx2,-xsave,-xsaveopt"
+_ISA_NEEDED: Final = struct.pack("<2I", 0xC0008002, 4)
+"""GNU_PROPERTY_X86_ISA_1_NEEDED, in the notes at the head of a program (x86-64 psABI)."""
+_ISA_V3: Final = 1 << 2
+
+
+def needs_avx(library: bytes) -> bool:
+    """Whether a program or library, by its notes, runs on x86-64-v3 and better alone."""
+    head = library[:4096]
+    at = head.find(_ISA_NEEDED)
+    return at >= 0 and head[at + len(_ISA_NEEDED)] & _ISA_V3 != 0
+
+
+def _emulated() -> str:
+    """The processor for guests, which run this machine's programs: as its libc needs it."""
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").split()
+    libc = next((word for word in maps if word.endswith("/libc.so.6")), "")
+    with contextlib.suppress(OSError):
+        if libc and needs_avx(Path(libc).read_bytes()):
+            return _EMULATED
+    return _EMULATED + _WITHOUT_AVX
 
 
 # fmt: off
@@ -45,7 +68,7 @@ def board(program: str, acceleration: str, memory_mib: int, cpus: int | None) ->
         "-name", "dmcopy",
         "-machine", "pc,vmport=off,hpet=off",
         "-accel", "kvm" if kvm else "tcg,thread=multi,tb-size=256",
-        "-cpu", "host" if kvm else _EMULATED,
+        "-cpu", "host" if kvm else _emulated(),
         "-smp", str(cpus or (min(2, os.cpu_count() or 1) if kvm else 1)),
         "-m", f"{memory_mib}M",
         "-no-reboot",  # with panic=-1: a panic ends QEMU

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,14 @@ def test_no_qemu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         machine.find_qemu()
 
 
+@pytest.mark.parametrize(("levels", "needed"), [(0b1, False), (0b10, False), (0b100, True)])
+def test_a_guest_has_what_the_hosts_programs_need(levels: int, needed: bool) -> None:
+    """A libc built for x86-64-v3 says so in its notes, as `ld -z x86-64-v3` writes them."""
+    note = struct.pack("<3I4sIII", 4, 16, 5, b"GNU", 0xC0008002, 4, levels)
+    assert machine.needs_avx(bytes(672) + note) == needed
+    assert not machine.needs_avx(bytes(672))
+
+
 def test_arguments_for_qemu() -> None:
     argv = machine.board("qemu", "tcg", 512, None)
     assert argv[argv.index("-m") + 1] == "512M"
@@ -213,6 +222,7 @@ def test_arguments_for_qemu() -> None:
     assert "4" in machine.board("qemu", "tcg", 512, 4)
     assert "tcg,thread=multi,tb-size=256" in argv
     assert "host" in machine.board("qemu", "kvm", 512, None)
+    assert "-avx2" in argv[argv.index("-cpu") + 1]
     shared = machine.shared_folders([Path("/a,b")])
     assert "path=/a,,b" in shared[5]
     assert "readonly=on" in shared[1]
