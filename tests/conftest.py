@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+collect_ignore = ["examples"]  # projects of their own, which tests/unit/examples runs
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare hypothesis, and take SIGINT as in the foreground.

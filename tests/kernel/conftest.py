@@ -23,7 +23,11 @@ def _each_parser_is_built_once() -> Iterator[None]:
     """Keep the parser of each noun: to build that of `dm` takes a second in a guest."""
     with pytest.MonkeyPatch.context() as patch:
         build = functools.cache(main._build_parser)
-        patch.setattr(main, "_build_parser", lambda noun, _wanted=None: build(noun))
+        patch.setattr(
+            main,
+            "_build_parser",
+            lambda noun, _wanted=None, *, whole=False: build(noun, whole=whole),
+        )
         yield
 
 

@@ -111,7 +111,7 @@ def test_when_it_has_stopped_nothing_is_called(bench: Bench) -> None:
 
 
 def test_a_second_failure_is_told_and_changes_nothing(bench: Bench) -> None:
-    bench.guard.call_later(3, lambda: [][0])
+    bench.guard.call_later(3, lambda: dict[int, int]()[0])
     bench.guard.call_later(4, lambda: int("x"))
     bench.fail()
     bench.reactor.run_until(lambda: "stopped" in bench.said, 10)
