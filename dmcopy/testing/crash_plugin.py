@@ -100,6 +100,8 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name the states that were never reached."""
+    if terminalreporter.config.option.collectonly:
+        return
     module = sys.modules.get(_SOMETIMES)
     if module is not None and (missing := module.never_reached()):
         terminalreporter.section("states that were never reached")

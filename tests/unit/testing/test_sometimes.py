@@ -52,6 +52,8 @@ def test_a_run_tells_at_its_end(pytester: pytest.Pytester, workers: int) -> None
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["*states that were never reached*", "never: a merge met a full*"])
     assert "an area was empty" not in result.stdout.str()
+    told = pytester.runpytest_subprocess("--collect-only").stdout.str()
+    assert "never reached" not in told
 
 
 def test_a_run_without_any_says_nothing(pytester: pytest.Pytester) -> None:
