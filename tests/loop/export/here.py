@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from dmcopy.block import mounts
 from dmcopy.cli.main import main
+from dmcopy.errors import DmcopyError
 from dmcopy.ledger import Ledger, alive
 from dmcopy.mapper.served import ServedMapper
 from dmcopy.runtime import control_path, kept_path
@@ -70,6 +72,13 @@ class Here:
         (entry,) = [entry for entry in Ledger().entries() if entry.kind == "server"]
         return entry.uuid
 
+    def gone(self, server: str) -> None:
+        """Wait for the end of a server that was killed."""
+        deadline = time.monotonic() + SECONDS
+        while alive(server):
+            assert time.monotonic() < deadline, "the device server outlives SIGKILL"
+            time.sleep(0.01)
+
     def ended(self, server: str = "") -> bool:
         """Wait for the end of the server, which has no devices any more."""
         deadline = time.monotonic() + SECONDS
@@ -107,5 +116,13 @@ def _clear(here: Here) -> None:
         here.dm("reap")
     for _ in range(10):
         for info in here.mapper.ls():
-            if not info.open_count:
-                here.mapper.remove(info.name)
+            with contextlib.suppress(DmcopyError):
+                if info.suspended and info.live:
+                    here.mapper.resume(info.name)  # a program that waits for it would have it open
+                if not info.open_count:
+                    here.mapper.remove(info.name)
+    if here.mapper.ls():  # what is left may hold up every sync, and all that looks at disks
+        server = here.server()
+        os.kill(int(server.split()[0]), signal.SIGKILL)
+        here.gone(server)
+        here.dm("reap")
