@@ -51,26 +51,34 @@ class Shim:
         return done.stdout
 
 
+@pytest.fixture(autouse=True)
+def runtime_folder() -> Iterator[Path]:
+    """Where the ledger is, also that of the test's loop devices: it comes first and goes last."""
+    with tempfile.TemporaryDirectory(prefix="dmcopy-", dir="/dev/shm") as name:
+        yield Path(name)
+
+
 @pytest.fixture
-def shim(monkeypatch: pytest.MonkeyPatch, loops: LoopFactory) -> Iterator[Shim]:
+def shim(
+    monkeypatch: pytest.MonkeyPatch, loops: LoopFactory, runtime_folder: Path
+) -> Iterator[Shim]:
     """The shim; the loop devices of a test are asked for first, and go last."""
     del loops
     if reason := file_mounts.why_not():
         pytest.skip(reason)
     if has_driver():
         pytest.skip("this kernel has device-mapper")
-    with tempfile.TemporaryDirectory(prefix="dmcopy-", dir="/dev/shm") as name:
-        found = Shim(Path(name))
-        monkeypatch.setenv("DMCOPY_RUNTIME_DIR", name)
-        monkeypatch.setenv("DMCOPY_MAPPER_DIR", "/dev/mapper")
-        monkeypatch.setenv("PATH", f"{found.bin}:{os.environ['PATH']}")
-        assert main(["dm", "shim", str(found.bin)]) == 0
-        try:
-            yield found
-        finally:
-            _end_the_server()
-        ours = identity(os.getpid())  # such as the loop devices of the test
-        assert [one for one in Ledger().entries() if one.owner != ours] == []
+    found = Shim(runtime_folder)
+    monkeypatch.setenv("DMCOPY_RUNTIME_DIR", str(runtime_folder))
+    monkeypatch.setenv("DMCOPY_MAPPER_DIR", "/dev/mapper")
+    monkeypatch.setenv("PATH", f"{found.bin}:{os.environ['PATH']}")
+    assert main(["dm", "shim", str(found.bin)]) == 0
+    try:
+        yield found
+    finally:
+        _end_the_server()
+    ours = identity(os.getpid())  # such as the loop devices of the test
+    assert [one for one in Ledger().entries() if one.owner != ours] == []
 
 
 def _end_the_server() -> None:
