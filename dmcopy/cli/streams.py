@@ -41,7 +41,9 @@ class Output(io.FileIO):
                 break
             if written is not None:
                 return written
-            select.select([], [self], [])  # another process has made it non-blocking
+            room = select.poll()  # another process has made it non-blocking
+            room.register(self, select.POLLOUT)
+            room.poll()
         return memoryview(data).nbytes
 
 

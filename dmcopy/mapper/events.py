@@ -86,7 +86,9 @@ class _Alarm:
         if self._fd < 0:
             time.sleep(max(seconds, 0))
             return
-        if select.select([self._fd], [], [], max(seconds, 0))[0]:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if poll.poll(max(seconds, 0) * 1000):
             # Armed again before the devices are read: an event in between makes it readable.
             self._arm()
 

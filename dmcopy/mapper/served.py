@@ -296,8 +296,10 @@ def _read_line(fd: int) -> bytes:
     import select
 
     found = b""
+    poll = select.poll()  # not select, which takes no descriptor from 1024 on
+    poll.register(fd, select.POLLIN)
     while not found.endswith(b"\n"):
-        if not select.select([fd], [], [], _START_SECONDS)[0]:
+        if not poll.poll(_START_SECONDS * 1000):
             raise DeadlineError(f"the device server did not begin within {_START_SECONDS:g} s")
         more = os.read(fd, 1 << 16)
         if not more:

@@ -42,8 +42,15 @@ def test_each_leak_is_the_error_of_the_test_that_left_it(
     pytester.makepyfile(
         """
         import subprocess
+        import pytest
 
         processes = []
+
+        @pytest.fixture(autouse=True, scope="session")
+        def reaped():
+            yield
+            for process in processes:
+                process.wait(60)
 
         def run(*words): return subprocess.run(words, check=True, capture_output=True, text=True)
 
