@@ -17,6 +17,8 @@ class Poller:
     Raises MissingError where there is no descriptor left.
     """
 
+    _bell = -1
+
     def __init__(self) -> None:
         try:
             self._epoll = select.epoll()
@@ -62,4 +64,12 @@ class Poller:
     def close(self) -> None:
         """Close the set; the watched descriptors stay open."""
         self._epoll.close()
-        os.close(self._bell)
+        self._close_bell()
+
+    def __del__(self) -> None:
+        self._close_bell()  # of a reactor that was forgotten; the epoll object closes itself
+
+    def _close_bell(self) -> None:
+        bell, self._bell = self._bell, -1
+        if bell >= 0:
+            os.close(bell)

@@ -86,6 +86,15 @@ def test_a_bell_rings_once() -> None:
     poller.close()
 
 
+def test_a_reactor_that_is_forgotten_keeps_no_descriptor() -> None:
+    gc.collect()
+    before = opened()
+    for _ in range(20):
+        Reactor(SimulatedBackend(1))
+    gc.collect()
+    assert opened() == before
+
+
 def test_a_timer_that_was_cancelled_is_not_waited_for() -> None:
     reactor = Reactor(SimulatedBackend())
     reactor.call_later(5, lambda: None).cancel()
