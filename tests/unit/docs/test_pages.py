@@ -26,6 +26,11 @@ def test_every_block_says_how_it_is_run(path: Path) -> None:
     assert "\n\n    " not in prose, "a block without a fence is not run"
 
 
+def test_the_readme_stays_short() -> None:
+    """It says what there is; the guides say how."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
 def test_a_session_is_cut_into_commands_and_their_output() -> None:
     assert steps("$ a \\\n  b\nx\n$ c\n$ d\ny\nz\n") == [
         Step("a \\\n  b\n", "x\n"),
