@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
 from dmcopy.errors import DeviceError
 from dmcopy.export.held import Blocks, HeldWrites, runs
 from dmcopy.io import whole
+from dmcopy.io.layer import Layer
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import FLUSH, READ, WRITE, Io, Memory
 from dmcopy.io.request import cut as cut_extents
-from dmcopy.io.stacked import StackedDevice
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
 
 LIMIT_BYTES: Final = 256 << 20
@@ -47,7 +47,7 @@ class Log(Protocol):
         """Note that something happened."""
 
 
-class VolatileDisk(StackedDevice):
+class VolatileDisk(Layer):
     """`below` behind a write cache, on a reactor for stacked devices.
 
     Attributes:
@@ -59,19 +59,14 @@ class VolatileDisk(StackedDevice):
         log: is told what becomes durable. One that raises is given up.
     """
 
-    read_only = False
-
     def __init__(self, below: Device, reactor: Reactor) -> None:
-        self.path = below.path
-        self.sectors = below.sectors
-        self.logical_block_size = below.logical_block_size
+        super().__init__(below, reactor)
+        self.read_only = False
         self.writes = self.flushes = 0
         self.cut_after_writes = self.cut_at_flush = 0
         self.seed: int | None = None
         self.power_lost: Callable[[], object] = lambda: None
         self.log: Log | None = None
-        self._below = below
-        self._reactor = reactor
         self._block_sectors = self.logical_block_size >> SECTOR_SHIFT
         # What is written down leaves it only then, so that reads find it all the time.
         self._held = HeldWrites(self.logical_block_size)
@@ -79,27 +74,6 @@ class VolatileDisk(StackedDevice):
         # What must not overlap: flushes, zeroing, cuts. The first one is under way.
         self._exclusive: deque[tuple[Callable[[], None], Io | None]] = deque()
         self._stage: Memory | None = None
-
-    @property
-    def identity(self) -> Hashable:
-        """The object is the disk."""
-        return self
-
-    def fileno(self) -> int:
-        """There is none."""
-        raise OSError(errno.ENOTBLK, "a disk with a cache of ours has no descriptor")
-
-    def flush(self) -> None:
-        """Flush, and wait for it."""
-        whole.flush(self._reactor, self)
-
-    def discard(self, sector: int, count: int) -> None:
-        """Discard, and wait for it."""
-        whole.discard(self._reactor, self, sector, count)
-
-    def zero_out(self, sector: int, count: int) -> None:
-        """Zero, and wait for it."""
-        whole.zero(self._reactor, self, sector, count)
 
     def submit(self, request: Io) -> None:
         """Take a request; see `StackedDevice.submit`. While the power is off it ends with EIO."""
@@ -137,7 +111,7 @@ class VolatileDisk(StackedDevice):
     def close(self) -> None:
         """Write down what is held back, and make it durable on the host. Raises DeviceError."""
         self.flush()
-        whole.flush(self._reactor, self._below)
+        whole.flush(self._reactor, self.below)
 
     def _cut_by_itself(self, request: Io) -> None:
         self._end(request, errno.EIO)
@@ -161,7 +135,7 @@ class VolatileDisk(StackedDevice):
             self._put(request, over)
             self._end(request)
             return
-        region = IoRegion(self._below, request.sector, request.count)
+        region = IoRegion(self.below, request.sector, request.count)
 
         def read(io: Io) -> None:
             request.error = io.error
@@ -259,7 +233,7 @@ class VolatileDisk(StackedDevice):
                 self._tell(lambda log: log.discard(blocks.start, len(blocks)))
             self._ended(request, io.error)
 
-        region = IoRegion(self._below, request.sector, request.count)
+        region = IoRegion(self.below, request.sector, request.count)
         self._reactor.submit(Io(request.op, region, notify=cleared))
 
     def _lose(self, seed: int | None, done: Callable[[], object]) -> None:
@@ -304,7 +278,7 @@ class VolatileDisk(StackedDevice):
             data = b"".join([blocks[block] for block in run])
             stage.view[: len(data)] = data
             sector, count = run.start * self._block_sectors, len(run) * self._block_sectors
-            region = IoRegion(self._below, sector, count)
+            region = IoRegion(self.below, sector, count)
             self._reactor.submit(Io(WRITE, region, stage, [(0, len(data))], step))
 
         step()

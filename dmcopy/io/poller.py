@@ -70,6 +70,6 @@ class Poller:
         self._close_bell()  # of a reactor that was forgotten; the epoll object closes itself
 
     def _close_bell(self) -> None:
-        bell, self._bell = self._bell, -1
-        if bell >= 0:
-            os.close(bell)
+        fd, self._bell = self._bell, -1
+        if fd >= 0:
+            os.close(fd)

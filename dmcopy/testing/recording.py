@@ -8,18 +8,16 @@ what was flushed, and of the rest each write lost, kept or torn by sector.
 
 from __future__ import annotations
 
-import errno
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from dmcopy.errors import UsageError
-from dmcopy.io import whole
+from dmcopy.io.layer import Layer
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import FLUSH, READ, WRITE, Io
-from dmcopy.io.stacked import StackedDevice
 from dmcopy.ondisk.write_log import Flag
 from dmcopy.testing.logfile import LogFile
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
@@ -98,39 +96,13 @@ class Recording:
         return tuple(event.text for event in self.events[:at] if isinstance(event, Marked))
 
 
-class RecordedDisk(StackedDevice):
+class RecordedDisk(Layer):
     """`below`, whose writes and flushes are noted as those of disk `number`."""
 
     def __init__(self, below: Device, reactor: Reactor, recording: Recording, number: int) -> None:
-        self.path = below.path
-        self.sectors = below.sectors
-        self.logical_block_size = below.logical_block_size
-        self.read_only = below.read_only
-        self._below = below
-        self._reactor = reactor
+        super().__init__(below, reactor)
         self._recording = recording
         self._number = number
-
-    @property
-    def identity(self) -> Hashable:
-        """The object is the disk."""
-        return self
-
-    def fileno(self) -> int:
-        """There is none."""
-        raise OSError(errno.ENOTBLK, "a recorded disk has no descriptor of its own")
-
-    def flush(self) -> None:
-        """Flush, and wait for it."""
-        whole.flush(self._reactor, self)
-
-    def discard(self, sector: int, count: int) -> None:
-        """Discard, and wait for it."""
-        whole.discard(self._reactor, self, sector, count)
-
-    def zero_out(self, sector: int, count: int) -> None:
-        """Zero, and wait for it."""
-        whole.zero(self._reactor, self, sector, count)
 
     def submit(self, request: Io) -> None:
         """Hand a request on, and note it. What is discarded counts as zeroed."""
@@ -152,7 +124,7 @@ class RecordedDisk(StackedDevice):
                 note(Failed(sent) if io.error else Done(sent))
             request.notify(request)  # type: ignore[misc]
 
-        region = IoRegion(self._below, request.sector, request.count)
+        region = IoRegion(self.below, request.sector, request.count)
         below = Io(request.op, region, request.memory, request.extents, done, fua=request.fua)
         self._reactor.submit(below)
 

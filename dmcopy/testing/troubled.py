@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from dmcopy.io import whole
+from dmcopy.io.layer import Layer
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import FLUSH, READ, WRITE, Extent, Io, Memory, Op
 from dmcopy.io.request import cut as cut_extents
 from dmcopy.io.simulated import Fault
-from dmcopy.io.stacked import StackedDevice
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
 
 Latency = Callable[[random.Random, Io], float]
@@ -50,7 +49,7 @@ def stalls(chance: float, seconds: float, otherwise: float = 0.0) -> Latency:
     return lambda rng, _io: seconds if rng.random() < chance else otherwise
 
 
-class TroubledDisk(StackedDevice):
+class TroubledDisk(Layer):
     """`below`, with the troubles that were asked for. One seed and one history have one outcome.
 
     Attributes:
@@ -61,40 +60,14 @@ class TroubledDisk(StackedDevice):
     """
 
     def __init__(self, below: Device, reactor: Reactor, *, seed: int = 0) -> None:
-        self.path = below.path
-        self.sectors = below.sectors
-        self.logical_block_size = below.logical_block_size
-        self.read_only = below.read_only
+        super().__init__(below, reactor)
         self.latency: Latency | None = None
         self.drop_flushes = False
         self.forget_fua = False
         self.corrupted = self.shortened = 0
-        self._below = below
-        self._reactor = reactor
         self._rng = random.Random(seed)
         self._corrupt: list[Fault] = []
         self._short: list[Fault] = []
-
-    @property
-    def identity(self) -> Hashable:
-        """The object is the disk."""
-        return self
-
-    def fileno(self) -> int:
-        """There is none: what reads past this object would read the truth."""
-        raise OSError(errno.ENOTBLK, "a disk in trouble has no descriptor of its own")
-
-    def flush(self) -> None:
-        """Flush, and wait for it."""
-        whole.flush(self._reactor, self)
-
-    def discard(self, sector: int, count: int) -> None:
-        """Discard, and wait for it."""
-        whole.discard(self._reactor, self, sector, count)
-
-    def zero_out(self, sector: int, count: int) -> None:
-        """Zero, and wait for it."""
-        whole.zero(self._reactor, self, sector, count)
 
     def corrupt(
         self, sector: int = 0, count: int | None = None, *, op: Op = READ, times: int | None = None
@@ -154,7 +127,7 @@ class TroubledDisk(StackedDevice):
             request.error = io.error or error
             request.notify(request)  # type: ignore[misc]
 
-        region = IoRegion(self._below, request.sector, count)
+        region = IoRegion(self.below, request.sector, count)
         fua = request.fua and not self.forget_fua
         self._reactor.submit(Io(request.op, region, memory, extents, done, fua=fua))
 

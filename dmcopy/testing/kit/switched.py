@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-from collections.abc import Hashable
 from functools import partial
 
-from dmcopy.io import whole
+from dmcopy.io.layer import Layer
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.io.request import WRITE, Io
-from dmcopy.io.stacked import StackedDevice
 
 
 @dataclasses.dataclass
@@ -28,32 +26,20 @@ class Power:
             self.off = self.writes_left <= 0
 
 
-class SwitchedDisk(StackedDevice):
+class SwitchedDisk(Layer):
     """`below` on a reactor for stacked devices; while `power` is off all its I/O ends with EIO.
 
     `block_size`, in bytes, is what it says that its blocks are: at least those of `below`.
     """
 
-    read_only = False
-
     def __init__(
         self, path: str, below: Device, reactor: Reactor, block_size: int, power: Power
     ) -> None:
+        super().__init__(below, reactor)
         self.path = path
-        self.sectors = below.sectors
         self.logical_block_size = max(block_size, below.logical_block_size)
-        self.below = below
+        self.read_only = False
         self._power = power
-        self._reactor = reactor
-
-    @property
-    def identity(self) -> Hashable:
-        """The object is the disk."""
-        return self
-
-    def fileno(self) -> int:
-        """There is none."""
-        raise OSError(errno.ENOTBLK, "a disk that can be switched off has no descriptor")
 
     def submit(self, request: Io) -> None:
         """Hand the request down; see `StackedDevice.submit`."""
@@ -65,15 +51,3 @@ class SwitchedDisk(StackedDevice):
             self._power.take_write()
         request.device = self.below
         self._reactor.submit(request)
-
-    def flush(self) -> None:
-        """Flush, and wait for it."""
-        whole.flush(self._reactor, self)
-
-    def discard(self, sector: int, count: int) -> None:
-        """Discard, and wait for it."""
-        whole.discard(self._reactor, self, sector, count)
-
-    def zero_out(self, sector: int, count: int) -> None:
-        """Zero, and wait for it."""
-        whole.zero(self._reactor, self, sector, count)

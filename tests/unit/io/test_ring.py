@@ -39,6 +39,15 @@ def test_a_ring_that_the_kernel_refuses(number: int, monkeypatch: pytest.MonkeyP
     assert refused.value.errno == number
 
 
+def test_what_no_wait_ends_with_is_an_error(ring: Ring) -> None:
+    """Or a reactor would ask for ever what the kernel will not do."""
+    ring_fd, ring.fd = ring.fd, -1
+    with pytest.raises(OSError, match="io_uring_enter") as refused:
+        ring.enter(0, 0)
+    ring.fd = ring_fd
+    assert refused.value.errno == errno.EBADF
+
+
 def put(ring: Ring, indices: list[int], first: int) -> list[int]:
     """Queue entries that do nothing; return what `reap` will say of them."""
     for number, index in enumerate(indices):

@@ -71,6 +71,22 @@ def test_it_is_called_as_what_is_below(reactor: Reactor) -> None:
     assert repr(reactor) == "<Reactor on simulated>"
 
 
+def test_a_copy_of_a_whole_disk_stays_one_request() -> None:
+    """It takes no longer than without stacks: it is cut only where a stacked device has a part."""
+    seen: list[object] = []
+
+    class Below(SimulatedBackend):
+        def submit(self, request: Any) -> None:
+            seen.append(request)
+            super().submit(request)
+
+    with Reactor(Below(3), stacked=True) as reactor:
+        one, two = SimulatedDisk(8, "one"), SimulatedDisk(8, "two")
+        copy = CopyIo(IoRegion(one, 0, 8), [IoRegion(two, 0, 8)], Memory(1), [(0, 4096)], print)
+        do(reactor, copy)
+    assert seen == [copy]
+
+
 def test_a_request_past_the_end_gets_nowhere(reactor: Reactor, mapped: Any) -> None:
     request = Io(Op.WRITE, IoRegion(mapped, SECTORS - 7, 8), Memory(1), [(0, 4096)])
     do(reactor, request)
