@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
 from dmcopy.closing import Closing
-from dmcopy.errors import BusyError, DmcopyError, UsageError
+from dmcopy.errors import BusyError, UsageError
 from dmcopy.mapper.base import PREFIX
 from dmcopy.status import Status
 from dmcopy.table import CoreLog, DiskLog, Leg, Linear, SnapshotOrigin, Striped, Table
@@ -180,7 +180,7 @@ class Kit(Closing):
         for what in self._steps():
             try:
                 what()
-            except DmcopyError as error:
+            except Exception as error:
                 errors.append(error)
         if errors:
             for other in errors[1:]:

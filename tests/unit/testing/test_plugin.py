@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from dmcopy import vm
+from dmcopy.block import tools
 from dmcopy.errors import UsageError
 from dmcopy.testing import guest_run, guest_settings, needs, plugin, reporter
-from dmcopy.vm import kernels
+from dmcopy.vm import kernels, machine
 from tests.unit.testing.fake_guest import FakeGuest
 
 pytest_plugins = ["pytester"]
@@ -368,7 +369,7 @@ def test_what_no_guest_can_have_is_told_before_anything_runs(
     suite: pytest.Pytester, words: list[str], complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vm, "check", kernels.check)
-    monkeypatch.setattr("dmcopy.vm.machine.find_qemu", lambda: "/usr/bin/qemu")
+    monkeypatch.setattr(machine, "find_qemu", lambda: "/usr/bin/qemu")
     result = run(suite, *words)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([complaint])
@@ -379,7 +380,7 @@ def test_no_qemu_is_told_before_anything_runs(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vm, "check", kernels.check)
-    monkeypatch.setattr("dmcopy.block.tools.which", lambda _: None)
+    monkeypatch.setattr(tools, "which", lambda _: None)
     result = run(suite, "--vm=6.1")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--vm: no qemu-system-x86_64 here: apt-get install*"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from dmcopy.block import file_mounts
 from dmcopy.testing import needs
 
 pytest_plugins = ["pytester"]
@@ -169,7 +171,7 @@ def test_a_wrong_mark_is_told_before_anything_runs(
 def test_a_path_where_nothing_can_be_served(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dmcopy.block.file_mounts.why_not", lambda: "there is no /dev/fuse")
+    monkeypatch.setattr(file_mounts, "why_not", lambda: "there is no /dev/fuse")
     pytester.makepyfile("def test_it(linear, scratch_disk): linear(scratch_disk('1M')).path")
     result = run(pytester, "-rs")
     result.assert_outcomes(skipped=1)
@@ -184,6 +186,7 @@ def test_what_a_test_raises_is_its_failure_though_cleaning_up_fails(
         """
         import os, pytest
         def test_it(dm, scratch_disk):
+            print("folder", dm.engine.folder)
             dm.devices.append(None)      # what cannot be removed
             raise RuntimeError("the test's own")
         """
@@ -191,6 +194,8 @@ def test_what_a_test_raises_is_its_failure_though_cleaning_up_fails(
     result = run(pytester)
     result.assert_outcomes(failed=1, errors=1)
     result.stdout.fnmatch_lines(["*RuntimeError: the test's own*"])
+    (folder,) = {line.split()[1] for line in result.outlines if line.startswith("folder ")}
+    assert not Path(folder).exists()  # what can be removed all the same is
 
 
 def test_the_marks_are_listed(pytester: pytest.Pytester) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy import ledger as ledgers
 from dmcopy.block import file_mounts
 from dmcopy.ledger import Ledger, identity
 from dmcopy.testing import facts, keeping
+from dmcopy.testing.kit import watch
 from dmcopy.testing.kit.leaks import Leaks
 
 pytest_plugins = ["pytester"]
@@ -26,7 +28,7 @@ served = pytest.mark.skipif(bool(file_mounts.why_not()), reason=file_mounts.why_
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     made = Ledger(tmp_path / "ledger.jsonl")
-    monkeypatch.setattr("dmcopy.ledger.default_path", lambda: made.path)
+    monkeypatch.setattr(ledgers, "default_path", lambda: made.path)
     return made
 
 
@@ -127,7 +129,7 @@ def test_what_is_anothers_is_no_leak(tmp_path: Path, ledger: Ledger) -> None:
 def test_a_test_that_hangs_ends_a_second_after_its_limit(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dmcopy.testing.kit.watch.LATER_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "LATER_SECONDS", 0.0)
     pytester.makepyfile(
         """
         import pytest, time
