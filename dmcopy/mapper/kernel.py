@@ -29,7 +29,6 @@ from dmcopy.mapper.base import (
     QUICK_SECONDS,
     UUID_PREFIX,
     DmInfo,
-    Mapper,
     Version,
     check_name,
     note_failure,
@@ -37,6 +36,7 @@ from dmcopy.mapper.base import (
 from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.dmsetup import Dmsetup, DmsetupError
 from dmcopy.mapper.listing import FIELDS, RAW_NAMES, parse_deps, parse_info, parse_lines_of
+from dmcopy.mapper.noded import NodedMapper
 from dmcopy.mapper.passing import is_suspended, missing_device, table_text
 from dmcopy.status import StatusLine, parse_lines
 from dmcopy.table import Table
@@ -50,7 +50,7 @@ _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 0.25
 
 
-class KernelMapper(Mapper):
+class KernelMapper(NodedMapper):
     """Mapped devices of the running kernel.
 
     `timeout`, in seconds, is the one deadline of a call, its retries included. `ledger` notes what
@@ -77,26 +77,14 @@ class KernelMapper(Mapper):
         self.prefix = prefix
         self.uuid_prefix = UUID_PREFIX
         self.timeout = timeout
-        self._reactor = reactor
-        self._owns_reactor = reactor is None
+        super().__init__(reactor)
         self._nodes: WeakSet[MappedIo] = WeakSet()
-
-    @property
-    def reactor(self) -> Reactor:
-        """Where the I/O of open devices is done, made on the thread that first asks for it."""
-        if self._reactor is None:
-            from dmcopy.io.reactor import Reactor
-
-            self._reactor = Reactor(stacked=True)
-        return self._reactor
 
     def close(self) -> None:
         """Close the devices that were opened, and the reactor if it is the mapper's own."""
         for node in list(self._nodes):
             node.close()
-        if self._owns_reactor and self._reactor is not None:
-            self._reactor.close()
-            self._reactor = None
+        super().close()
 
     def open(self, name: str) -> MappedIo:
         """Open a device through its node; see `Mapper.open`. Raises BusyError, too."""

@@ -20,8 +20,9 @@ from dmcopy.block import freezing, sysfs
 from dmcopy.block.devno import DevNo
 from dmcopy.errors import DeadlineError, DeviceError, DmcopyError
 from dmcopy.mapper import names
-from dmcopy.mapper.base import UUID_PREFIX, DmInfo, Mapper, Version, check_name
+from dmcopy.mapper.base import UUID_PREFIX, DmInfo, Version, check_name
 from dmcopy.mapper.device import DmDevice
+from dmcopy.mapper.noded import NodedMapper
 from dmcopy.mapper.own import OwnDevices
 from dmcopy.runtime import control_path
 from dmcopy.status import StatusLine, parse_lines
@@ -38,7 +39,7 @@ _QUICK: Final = frozenset(("ls", "info", "table", "status", "deps", "targets", "
 """What is answered immediately, whatever else is under way."""
 
 
-class ServedMapper(Mapper):
+class ServedMapper(NodedMapper):
     """This user's device server, which is started when something is to be made.
 
     `timeout`, in seconds, bounds each call beyond what the server itself waits for I/O.
@@ -49,23 +50,7 @@ class ServedMapper(Mapper):
         self.timeout = timeout
         self.uuid_prefix = UUID_PREFIX
         self._path = control_path()
-        self._reactor = reactor
-        self._owns_reactor = reactor is None
-
-    @property
-    def reactor(self) -> Reactor:
-        """Where the I/O of open devices is done, made on the thread that first asks for it."""
-        if self._reactor is None:
-            from dmcopy.io.reactor import Reactor
-
-            self._reactor = Reactor(stacked=True)
-        return self._reactor
-
-    def close(self) -> None:
-        """Close the reactor if it is the mapper's own."""
-        if self._owns_reactor and self._reactor is not None:
-            self._reactor.close()
-            self._reactor = None
+        super().__init__(reactor)
 
     def create(
         self,
