@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import struct
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from dmcopy.block import backing
 from dmcopy.errors import DmcopyError
 from dmcopy.ledger import Ledger, alive
 from tests.loop.export.here import MIB, SECONDS, Here
-from tests.loop.export.test_kills import BLOCK, BLOCKS, SIZE, WRITERS, Writer, content, stamp
+from tests.loop.export.test_kills import SIZE, WRITERS, Writer, content, take_stock
 
 pytestmark = pytest.mark.loop
 KILLS = {"quick": 1, "long": 50}.get(os.environ.get("DMCOPY_TEST", ""), 2)
@@ -66,16 +65,7 @@ def test_it_is_killed_under_load_and_resumes(here: Here) -> None:
         told = here.dmcopy("serve", "--resume")
         assert told.splitlines() == [here.mapper.path(info.name) for info in here.mapper.ls()]
         assert content(then) == before, f"turn {turn}: the snapshot has changed"
-        now = content(live)
-        for block in range(BLOCKS):
-            found = now[block * BLOCK :][:BLOCK]
-            if found == before[block * BLOCK :][:BLOCK]:
-                assert block not in flushed, f"turn {turn}: block {block} was flushed, and is lost"
-                continue
-            _where, version = struct.unpack_from("=QQ", found)
-            assert found == stamp(block, version), f"turn {turn}: block {block} is torn"
-            assert version in {flushed.get(block), *tried.get(block, ())}, f"{turn}: block {block}"
-            flushed[block] = version
+        take_stock(content(live), before, flushed, tried, turn)
     here.dmcopy("snapshot", "drop", "then")
     here.dm("remove", "live")
 

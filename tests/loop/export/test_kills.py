@@ -81,6 +81,26 @@ def content(path: str) -> bytes:
         return file.read()
 
 
+def take_stock(
+    now: bytes,
+    before: bytes,
+    flushed: dict[int, int],
+    tried: dict[int, list[int]],
+    turn: int,
+) -> None:
+    """Check that what was flushed is there, and nothing torn; `flushed` is what there is then."""
+    for block in range(BLOCKS):
+        found = now[block * BLOCK :][:BLOCK]
+        if found == before[block * BLOCK :][:BLOCK]:
+            assert block not in flushed, f"turn {turn}: block {block} was flushed, and is lost"
+            continue
+        where, version = struct.unpack_from("=QQ", found)
+        assert found == stamp(block, version), f"turn {turn}: block {block} is torn"
+        assert version in {flushed.get(block), *tried.get(block, ())}, f"{turn}: block {block}"
+        assert where == block
+        flushed[block] = version
+
+
 @pytest.mark.parametrize("kind", ["fuse", "loop"])
 def test_a_server_is_killed_and_another_takes_over(serving: Serving, kind: str) -> None:
     """An origin is written, its snapshot not: whatever happens, that stays what it was."""
@@ -97,17 +117,7 @@ def test_a_server_is_killed_and_another_takes_over(serving: Serving, kind: str) 
         server = Server(kind, serving.folder, spec)
         then, live = server.paths
         assert content(then) == before, "the snapshot has changed"
-        now = content(live)
-        for block in range(BLOCKS):
-            found = now[block * BLOCK :][:BLOCK]
-            if found == before[block * BLOCK :][:BLOCK]:
-                assert block not in flushed, f"turn {turn}: block {block} was flushed, and is lost"
-                continue
-            where, version = struct.unpack_from("=QQ", found)
-            assert found == stamp(block, version), f"turn {turn}: block {block} is torn"
-            assert version in {flushed.get(block), *tried.get(block, ())}, f"{turn}: block {block}"
-            assert where == block
-            flushed[block] = version
+        take_stock(content(live), before, flushed, tried, turn)
         tried = {}
         writers = [
             Writer(live, number, random.Random(rng.random()), (turn + 1) << 32)
