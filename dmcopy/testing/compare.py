@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from dmcopy.io import Reactor
+from dmcopy.io import Op, Reactor
 from dmcopy.io.threads import ThreadsBackend
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import PREFIX
@@ -34,7 +34,7 @@ from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.testing.disks import Disks
 from dmcopy.testing.harness import Harness, Result, View, has_ended, result
-from dmcopy.testing.steps import Step
+from dmcopy.testing.steps import Access, Burst, Step
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
 
 __all__ = [
@@ -97,7 +97,9 @@ class Comparison:
     def do(self, step: Step) -> None:
         """Play one step, and compare."""
         self.steps.append(step)
-        self.same("the step's result", *(harness.do(step) for harness in self.both))
+        accesses = step.accesses if isinstance(step, Burst) else ()
+        results = [harness.do(step) for harness in self.both]
+        self.same_results("the step's result", accesses, *results)
         self.after(step)
 
     def after(self, step: Step) -> None:
@@ -107,7 +109,10 @@ class Comparison:
 
     def at_end(self) -> None:
         """Compare what is to be the same at the end: what devices and disks hold."""
-        self.same("content", *(harness.contents() for harness in self.both))
+        found = [harness.contents() for harness in self.both]
+        for name in sorted(found[0].keys() & found[1].keys()):
+            self.same_results("content", [Access(Op.READ, name)], *(one[name] for one in found))
+        self.same("content", *found)
         for disk in self._disks:
             self.same_bytes(f"disk {disk}", *(harness.disks.peek(disk) for harness in self.both))
 
@@ -130,11 +135,26 @@ class Comparison:
                 labels = ["first", "second"]
             raise DifferenceError(what, dict(zip(labels, (one, other), strict=True)), self.steps)
 
-    def same_bytes(self, what: str, one: bytes, other: bytes) -> None:
-        """Raise DifferenceError with the first sector in which two contents differ."""
+    def same_results(
+        self, what: str, accesses: Iterable[Access], one: object, other: object
+    ) -> None:
+        """Raise DifferenceError unless requests ended alike; for data read, with its sector.
+
+        Both are what `Harness.do` returned for a burst of `accesses`.
+        """
+        if isinstance(one, list) and isinstance(other, list):
+            for access, *both in zip(accesses, one, other, strict=False):
+                if all(result.data for result in both):
+                    read = (result.data for result in both)
+                    self.same_bytes(f"{what}: {access.device}", *read, start=access.sector)
+        self.same(what, one, other)
+
+    def same_bytes(self, what: str, one: bytes, other: bytes, *, start: int = 0) -> None:
+        """Raise DifferenceError with the first sector in which contents from `start` on differ."""
         if (place := first_byte(one, other)) is not None:
             near = [data[place & ~511 : (place | 511) + 1].hex(" ", 4) for data in (one, other)]
-            self.same(f"{what}, from byte {place & 511} of sector {place >> SECTOR_SHIFT},", *near)
+            sector = start + (place >> SECTOR_SHIFT)
+            self.same(f"{what}, from byte {place & 511} of sector {sector},", *near)
 
 
 def first_difference(

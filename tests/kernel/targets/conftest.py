@@ -73,7 +73,7 @@ class Twins:
         runs: list[Run] = []
         for side in (self.user, self.kernel):
             with self.running(side, text, readonly=readonly):
-                outcomes = [side.do(_step(*operation)) for operation in operations]
+                outcomes = [side.do(step(*operation)) for operation in operations]
                 last = settle(side, status) if status else side.status("dev")
                 table = side.plain(side.mapper.table(side.prefix + "dev").canonical())
             disks = {disk: side.disks.peek(disk) for disk in side.disks.sizes}
@@ -90,7 +90,7 @@ def settle(side: Harness, expected: str) -> str:
     return status
 
 
-def _step(word: object, *rest: object) -> Step:
+def step(word: object, *rest: object) -> Step:
     """Return the step that an operation is."""
     if word == "message":
         return Message("dev", tuple(map(str, rest)))

@@ -8,10 +8,10 @@ import pytest
 
 from dmcopy.block import tools
 from dmcopy.io.request import Op
-from dmcopy.testing.compare import has_ended
-from dmcopy.testing.steps import Access
+from dmcopy.testing.compare import Comparison, has_ended
+from dmcopy.testing.steps import Access, Burst
 
-from .conftest import Twins, content, settle
+from .conftest import Twins, content, settle, step
 
 pytestmark = pytest.mark.kernel
 
@@ -57,18 +57,16 @@ def operations(*lines: str) -> list[Operation]:
 def compare(twins: Twins, *lines: str, without: Sequence[str] = ()) -> None:
     done = [one for one in operations(*lines) if one[0] not in without]
     kernels, ours = twins.run(table(*lines), done)
-    for operation, theirs, our in zip(done, kernels.outcomes, ours.outcomes, strict=True):
-        assert our == theirs, operation
-    assert ours.status == kernels.status
-    assert ours.table == kernels.table
+    comparison = Comparison(twins.kernel, twins.user)
+    for operation, *outcomes in zip(done, kernels.outcomes, ours.outcomes, strict=True):
+        made = step(*operation)
+        comparison.steps.append(made)
+        accesses = made.accesses if isinstance(made, Burst) else ()
+        comparison.same_results("the step's result", accesses, *outcomes)
+    comparison.same("status", kernels.status, ours.status)
+    comparison.same("table", kernels.table, ours.table)
     for name, data in kernels.disks.items():
-        pairs = zip(sectors(data), sectors(ours.disks[name]), strict=True)
-        differ = [sector for sector, (theirs, our) in enumerate(pairs) if our != theirs]
-        assert not differ, f"sectors of disk {name}"
-
-
-def sectors(data: bytes) -> list[bytes]:
-    return [data[at : at + 512] for at in range(0, len(data), 512)]
+        comparison.same_bytes(f"disk {name}", data, ours.disks[name])
 
 
 def test_healthy_targets(twins: Twins) -> None:

@@ -67,6 +67,20 @@ def test_the_first_step_with_another_result_is_told() -> None:
     assert str(difference.steps[-1]) in str(difference)
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_the_sector_that_is_read_otherwise_is_told(reads: bool) -> None:
+    """In a table of two lines it says which of them is wrong."""
+    steps: list[Step] = started("0 32 linear @a 0\n32 32 linear @b 0")
+    steps += [Burst((Access(Op.READ, "dev", 0, 8), Access(Op.READ, "dev", 24, 40)))] * reads
+    with pair({"a": 64, "b": 64}, engines=USER) as (one, other):
+        other.disks.poke("b", 3, b"x" * 512)
+        difference = first_difference(steps, one, other)
+    assert difference is not None
+    what = "the step's result" if reads else "content"
+    assert difference.what == f"{what}: dev, from byte 0 of sector 35,"
+    assert str(difference.found["second"]).startswith("78787878")
+
+
 def test_a_table_that_one_refuses() -> None:
     with pair({"a": 64}, engines=USER, instead={"linear": "lineal"}) as sides:
         difference = first_difference(started("0 64 linear @a 0"), *sides)
