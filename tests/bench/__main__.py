@@ -1,8 +1,9 @@
-"""`./scripts/bench copy|snapshot|mirror`: measures, prints the tables, writes them to files."""
+"""`./scripts/bench copy|snapshot|mirror|export`: measures, prints the tables, writes files."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import signal
 import sys
 import tempfile
@@ -11,7 +12,19 @@ from pathlib import Path
 from types import FrameType
 
 from dmcopy.units import parse_bytes
-from tests.bench import bulk, fan, machine, memory, merge, mirror, plot, report, small, snapshot
+from tests.bench import (
+    bulk,
+    export,
+    fan,
+    machine,
+    memory,
+    merge,
+    mirror,
+    plot,
+    report,
+    small,
+    snapshot,
+)
 from tests.bench.figures import Table, missed
 from tests.bench.limits import compile_ring
 from tests.bench.process import ROOT, BenchError
@@ -21,11 +34,13 @@ TABLES = {
     "copy": ("bulk", "random", "fan", "memory"),
     "snapshot": ("first", "offline", "bystander", "snapshot-guest", "merge-guest"),
     "mirror": ("resync", "crash", "open", "mirror-guest"),
+    "export": (*export.parts(), "attach"),
 }
 QUICK = {
     "copy": ("bulk", "random", "fan"),
     "snapshot": ("first", "offline"),
     "mirror": ("resync", "open"),
+    "export": ("nbd-small", "nbd-first", "attach"),
 }
 MIB = 1 << 20
 
@@ -117,6 +132,7 @@ def _measure(
     anywhere: dict[str, Callable[[], list[Table]]] = {
         "memory": lambda: [memory.table(settings)],
         "open": lambda: mirror.opening(settings),
+        "attach": lambda: export.attach(settings),
         "snapshot-guest": lambda: [snapshot.guest(settings)],
         "merge-guest": lambda: merge.guest(settings),
         "mirror-guest": lambda: [mirror.guest(settings)],
@@ -130,6 +146,7 @@ def _measure(
         "crash": lambda place: mirror.after_crash(settings, place),
         "offline": lambda place: snapshot.offline(settings, place),
         "bystander": lambda place: merge.bystander(settings, place),
+        **{name: functools.partial(part, settings) for name, part in export.parts().items()},
     }
     for name in only:
         if name in anywhere:

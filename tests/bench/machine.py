@@ -6,10 +6,16 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Final
 
 from tests.bench import peers
 from tests.bench.disks import filesystem
 from tests.bench.process import BenchError, quiet
+
+_PROGRAMS: Final = (
+    *("dd", "qemu-img", "nbdcopy", "ddrescue", "fio"),
+    *("qemu-storage-daemon", "nbdkit"),
+)
 
 
 def describe(directory: Path) -> dict[str, str]:
@@ -25,7 +31,7 @@ def describe(directory: Path) -> dict[str, str]:
         "Python": f"{platform.python_version()}, {_build()}",
         "dmcopy": _commit(),
     }
-    for program in ("dd", "qemu-img", "nbdcopy", "ddrescue", "fio"):
+    for program in _PROGRAMS:
         if peers.present(program):
             facts[program] = peers.version(program)
     return facts
