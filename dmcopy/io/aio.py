@@ -42,8 +42,7 @@ class _Driver:
                 if not future.done():
                     future.set_exception(error)
         if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+            self._timer.cancel()  # also when it is this one that has come
         due = self._reactor.next_due()
         if due is not None:
             self._timer = self._loop.call_later(due, self._step)

@@ -112,3 +112,33 @@ def test_what_a_step_raises_is_raised_by_all_who_wait(reactor: Reactor) -> None:
         await wait_for(reactor, later(reactor, 0.01))
 
     run(main)
+
+
+def test_one_timer_is_set_however_many_steps_are_made(
+    reactor: Reactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that stayed would make steps of its own: so many more with each completion."""
+    timers: list[asyncio.TimerHandle] = []
+
+    def pending() -> int:
+        return sum(not timer.cancelled() for timer in timers)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+
+        def noting(*words: Any) -> asyncio.TimerHandle:
+            timers.append(call_later(*words))
+            return timers[-1]
+
+        monkeypatch.setattr(loop, "call_later", noting)
+        far = reactor.call_later(3600, list)
+        for _ in range(5):
+            await wait_for(reactor, lambda notify: reactor.call_soon_threadsafe(notify))
+        assert len(timers) > 1
+        assert pending() == 1
+        far.cancel()
+        await wait_for(reactor, lambda notify: reactor.call_soon_threadsafe(notify))
+        assert pending() == 0
+
+    run(main)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -346,12 +347,25 @@ def test_what_is_all_in_flight_is_cancelled_too_when_a_client_is_given_up() -> N
 
 
 def test_a_client_of_another_thread_is_given_up() -> None:
+    """On the reactor's thread, which alone may touch the queues; then its memory is given back."""
+    threads: list[int] = []
     with background("threads") as reactor:
         client = Client(8, reactor=reactor)
+        work, memory = client._work, client.pool.memory
+        give_up = work.give_up
+
+        def noting() -> None:
+            threads.append(threading.get_ident())
+            give_up()
+
+        work.give_up = noting  # type: ignore[method-assign]
         prepared = client.prepare_callback(lambda *_: None)
         with pytest.raises(ValueError, match="mine"), client:
             raise ValueError("mine")
         assert client.statistics().jobs == 0
+        assert threads == [reactor.thread]
+        with pytest.raises(ValueError, match="released memoryview"):
+            memory.read([(0, 1)])
         with pytest.raises(UsageError, match="only once, while there is a client"):
             prepared.fire()
 
