@@ -172,7 +172,7 @@ def window_sectors(dest: Device, sub_job_sectors: int, pages: int) -> int:
     Raises UsageError where that is less than a block of `dest`.
     """
     sectors = min(sub_job_sectors // PAGE_SECTORS, pages // 2) * PAGE_SECTORS
-    if sectors < dest.logical_block_size >> SECTOR_SHIFT or not sectors:
+    if sectors < dest.logical_block_size >> SECTOR_SHIFT:
         raise UsageError(
             f"a client of {pages} pages cannot copy lists to {dest.path}, which has "
             f"blocks of {dest.logical_block_size} bytes: give it more pages"

@@ -73,6 +73,7 @@ def test_no_more_is_read_in_vain_than_there_is_room_for() -> None:
     assert len(shape(moves)[0]) == 2
     assert shape(moves, spare=45)[0] == ["0+70", "0+30", "40+10", "60+10"]
     assert do(moves, disk(1000, "out"), spare=45) == (80 + 40) << 9
+    assert shape(moves, spare=30)[0] == ["0+70", "0+10", "20+10", "40+10", "60+10"], "all is used"
 
 
 def test_a_write_has_no_more_extents_than_the_kernel_takes() -> None:
