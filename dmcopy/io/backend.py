@@ -60,7 +60,7 @@ def probe() -> dict[str, str]:
     return {"uring": probe_ring(), "threads": ""}
 
 
-def make_backend(name: str | None, poller: Poller, *, inline: bool = False) -> IoBackend:
+def make_backend(name: str | None, poller: Poller, *, inline: bool) -> IoBackend:
     """Return the back end called `name`; None: `$DMCOPY_IO`, else the best one that works here.
 
     `inline`: a request that is alone is done by plain system calls on the reactor's thread, which

@@ -6,12 +6,9 @@ These run on the host and boot guests of their own, whose disks outlive them.
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -112,29 +109,14 @@ def region(data: bytes, number: int) -> bytes:
     return data[number * REGION * 512 : (number + 1) * REGION * 512]
 
 
-@pytest.fixture(scope="module")
-def outcomes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[None]]]:
-    """The story on each kernel that is asked for, at once: a guest keeps one processor busy."""
-    words = str(request.config.getoption("--vm") or "").split(",")
-    wanted = [kernel for kernel in KERNELS if kernel in words]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {
-            kernel: pool.submit(_cut, Machine(tmp_path_factory.mktemp("power"), kernel))
-            for kernel in wanted
-        }
-
-
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_power_cut_costs_what_is_dirty(outcomes: dict[str, Future[None]], kernel: str) -> None:
-    if kernel not in outcomes:
+def test_a_power_cut_costs_what_is_dirty(
+    request: pytest.FixtureRequest, tmp_path: Path, kernel: str
+) -> None:
+    if kernel not in str(request.config.getoption("--vm") or "").split(","):
         pytest.skip(f"boots guests: only with --vm {kernel}")
-    outcomes[kernel].result()
-
-
-def _cut(machine: Machine) -> None:
+    machine = Machine(tmp_path, kernel)
     (in_sync,) = machine.run(RESYNC, stop=1, cut=True)
     dirty = machine.dirty()
     assert int(in_sync) - 1 <= REGIONS - len(dirty) < REGIONS - 10, "cut in the middle"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import select
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,24 @@ def test_a_reactor_is_not_waited_for_inside_of_its_own_callbacks() -> None:
     with pytest.raises(UsageError, match="inside one of its own callbacks"):
         reactor.step()
     assert (said, reactor.in_callback) == ([True], False)
+
+
+def test_no_other_thread_drives_it() -> None:
+    """What it calls back has no locks."""
+    reactor, refused = Reactor(SimulatedBackend()), list[BaseException]()
+
+    def drive() -> None:
+        for way in (reactor.step, lambda: reactor.run_until(bool)):
+            try:
+                way()
+            except UsageError as error:
+                refused.append(error)
+
+    thread = threading.Thread(target=drive)
+    thread.start()
+    thread.join(60)
+    text = "a reactor can be driven only by the thread that made it"
+    assert [str(error) for error in refused] == [text] * 2
 
 
 def test_a_bell_rings_once() -> None:

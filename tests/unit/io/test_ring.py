@@ -13,7 +13,7 @@ import pytest
 
 from dmcopy.io import probe
 from dmcopy.io import ring as rings
-from dmcopy.io.ring import SQE, SQE_SIZE, Ring
+from dmcopy.io.ring import SQE, SQE_SIZE, Ring, signed
 
 NOP, ENTRIES = 0, 4
 
@@ -46,6 +46,13 @@ def test_what_no_wait_ends_with_is_an_error(ring: Ring) -> None:
         ring.enter(0, 0)
     ring.fd = ring_fd
     assert refused.value.errno == errno.EBADF
+
+
+def test_a_result_is_a_length_or_minus_an_errno() -> None:
+    """In 32 bits, below flags. Taken for a length, an error would be a short transfer."""
+    flags = 3 << 32
+    assert [signed(flags | word) for word in (0, 4096, 2**31 - 1)] == [0, 4096, 2**31 - 1]
+    assert [signed(flags | 2**32 - number) for number in (1, 5, 2**31)] == [-1, -5, -(2**31)]
 
 
 def put(ring: Ring, indices: list[int], first: int) -> list[int]:
