@@ -6,6 +6,7 @@ import gc
 import os
 import select
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,10 @@ def test_no_other_thread_drives_it() -> None:
     reactor, refused = Reactor(SimulatedBackend()), list[BaseException]()
 
     def drive() -> None:
-        for way in (reactor.step, lambda: reactor.run_until(bool)):
+        ways: list[Callable[[], object]] = [reactor.step, lambda: reactor.run_until(bool)]
+        for drive_it in ways:
             try:
-                way()
+                drive_it()
             except UsageError as error:
                 refused.append(error)
 
