@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dmcopy.errors import DeadlineError
 from dmcopy.io import CopyIo, Io, IoRegion, Memory, Op, Reactor
-from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.io.simulated import InstantBackend, SimulatedBackend, SimulatedDisk
 
 
 def write(disk: SimulatedDisk, sector: int, byte: int, memory: Memory, *, fua: bool = False) -> Io:
@@ -197,3 +197,94 @@ def test_the_clock_advances_by_a_wait_that_ends_before_the_request_does() -> Non
         waits += 1
         assert waits < 1_000_000
     assert waits > 1
+
+
+def test_an_outcome_is_what_a_crash_would_leave_and_changes_nothing() -> None:
+    """Explorers look at very many outcomes of one moment: none may be one that no crash has."""
+    disk = SimulatedDisk(8, "disk", logical_block_size=1024)
+    disk.write(0, b"a" * 512)
+    disk.flush()
+    disk.write(0, b"b" * 1024)
+    disk.write(1, b"c" * 512, durable=True)
+    disk.write(2, b"d" * 2048)
+    before, contents = bytes(disk.content), dict[Any, bytes]()
+    for seed in range(100):
+        outcome, crashed = disk.outcome((), random.Random(seed)), disk.twin()
+        crashed.crash(random.Random(seed))
+        left = bytes(outcome.content())
+        assert left == bytes(crashed.content)
+        assert contents.setdefault(outcome.state, left) == left, "the same state, the same content"
+        cut = outcome.disk()
+        assert (cut.path, cut.sectors, cut.logical_block_size) == ("disk", 8, 1024)
+        cut.write(7, b"z" * 512)
+        cut.crash(random.Random(seed))
+        assert cut.read(0, 7) == left[: 7 << 9]
+    assert len(contents) > 10
+    assert (bytes(disk.content), disk.writes) == (before, 4)
+    disk.flush()
+    assert disk.outcome((), random.Random(0)).content() == before
+
+
+def test_a_write_in_flight_is_lost_kept_or_torn_and_goes_on() -> None:
+    backend = SimulatedBackend(3)
+    disk, other, memory = SimulatedDisk(8, "one"), SimulatedDisk(8, "other"), Memory(1)
+    reactor, done = Reactor(backend), list[Any]()
+    memory.fill(((0, 1024),), b"ab" * 512)
+    write = Io(Op.WRITE, IoRegion(disk, 2, 2), memory, ((0, 1024),), done.append)
+    zero = Io(Op.WRITE_ZEROES, IoRegion(other, 0, 1), notify=done.append)
+    other.load(b"o" * 4096)
+    reactor.submit(write)
+    reactor.submit(Io(Op.READ, IoRegion(disk, 0, 2), memory, ((2048, 1024),), done.append))
+    reactor.submit(zero)
+    lefts, zeroed, states = set[bytes](), set[int](), dict[Any, bytes]()
+    for seed in range(60):
+        one, two = backend.outcomes([disk, other], random.Random(seed))
+        left = bytes(one.content())
+        assert states.setdefault(one.state, left) == left
+        lefts.add(left[2 << 9 : 4 << 9])
+        assert not any(left[: 2 << 9] + left[4 << 9 :])
+        zeroed.add(two.content()[0])
+        cut = backend.after_power_cut([disk, other], random.Random(seed))
+        assert [bytes(one.content) for one in cut] == [left, bytes(two.content())]
+    new, old = b"ab" * 256, bytes(512)
+    assert lefts == {new + new, new + old, old + new, old + old}
+    assert zeroed == {0, ord("o")}
+    reactor.run_until(lambda: len(done) == 3, 10, "all of it")
+    assert disk.read(2, 2) == new + new
+    assert (
+        backend.outcomes([disk], random.Random(0))[0].state
+        == disk.outcome((), random.Random(0)).state
+    ), "nothing is in flight"
+
+
+def test_an_instant_disk_does_all_in_order_and_its_clock_only_waits() -> None:
+    backend = InstantBackend()
+    disk, memory, reactor = SimulatedDisk(8), Memory(1), Reactor(backend)
+    done: list[Any] = []
+    requests = [
+        write(disk, 0, 1, memory),
+        Io(Op.FLUSH, IoRegion(disk, 0, 0), notify=done.append),
+        Io(Op.READ, IoRegion(disk, 0, 1), memory, ((512, 512),), done.append),
+    ]
+    requests[0].notify = done.append
+    for request in requests:
+        reactor.submit(request)
+    reactor.run_until(lambda: len(done) == 3, 10, "all of it")
+    assert done == requests
+    assert reactor.time() == 0
+    assert memory.read(((512, 512),)) == b"\1" * 512
+    disk.crash(random.Random(0))
+    assert disk.content[0] == 1, "the flush was one"
+    disk.write(1, b"2" * 512)
+    behind = write(disk, 2, 3, memory)
+    behind.preflush = True
+    run(reactor, behind)
+    disk.crash(random.Random(0))
+    assert (disk.content[512], reactor.time()) == (ord("2"), 0)
+    reactor.step(3)
+    assert reactor.time() == 3
+    with pytest.raises(DeadlineError, match="never happens"):
+        reactor.step(None)
+    reactor.submit(write(disk, 1, 1, memory))
+    reactor.close()
+    assert backend.poll(0) == []
