@@ -102,6 +102,38 @@ class Sink:
         os.fdatasync(self._fd)
 
 
+def test_a_slow_device_does_not_stop_the_reactor(
+    device: BlockDevice, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads do the system calls, several at once, and none is started for nothing."""
+    waiting, together, by = threading.Semaphore(0), threading.Barrier(2), set[int]()
+
+    def slow(request: Request) -> None:
+        by.add(threading.get_ident())
+        if request.op == Op.READ:
+            together.wait(60)
+            assert waiting.acquire(timeout=60)
+        perform(request)
+
+    perform = threads_module.perform
+    monkeypatch.setattr(threads_module, "perform", slow)
+    with Reactor("threads") as reactor:
+        pool = reactor.backend._pool  # type: ignore[attr-defined]
+        for _ in range(3):
+            do(reactor, Io(Op.FLUSH, IoRegion(device, 0, 0)))
+        assert len(pool._threads) == 1
+        timers: list[int] = []
+        for _ in "12":
+            reactor.call_later(0.01, lambda: timers.append(len(timers)))
+            reactor.submit(Io(Op.READ, IoRegion(device, 0, 8), memory, ((0, 4096),), timers.append))
+        reactor.run_until(lambda: len(timers) == 2, 20, "timers, while two reads take long")
+        assert timers == [0, 1]
+        waiting.release(2)
+        reactor.run_until(lambda: len(timers) == 4, 20, "the reads")
+        assert reactor.thread not in by
+        assert len(pool._threads) == 2
+
+
 @pytest.mark.parametrize("extents", [((0, 8192),), ((0, 4096), (8192, 4096))])
 def test_a_write_behind_a_flush(
     reactor: Reactor, device: BlockDevice, memory: Memory, extents: Any
