@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import signal
 import sys
 import threading
@@ -237,7 +238,10 @@ def test_an_interrupt_in_a_callback_comes_out_of_the_wait(
 
 
 class InterruptedAt:
-    """Ctrl-C comes at call or return number `at` of the library's own code, wherever that is."""
+    """Ctrl-C comes at call or return number `at` of the library's own code, wherever that is.
+
+    Not in the finalizer of what another test has left: Python drops what is raised in one.
+    """
 
     def __init__(self, at: int) -> None:
         self._left = at
@@ -245,10 +249,12 @@ class InterruptedAt:
     def __enter__(self) -> None:
         self._handler = signal.signal(signal.SIGINT, signal.default_int_handler)
         self._profile = sys.getprofile()
+        gc.disable()
         sys.setprofile(self._tell)
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(self._profile)
+        gc.enable()
         signal.signal(signal.SIGINT, self._handler)
 
     def _tell(self, frame: Any, event: str, _: Any) -> None:
