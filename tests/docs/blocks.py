@@ -2,10 +2,12 @@
 
     ```console          a session: lines after `$ ` are commands, what follows is their output
     ```python           a program
-    ```text             neither: a picture, a file format
+    ```text             neither: it is in NOT_RUN, which says why
 
 A word behind the language says where a block runs: `guest` (real device-mapper, as root, with the
-empty disks /dev/vda to /dev/vdd), `rig` (here, and it boots guests); without one it runs anywhere.
+empty disks /dev/vda to /dev/vdd), `loop` (here, as root with loop devices and FUSE, in a mount
+namespace with nothing of others in /mnt and dmcopy's folders), `rig` (here, and it boots guests);
+without one it runs anywhere.
 A word with a dot in it is the name of a file, which is written for the blocks that follow. All
 blocks of a page that run in one place run in order, in one folder.
 
@@ -35,7 +37,16 @@ FILES: Final = [
     )
     if path.exists()
 ]
-PLACES: Final = ("", "guest", "rig")
+PLACES: Final = ("", "guest", "loop", "rig")
+NOT_RUN: Final = {
+    ("README.md", "./scripts/dmcopy demo"): "these tests, and tests/unit/cli/test_demo.py",
+    ("README.md", "pytest --dm=model,host"): "guide/testing.md and guide/rig.md run the same",
+    ("CONTRIBUTING.md", "./scripts/test --quick"): "these tests",
+    ("dmcopy/guide/mirrors.md", "far#  nbd-server"): "tests/kernel/workflows/test_mirror_nbd.py",
+    ("dmcopy/guide/targets.md", "[project.entry-points"): "tests/unit/test_plugins.py",
+    ("dmcopy/guide/testing.md", "set -eux"): "tests/unit/examples/test_ci.py",
+}
+"""Blocks that are not run as they stand, by page and beginning, and where their content is."""
 LANGUAGES: Final = ("console", "python", "text")
 SECONDS: Final = 280
 _SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -117,19 +128,22 @@ def steps(text: str) -> list[Step]:
     return found
 
 
-def run(block: Block, folder: Path) -> None:
-    """Run a block in `folder`; an AssertionError tells where and how it differs from the page."""
+def run(block: Block, folder: Path, *wrapper: str) -> None:
+    """Run a block in `folder`; an AssertionError tells where and how it differs from the page.
+
+    `wrapper`: the words of a command that runs the words behind it.
+    """
     if block.is_file:
         (folder / block.place).write_text(block.text)
         return
     if block.language == "python":
-        done = _run([sys.executable, "-c", block.text], folder)
+        done = _run([*wrapper, sys.executable, "-c", block.text], folder)
         assert done.returncode == 0, f"{block.where} fails:\n{done.stdout}"
         return
     session = steps(block.text)
     between = f"_status=$?; echo '{_MARK}' $_status; (exit $_status)\n"
     script = between + "".join(f"{step.command}{between}" for step in session)
-    said = re.split(f"{_MARK} (\\d+)\n", _run(["bash", "-c", script], folder).stdout)[2:]
+    said = re.split(f"{_MARK} (\\d+)\n", _run([*wrapper, "bash", "-c", script], folder).stdout)[2:]
     outputs, statuses = said[:-1:2], said[1::2]
     assert len(outputs) == len(session), f"{block.where} ends early:\n{''.join(said)}"
     asked = [step.command.strip() == "echo $?" for step in session[1:]] + [False]

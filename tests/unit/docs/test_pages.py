@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import FILES, LANGUAGES, PLACES, ROOT, Step, blocks, matches, run, steps
+from tests.docs.blocks import (
+    FILES,
+    LANGUAGES,
+    NOT_RUN,
+    PLACES,
+    ROOT,
+    Step,
+    blocks,
+    matches,
+    run,
+    steps,
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -24,6 +36,22 @@ def test_every_block_says_how_it_is_run(path: Path) -> None:
     for block in blocks(path):
         prose = prose.replace(block.text, "", 1)
     assert "\n\n    " not in prose, "a block without a fence is not run"
+
+
+def test_no_block_is_left_out_without_a_reason() -> None:
+    left = [
+        (str(block.path.relative_to(ROOT)), block)
+        for path in FILES
+        for block in blocks(path)
+        if block.language == "text"
+    ]
+    for page, block in left:
+        reasons = [one for one in NOT_RUN if one[0] == page and block.text.startswith(one[1])]
+        assert len(reasons) == 1, f"{block.where} is run by nothing"
+    assert len(left) == len(NOT_RUN), "a reason without a block"
+    for reason in NOT_RUN.values():
+        for place in re.findall(r"tests/\S+\.py", reason):
+            assert (ROOT / place).exists(), place
 
 
 def test_the_readme_stays_short() -> None:
