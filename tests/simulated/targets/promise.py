@@ -7,7 +7,6 @@ flushed must hold what it held then, or anything that was written to it later.
 from __future__ import annotations
 
 import itertools
-from array import array
 
 from dmcopy.units import SECTOR_SIZE
 
@@ -75,10 +74,15 @@ class Promise:
 
 def numbers(content: bytes | bytearray) -> list[int]:
     """Return the version in each sector; a sector of mixed ones raises AssertionError."""
-    words = array("Q", content)
-    found = words[::_WORDS].tolist()
-    assert words[_WORDS - 1 :: _WORDS].tolist() == found, "a sector is torn"
+    found, last = ends(content)
+    assert last == found, "a sector is torn"
     return found
+
+
+def ends(content: bytes | bytearray) -> tuple[list[int], list[int]]:
+    """Return the first and the last number of each sector: the same, where it is not torn."""
+    words = memoryview(content).cast("Q")
+    return words[::_WORDS].tolist(), words[_WORDS - 1 :: _WORDS].tolist()
 
 
 def fill(versions: list[int]) -> bytes:

@@ -12,7 +12,7 @@ from dmcopy.errors import DmcopyError
 from dmcopy.io import IoRegion, Reactor
 from dmcopy.io.parts import FlushFirst
 from dmcopy.io.request import Io, Op
-from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.io.simulated import Outcome, SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.ondisk.exception_store import HEADER_BYTES, VERSION, Header, Layout
 from dmcopy.status import SnapshotStatus
@@ -22,6 +22,7 @@ from dmcopy.targets.persistent import PersistentStore
 from dmcopy.targets.store import ignore
 from tests.simulated.conftest import Seeds
 from tests.simulated.targets.snapshots import CuttingBackend, History
+from tests.simulated.targets.stores import Store, Stores
 
 
 def test_no_power_cut_breaks_a_promise(seeds: Seeds) -> None:
@@ -33,6 +34,27 @@ def test_no_power_cut_breaks_a_promise(seeds: Seeds) -> None:
 def test_a_cow_that_is_full_harms_nobody_else(seeds: Seeds) -> None:
     for seed in seeds(20):
         assert History(seed, tight=True).play()
+
+
+def test_a_store_is_what_an_engine_finds_each_time(
+    seeds: Seeds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not loaded once more would be found as it is known."""
+    remembered = Stores.load
+
+    def load(self: Stores, table: Table, cow: Outcome, *args: Any) -> Store:
+        store = remembered(self, table, cow, *args)
+        asked.append(cow)
+        if len(asked) % 4 == 0:
+            assert store == remembered(Stores(), table, cow, *args)
+        return store
+
+    monkeypatch.setattr(Stores, "load", load)
+    for seed in seeds(3):
+        asked: list[Outcome] = []
+        history = History(seed)
+        history.play()
+        assert 0 < history.stores.loads < len(asked) / 3
 
 
 def no_skip_after_reload(patch: pytest.MonkeyPatch) -> None:
