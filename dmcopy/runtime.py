@@ -55,7 +55,8 @@ def runtime_folder(otherwise: str = "--socket PATH") -> Path:
         ) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise UsageError(
-            f"{folder} is not a folder that only you write to: chmod it to 700, or say {otherwise}"
+            f"{folder} is not a folder that only you write to: make it yours, with mode 0700, or "
+            f"say {otherwise}"
         )
     return folder
 

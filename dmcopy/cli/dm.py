@@ -14,6 +14,7 @@ from dmcopy.cli.dm_verbs import VerbParser, changing
 from dmcopy.cli.dm_words import NAME, add_the_rest
 from dmcopy.cli.options import add_engine, engine_of
 from dmcopy.cli.output import add_json, emit_json, refuse_json, say
+from dmcopy.cli.parser import whole
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.ledger import Ledger, NoLedger
 from dmcopy.mapper.dmsetup import Dmsetup, ScriptDmsetup
@@ -22,6 +23,7 @@ from dmcopy.mapper.names import device_name
 from dmcopy.mapper.served import ServedMapper
 from dmcopy.mapper.stats import StatsRegion, regions
 from dmcopy.mapper.udev import Udev
+from dmcopy.units import quoted
 
 _EXAMPLES: Final = """\
 examples:
@@ -151,8 +153,10 @@ def _configure_stats(verbs: argparse._SubParsersAction[VerbParser]) -> None:
 def _bounds(text: str) -> tuple[int, ...]:
     words = text.split(",")
     if not all(word.isascii() and word.isdigit() for word in words):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of milliseconds, as in 1,10,100")
-    return tuple(map(int, words))
+        raise argparse.ArgumentTypeError(
+            f"{quoted(text)} is not a list of milliseconds, as in 1,10,100"
+        )
+    return tuple(map(whole, words))
 
 
 def _stats(args: argparse.Namespace) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from dmcopy.cli.output import add_json, emit_json, say
+from dmcopy.cli.parser import positive, whole
 from dmcopy.errors import ExitCode, MissingError, UsageError
+from dmcopy.units import parse_count, quoted
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -44,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--workers", type=int, metavar="N", help="processes (default: one for each processor)"
+        "--workers", type=positive, metavar="N", help="processes (default: one for each processor)"
     )
     where.add_argument("--cluster", metavar="ADDRESS", help="the address of a Dask scheduler")
     parser.add_argument("--until-failure", action="store_true", help="stop at the first failure")
@@ -60,9 +62,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _seeds(text: str) -> range:
     first, _, last = text.partition("-")
     last = last or first
-    if not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
-        raise argparse.ArgumentTypeError(f"{text!r} is no range of seeds, such as 0-999, or one")
-    return range(int(first), int(last) + 1)
+    if not (first.isdecimal() and last.isdecimal()) or whole(first) > whole(last):
+        raise argparse.ArgumentTypeError(
+            f"{quoted(text)} is no range of seeds, such as 0-999, or one"
+        )
+    return range(whole(first), whole(last) + 1)
 
 
 def _options(words: list[str]) -> dict[str, int]:
@@ -70,8 +74,8 @@ def _options(words: list[str]) -> dict[str, int]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name.isidentifier() or not value.isdecimal():
-            raise UsageError(f"--set {word}: give NAME=N, N a whole number")
-        found[name] = int(value)
+            raise UsageError(f"--set {word:.40}: give NAME=N, N a whole number")
+        found[name] = parse_count(value)
     return found
 
 
@@ -82,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from dmcopy.testing.results import Results
 
     options = _options(args.set)
-    seeds.find(args.function)
+    seeds.check(seeds.find(args.function), options)
     workers = args.workers or len(os.sched_getaffinity(0))
     make, width = _executor(args, workers)
     with Results(args.out, args.function, options) as results:

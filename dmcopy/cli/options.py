@@ -8,7 +8,7 @@ from typing import Final
 
 from dmcopy.cli.output import add_json
 from dmcopy.errors import UsageError
-from dmcopy.units import parse_bytes
+from dmcopy.units import parse_bytes, quoted
 
 _ENGINES: Final = ("kernel", "user")
 _PROGRESS: Final = ("auto", "bar", "plain", "json", "none")
@@ -124,7 +124,9 @@ def _rate(text: str) -> int:
     except UsageError:
         rate = 0
     if rate < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes a second: 500K, 10M")
+        raise argparse.ArgumentTypeError(
+            f"{quoted(text)} is not a number of bytes a second: 500K, 10M"
+        )
     return rate
 
 

@@ -268,7 +268,12 @@ def _verb_before_its_options(
         if before is not None:
             own, others = before
             return [*own, word, *others, *words[index + 1 :]]
-    return words
+    left = _Left(parser, words)
+    if not {"-h", "--help", *verbs} & {*words}:
+        # The verb was mistyped: it, and not an option's value, is what argparse is to complain of.
+        while left.words and left.words[0] != "--" and left.option():
+            pass
+    return left.words or words
 
 
 def _split(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dmcopy.cli.options import resolve
 from dmcopy.cli.output import add_json, emit_json, emit_table, printable, say
+from dmcopy.cli.parser import positive
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.units import format_sectors
 
@@ -81,7 +82,7 @@ def _add_selection(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("which entries")
     group.add_argument("--start-entry", type=int, default=0, metavar="N", help="begin with entry N")
     group.add_argument("--start-mark", metavar="TEXT", help="begin behind the mark TEXT")
-    group.add_argument("--limit", type=_positive, metavar="N", help="N entries at most")
+    group.add_argument("--limit", type=positive, metavar="N", help="N entries at most")
     group.add_argument("--next-flush", action="store_true", help="up to the next flush")
     group.add_argument("--next-fua", action="store_true", help="up to the next FUA write")
     group.add_argument("--end-mark", metavar="TEXT", help="up to the mark TEXT")
@@ -95,15 +96,8 @@ def _add_part(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--dry-run", action="store_true", help="check, and say what would be written")
 
 
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return number
-
-
 def _at(text: str) -> str:
-    return text if text in _KINDS else str(_positive(text))
+    return text if text in _KINDS else str(positive(text))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from dmcopy.shim.report import FIELDS, Field, Report, ReportError, Row, help_lines
+from dmcopy.shim.words import strtoull
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -158,7 +159,9 @@ def _comparing(field: Field, operator: str, word: str) -> Test:
             raise ReportError(f"Failed to parse regex for selection: {error}.\n{_HINT}") from None
         wanted = operator == "=~"
         return lambda row: bool(pattern.search(str(value(row)))) is wanted
-    right = int(word) if field.is_number else word
+    right: object = word
+    if field.is_number:
+        right = strtoull(word.removeprefix("-")) * (-1 if word[0] == "-" else 1)
     compare: dict[str, Callable[[object, object], bool]] = {
         "=": lambda one, other: one == other,
         "!=": lambda one, other: one != other,

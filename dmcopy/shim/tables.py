@@ -13,6 +13,7 @@ import re
 from dmcopy.mangling import mangle, unmangle
 from dmcopy.runtime import nodes_folder
 from dmcopy.shim.devices import Info, Refused, number_at
+from dmcopy.shim.words import strtoull
 
 _MAPPER = "/dev/mapper/"
 
@@ -82,7 +83,7 @@ def number_of(word: str) -> tuple[int, int] | None:
     """Return the number that a word is, None for another."""
     major, colon, minor = word.partition(":")
     if colon and major.isdecimal() and minor.isdecimal():
-        return int(major), int(minor)
+        return strtoull(major), strtoull(minor)
     return None
 
 

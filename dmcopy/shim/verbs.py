@@ -11,7 +11,7 @@ import sys
 from dmcopy.mangling import unmangle
 from dmcopy.shim import show
 from dmcopy.shim.devices import Info, Refused
-from dmcopy.shim.words import atoi
+from dmcopy.shim.words import atoi, strtoull
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def message(call: Call, words: list[str]) -> bool:
     word = None if call.addressed else words.pop(0)
     if not words or not words[0].isdecimal():
         return call.fail("Invalid sector.")
-    sector, text = int(words[0]), " ".join(words[1:])
+    sector, text = strtoull(words[0]), " ".join(words[1:])
     if not text:
         call.note("No message supplied.")
     answers: list[str] = []

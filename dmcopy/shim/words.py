@@ -122,7 +122,10 @@ class Words:
 
 
 def atoi(text: str) -> int:
-    """Return the number at the beginning of a text, 0 where there is none; see atoi(3)."""
+    """Return the number at the beginning of a text, 0 where there is none; see atoi(3).
+
+    As glibc's, it ends at a long's end, and keeps the lower 32 bits of that.
+    """
     text = text.lstrip()
     sign, digits = 1, text
     if text[:1] in ("+", "-"):
@@ -130,7 +133,14 @@ def atoi(text: str) -> int:
     length = 0
     while length < len(digits) and "0" <= digits[length] <= "9":
         length += 1
-    return sign * int(digits[:length] or 0)
+    value = sign * strtoull(digits[:length] or "0")
+    return (max(-(1 << 63), min(value, (1 << 63) - 1)) + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+def strtoull(digits: str) -> int:
+    """Return the number that decimal digits are, 2^64-1 for a larger one; see strtoull(3)."""
+    digits = digits.lstrip("0") or "0"
+    return min(int(digits), (1 << 64) - 1) if len(digits) <= 20 else (1 << 64) - 1
 
 
 def _octal(text: str) -> int:

@@ -58,6 +58,16 @@ def find(name: str) -> History:
     return function
 
 
+def check(function: History, options: Mapping[str, int]) -> None:
+    """Raise UsageError for what the function cannot be called with: it would fail at every seed."""
+    try:
+        inspect.signature(function).bind(0, **options)
+    except TypeError as error:
+        raise UsageError(f"{function.__qualname__} cannot be called so: {error}") from None
+    except ValueError:  # one that has no signature that could be asked for
+        pass
+
+
 def play(name: str, seeds: Sequence[int], options: Mapping[str, int], *, stop: bool) -> Played:
     """Play seeds one after the other; `stop`: not those behind a failure."""
     function = find(name)

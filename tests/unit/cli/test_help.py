@@ -51,6 +51,23 @@ def test_every_word_that_a_command_takes_is_explained() -> None:
     assert silent == []
 
 
+def test_a_number_of_any_length_is_refused_in_one_short_sentence() -> None:
+    """By each option and operand that takes one: Python refuses 4,301 digits in words of its own.
+
+    What is a name or a path takes it.
+    """
+    said: list[str] = []
+    for parser in every_parser(_build_parser(None, whole=True)):
+        for action in parser._actions:
+            for before in ("", "-", "0-", "a="):
+                try:
+                    parser._get_value(action, before + "9" * 5000)
+                except argparse.ArgumentError as error:
+                    said.append(f"{parser.prog}: {error}")
+    assert said
+    assert [text for text in said if "invalid" in text or len(text) > 250] == []
+
+
 @pytest.mark.parametrize(
     ("words", "short", "long"),
     [
@@ -92,6 +109,8 @@ def test_every_noun_has_a_help() -> None:
         ),
         ("help snapshto", "invalid choice: 'snapshto' (did you mean 'snapshot'?)"),
         ("copyy a copy", "invalid choice: 'copyy' (did you mean 'copy'?)"),
+        ("dm --engine user cretae a", "invalid choice: 'cretae' (did you mean 'create'?)"),
+        ("write-log --limit 3 dmup log", "invalid choice: 'dmup' (did you mean 'dump'?)"),
     ],
 )
 def test_a_typo_is_told_by_the_verb(

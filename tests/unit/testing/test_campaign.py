@@ -158,6 +158,9 @@ def test_what_is_no_history(explore: Explore) -> None:
         ((GOOD, "--seeds", "9-1"), "is no range of seeds"),
         ((GOOD, "--seeds", "x"), "is no range of seeds"),
         ((GOOD, "--seeds", "1", "--set", "a"), "--set a: give NAME=N"),
+        ((GOOD, "--seeds", "1", "--set", "a=" + "9" * 5000), "is too large"),
+        ((SIZED, "--seeds", "1", "--set", "stepz=3"), "unexpected keyword argument 'stepz'"),
+        ((GOOD, "--seeds", "1", "--workers", "-3"), "-3 is too small"),
         ((GOOD, "--seeds", "1", "--workers", "1", "--cluster", "x"), "not allowed with"),
     ):
         code, _, err = explore(*words)

@@ -96,7 +96,7 @@ def test_what_is_not_there_is_an_error_before_anything_is_written(run: Run) -> N
         (("--start-mark", "two", "--next-flush"), "no flush behind mark 'two'"),
         (("--start-entry", "10"), "log has 9 entries: none is 10"),
         (("--start-entry", "1", "--start-mark", "one"), "both say where to begin"),
-        (("--limit", "0"), "not a number from 1 on"),
+        (("--limit", "0"), "0 is too small: give a number from 1 on"),
     ):
         code, _, err = run("replay", "log", "disk", *options)
         assert code == ExitCode.USAGE
