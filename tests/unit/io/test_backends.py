@@ -23,6 +23,7 @@ from dmcopy.io.reactor import background
 from dmcopy.io.request import Request
 from dmcopy.io.ring import Ring
 from dmcopy.io.uring import BURST
+from dmcopy.kcopyd import Client, Move
 
 SECTORS = 2048
 needs_ring = pytest.mark.skipif(bool(probe()["uring"]), reason=probe()["uring"])
@@ -313,9 +314,16 @@ def test_short_transfers_are_finished(
     extents = ((4096, 1024), (0, 4096), (8192, 3072))
     copy = CopyIo(IoRegion(device, 0, 16), [IoRegion(device, 512, 16)], memory, extents, print)
     threads_module.perform(copy)
+    with Client(16, reactor=Reactor("threads")) as client:
+        moves = [Move(device, 8 * place, 1000 + 24 * place, 8) for place in (3, 1, 0)]
+        assert client.copy_list(moves, device, unit=8).wait(20).ok
+        client.reactor.close()
     monkeypatch.undo()
     assert (copy.error, copy.write_errors) == (0, {})
-    assert content(device)[512 << 9 : 528 << 9] == before[:8192]
+    after = content(device)
+    assert after[512 << 9 : 528 << 9] == before[:8192]
+    for _, sector, dest, count in moves:
+        assert after[dest << 9 :][: count << 9] == before[sector << 9 :][: count << 9]
 
 
 def test_writes_have_no_flag_but_that_of_fua(
@@ -409,8 +417,6 @@ def test_one_that_cannot_be_made_in_the_background_says_why() -> None:
 
 
 def test_in_the_background(device: BlockDevice) -> None:
-    from dmcopy.kcopyd import Client
-
     before = content(device)
     with background() as reactor:
         client = Client(16, reactor=reactor)
@@ -428,8 +434,6 @@ def test_in_the_background(device: BlockDevice) -> None:
 
 def test_await_on_real_io(device: BlockDevice) -> None:
     import asyncio
-
-    from dmcopy.kcopyd import Client
 
     async def copies() -> list[bool]:
         with Client(16) as client:
