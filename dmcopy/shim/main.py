@@ -14,6 +14,7 @@ from dmcopy.shim.words import Words, WordsError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import TextIO
 
     from dmcopy.shim.devices import Devices
 
@@ -74,6 +75,17 @@ VERBS: dict[str, tuple[int, int | None, str, Verb]] = {
 }
 
 
+class _Terminal:
+    """A terminal, which no control character of a name reaches: dmsetup itself writes them."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._write, self.flush, self.encoding = stream.write, stream.flush, stream.encoding
+
+    def write(self, text: str) -> None:
+        shown = (one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
+        self._write("".join(shown))
+
+
 def main() -> None:
     """Be dmsetup."""
     for number in (signal.SIGPIPE, signal.SIGINT):
@@ -81,7 +93,7 @@ def main() -> None:
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "r+")  # noqa: SIM115 - it was closed
         stream.reconfigure(errors="surrogateescape")
-        setattr(sys, name, stream)
+        setattr(sys, name, _Terminal(stream) if name != "stdin" and stream.isatty() else stream)
     from dmcopy.shim.served import Served
 
     code = run(sys.argv[1:], Served())
