@@ -9,6 +9,7 @@ What went wrong at the server is raised here as it was there, with its kind, err
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 
@@ -18,7 +19,7 @@ from dmcopy.runtime import kept_path
 
 TYPE_CHECKING = False  # as in typing, whose import takes as long as all else that the shim does
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any, Final
 
 VERSION: Final = 1
@@ -43,6 +44,13 @@ def ask(path: str, request: dict[str, Any], *, timeout: float = 60.0) -> dict[st
 
     Raises NoServerError, what the server answers with, DeadlineError.
     """
+    with asked(path, request, timeout=timeout) as answer:
+        return answer
+
+
+@contextlib.contextmanager
+def asked(path: str, request: dict[str, Any], *, timeout: float = 60.0) -> Iterator[dict[str, Any]]:
+    """Ask as `ask` does; until the block ends, the server sees that who has asked is there."""
     if len(os.fsencode(path)) > MAX_PATH:
         raise UsageError(f"{path} is too long for a socket")
     line = b""
@@ -69,6 +77,11 @@ def ask(path: str, request: dict[str, Any], *, timeout: float = 60.0) -> dict[st
             raise _late(path, timeout) from None
         except OSError:  # it was killed
             pass
+        yield _read(path, line)
+
+
+def _read(path: str, line: bytes) -> dict[str, Any]:
+    """Return an answer. Raises what it says."""
     try:
         answer = json.loads(line)
     except ValueError:

@@ -10,15 +10,19 @@ import contextlib
 import errno
 import fcntl
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from dmcopy.block import mounts, sysfs
-from dmcopy.block.devno import DevNo, split_devno
+from dmcopy.block.devno import DevNo, devno_text, split_devno
 from dmcopy.errors import DeviceError, DmcopyError
 
 _FIFREEZE: Final = 0xC0045877
 _FITHAW: Final = 0xC0045878  # include/uapi/linux/fs.h: _IOWR('X', 119, int) and 120
+
+Tell = Callable[[str], contextlib.AbstractContextManager[object]]
+"""Tells a device's server what is done to a file system on it, until the block ends."""
 
 
 def freeze(number: DevNo) -> bool:
@@ -40,33 +44,48 @@ def thaw(number: DevNo) -> None:
     _call(number, _FITHAW, "thaw it", errno.EINVAL)
 
 
-@contextlib.contextmanager
-def frozen(number: DevNo | None, note: Callable[[str], object]) -> Iterator[None]:
-    """Freeze what is mounted from a device; after an error, thaw it.
+def thaw_elsewhere(number: DevNo, timeout: float) -> None:
+    """Thaw it in a process of its own, for the server of the device, which can be killed then.
 
-    The device's server is told first, by `note("freeze")`: who resumes the device then thaws it,
-    also when this process is killed. See `thawed`.
+    What is mounted in another mount namespace is not found. Raises DmcopyError.
+    """
+    from dmcopy.block import tools
+
+    words = [sys.executable, "-m", "dmcopy.block.freezing", *map(str, number)]
+    done = tools.run(words, timeout=timeout)
+    if done.returncode:
+        raise DmcopyError(f"{devno_text(number)} could not be thawed: {done.stderr.strip()}")
+
+
+@contextlib.contextmanager
+def frozen(number: DevNo | None, tell: Tell) -> Iterator[None]:
+    """Freeze what is mounted from a device, for it to be suspended in the block; see `thawed`.
+
+    After an error it thaws. The device's server is told first, by `tell("freeze")`: who resumes the
+    device then thaws it. Where this process is killed before the device is suspended, the
+    server does.
     """
     if number is None or number not in mounted():
         yield
         return
-    note("freeze")
-    try:
-        freeze(number)
-        yield
-    except BaseException as error:
+    with tell("freeze"):
         try:
-            thawed(number, note)
-        except DmcopyError as failure:
-            error.add_note(f"and then, while cleaning up: {failure}")
-        raise
+            freeze(number)
+            yield
+        except BaseException as error:
+            try:
+                thawed(number, tell)
+            except DmcopyError as failure:
+                error.add_note(f"and then, while cleaning up: {failure}")
+            raise
 
 
-def thawed(number: DevNo | None, note: Callable[[str], object]) -> None:
+def thawed(number: DevNo | None, tell: Tell) -> None:
     """Thaw what is mounted from a device, and tell its server so."""
     if number is not None:
         thaw(number)
-    note("thawed")
+    with tell("thawed"):
+        pass
 
 
 def _call(number: DevNo, code: int, action: str, already: int) -> bool:
@@ -91,3 +110,7 @@ def _call(number: DevNo, code: int, action: str, already: int) -> bool:
 
 def _mounts() -> list[mounts.Mount]:
     return mounts.parse_mountinfo(sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo"))
+
+
+if __name__ == "__main__":
+    thaw((int(sys.argv[1]), int(sys.argv[2])))

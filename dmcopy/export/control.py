@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from dmcopy.asking import VERSION, facts_of
 from dmcopy.errors import DmcopyError, UsageError
@@ -26,7 +26,15 @@ MAX_LINE: Final = 4096
 MAX_CONNECTIONS: Final = 8
 
 Facts = dict[str, Any] | DmcopyError
-Answer = Callable[[Facts], None]
+
+
+class Answer(Protocol):
+    """Answers a request, and ends the connection: if `held` is given, at the peer's end of it."""
+
+    def __call__(self, facts: Facts, held: Callable[[], object] | None = None, /) -> None:
+        """Send facts, or an error. `held` is called when the peer is gone."""
+
+
 Verb = Callable[[dict[str, Any], Answer], Callable[[], object] | None]
 """Does what a request asks for, and calls the answer with facts or an error, then or later.
 
@@ -155,17 +163,20 @@ class _Talk:
         self._timer.cancel()  # from now on it is ours to say
         line, self._line = self._line.partition(b"\n")[0], bytearray()
         try:
-            self._gone = self._ask(bytes(line), self._tell)
+            gone = self._ask(bytes(line), self._tell)
         except DmcopyError as error:
             self._tell(error)
+        else:
+            self._gone = self._gone or gone
 
-    def _tell(self, facts: Facts) -> None:
-        self._gone = None
+    def _tell(self, facts: Facts, held: Callable[[], object] | None = None) -> None:
+        self._gone = held
         if self.wire.is_open:
             failed = isinstance(facts, DmcopyError)
             answer = facts_of(facts) if isinstance(facts, DmcopyError) else facts
             self.wire.send(_line({"ok": not failed, **answer}))
-            self.wire.end()
+            if held is None:
+                self.wire.end()
 
     def _late(self) -> None:
         self.wire.close()

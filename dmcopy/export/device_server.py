@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 from weakref import WeakSet
 
 from dmcopy import plugins
+from dmcopy.block import freezing
 from dmcopy.errors import DeadlineError, DmcopyError, UsageError
+from dmcopy.export.aside import aside
+from dmcopy.export.commands import Command, Commands
 from dmcopy.export.control import Answer, Control
 from dmcopy.export.exported import ExportedMapper
 from dmcopy.export.kept import Kept
@@ -23,6 +25,7 @@ from dmcopy.export.nodes import Nodes
 from dmcopy.io.reactor import Reactor, Timer, log_exception
 from dmcopy.mapper.base import DmInfo
 from dmcopy.mapper.mapped import MappedDevice
+from dmcopy.mapper.userspace import TIMEOUT_SECONDS
 from dmcopy.table import Table
 
 IDLE_SECONDS: Final = 10.0
@@ -32,6 +35,10 @@ LEAVING_SECONDS: Final = 1.0
 MAX_SECONDS: Final = 1e6
 MAX_LINE: Final = 4 << 20
 MAX_CONNECTIONS: Final = 64
+# In the kernel a device's own lock is held for them, and for renaming ours has a node to move.
+_IN_TURN: Final = frozenset(("create", "suspend", "resume", "remove", "rename"))
+# Who is killed in one of them ends it: the device is not suspended then.
+_GIVEN_UP: Final = frozenset(("suspend", "resume"))
 
 _Words = dict[str, Any]
 
@@ -39,8 +46,8 @@ _Words = dict[str, Any]
 class DeviceServer:
     """Answers at `path` for the devices of one engine, until the last one is gone.
 
-    What only looks is answered immediately, within callbacks; what may wait for I/O is done in
-    turn, outside of them, and `wait` when its event has come.
+    What only looks is answered immediately, within callbacks; what may wait for I/O is done
+    outside of them, see `Commands`, and `wait` is answered when its event has come.
     """
 
     def __init__(self, reactor: Reactor, path: str, nodes: Nodes, *, resume: bool = False) -> None:
@@ -51,7 +58,7 @@ class DeviceServer:
             self.mapper.restore(self._kept.load())
         self.mapper.notice_events(lambda: reactor.call_soon(self._tell_waiting))
         self._path = path
-        self._turns: deque[Callable[[], None]] = deque()
+        self._commands = Commands(reactor, TIMEOUT_SECONDS)
         self._waiting: list[_Waiting] = []
         self._frozen: WeakSet[MappedDevice] = WeakSet()
         self._stopping = False
@@ -72,13 +79,16 @@ class DeviceServer:
         """Answer until the last device is gone, or `stop`; then remove what is left."""
         try:
             while not self._stopping:
-                self.reactor.run_until(lambda: self._turns or self._stopping or self._is_over())
-                if self._turns:
-                    self._turns.popleft()()
+                self.reactor.run_until(
+                    lambda: self._commands.due() or self._stopping or self._is_over()
+                )
+                if self._commands.due():
+                    self._commands.step()
                     self._tell_waiting()
                 elif self._retire():
                     break
         finally:
+            self._commands.close()
             self._kept.remove()
             self.mapper.close()
             self._control.close()
@@ -101,8 +111,8 @@ class DeviceServer:
     def _retire(self) -> bool:
         """Take no more questions, answer those that came; return whether it is the end."""
         self._control.retire()
-        self.reactor.run_until(lambda: self._turns or not self._control.talks)
-        if not self._turns:
+        self.reactor.run_until(lambda: self._commands.due() or not self._control.talks)
+        if not self._commands.due():
             return True
         self._control = self._listen()  # one came at the last moment
         return False
@@ -121,7 +131,6 @@ class DeviceServer:
             "message": lambda words: mapper.message(
                 _text(words, "name"), *_texts(words, "words"), sector=_number(words, "sector")
             ),
-            "freeze": lambda words: self._frozen.add(mapper.open(_text(words, "name"))),
             "thawed": lambda words: self._frozen.discard(mapper.open(_text(words, "name"))),
         }
         changing = {
@@ -141,29 +150,31 @@ class DeviceServer:
         return {
             **{verb: partial(self._look, call) for verb, call in looking.items()},
             **{verb: partial(self._queue, call) for verb, call in changing.items()},
+            "freeze": self._freeze,
             "wait": self._wait,
         }
 
     def _look(self, call: Callable[[_Words], object], words: _Words, answer: Answer) -> None:
-        self._do(call, words, answer)
-
-    def _queue(self, call: Callable[[_Words], object], words: _Words, answer: Answer) -> None:
-        def change(words: _Words) -> object:
-            result = call(words)
-            self._kept.save(self.mapper)  # before it is answered: it is to outlive a kill
-            return result
-
-        self._turns.append(lambda: self._do(change, words, answer))
-
-    def _do(self, call: Callable[[_Words], object], words: _Words, answer: Answer) -> None:
-        """Answer with what a call returns, or raises: no other request may suffer from it."""
         try:
             answer({"result": call(words)})
-        except DmcopyError as error:
-            answer(error)
         except Exception as error:
-            log_exception(error)
-            answer(DmcopyError(f"the device server failed: {type(error).__name__}: {error}"))
+            answer(_told(error))
+
+    def _queue(
+        self, call: Callable[[_Words], object], words: _Words, answer: Answer
+    ) -> Callable[[], object] | None:
+        names = [_text(words, key) for key in ("name", "new_name") if key in words]
+
+        def told(result: object, error: Exception | None) -> None:
+            try:
+                self._kept.save(self.mapper)  # before it is answered: it is to outlive a kill
+            except DmcopyError as failure:
+                error = error or failure
+            answer({"result": result} if error is None else _told(error))
+
+        command = Command(names if words["do"] in _IN_TURN else (), lambda: call(words), told)
+        self._commands.add(command)
+        return command.give_up if words["do"] in _GIVEN_UP else None
 
     def _create(self, words: _Words) -> None:
         table = _table(words) if words.get("table") is not None else None
@@ -171,35 +182,53 @@ class DeviceServer:
         self.mapper.create(_text(words, "name"), table, uuid=uuid, readonly=readonly)
         self._used = True
 
-    def _suspend(self, words: _Words) -> None:
-        self.mapper.suspend(_text(words, "name"), flush=_flag(words, "flush"))
+    async def _suspend(self, words: _Words) -> None:
+        await self.mapper.suspending(_text(words, "name"), flush=_flag(words, "flush"))
 
-    def _resume(self, words: _Words) -> bool:
+    async def _resume(self, words: _Words) -> bool:
         """Let I/O continue; return whether a file system on the device is to be thawed."""
         name = _text(words, "name")
-        self.mapper.resume(name, flush=_flag(words, "flush"))
+        await self.mapper.resuming(name, flush=_flag(words, "flush"))
         return self.mapper.open(name) in self._frozen
 
-    def _remove(self, words: _Words) -> None:
-        self.mapper.remove(_text(words, "name"), deferred=_flag(words, "deferred"))
-        if self.mapper.leaving:
-            self.reactor.call_later(LEAVING_SECONDS, self._leave)
+    async def _remove(self, words: _Words) -> None:
+        await self.mapper.removing(_text(words, "name"), deferred=_flag(words, "deferred"))
+        self._leave_later()
 
-    def _leave(self) -> None:
-        """Try again to remove what was in use."""
+    def _leave_later(self) -> None:
+        """Soon try again to remove what was in use."""
+        if not self.mapper.leaving:
+            return
 
-        def turn() -> None:
+        def leave() -> None:
             for name in self.mapper.leaving:
-                try:
-                    self.mapper.remove(name, deferred=True)
-                except DmcopyError as error:
-                    log_exception(error)
-            self._kept.save(self.mapper)
-            if self.mapper.leaving:
-                self.reactor.call_later(LEAVING_SECONDS, self._leave)
+                words = {"do": "remove", "name": name, "deferred": True}
+                self._queue(self._remove, words, _log)
 
-        if not self._stopping:
-            self._turns.append(turn)
+        self.reactor.call_later(LEAVING_SECONDS, leave)
+
+    def _freeze(self, words: _Words, answer: Answer) -> None:
+        """Note that the file system on a device is about to be frozen, for it to be suspended.
+
+        The connection is the freezing's: when that ends and the device is not suspended, its client
+        was killed between the two: what is frozen would stay so.
+        """
+        name = _text(words, "name")
+        mapped = self.mapper.open(name)
+        self._frozen.add(mapped)
+
+        def ended() -> None:
+            self._commands.add(Command((mapped.name,), thaw, lambda _, error: _log(error)))
+
+        def thaw() -> None:
+            number = self.mapper.nodes.number(mapped.name)
+            if mapped in self._frozen and not mapped.suspended:
+                self._frozen.discard(mapped)
+                if number is not None:
+                    call = partial(freezing.thaw_elsewhere, number, TIMEOUT_SECONDS)
+                    aside(self.reactor, call, f"{name} to be thawed", timeout=TIMEOUT_SECONDS)
+
+        answer({"result": None}, ended)
 
     def _wait(self, words: _Words, answer: Answer) -> Callable[[], object]:
         name, event, seconds = _text(words, "name"), _number(words, "event"), words.get("timeout")
@@ -252,6 +281,20 @@ def _plugin(words: _Words) -> None:
     sys.path.extend(folder for folder in folders if folder not in sys.path)
     importlib.invalidate_caches()
     plugins.load(module)
+
+
+def _told(error: Exception) -> DmcopyError:
+    """Return an error as an answer has it: what is wrong with a request ends no other."""
+    if isinstance(error, DmcopyError):
+        return error
+    log_exception(error)
+    return DmcopyError(f"the device server failed: {type(error).__name__}: {error}")
+
+
+def _log(facts: object, held: object = None, /) -> None:
+    del held
+    if isinstance(facts, Exception):
+        log_exception(facts)
 
 
 def _info(info: DmInfo) -> dict[str, object]:

@@ -85,15 +85,15 @@ class ExportedMapper(UserMapper):
             raise
         return made
 
-    def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Let I/O continue; the node follows the table. See `Mapper.resume`."""
-        super().resume(name, flush=flush, lockfs=lockfs)
+    async def resuming(self, name: str, *, flush: bool = True) -> None:
+        """Let I/O continue; the node follows the table. See `UserMapper.resuming`."""
+        await super().resuming(name, flush=flush)
         if name in self.nodes:
             self.nodes.look(name)
         else:
             self.nodes.add(name, self.open(name))
 
-    def remove(self, name: str, *, deferred: bool = False, timeout: float | None = None) -> None:
+    async def removing(self, name: str, *, deferred: bool = False) -> None:
         """Remove a device and its node; see `Mapper.remove`. Raises BusyError for a mounted one."""
         slot = self._slot(name, "remove it")
         if not slot.users and name in self.nodes:
@@ -109,7 +109,7 @@ class ExportedMapper(UserMapper):
                     raise
                 slot.deferred_removal = True
                 return
-        super().remove(name, deferred=deferred, timeout=timeout)
+        await super().removing(name, deferred=deferred)
         if not deferred or not slot.users:
             self.nodes.drop(name)
 
@@ -143,4 +143,4 @@ class ExportedMapper(UserMapper):
 
     def _undo(self, name: str) -> None:
         self.nodes.drop(name)
-        super().remove(name)
+        self.wait_for(super().removing(name))

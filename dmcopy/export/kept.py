@@ -105,10 +105,10 @@ def _try(mapper: UserMapper, one: ConciseDevice, *, last: bool) -> bool:
         UserMapper.create(mapper, one.name, uuid=one.uuid)
         if one.table.lines:
             mapper.load(one.name, one.table, readonly=one.readonly)
-            UserMapper.resume(mapper, one.name)
+            mapper.wait_for(UserMapper.resuming(mapper, one.name))
     except DmcopyError:
         with contextlib.suppress(DmcopyError):
-            UserMapper.remove(mapper, one.name)
+            mapper.wait_for(UserMapper.removing(mapper, one.name))
         if last:
             raise
         return False
@@ -119,7 +119,7 @@ def _remove(mapper: UserMapper) -> None:
     for _ in range(len(mapper.ls())):
         for info in mapper.ls():
             if not info.open_count:
-                UserMapper.remove(mapper, info.name)
+                mapper.wait_for(UserMapper.removing(mapper, info.name))
 
 
 def _in_memory(line: TableLine) -> bool:

@@ -35,7 +35,8 @@ class Slot:
     """What the engine keeps of a device beside its I/O.
 
     `users`: the devices that have it open for a table of theirs, and how many times. They are the
-    devices themselves, whatever they are called by now.
+    devices themselves, whatever they are called by now. `leaving`: it is being removed, and can be
+    opened no more (dm_lock_for_deletion in dm.c).
     """
 
     mapped: MappedDevice
@@ -45,6 +46,7 @@ class Slot:
     loaded: ActiveTable | None = None
     retired: list[ActiveTable] = field(default_factory=list)
     deferred_removal: bool = False
+    leaving: bool = False
 
     def __post_init__(self) -> None:
         self.below = Underlying(self.mapped)
@@ -129,6 +131,8 @@ class Registry:
                 # even that. Of a ring that they take, no device can be removed (measured on both).
                 hint = f"it is {slot.name} itself" if below is slot else f"it is above {slot.name}"
                 raise DeviceError(path, "use it in a table", errno.EINVAL, hint)
+            if below.leaving:
+                raise DeviceError(path, "use it in a table", errno.ENXIO, "it is being removed")
             below.users[slot] += 1
             return below.below, lambda: self._put(below, slot)
         try:

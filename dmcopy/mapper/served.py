@@ -11,11 +11,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dmcopy.asking import NoServerError, ask_devices, error_of
+from dmcopy.asking import NoServerError, ask_devices, asked, error_of
 from dmcopy.block import freezing, sysfs
 from dmcopy.block.devno import DevNo
 from dmcopy.errors import DeadlineError, DeviceError, DmcopyError
@@ -91,17 +90,17 @@ class ServedMapper(NodedMapper):
         """Hold new I/O; see `Mapper.suspend`."""
         info = self.info(name)
         freezes = lockfs and info.live and not info.suspended
-        with freezing.frozen(info.number if freezes else None, self._noting(name)):
+        with freezing.frozen(info.number if freezes else None, self._telling(name)):
             self._of(name, "suspend it", "suspend", flush=flush)
 
     def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
         """Let I/O continue; see `Mapper.resume`. A file system that was frozen thaws."""
         info = self.info(name)
         swaps = info.live and info.inactive and not info.suspended
-        with freezing.frozen(info.number if lockfs and swaps else None, self._noting(name)):
+        with freezing.frozen(info.number if lockfs and swaps else None, self._telling(name)):
             thaw = self._of(name, "resume it", "resume", flush=flush)
         if thaw:
-            freezing.thawed(info.number, self._noting(name))
+            freezing.thawed(info.number, self._telling(name))
 
     def remove(
         self,
@@ -212,8 +211,8 @@ class ServedMapper(NodedMapper):
         folders = list(map(os.path.abspath, sys.path))
         self._ask("plugin", start=True, module=module, folders=folders)
 
-    def _noting(self, name: str) -> Callable[[str], object]:
-        return lambda do: self._of(name, f"note that it is {do}", do)
+    def _telling(self, name: str) -> freezing.Tell:
+        return lambda do: asked(self._path, {"do": do, "name": name}, timeout=self.timeout)
 
     def _own(self) -> OwnDevices:
         return OwnDevices(self.ls)

@@ -20,6 +20,7 @@ from dmcopy.mapper.base import DmInfo, Mapper, Version, check_name
 from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.host import OpenDevice, Registry, Slot, label, refused
 from dmcopy.mapper.mapped import ActiveTable, MappedDevice
+from dmcopy.mapper.waiting import Change, Until, drive
 from dmcopy.status import StatusLine, parse_status
 from dmcopy.table import Table, TableLine
 from dmcopy.targets import TARGETS
@@ -132,6 +133,10 @@ class UserMapper(Mapper):
     def suspend(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
         """Hold new I/O; see `Mapper.suspend`. There is no file system to freeze: no `lockfs`."""
         del lockfs
+        self.wait_for(self.suspending(name, flush=flush))
+
+    async def suspending(self, name: str, *, flush: bool = True) -> None:
+        """Hold new I/O, once what is in flight has ended. Ended before that, it holds none."""
         slot = self._slot(name, "suspend it")
         mapped = slot.mapped
         if mapped.suspended:
@@ -146,7 +151,7 @@ class UserMapper(Mapper):
                 stopped.append(target)
             mapped.hold()
             holding = True
-            self._registry.wait_idle(mapped)
+            await Until(lambda: not mapped.in_flight, f"the I/O in flight on {name}")
         except BaseException:
             mapped.noflush = False
             for target in stopped:
@@ -161,7 +166,12 @@ class UserMapper(Mapper):
                 exits.callback(target.postsuspend)
 
     def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Let I/O continue; see `Mapper.resume`.
+        """Let I/O continue; see `Mapper.resume`."""
+        del lockfs
+        self.wait_for(self.resuming(name, flush=flush))
+
+    async def resuming(self, name: str, *, flush: bool = True) -> None:
+        """Let I/O continue, with the table that is loaded by the time that the device is suspended.
 
         As in the kernel (do_resume in dm-ioctl.c), a loaded table is active, and the one before it
         gone, even when it then cannot be resumed.
@@ -169,9 +179,9 @@ class UserMapper(Mapper):
         slot = self._slot(name, "resume it")
         mapped = slot.mapped
         old = None
+        if slot.loaded is not None and not mapped.suspended:
+            await self.suspending(name, flush=flush)
         if slot.loaded is not None:
-            if not mapped.suspended:
-                self.suspend(name, flush=flush, lockfs=lockfs)
             old, loaded, slot.loaded = mapped.active, slot.loaded, None
             mapped.activate(loaded)
         elif mapped.active is None:
@@ -185,15 +195,24 @@ class UserMapper(Mapper):
     def remove(self, name: str, *, deferred: bool = False, timeout: float | None = None) -> None:
         """Remove a device; see `Mapper.remove`. Who waits for I/O on it gets EIO."""
         del timeout
+        self.wait_for(self.removing(name, deferred=deferred))
+
+    async def removing(self, name: str, *, deferred: bool = False) -> None:
+        """Remove a device, once what is in flight has ended. No table can use it meanwhile."""
         slot = self._slot(name, "remove it")
         if slot.users:
             if deferred:
                 slot.deferred_removal = True
                 return
             raise BusyError(name, [f"the mapped device {user.name}" for user in slot.users])
-        if not slot.mapped.suspended:
-            self.suspend(name, flush=False)
-        self._drop(slot)
+        slot.leaving = True
+        try:
+            if not slot.mapped.suspended:
+                await self.suspending(name, flush=False)
+            self._drop(slot)
+        except BaseException:
+            slot.leaving = False
+            raise
 
     def rename(self, name: str, new_name: str) -> None:
         """Give a device another name; see `Mapper.rename`."""
@@ -314,6 +333,10 @@ class UserMapper(Mapper):
         except (UsageError, DeviceError, BusyError) as error:
             return str(error)
         return ""
+
+    def wait_for(self, change: Change[_T]) -> _T:
+        """Return what a change comes to, and do nothing else meanwhile."""
+        return drive(self.reactor, change, self._registry.timeout)
 
     def _new_slot(self, name: str, uuid: str = "") -> Slot:
         timeout = self._registry.timeout

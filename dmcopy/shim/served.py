@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 
-from dmcopy.asking import NoServerError, ask_devices
+from dmcopy.asking import NoServerError, ask_devices, asked
 from dmcopy.errors import DmcopyError
 from dmcopy.runtime import control_path, nodes_folder
 from dmcopy.shim.devices import Info, Refused, refusal
@@ -90,7 +90,7 @@ class Served:
             from dmcopy.block import freezing
 
             try:
-                freezing.thawed(info.number, self._noting(name))
+                freezing.thawed(info.number, self._telling(name))
             except DmcopyError as error:
                 raise refusal(error) from None
 
@@ -103,13 +103,13 @@ class Served:
         from dmcopy.block import freezing
 
         try:
-            with freezing.frozen(info.number, self._noting(info.name)):
+            with freezing.frozen(info.number, self._telling(info.name)):
                 yield
         except DmcopyError as error:
             raise refusal(error) from None
 
-    def _noting(self, name: str) -> Callable[[str], object]:
-        return lambda do: self._ask(do, name=name)
+    def _telling(self, name: str) -> Callable[[str], contextlib.AbstractContextManager[object]]:
+        return lambda do: asked(control_path(), {"do": do, "name": name}, timeout=SECONDS)
 
     def remove(self, name: str, *, deferred: bool) -> None:
         """Remove a device."""

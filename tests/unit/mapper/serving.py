@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from dmcopy.errors import ClosedError
+from dmcopy.export.commands import Command
 from dmcopy.export.device_server import DeviceServer
 from dmcopy.export.nodes import Nodes
 from dmcopy.io.reactor import Reactor, log_exception
@@ -103,13 +104,14 @@ class Served:
         """Call it in the server's turn, as if it was asked to."""
         future: Future[_T] = Future()
 
-        def turn() -> None:
-            try:
-                future.set_result(what())
-            except BaseException as error:
+        def told(result: _T, error: Exception | None) -> None:
+            if error is None:
+                future.set_result(result)
+            else:
                 future.set_exception(error)
 
-        self.server.reactor.call_soon_threadsafe(lambda: self.server._turns.append(turn))
+        command = Command((), what, told)
+        self.server.reactor.call_soon_threadsafe(lambda: self.server._commands.add(command))
         return future.result(SECONDS)
 
     @property
