@@ -10,6 +10,7 @@ from typing import Final, Self
 
 from dmcopy.block import geometry, opening, syscalls, transfer
 from dmcopy.block.processes import Identity, identity_of
+from dmcopy.block.write_cache import WriteCache
 from dmcopy.closing import Closing
 from dmcopy.errors import ClosedError, DeviceError, UsageError
 from dmcopy.units import SECTOR_SHIFT
@@ -63,6 +64,7 @@ class BlockDevice(Closing):
         self.physical_block_size = shape.physical_block_size
         self.direct = shape.direct
         self.direct_reason = shape.direct_reason
+        self._write_cache = WriteCache(status.st_rdev)
 
     @classmethod
     def open(
@@ -92,6 +94,14 @@ class BlockDevice(Closing):
             opened.pop_all()
             return device
 
+    @property
+    def write_through(self) -> bool:
+        """Whether what was written is durable without a flush: a disk says that it caches nothing.
+
+        That says nothing of the page cache: I/O must go past it. A file never is that.
+        """
+        return self.direct and self.is_block and self._write_cache.is_none()
+
     def look(self) -> None:
         """Read its size anew: a file or a disk may have grown since."""
         self.size_bytes = syscalls.byte_size(self.fileno())
@@ -107,6 +117,7 @@ class BlockDevice(Closing):
         """Close the device, which also gives the claim back. Closing twice does nothing."""
         fd, self._fd = self._fd, -1
         claim, self._claim = self._claim, -1
+        self._write_cache.close()
         _close(fd)
         _close(claim)
 

@@ -86,22 +86,32 @@ class Fan:
 
 
 class FlushFirst:
-    """A write with `preflush` done with what there is: a flush, then a write without."""
+    """A write with `preflush` done with what there is: a flush, then a write without.
+
+    Where the device has no volatile cache now there is nothing to flush, as in the kernel, which
+    drops REQ_PREFLUSH there (submit_bio_noacct in block/blk-core.c).
+    """
 
     def __init__(self, request: Io, submit: Callable[[Io], None]) -> None:
         self._request = request
         self._submit = submit
 
     def start(self) -> None:
-        """Submit the flush."""
+        """Submit the flush, or the write where none is needed."""
         device = self._request.device
-        self._submit(Io(Op.FLUSH, IoRegion(device, 0, 0), notify=self._flushed))
+        if device.write_through:
+            self._write()
+        else:
+            self._submit(Io(Op.FLUSH, IoRegion(device, 0, 0), notify=self._flushed))
 
     def _flushed(self, flush: Io) -> None:
-        request = self._request
         if flush.error:
             self._ended(flush)
-            return
+        else:
+            self._write()
+
+    def _write(self) -> None:
+        request = self._request
         region, extents = request.region, request.extents
         self._submit(Io(Op.WRITE, region, request.memory, extents, self._ended, fua=request.fua))
 

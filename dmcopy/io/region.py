@@ -28,6 +28,10 @@ class Device(Protocol):
         """Whether this handle cannot write."""
 
     @property
+    def write_through(self) -> bool:
+        """Whether what has been written is durable without a flush, at this moment."""
+
+    @property
     def identity(self) -> Hashable:
         """Equal for two handles of the same device."""
 

@@ -55,7 +55,7 @@ class SimulatedDisk:
     """A disk of `sectors` in memory, a `dmcopy.io.Device`. New disks hold zeroes.
 
     `content` is what reads see. `faults` are consulted for every request. A disk that has vanished
-    fails everything with ENODEV.
+    fails everything with ENODEV. One that is `write_through` keeps what it has written.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class SimulatedDisk:
         self.sectors = sectors
         self.logical_block_size = logical_block_size
         self.read_only = False
+        self.write_through = False
         self.content = bytearray(sectors << SECTOR_SHIFT)
         self.faults: list[Fault] = []
         self.vanished = False
@@ -108,6 +109,8 @@ class SimulatedDisk:
         start = sector << SECTOR_SHIFT
         self.content[start : start + len(data)] = data
         self._cache.append(_CachedWrite(sector, data, durable))
+        if self.write_through:
+            self.flush()
 
     def flush(self, upto: int | None = None) -> None:
         """Make the writes before number `upto` durable (None: all); `writes` gives the number."""
@@ -134,6 +137,7 @@ class SimulatedDisk:
         """Return a disk in the same state, volatile cache included, that continues by itself."""
         twin = SimulatedDisk(0, self.path, logical_block_size=self.logical_block_size)
         twin.sectors = self.sectors
+        twin.write_through = self.write_through
         twin.content = self.content[:]
         twin._durable = self._durable[:]
         twin._cache = self._cache[:]

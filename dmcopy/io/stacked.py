@@ -24,6 +24,8 @@ from dmcopy.io.request import CopyIo, Io, ListCopyIo, Request
 class StackedDevice:
     """A `dmcopy.io.Device` that maps its I/O to other devices."""
 
+    write_through = False  # the devices below know, which the flush comes to
+
     # No abc.ABC: its isinstance is ten times as slow, and every request asks.
     def submit(self, request: Io) -> None:
         """Take a request and have its `notify` called on the reactor, never inside of this call."""

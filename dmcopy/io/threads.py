@@ -219,7 +219,7 @@ def _read(request: Io) -> None:
 
 def _write(request: Io) -> None:
     assert request.memory is not None
-    if request.preflush:
+    if request.preflush and not request.device.write_through:
         request.device.flush()
     views = request.memory.views(request.extents)
     flags = os.RWF_DSYNC if request.fua else 0

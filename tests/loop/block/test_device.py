@@ -171,3 +171,18 @@ def test_zeroing_may_give_the_space_up(loops: Any) -> None:
         assert device.pread(0, 16) == b"a" * 4096 + bytes(4096)
         assert device.pread(8184, 8) == bytes(4096)
     assert file.stat().st_blocks < written // 4
+
+
+def test_a_disk_says_each_time_whether_it_has_a_write_cache(loops: Any) -> None:
+    (loop,) = loops(64)
+    attribute = Path(f"/sys/block/{loop.name}/queue/write_cache")
+    with (
+        BlockDevice.open(loop.path) as device,
+        BlockDevice.open(loop.path, direct=False) as buffered,
+    ):
+        assert not device.write_through
+        attribute.write_text("write through")
+        assert device.write_through
+        assert not buffered.write_through  # the page cache is one, too
+        attribute.write_text("write back")
+        assert not device.write_through

@@ -68,12 +68,14 @@ class History:
     """A history by its seed. `play` returns how many power cuts it survived.
 
     `tight`: the COWs are too small, so that snapshots overflow and are lost on the way; the origin
-    must not suffer, and every store must load.
+    must not suffer, and every store must load. `switching`: the disks have their volatile caches
+    switched off and on.
     """
 
-    def __init__(self, seed: int, *, tight: bool = False) -> None:
+    def __init__(self, seed: int, *, tight: bool = False, switching: bool = False) -> None:
         self.seed = seed
         self.tight = tight
+        self.switching = switching
         self.rng = random.Random(seed)
         self.cuts = 0
         self._cut_rng = random.Random(~seed)
@@ -133,6 +135,8 @@ class History:
 
     def _work(self) -> None:
         for _ in range(self.rng.randint(1, 6)):
+            if self.switching and self.rng.random() < 0.3:
+                self._switch(self.rng.choice(list(self.disks.values())))
             device = self._some_device()
             kind = self.rng.random()
             if kind < 0.15:
@@ -143,6 +147,12 @@ class History:
                 self._write(*device)
         keep = self.rng.choice((0, 0, 3))
         self.reactor.run_until(lambda: len(self._flying) <= keep, PATIENCE, "writes")
+
+    def _switch(self, disk: SimulatedDisk) -> None:
+        """Switch a disk's cache on or off, be there I/O in flight; it is written out before."""
+        disk.write_through = not disk.write_through
+        if disk.write_through:
+            disk.flush()
 
     def _some_device(self) -> tuple[str, Promise]:
         return self.rng.choice(self._owed())

@@ -11,7 +11,7 @@ import pytest
 from dmcopy.errors import DmcopyError
 from dmcopy.io import IoRegion, Reactor
 from dmcopy.io.parts import FlushFirst
-from dmcopy.io.request import Io, Op
+from dmcopy.io.request import Io, Op, Request
 from dmcopy.io.simulated import Outcome, SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.ondisk.exception_store import HEADER_BYTES, VERSION, Header, Layout
@@ -57,6 +57,35 @@ def test_a_store_is_what_an_engine_finds_each_time(
         assert 0 < history.stores.loads < len(asked) / 3
 
 
+def test_a_disk_may_have_its_cache_switched_off_and_on(seeds: Seeds) -> None:
+    """What is without a flush where there is no cache is with one as soon as there is one again."""
+    for seed in seeds(6):
+        assert History(seed, switching=True).play()
+
+
+def test_a_commit_flushes_a_cow_that_has_a_cache_and_no_other() -> None:
+    flushes: list[Io] = []
+
+    class Counting(SimulatedBackend):
+        def submit(self, request: Request) -> None:
+            if request.op == Op.FLUSH:
+                flushes.append(request)  # type: ignore[arg-type]  # it is no copy
+            super().submit(request)
+
+    disks = {name: SimulatedDisk(256, name) for name in ("origin", "cow")}
+    with Reactor(Counting(), stacked=True) as reactor:
+        mapper = UserMapper(reactor, open_device=lambda path, _write: disks[path])
+        mapper.create("snap", Table.parse("0 256 snapshot origin cow P 8"))
+        mapper.create("live", Table.parse("0 256 snapshot-origin origin"))
+        live = mapper.open("live")
+        for chunk, cached in enumerate((True, False, False, True, True)):
+            disks["cow"].write_through = not cached
+            flushes.clear()
+            live.write(chunk * 8, bytes(512))
+            assert [flush.device.path for flush in flushes] == ["cow"] * cached
+        mapper.close()
+
+
 def no_skip_after_reload(patch: pytest.MonkeyPatch) -> None:
     """next_free may land on an area after a reload (a kernel of 2009; data over metadata)."""
     patch.setattr(Layout, "is_metadata", lambda _self, _chunk: False)
@@ -97,6 +126,18 @@ def no_flush_before_the_area(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(FlushFirst, "start", start)
 
 
+def a_cache_that_is_asked_for_once(patch: pytest.MonkeyPatch) -> None:
+    """A COW that had no cache when it was opened has one now."""
+    start = FlushFirst.start
+
+    def start_without(self: Any) -> None:
+        with pytest.MonkeyPatch.context() as stale:
+            stale.setattr(self._request.device, "write_through", True)
+            start(self)
+
+    patch.setattr(FlushFirst, "start", start_without)
+
+
 def next_area_not_zeroed(patch: pytest.MonkeyPatch) -> None:
     """A reader of a full area goes on into what was on the COW before."""
     write_batch = PersistentStore._write_batch
@@ -133,6 +174,7 @@ def early_callback(patch: pytest.MonkeyPatch) -> None:
         (no_flush_in_merge, False, 0),
         (header_in_the_buffer_of_the_area, True, 39),
         (no_flush_before_the_area, False, 0),
+        (a_cache_that_is_asked_for_once, False, 0),
         (next_area_not_zeroed, False, 2),
         (early_callback, False, 0),
     ],

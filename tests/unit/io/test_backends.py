@@ -91,6 +91,7 @@ class Sink:
     sectors = SECTORS
     logical_block_size = 512
     read_only = False
+    write_through = False
     identity = "sink"
 
     def __init__(self, fd: int) -> None:
@@ -160,6 +161,21 @@ def test_a_write_whose_flush_fails_is_not_done(reactor: Reactor, memory: Memory)
     do(reactor, plain)  # its slot is free again, and nothing is left over of the one before
     os.close(fd)
     assert (plain.error, behind.error) == (0, errno.EINVAL)
+
+
+def test_a_device_without_a_write_cache_is_not_flushed(reactor: Reactor, memory: Memory) -> None:
+    """As long as it has none: it is asked each time."""
+    fd = os.open("/dev/null", os.O_WRONLY)
+    sink = Sink(fd)
+    errors = []
+    for cached in (False, True, False, True):
+        sink.write_through = not cached
+        region = IoRegion(sink, 0, 8)  # type: ignore[arg-type]
+        write = Io(Op.WRITE, region, memory, ((0, 4096),), preflush=True)
+        do(reactor, write)
+        errors.append(write.error)
+    os.close(fd)
+    assert errors == [0, errno.EINVAL, 0, errno.EINVAL]
 
 
 def test_several_extents(reactor: Reactor, device: BlockDevice, memory: Memory) -> None:
