@@ -27,17 +27,18 @@ from dmcopy.targets.region_hash import Region, RegionHash, RegionState
 from dmcopy.targets.work import Worker
 from dmcopy.units import PAGE_SECTORS
 
-COPY_PAGES: Final = 1024
-"""Pages of the client that recovers: eight copies of 512 KiB, of one region or of several."""
-COPY_SECTORS: Final = 1024
+COPY_PAGES: Final = 2048
+"""Pages of the client that recovers: eight copies of 1 MiB, of one region or of several."""
+COPY_SECTORS: Final = 2048
 
 
 class Module:
     """What all mirrors of an engine share, as the parameters of dm_mirror.
 
     `resync_throttle` is its raid1_resync_throttle. `recovery`, which the kernel does not have, is
-    of the mirrors made after it is set. "several" regions are recovered at a time, as many as are
-    4 MiB, or one that is larger; as in the "kernel", one is (MAX_RECOVERY in dm-raid1.c). The end
+    of the mirrors made after it is set. "several" regions are recovered at a time: as many as are
+    8 MiB, which is what the pages hold, and one more, so that they are still used while a region
+    comes to its end. As in the "kernel", one is (MAX_RECOVERY in dm-raid1.c). The end
     is the same, but where it hangs on what came first: a region is copied from the leg that is the
     default one when its copy begins, though that leg fail meanwhile and another take over; and
     failures that are found together raise one event.
@@ -77,7 +78,7 @@ class MirrorSet:
         self._keep_log = "keep_log" in features
         self._worker = Worker(host.reactor, self._work)
         module = host.module(Module)
-        several = max(1, COPY_PAGES * PAGE_SECTORS // max(region_size, PAGE_SECTORS))
+        several = max(1, COPY_PAGES * PAGE_SECTORS // max(region_size, PAGE_SECTORS)) + 1
         self.hash = RegionHash(
             log,
             self._worker.wake,

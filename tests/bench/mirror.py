@@ -1,7 +1,7 @@
 """Mirrors: a whole resync beside a copy, one after a crash, a huge one opened, one in a guest.
 
-Up to 4 MiB of regions are recovered at a time, or one region: with every size eight requests of
-512 KiB are in flight. The kernel recovers one region at a time, so there the size decides it.
+8 MiB of regions are recovered at a time, and one more: with larger ones eight requests of
+1 MiB are in flight. The kernel recovers one region at a time, so there the size decides it.
 """
 
 from __future__ import annotations

@@ -594,9 +594,9 @@ def test_a_mirror_that_cannot_be_suspended_goes_on(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("region_size", "regions"),
-    [(2, 1024), (16, 512), (1024, 8), (4096, 2), (8192, 1), (16384, 1)],
+    [(2, 2049), (16, 1025), (1024, 17), (4096, 5), (16384, 2), (32768, 2)],
 )
-def test_what_is_recovered_at_a_time_is_4_mib_or_one_region(
+def test_one_region_more_than_the_pages_hold_is_recovered_at_a_time(
     bench: Bench, region_size: int, regions: int
 ) -> None:
     """So many wait for the source leg, which does not answer, and never more when it does."""
