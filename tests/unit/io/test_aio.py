@@ -61,9 +61,11 @@ def test_the_loop_lets_go_of_it_when_the_last_has_what_it_awaited(reactor: React
     async def main() -> None:
         loop = asyncio.get_running_loop()
         first = asyncio.ensure_future(wait_for(reactor, later(reactor, 0.01)))
-        second = asyncio.ensure_future(wait_for(reactor, later(reactor, 0.02)))
+        second_is_due: list[Callable[[], object]] = []
+        second = asyncio.ensure_future(wait_for(reactor, second_is_due.append))
         await first
         assert not second.done()
+        reactor.call_soon_threadsafe(second_is_due[0])
         await second
         assert not loop.remove_reader(reactor.fileno())
         await wait_for(reactor, later(reactor, 0.01))  # and takes it up again
