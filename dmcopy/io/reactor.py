@@ -2,8 +2,8 @@
 
 A reactor belongs to the thread that made it, and only that thread may `step` it, by waiting for
 something. There is no loop to start: `run_until` (or `CopyJob.result`) drives it for as long as it
-waits. Other threads may only `call_soon_threadsafe` and `wake`. To have a reactor in the
-background, make it with `background()`.
+waits. Other threads may only `call_soon_threadsafe` and `wake`. One on a thread of its own is a
+`dmcopy.io.thread.ReactorThread`.
 
 Whatever a callback raises, all that is due with it is called too. An exception goes to
 `on_exception`, or else comes out of `step` or `run_until` when the step is over; KeyboardInterrupt,
@@ -13,13 +13,12 @@ that a Ctrl-C comes out there, too, promptly, and costs no completion.
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
 import os
 import select
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Self
 from weakref import WeakSet
 
@@ -315,43 +314,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-@contextlib.contextmanager
-def background(backend: str | None = None) -> Iterator[Reactor]:
-    """Run a reactor in a thread of its own, until the block ends; I/O must have ended by then."""
-    ready: list[Reactor | BaseException] = []
-    started, stop = threading.Event(), threading.Event()
-
-    def run() -> None:
-        try:
-            reactor = Reactor(backend)
-        except BaseException as error:
-            ready.append(error)
-            started.set()
-            return
-        reactor.on_exception = log_exception  # there is no caller to whom it could be raised
-        ready.append(reactor)
-        started.set()
-        with reactor:
-            while not stop.is_set():
-                try:
-                    reactor.run_until(stop.is_set)
-                except (KeyboardInterrupt, SystemExit) as error:  # a callback's: others wait here
-                    log_exception(error)
-
-    thread = threading.Thread(target=run, name="dmcopy-reactor", daemon=True)
-    thread.start()
-    started.wait()
-    reactor = ready[0]
-    if isinstance(reactor, BaseException):
-        raise reactor
-    try:
-        yield reactor
-    finally:
-        stop.set()
-        reactor.call_soon_threadsafe(lambda: None)
-        thread.join()
 
 
 def log_exception(error: BaseException) -> None:

@@ -12,11 +12,11 @@ from typing import Final
 from dmcopy.block import BlockDevice, syscalls
 from dmcopy.errors import UsageError
 from dmcopy.export.base import Place, find
-from dmcopy.export.thread import ReactorThread
 from dmcopy.io import whole
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.io.thread import ReactorThread
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.testing.recording import Marked, RecordedDisk, Recording
 from dmcopy.units import SECTOR_SHIFT
@@ -228,7 +228,7 @@ def recorded_files(recording: Recording, via: str) -> Iterator[Storage]:
         tempfile.TemporaryDirectory(prefix="dmcopy-crash-") as folder,
         contextlib.ExitStack() as exits,
     ):
-        thread = exits.enter_context(ReactorThread("dmcopy-crash"))
+        thread = exits.enter_context(ReactorThread(stacked=True, name="dmcopy-crash"))
 
         def serve(reactor: Reactor) -> dict[str, StorageDisk]:
             served = front_end(reactor, Place())

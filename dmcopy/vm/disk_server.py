@@ -8,9 +8,9 @@ from pathlib import Path
 from dmcopy.block import BlockDevice
 from dmcopy.export.base import Place
 from dmcopy.export.nbd.server import NbdServer
-from dmcopy.export.thread import ReactorThread
 from dmcopy.export.volatile import VolatileDisk
 from dmcopy.io import Reactor
+from dmcopy.io.thread import ReactorThread
 
 
 class DiskServer:
@@ -23,7 +23,7 @@ class DiskServer:
     def __init__(self, path: Path, address: Path) -> None:
         self._file = BlockDevice.open(path, write=True, direct=False)
         try:
-            self._thread = ReactorThread(f"disk {path.name}")
+            self._thread = ReactorThread(stacked=True, name=f"disk {path.name}")
             try:
                 self._thread.call(lambda reactor: self._start(reactor, address))
             except BaseException:

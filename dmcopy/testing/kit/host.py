@@ -17,10 +17,10 @@ from dmcopy.block import BlockDevice, syscalls
 from dmcopy.block.loop import LoopDevice, attach, detach
 from dmcopy.errors import DmcopyError
 from dmcopy.export.loop import LoopDevices
-from dmcopy.export.thread import ReactorThread
 from dmcopy.export.volatile import VolatileDisk
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
+from dmcopy.io.thread import ReactorThread
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.kernel import KernelMapper
@@ -118,7 +118,7 @@ class Host(Engine):
             load_fuse()
             if reason := LoopDevices.why_not():
                 raise LackingError(f"disks whose power can be cut cannot be served: {reason}")
-            self._server = ReactorThread("dmcopy-disks")
+            self._server = ReactorThread(stacked=True, name="dmcopy-disks")
 
         def serve(reactor: Reactor) -> str:
             if self._front is None:

@@ -18,10 +18,10 @@ from dmcopy.block.devno import openable
 from dmcopy.export.base import FrontEnd
 from dmcopy.export.fuse.files import FuseFiles
 from dmcopy.export.loop import LoopDevices
-from dmcopy.export.thread import ReactorThread
 from dmcopy.export.volatile import VolatileDisk
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
+from dmcopy.io.thread import ReactorThread
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.userspace import UserMapper
@@ -42,7 +42,7 @@ class Model(Engine):
         self._files: dict[str, BlockDevice] = {}
         self._served: dict[str, str] = {}
         self._front: FrontEnd | None = None
-        self._thread = ReactorThread("dmcopy-model")
+        self._thread = ReactorThread(stacked=True, name="dmcopy-model")
         self._mapper = self._thread.call(
             lambda reactor: UserMapper(reactor, open_device=self._open)
         )

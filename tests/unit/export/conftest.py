@@ -11,8 +11,8 @@ import pytest
 from dmcopy.block import BlockDevice
 from dmcopy.export.base import Place
 from dmcopy.export.nbd.server import NbdServer
-from dmcopy.export.thread import ReactorThread
 from dmcopy.io import Device, Reactor
+from dmcopy.io.thread import ReactorThread
 
 from .client import Client
 
@@ -34,7 +34,7 @@ class Server:
         if not self.file.exists():
             self.file.write_bytes(bytes(SIZE))
         self.socket = str(folder / "socket")
-        self.thread = ReactorThread()
+        self.thread = ReactorThread(stacked=True)
         self.device = BlockDevice.open(self.file, write=write)
 
         def start(reactor: Reactor) -> NbdServer:

@@ -17,7 +17,7 @@ from dmcopy.cli.main import main
 from dmcopy.errors import DmcopyError
 from dmcopy.export import control
 from dmcopy.export.control import MAX_LINE, Control
-from dmcopy.export.thread import ReactorThread
+from dmcopy.io.thread import ReactorThread
 from dmcopy.ondisk.write_log import END, Flag, parse_entries
 
 from .client import DEADLINE, Client
@@ -133,7 +133,7 @@ def path(tmp_path: Path) -> Iterator[str]:
     def fail(*_: object) -> None:
         raise DmcopyError("no")
 
-    with ReactorThread() as thread:
+    with ReactorThread(stacked=True) as thread:
         verbs = {"say": lambda request, answer: answer({"said": request["what"]}), "fail": fail}
         served = thread.call(lambda reactor: Control(reactor, path, verbs))
         yield path
@@ -180,7 +180,7 @@ def test_who_says_nothing_is_not_waited_for(
     monkeypatch.setattr(control, "DEADLINE_SECONDS", 0.05)
     path = str(tmp_path / "control")
     verbs: dict[str, Callable[..., None]] = {}
-    with ReactorThread() as thread:
+    with ReactorThread(stacked=True) as thread:
         served = thread.call(lambda reactor: Control(reactor, path, verbs))
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(path)

@@ -19,9 +19,9 @@ from dmcopy.block import BlockDevice
 from dmcopy.errors import MissingError, UsageError
 from dmcopy.io import CopyIo, Io, IoRegion, Memory, Op, Reactor, Timer, probe
 from dmcopy.io import threads as threads_module
-from dmcopy.io.reactor import background
 from dmcopy.io.request import Request
 from dmcopy.io.ring import Ring
+from dmcopy.io.thread import ReactorThread
 from dmcopy.io.uring import BURST
 from dmcopy.kcopyd import Client, Move
 
@@ -428,14 +428,14 @@ def test_a_wait_ends_at_its_deadline(reactor: Reactor) -> None:
 
 @pytest.mark.timeout(60)
 def test_one_that_cannot_be_made_in_the_background_says_why() -> None:
-    with pytest.raises(UsageError, match="nonsense"), background("nonsense"):
+    with pytest.raises(UsageError, match="nonsense"), ReactorThread("nonsense"):
         pass
 
 
 def test_in_the_background(device: BlockDevice) -> None:
     before = content(device)
-    with background() as reactor:
-        client = Client(16, reactor=reactor)
+    with ReactorThread() as thread:
+        client = Client(16, reactor=thread.reactor)
         threads: list[str] = []
         job = client.copy(
             IoRegion(device, 0, 800),

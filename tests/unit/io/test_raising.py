@@ -16,10 +16,10 @@ from dmcopy.block import BlockDevice
 from dmcopy.errors import ClosedError, MissingError, UsageError
 from dmcopy.io import CopyIo, Io, IoRegion, Memory, Op, Reactor, signals
 from dmcopy.io.poller import Poller
-from dmcopy.io.reactor import background
 from dmcopy.io.signals import Shield
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.io.stacked import StackedDevice
+from dmcopy.io.thread import ReactorThread
 from dmcopy.kcopyd import Client
 
 PAGE = ((0, 4096),)
@@ -170,14 +170,15 @@ def test_an_unwatched_descriptor_is_not_called_for() -> None:
     os.close(writer)
 
 
-def test_a_background_reactor_goes_on(
+def test_a_reactor_on_a_thread_outlives_what_callbacks_raise(
     device: BlockDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with background() as reactor:
+    with ReactorThread() as thread:
         for error in (ValueError("mine"), SystemExit("mine"), KeyboardInterrupt("mine")):
-            reactor.call_soon_threadsafe(raiser(error))
-            with Client(8, reactor=reactor) as client:
+            thread.reactor.call_soon_threadsafe(raiser(error))
+            with Client(8, reactor=thread.reactor) as client:
                 assert client.copy(IoRegion(device, 0, 8), [IoRegion(device, 8, 8)]).wait(20).ok
+        assert thread.call(lambda reactor: reactor) is thread.reactor
     for name in ("ValueError", "SystemExit", "KeyboardInterrupt"):
         assert f"{name}: mine" in caplog.text
 

@@ -15,8 +15,8 @@ import pytest
 
 from dmcopy.errors import DeadlineError, UsageError
 from dmcopy.io import IoRegion, Reactor
-from dmcopy.io.reactor import background
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.io.thread import ReactorThread
 from dmcopy.kcopyd import Client, CopyJob, Flag, Throttle, subjob
 from dmcopy.kcopyd.moves import Move
 
@@ -355,8 +355,8 @@ def test_what_is_all_in_flight_is_cancelled_too_when_a_client_is_given_up() -> N
 def test_a_client_of_another_thread_is_given_up() -> None:
     """On the reactor's thread, which alone may touch the queues; then its memory is given back."""
     threads: list[int] = []
-    with background("threads") as reactor:
-        client = Client(8, reactor=reactor)
+    with ReactorThread("threads") as thread:
+        client = Client(8, reactor=thread.reactor)
         work, memory = client._work, client.pool.memory
         give_up = work.give_up
 
@@ -369,7 +369,7 @@ def test_a_client_of_another_thread_is_given_up() -> None:
         with pytest.raises(ValueError, match="mine"), client:
             raise ValueError("mine")
         assert client.statistics().jobs == 0
-        assert threads == [reactor.thread]
+        assert threads == [thread.reactor.thread]
         with pytest.raises(ValueError, match="released memoryview"):
             memory.read([(0, 1)])
         with pytest.raises(UsageError, match="only once, while there is a client"):

@@ -1,4 +1,4 @@
-"""A reactor with its servers on a thread of their own, for programs that do something else."""
+"""A reactor on a thread of its own, for programs that do something else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from dmcopy.closing import Closing
@@ -16,26 +17,30 @@ _T = TypeVar("_T")
 
 
 class ReactorThread(Closing):
-    """A reactor for stacked devices that runs until `close`, or the end of a `with` block.
+    """Runs `reactor`, made as `Reactor` is, until `close` or the end of a `with` block.
 
-    What `call` is given runs on it, outside of callbacks, so that it may wait for I/O there.
-    Everything that is made there must be closed there, before `close`.
+    What `call` is given runs there, outside of callbacks, so that it may wait for I/O.
+    Everything that is made there must be closed there, and all I/O end, before `close`. Other
+    threads may wait for jobs of a client on this reactor. What callbacks raise is logged.
     """
 
-    def __init__(self, name: str = "dmcopy-export") -> None:
+    def __init__(
+        self, backend: str | None = None, *, stacked: bool = False, name: str = "dmcopy-reactor"
+    ) -> None:
+        self._make = partial(Reactor, backend, stacked=stacked)
         self._calls: deque[tuple[Future[Any], Callable[[Reactor], Any]]] = deque()
         self._started: Future[Reactor] = Future()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
-        self._reactor = self._started.result()
+        self.reactor = self._started.result()
 
     def call(self, what: Callable[[Reactor], _T]) -> _T:
         """Call `what(reactor)` on the thread; return what it returns, raise what it raises."""
         if self._stopping:
             raise ClosedError("the reactor's thread has ended")
         future: Future[_T] = Future()
-        self._reactor.call_soon_threadsafe(lambda: self._calls.append((future, what)))
+        self.reactor.call_soon_threadsafe(lambda: self._calls.append((future, what)))
         return future.result()
 
     def close(self) -> None:
@@ -50,7 +55,7 @@ class ReactorThread(Closing):
 
     def _run(self) -> None:
         try:
-            reactor = Reactor(stacked=True)
+            reactor = self._make()
         except BaseException as error:
             self._started.set_exception(error)
             return
@@ -58,7 +63,11 @@ class ReactorThread(Closing):
             reactor.on_exception = log_exception
             self._started.set_result(reactor)
             while not self._stopping:
-                reactor.run_until(lambda: self._calls)
+                try:
+                    reactor.run_until(lambda: self._calls)
+                except (KeyboardInterrupt, SystemExit) as error:  # a callback's: others wait here
+                    log_exception(error)
+                    continue
                 future, what = self._calls.popleft()
                 try:
                     future.set_result(what(reactor))
