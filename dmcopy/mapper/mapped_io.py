@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from dmcopy.closing import Closing
 from dmcopy.io import whole
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.stacked import StackedDevice
-from dmcopy.status import Status
+from dmcopy.status import Status, StatusLine
 from dmcopy.table import Table
 
-if TYPE_CHECKING:
-    from dmcopy.mapper.base import Mapper
+
+class Tells(Protocol):
+    """What tells of devices by their names: a `Mapper`."""
+
+    def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
+        """Return the status of each line of the active table."""
+
+    def table(self, name: str, *, inactive: bool = False) -> Table:
+        """Return the active table, or the loaded one."""
 
 
 class MappedIo(Closing, StackedDevice):
@@ -27,7 +34,7 @@ class MappedIo(Closing, StackedDevice):
     checked, and what the engine says to it is its `error`.
     """
 
-    mapper: Mapper
+    mapper: Tells
     name: str
     path: str
     reactor: Reactor

@@ -6,14 +6,18 @@ Rules: Documentation/admin-guide/device-mapper/statistics.rst of 6.12. Only bio-
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self
 
 from dmcopy.errors import UsageError
 
-if TYPE_CHECKING:
-    from dmcopy.mapper.device import DmDevice
-
 PROGRAM_ID = "dmcopy"
+
+
+class TakesMessages(Protocol):
+    """What messages are sent to: a `DmDevice`."""
+
+    def message(self, *words: str, sector: int = 0) -> str:
+        """Send words to the target at `sector`; return its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +55,13 @@ class Counters:
 class StatsRegion:
     """A range of `device` whose I/O the engine counts, in areas of equal size."""
 
-    device: DmDevice
+    device: TakesMessages
     id: int
 
     @classmethod
     def create(
         cls,
-        device: DmDevice,
+        device: TakesMessages,
         start: int | None = None,
         length: int | None = None,
         *,
@@ -87,7 +91,7 @@ class StatsRegion:
         self.device.message("@stats_delete", str(self.id))
 
 
-def regions(device: DmDevice, program_id: str = "") -> dict[int, str]:
+def regions(device: TakesMessages, program_id: str = "") -> dict[int, str]:
     """Return the regions of `device` by number, as the engine describes them."""
     words = [program_id] if program_id else []
     answer = device.message("@stats_list", *words)

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from dmcopy.errors import DeadlineError, DeviceError
 from dmcopy.io import Io, IoRegion, Memory, Op
@@ -22,8 +22,8 @@ from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.mapped_io import MappedIo
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
+from dmcopy.testing.access import Access
 from dmcopy.testing.disks import Disks
-from dmcopy.testing.steps import Access, Step
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
 
 WAIT_SECONDS: Final = 60.0
@@ -52,6 +52,13 @@ class View(NamedTuple):
     table: str
     events: int
     readonly: bool
+
+
+class Step(Protocol):
+    """One thing to do to a harness; see `dmcopy.testing.steps`."""
+
+    def do(self, harness: Harness, /) -> object:
+        """Do it. Raises DeviceError."""
 
 
 class Harness:

@@ -10,50 +10,32 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final
 
 from dmcopy.io.request import Op
+from dmcopy.testing.access import Access
+from dmcopy.testing.harness import Harness, Step
 from dmcopy.units import SECTOR_SIZE
 
-if TYPE_CHECKING:
-    from dmcopy.testing.harness import Harness
+__all__ = [
+    "OPS",
+    "Access",
+    "AwaitMerge",
+    "Burst",
+    "Cycle",
+    "Load",
+    "Message",
+    "Resume",
+    "Step",
+    "Suspend",
+    "Swap",
+    "Wipe",
+    "bursts",
+]
 
 OPS: Final[Mapping[Op, int]] = MappingProxyType({Op.WRITE: 70, Op.READ: 15, Op.FLUSH: 5})
 """How often `bursts` does what."""
-
-
-class Step(Protocol):
-    """One thing to do."""
-
-    def do(self, harness: Harness, /) -> object:
-        """Do it. Raises DeviceError."""
-
-
-@dataclass(frozen=True)
-class Access:
-    """A request; `sector` and `count` in sectors, both 0 for a flush. `fua`: a durable write."""
-
-    op: Op
-    device: str
-    sector: int = 0
-    count: int = 0
-    seed: int = 0
-    fua: bool = False
-
-    @cached_property
-    def data(self) -> bytes:
-        """What a write writes."""
-        return random.Random(self.seed).randbytes(self.count * SECTOR_SIZE)
-
-    def overlaps(self, other: Access) -> bool:
-        """Whether the two touch the same sector of a device."""
-        return (
-            self.device == other.device
-            and self.sector < other.sector + other.count
-            and other.sector < self.sector + self.count
-        )
 
 
 @dataclass(frozen=True)
