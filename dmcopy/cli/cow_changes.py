@@ -71,7 +71,7 @@ def _extract(args: argparse.Namespace) -> int:
                 raise
             facts = _facts(mover, time.monotonic() - began)
     if args.json:
-        emit_json({"out": out, "exceptions": len(extract.table), **facts})
+        emit_json({"out": out, "exceptions": len(extract.exceptions), **facts})
     else:
         print(f"{printable(out)}: {_rate(facts)}")
     if mover.interrupted:
@@ -92,11 +92,11 @@ def _would_extract(origin: str, cow: str, out: str, args: argparse.Namespace) ->
     with open_cow(cow) as device, BlockDevice.open(origin) as source:
         read = load_any if args.changed_only else load
         store = read_store(device)
-        table = read(store, origin_sectors=source.sectors)
-        changed = len(table) * store.header.chunk_size
+        exceptions = read(store, origin_sectors=source.sectors)
+        changed = len(exceptions) * store.header.chunk_size
         total = changed if args.changed_only else source.sectors
     if args.json:
-        facts = {"dry_run": True, "out": out, "exceptions": len(table), "sectors": total}
+        facts = {"dry_run": True, "out": out, "exceptions": len(exceptions), "sectors": total}
         emit_json(facts)
     else:
         print(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator
 from heapq import merge
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 from dmcopy.cow.load import load_any
@@ -59,28 +61,27 @@ def diff_origin(store: Store, origin: CowDevice) -> Iterator[Span]:
     Raises MetadataError for a store that contradicts itself or has chunks past the origin's end.
     """
     size = store.layout.chunk_bytes
-    table = load_any(store, origin_sectors=origin.sectors)
-    pairs = (_Pair(old, new * size, old * size) for old, new in table.sorted_items())
+    exceptions = load_any(store, origin_sectors=origin.sectors)
+    pairs = (_Pair(old, new * size, old * size) for old, new in exceptions)
     return _join(_compare(store.device, origin, pairs, size))
 
 
 def _diff_stores(a: Store, b: Store) -> Iterator[Span]:
     size = a.layout.chunk_bytes
-    tables = load_any(a), load_any(b)
-    in_a = ((old, 0, new) for old, new in tables[0].sorted_items())
-    in_b = ((old, 1, new) for old, new in tables[1].sorted_items())
+    in_a = ((old, 0, new) for old, new in load_any(a))
+    in_b = ((old, 1, new) for old, new in load_any(b))
     both: list[_Pair] = []
-    for old, which, new in merge(in_a, in_b):
-        twin = tables[1 - which].get(old)
-        if twin is None:
-            yield from _compare(a.device, b.device, both, size)
-            both.clear()
-            yield Span(Kind.ONLY_B if which else Kind.ONLY_A, old, 1)
-        elif which == 0:
-            both.append(_Pair(old, new * size, twin * size))
+    for old, found in groupby(merge(in_a, in_b), itemgetter(0)):
+        (_, which, new), *twin = found
+        if twin:
+            both.append(_Pair(old, new * size, twin[0][2] * size))
             if len(both) * size >= PIECE_BYTES:
                 yield from _compare(a.device, b.device, both, size)
                 both.clear()
+        else:
+            yield from _compare(a.device, b.device, both, size)
+            both.clear()
+            yield Span(Kind.ONLY_B if which else Kind.ONLY_A, old, 1)
     yield from _compare(a.device, b.device, both, size)
 
 

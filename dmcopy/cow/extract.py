@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from dmcopy.cow.extents import Consecutive, join, mean_count
-from dmcopy.cow.load import load, load_any
+from dmcopy.cow.load import Exceptions, load, load_any
 from dmcopy.cow.moving import Mover
 from dmcopy.cow.store import CowDevice, Entries, Store, read_store
 from dmcopy.errors import DeviceError, UsageError
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.kcopyd.moves import Move
-from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.units import SECTOR_SHIFT
 
 
@@ -26,7 +26,7 @@ class Extract(NamedTuple):
 
     origin: IoRegion
     store: Store
-    table: ExceptionTable
+    exceptions: Exceptions
     out: IoRegion
     entries: Sequence[Entries] | None = None
 
@@ -37,18 +37,18 @@ class Extract(NamedTuple):
             return self.origin.count
         size = self.store.header.chunk_size
         last, rest = divmod(self.origin.count, size)
-        missing = size - rest if rest and last in self.table else 0
-        return len(self.table) * size - missing
+        has_last = self.exceptions.olds[-1:] == array("Q", [last])
+        return len(self.exceptions) * size - (size - rest if rest and has_last else 0)
 
     @property
     def mean(self) -> int:
         """About how long the extents in the store are, in sectors."""
-        return mean_count(self.table.items()) * self.store.header.chunk_size
+        return mean_count(self.exceptions) * self.store.header.chunk_size
 
     def _all(self) -> Iterator[Move]:
         """Yield the copies of everything, ascending: so its writes can be long."""
         at = 0
-        for extent in join(self.table.sorted_items()):
+        for extent in join(self.exceptions.olds, self.exceptions.news):
             start = extent.old * self.store.header.chunk_size
             yield self._unchanged(at, start)
             yield exception_move(self.store, extent, self.out)
@@ -59,7 +59,7 @@ class Extract(NamedTuple):
     def _changed(self, entries: Iterable[Entries]) -> Iterator[Move]:
         """Yield the copies of what is in the store, as it is there: so its reads can be long."""
         for some in entries:
-            for extent in join(zip(some.olds, some.news, strict=True)):
+            for extent in join(some.olds, some.news):
                 yield exception_move(self.store, extent, self.out)
 
     def run(self, mover: Mover) -> None:
@@ -104,8 +104,8 @@ def plan_extract(
     if not changed_only:
         return Extract(origin, store, load(store, origin_sectors=origin.count), out)
     kept: list[Entries] = []
-    table = load_any(store, origin_sectors=origin.count, kept=kept)
-    return Extract(origin, store, table, out, kept)
+    exceptions = load_any(store, origin_sectors=origin.count, kept=kept)
+    return Extract(origin, store, exceptions, out, kept)
 
 
 def exception_move(store: Store, extent: Consecutive, dest: IoRegion) -> Move:

@@ -40,7 +40,7 @@ class _Step(NamedTuple):
     def extents(self) -> Iterator[Consecutive]:
         """Yield what is to be copied."""
         pairs = self.entries.pairs[2 * self.keep : 2 * (self.keep + self.count)]
-        return join(zip(pairs[0::2], pairs[1::2], strict=True))
+        return join(pairs[0::2], pairs[1::2])
 
 
 class Merge:
@@ -138,5 +138,5 @@ def plan_merge(origin: IoRegion, cow: CowDevice) -> Merge:
     store = read_store(cow)
     check_chunks(store, origin.device)
     kept: list[Entries] = []
-    table = load(store, origin_sectors=origin.count, kept=kept)
-    return Merge(origin, store, kept, len(table))
+    exceptions = load(store, origin_sectors=origin.count, kept=kept)
+    return Merge(origin, store, kept, len(exceptions))

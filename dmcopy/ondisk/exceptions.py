@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from heapq import merge
 from typing import Final
 
 from dmcopy.ondisk.scattered import Scattered
@@ -96,16 +95,9 @@ class ExceptionTable:
     def items(self) -> Iterator[tuple[int, int]]:
         """Yield (old, new) in no promised order."""
         yield from self._scattered.items()
-        yield from self._sorted_runs()
-
-    def sorted_items(self) -> Iterator[tuple[int, int]]:
-        """Yield (old, new) by old chunk. Takes 8 bytes for each that is not in a run."""
-        return merge(self._scattered.sorted_items(), self._sorted_runs())
-
-    def _sorted_runs(self) -> Iterator[tuple[int, int]]:
-        for key in sorted(self._blocks):
+        for key, block in self._blocks.items():
             base = key << _SHIFT
-            for low, new in enumerate(self._blocks[key]):
+            for low, new in enumerate(block):
                 if new != _ABSENT:
                     yield base | low, new
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from heapq import merge
-from itertools import islice
 from typing import Final
 
 SPILL: Final = 1 << 20
@@ -20,7 +18,6 @@ _MIX: Final = 0x9E3779B97F4A7C15
 """2**64 divided by the golden ratio: multiplied by it, numbers in any steps lie far apart."""
 _SHIFT: Final = 64 - _BITS
 _LAST: Final = _BUCKETS - 1
-_SORTED_AT_ONCE: Final = 1 << 16
 
 
 class Scattered:
@@ -80,17 +77,6 @@ class Scattered:
         for bucket in self._buckets:
             if bucket:
                 yield from zip(bucket[0::2], bucket[1::2], strict=True)
-
-    def sorted_items(self) -> Iterator[tuple[int, int]]:
-        """Yield all pairs by their first number. Takes 8 bytes for each."""
-        olds = iter(self)
-        parts = []
-        while part := sorted(islice(olds, _SORTED_AT_ONCE)):
-            parts.append(array("Q", part))
-        for old in merge(*parts):
-            new = self.get(old)
-            assert new is not None
-            yield old, new
 
     def _spill(self) -> None:
         few, self._few = self._few, {}

@@ -70,8 +70,8 @@ def test_a_sound_store(chunk_size: int) -> None:
     data = build(chunk_size, pairs, 760)
     found = report(data, origin_sectors=900 * chunk_size, chunk_size=chunk_size)
     assert (found.valid, found.problems) == (True, [])
-    table = load(read_store(MemoryDisk(data)), origin_sectors=900 * chunk_size)
-    assert dict(table.items()) == dict(pairs)
+    exceptions = load(read_store(MemoryDisk(data)), origin_sectors=900 * chunk_size)
+    assert dict(exceptions) == dict(pairs)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 8])
@@ -83,8 +83,21 @@ def test_a_sound_store_is_loaded_without_the_long_check(
     monkeypatch.setattr(loading, "_require_sound", lambda *_: pytest.fail("it was checked"))
     pairs = allocate(olds, chunk_size)
     data = build(chunk_size, pairs, pairs[-1][1] + 1)
-    table = load(read_store(MemoryDisk(data)), origin_sectors=900 * chunk_size)
-    assert dict(table.items()) == dict(pairs)
+    exceptions = load(read_store(MemoryDisk(data)), origin_sectors=900 * chunk_size)
+    assert dict(exceptions) == dict(pairs)
+
+
+@pytest.mark.parametrize("together", [1, 7, 700])
+def test_what_is_too_much_to_be_sorted_as_a_whole_is_merged(
+    monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setattr(loading, "_SORTED_TOGETHER", together)
+    pairs = allocate(scattered(700, 900), 1)
+    data = build(1, pairs, 760)
+    assert list(load(read_store(MemoryDisk(data)))) == sorted(pairs)
+    twins = allocate([*scattered(700, 900), pairs[3][0]], 1)
+    with pytest.raises(StoreError, match=f"chunk {pairs[3][0]} "):
+        load(read_store(MemoryDisk(build(1, twins, 760))))
 
 
 def test_an_invalidated_store_is_consistent_and_said_to_be_lost() -> None:
@@ -168,7 +181,7 @@ def test_out_of_order_is_noted_and_can_be_loaded() -> None:
     pairs = [PAIRS[1], PAIRS[0], *PAIRS[2:]]
     data = build(8, pairs, CHUNKS)
     assert [problem[::2] for problem in report(data).problems] == [(AREA_0 + 16 + 8, False)]
-    assert dict(load(read_store(MemoryDisk(data))).items()) == dict(PAIRS)
+    assert dict(load(read_store(MemoryDisk(data)))) == dict(PAIRS)
 
 
 def test_holes_are_fine() -> None:
