@@ -15,7 +15,7 @@ from dmcopy.cli.signals import interrupting
 from dmcopy.errors import ExitCode
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import IoRegion
-from dmcopy.mirror.check import Comparison, MirrorReport, guess_region_size
+from dmcopy.mirror.check import LegComparison, MirrorReport, guess_region_size
 from dmcopy.mirror.logfile import read_log
 from dmcopy.ranges import RangeSet
 from dmcopy.table.mirror import REGION_SIZE
@@ -70,7 +70,7 @@ def run_check(args: argparse.Namespace) -> int:
             region_size = REGION_SIZE
         renderer = stack.enter_context(contextlib.closing(make_renderer(args.progress)))
         reactor = stack.enter_context(Reactor())
-        comparison = Comparison(reactor, legs, region_size, log=log, observe=renderer.show)
+        comparison = LegComparison(reactor, legs, region_size, log=log, observe=renderer.show)
         with interrupting(comparison):
             report = comparison.run()
     if getattr(args, "json", False):

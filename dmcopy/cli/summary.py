@@ -10,7 +10,7 @@ from dmcopy.errors import ExitCode
 from dmcopy.io.region import IoRegion
 from dmcopy.transfer.destination import Destination, FailedRange, errno_name
 from dmcopy.transfer.opening import Opened
-from dmcopy.transfer.outcome import Outcome
+from dmcopy.transfer.outcome import TransferOutcome
 from dmcopy.transfer.session import TransferOptions
 from dmcopy.transfer.settings import Settings
 from dmcopy.units import SECTOR_SHIFT, format_bytes, format_sectors
@@ -18,7 +18,7 @@ from dmcopy.units import SECTOR_SHIFT, format_bytes, format_sectors
 SHOWN_RANGES: Final = 10
 
 
-def print_summary(outcome: Outcome) -> None:
+def print_summary(outcome: TransferOutcome) -> None:
     """Print one line for each destination on stdout, and what is to be done next on stderr."""
     transfer = outcome.transfer
     for index, dest in enumerate(transfer.dests):
@@ -47,7 +47,7 @@ def _print_failed(whole: IoRegion, what: str, failures: list[FailedRange]) -> No
         print(f"  and {len(failures) - SHOWN_RANGES} more ranges: --json lists them")
 
 
-def _fate(outcome: Outcome, index: int, dest: Destination) -> str:
+def _fate(outcome: TransferOutcome, index: int, dest: Destination) -> str:
     verified = outcome.verified
     (part, whole), unit = _together(dest.sectors, dest.region.count)
     if dest.error:
@@ -74,7 +74,7 @@ def _together(*counts: int) -> tuple[list[str], str]:
     return in_one_unit(*(count << SECTOR_SHIFT for count in counts))
 
 
-def _advise(outcome: Outcome) -> None:
+def _advise(outcome: TransferOutcome) -> None:
     transfer = outcome.transfer
     if outcome.interrupted:
         kept = sum(dest.durable.total() for dest in transfer.dests)

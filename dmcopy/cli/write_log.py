@@ -201,9 +201,9 @@ def _facts(logged: Logged, unit: int) -> dict[str, Any]:
 
 
 def _plan(args: argparse.Namespace, log: LogFile) -> Replay:
-    from dmcopy.testing.replay import Part, Replay
+    from dmcopy.testing.replay import Replay, ReplayRange
 
-    part = Part(args.start_sector, args.end_sector, not args.no_discard)
+    part = ReplayRange(args.start_sector, args.end_sector, not args.no_discard)
     return Replay(log, resolve(args.disk), _selection(args).of(log), part)
 
 

@@ -28,7 +28,7 @@ class ExportedMapper(UserMapper):
 
     def notice_events(self, notify: Callable[[], object]) -> None:
         """Have `notify` called after each event of a target's."""
-        self._registry.notice = notify
+        self._devices.notice = notify
 
     def events(self, name: str) -> Callable[[], int]:
         """Return what returns the event number of a device, whatever it is called by then.

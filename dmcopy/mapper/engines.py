@@ -19,7 +19,7 @@ EngineName = Literal["kernel", "user"]
 
 
 @dataclass(frozen=True)
-class Engine:
+class MapperOverFiles:
     """A mapper; `lower` returns the path of the device that a word of a table stands for."""
 
     mapper: Mapper
@@ -33,7 +33,7 @@ def engine(
     timeout: float = 30.0,
     ledger: Ledger | None = None,
     say: Callable[[str], object] = lambda _: None,
-) -> Iterator[Engine]:
+) -> Iterator[MapperOverFiles]:
     """Start an engine for the length of a `with` block.
 
     `timeout`, in seconds, bounds each call and each I/O; `say` is told what becomes of files: for
@@ -41,7 +41,7 @@ def engine(
     """
     if name == "user":
         with UserMapper(timeout=timeout) as user:
-            yield Engine(user, lambda word: word)
+            yield MapperOverFiles(user, lambda word: word)
         return
     with contextlib.ExitStack() as exits:
         kernel = KernelMapper(ledger=ledger, timeout=timeout)
@@ -57,4 +57,4 @@ def engine(
                 loops[file] = device.path
             return loops[file]
 
-        yield Engine(exits.enter_context(kernel), lower)
+        yield MapperOverFiles(exits.enter_context(kernel), lower)

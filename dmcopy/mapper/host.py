@@ -71,7 +71,7 @@ class Slot:
             del self.retired[0]
 
 
-class Registry:
+class UserDevices:
     """The devices of one userspace engine by their names, on one reactor.
 
     `timeout`, in seconds, bounds a wait for I/O. `notice` is called after an event.
@@ -199,15 +199,15 @@ class _Opened:
 class TableHost:
     """The `Host` of the targets of one table."""
 
-    def __init__(self, registry: Registry, slot: Slot, table: ActiveTable) -> None:
-        self._registry = registry
+    def __init__(self, devices: UserDevices, slot: Slot, table: ActiveTable) -> None:
+        self._devices = devices
         self._slot = slot
         self._table = table
         self._areas: list[tuple[Device, int, int]] = []
-        guard = Guard(registry.reactor, self._failed, self._stopped)
+        guard = Guard(devices.reactor, self._failed, self._stopped)
         self.reactor = cast(Reactor, guard)
         self.call = guard.call
-        self.module = registry.module
+        self.module = devices.module
 
     @property
     def name(self) -> str:
@@ -227,7 +227,7 @@ class TableHost:
 
     def open(self, path: str, *, write: bool = True) -> Device:
         readonly = self._table.readonly
-        device, close = self._registry.open(self._slot, path, write=write, readonly=readonly)
+        device, close = self._devices.open(self._slot, path, write=write, readonly=readonly)
         self._table.closers.callback(close)
         self._table.opened[path] = device
         return device
@@ -242,11 +242,11 @@ class TableHost:
 
     def event(self) -> None:
         self._slot.events += 1
-        self._registry.notice()
+        self._devices.notice()
 
     def hold(self) -> None:
         self._slot.mapped.hold()
-        self._registry.wait_idle(self._slot.mapped)
+        self._devices.wait_idle(self._slot.mapped)
 
     def release(self) -> None:
         self._slot.mapped.release()
@@ -271,7 +271,7 @@ class TableHost:
         try:
             notify()
         except Exception as error:
-            self._registry.reactor.report(error)
+            self._devices.reactor.report(error)
 
     def check_areas(self) -> None:
         """Refuse areas that are past their device's end or off its blocks.

@@ -24,7 +24,7 @@ from dmcopy.table import ConciseDevice, Table
 from dmcopy.units import parse_sectors
 
 if TYPE_CHECKING:
-    from dmcopy.mapper.engines import Engine
+    from dmcopy.mapper.engines import MapperOverFiles
     from dmcopy.mapper.mapped_io import MappedIo
 
 
@@ -76,7 +76,7 @@ class Run:
     for the last device: the top of a stack.
     """
 
-    def __init__(self, engine: Engine, devices: list[ConciseDevice]) -> None:
+    def __init__(self, engine: MapperOverFiles, devices: list[ConciseDevice]) -> None:
         if not devices:
             raise UsageError("there is no device to run anything on")
         self.engine = engine

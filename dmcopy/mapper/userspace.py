@@ -18,7 +18,7 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.mapper import names
 from dmcopy.mapper.base import DmInfo, Mapper, Version, check_name
 from dmcopy.mapper.device import DmDevice
-from dmcopy.mapper.host import OpenDevice, Registry, Slot, label, refused
+from dmcopy.mapper.host import OpenDevice, Slot, UserDevices, label, refused
 from dmcopy.mapper.mapped import ActiveTable, MappedDevice
 from dmcopy.mapper.waiting import Change, Until, drive
 from dmcopy.status import StatusLine, parse_status
@@ -54,8 +54,8 @@ class UserMapper(Mapper):
         self.reactor = reactor or Reactor(stacked=True)
         if not self.reactor.stacked:
             raise UsageError("a userspace engine needs a reactor made with stacked=True")
-        self._registry = Registry(self.reactor, open_device, timeout, self.remove)
-        self._slots = self._registry.slots
+        self._devices = UserDevices(self.reactor, open_device, timeout, self.remove)
+        self._slots = self._devices.slots
 
     def close(self) -> None:
         """Remove every device, those above others first, and close the reactor if it is our own.
@@ -120,7 +120,7 @@ class UserMapper(Mapper):
         """
         slot = self._slot(name, "load a table")
         table.check()
-        loaded = self._registry.construct(slot, table, readonly=readonly)
+        loaded = self._devices.construct(slot, table, readonly=readonly)
         old, slot.loaded = slot.loaded, loaded
         slot.retire(old)
 
@@ -322,24 +322,24 @@ class UserMapper(Mapper):
 
         Such as `module(SnapshotModule).copy_throttle.percent = 50`, for the targets made after it.
         """
-        return self._registry.module(cls)
+        return self._devices.module(cls)
 
     def refusal(self, table: Table) -> str:
         """Try a table; see `Mapper.refusal`."""
         probe = self._new_slot("dmcopy-try")
         try:
             table.check()
-            self._registry.construct(probe, table, readonly=False).destroy()
+            self._devices.construct(probe, table, readonly=False).destroy()
         except (UsageError, DeviceError, BusyError) as error:
             return str(error)
         return ""
 
     def wait_for(self, change: Change[_T]) -> _T:
         """Return what a change comes to, and do nothing else meanwhile."""
-        return drive(self.reactor, change, self._registry.timeout)
+        return drive(self.reactor, change, self._devices.timeout)
 
     def _new_slot(self, name: str, uuid: str = "") -> Slot:
-        timeout = self._registry.timeout
+        timeout = self._devices.timeout
         return Slot(MappedDevice(self, name, self.path(name), self.reactor, timeout), uuid)
 
     def _slot(self, name: str, action: str) -> Slot:

@@ -94,9 +94,9 @@ def compare(
     not end the comparison. Raises UsageError for what cannot be the legs of one mirror.
     """
     if reactor is not None:
-        return Comparison(reactor, legs, region_size, log=log, observe=observe).run()
+        return LegComparison(reactor, legs, region_size, log=log, observe=observe).run()
     with Reactor() as own:
-        return Comparison(own, legs, region_size, log=log, observe=observe).run()
+        return LegComparison(own, legs, region_size, log=log, observe=observe).run()
 
 
 def guess_region_size(sectors: int, log: MirrorLog) -> int:
@@ -146,7 +146,7 @@ class _Piece:
         self.failed: list[int] = []
 
 
-class Comparison:
+class LegComparison:
     """A run of `compare`: `DEPTH` pieces are read at a time, and compared when one is all there."""
 
     def __init__(

@@ -14,7 +14,7 @@ from dmcopy.units import format_sectors
 
 
 @dataclass(frozen=True)
-class Part:
+class ReplayRange:
     """Which writes are replayed: entries that touch these sectors, `end` None: to the end."""
 
     start: int = 0
@@ -42,13 +42,13 @@ class Replay:
     """
 
     def __init__(
-        self, log: LogFile, disk: str, entries: Iterable[Logged], part: Part | None = None
+        self, log: LogFile, disk: str, entries: Iterable[Logged], part: ReplayRange | None = None
     ) -> None:
         self.entries = list(entries)
         self.sectors = 0
         self._log = log
         self._disk = disk
-        self._part = part or Part()
+        self._part = part or ReplayRange()
         if is_same(disk, [log.path]):
             raise UsageError(f"{disk} is the log itself: name the disk to write to")
         with BlockDevice.open(disk, direct=False) as device:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dmcopy.transfer.copy import Transfer
     from dmcopy.transfer.destination import Destination, FailedRange
     from dmcopy.transfer.opening import Opened, TransferRequest, open_all
-    from dmcopy.transfer.outcome import Outcome
+    from dmcopy.transfer.outcome import TransferOutcome
     from dmcopy.transfer.plan import Piece, TransferPlan
     from dmcopy.transfer.session import TransferOptions, TransferSession
 else:
@@ -25,7 +25,7 @@ else:
         copy="Transfer",
         destination="Destination FailedRange",
         opening="Opened TransferRequest open_all",
-        outcome="Outcome",
+        outcome="TransferOutcome",
         plan="Piece TransferPlan",
         session="TransferOptions TransferSession",
     )
@@ -34,10 +34,10 @@ __all__ = [
     "Destination",
     "FailedRange",
     "Opened",
-    "Outcome",
     "Piece",
     "Transfer",
     "TransferOptions",
+    "TransferOutcome",
     "TransferPlan",
     "TransferRequest",
     "TransferSession",

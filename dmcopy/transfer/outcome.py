@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dmcopy.transfer.verify import Verified
 
 
-class Outcome:
+class TransferOutcome:
     """A transfer that has ended. `verified` is None without a verification.
 
     `map_path` is "" without a map, `map_error` why it could not be saved, `resumed` the sectors

@@ -16,7 +16,7 @@ from dmcopy.transfer import events
 from dmcopy.transfer.copy import OnError, Transfer
 from dmcopy.transfer.durability import INTERVAL_SECONDS
 from dmcopy.transfer.opening import Opened, is_same
-from dmcopy.transfer.outcome import Outcome
+from dmcopy.transfer.outcome import TransferOutcome
 from dmcopy.transfer.plan import TransferPlan, block_of, find_holes
 from dmcopy.transfer.settings import Settings, choose
 
@@ -79,7 +79,7 @@ class TransferSession:
         self._reactor: Reactor | None = None
         self._store = self._make_store()
 
-    def run(self) -> Outcome:
+    def run(self) -> TransferOutcome:
         """Copy, and verify if that was asked for. Raises UsageError when the map does not fit."""
         reactor = self._reactor = self.settings.reactor()
         client = self._client(reactor)
@@ -103,7 +103,7 @@ class TransferSession:
         if self._stop is not None:
             self._stop()
 
-    def _copy(self, client: Client) -> Outcome:
+    def _copy(self, client: Client) -> TransferOutcome:
         transfer = Transfer(
             client,
             self.plan,
@@ -114,7 +114,7 @@ class TransferSession:
             outstanding=self.settings.outstanding,
             limit=self.options.limit,
         )
-        outcome = Outcome(transfer, self.settings, created=self._opened.created)
+        outcome = TransferOutcome(transfer, self.settings, created=self._opened.created)
         store = self._store
         if store is not None:
             self._open_map(store, outcome)
@@ -140,7 +140,7 @@ class TransferSession:
             raise UsageError(f"{path} cannot be the map: {path + SUFFIX} is the same file")
         return StateStore(path, trust=self.options.trust_map)
 
-    def _open_map(self, store: StateStore, outcome: Outcome) -> None:
+    def _open_map(self, store: StateStore, outcome: TransferOutcome) -> None:
         """Resume where a map ends; save it once before the first write, to see that it works."""
         transfer = outcome.transfer
         retry = self.options.retry or self.options.on_error == "stop"
@@ -175,7 +175,7 @@ class TransferSession:
             depth=settings.depth,
         )
 
-    def _verify(self, reactor: Reactor, outcome: Outcome) -> None:
+    def _verify(self, reactor: Reactor, outcome: TransferOutcome) -> None:
         from dmcopy.transfer.verify import Verifier
 
         verifier = Verifier(

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dmcopy.errors import BusyError, MetadataError, UsageError
 from dmcopy.mapper.base import DmInfo, Mapper
 from dmcopy.workflows.journal import Journal
-from dmcopy.workflows.record import Record
+from dmcopy.workflows.record import PlanRecord
 
 
-def find(journal: Journal, noun: str, name: str) -> Record:
+def find(journal: Journal, noun: str, name: str) -> PlanRecord:
     """Return the record of an interrupted workflow.
 
     Raises UsageError when there is none, BusyError when its process is at work, MetadataError when

@@ -5,7 +5,7 @@ undone. Its record says which steps were begun. It is written whole and synced b
 step, under another name first, so that after a kill -9 or a power cut it is either the old one or
 the new one. `steps.Runner` runs the steps and undoes them.
 
-    record = Record.of(plan)
+    record = PlanRecord.of(plan)
     journal.begin(record)              refused while another workflow has one of the devices
     ...                                each step is noted before it is begun
     journal.end(record)
@@ -31,7 +31,7 @@ from dmcopy.errors import BusyError, DeviceError, DmcopyError, MetadataError
 from dmcopy.ledger import identity, lock
 from dmcopy.mapper.names import mangle, unmangle
 from dmcopy.runtime import RUNTIME_DIR, folder_path
-from dmcopy.workflows.record import VERBS, Record, parse
+from dmcopy.workflows.record import VERBS, PlanRecord, parse
 
 _SUFFIX: Final = ".json"
 _MOST_BYTES: Final = 16 << 20
@@ -92,23 +92,25 @@ class Journal:
         self.folder = Path(folder) if folder is not None else default_folder()
         self.owner = owner or identity(os.getpid())
 
-    def records(self, noun: str = "") -> list[Record]:
+    def records(self, noun: str = "") -> list[PlanRecord]:
         """Return the records, of one noun or of all, the oldest first; see `damaged` for others."""
-        found = [one for one in self._all() if isinstance(one, Record) and noun in ("", one.noun)]
+        found = [
+            one for one in self._all() if isinstance(one, PlanRecord) and noun in ("", one.noun)
+        ]
         return sorted(found, key=lambda record: record.made)
 
     def damaged(self) -> list[Damaged]:
         """Return the files that should be records, and are none."""
         return [one for one in self._all() if isinstance(one, Damaged)]
 
-    def find(self, noun: str, name: str) -> Record | None:
+    def find(self, noun: str, name: str) -> PlanRecord | None:
         """Return the record of this name, None when there is none. Raises MetadataError."""
         found = _read(self._path(noun, name))
         if isinstance(found, Damaged):
             raise MetadataError(str(found))
         return found
 
-    def begin(self, record: Record) -> None:
+    def begin(self, record: PlanRecord) -> None:
         """Note that a workflow begins.
 
         Raises BusyError while another one works on one of its devices, and DmcopyError naming the
@@ -119,7 +121,7 @@ class Journal:
             record.made = round(time.time(), 3)
             self._own(record)
 
-    def adopt(self, record: Record) -> None:
+    def adopt(self, record: PlanRecord) -> None:
         """Note that this process continues an interrupted workflow. Raises BusyError."""
         with self._locked():
             now = self.find(record.noun, record.name)
@@ -127,14 +129,14 @@ class Journal:
                 raise _busy(record.name, now)
             self._own(record)
 
-    def save(self, record: Record) -> None:
+    def save(self, record: PlanRecord) -> None:
         """Write the record, durably."""
         try:
             replace_file(self._path(record.noun, record.name), record.build())
         except OSError as error:
             raise self._failed(error) from error
 
-    def end(self, record: Record) -> None:
+    def end(self, record: PlanRecord) -> None:
         """Note that the workflow has ended, or that nothing is left of it."""
         try:
             self._path(record.noun, record.name).unlink(missing_ok=True)
@@ -157,11 +159,11 @@ class Journal:
                 raise self._failed(error) from error
         return aside
 
-    def _own(self, record: Record) -> None:
+    def _own(self, record: PlanRecord) -> None:
         record.own(self.owner)
         self.save(record)
 
-    def _refuse_overlap(self, record: Record) -> None:
+    def _refuse_overlap(self, record: PlanRecord) -> None:
         mine = {record.name, *record.devices}
         for damaged in self.damaged():
             if damaged.place[1] in mine:
@@ -174,7 +176,7 @@ class Journal:
                 raise _busy(shared[0], other)
             raise DmcopyError(f"{shared[0]}: '{other}' was interrupted: {other.advice}")
 
-    def _all(self) -> Iterator[Record | Damaged]:
+    def _all(self) -> Iterator[PlanRecord | Damaged]:
         for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
             found = _read(path)
             if found is not None:  # a workflow may end at any moment
@@ -204,25 +206,25 @@ class Journal:
 class NoJournal(Journal):
     """Notes nothing: for steps that are only printed. It still tells what is interrupted."""
 
-    def save(self, record: Record) -> None:
+    def save(self, record: PlanRecord) -> None:
         """Write nothing."""
 
-    def end(self, record: Record) -> None:
+    def end(self, record: PlanRecord) -> None:
         """Forget nothing."""
 
-    def adopt(self, record: Record) -> None:
+    def adopt(self, record: PlanRecord) -> None:
         """Take nothing over."""
 
-    def begin(self, record: Record) -> None:
+    def begin(self, record: PlanRecord) -> None:
         """Refuse what `Journal.begin` would, and note nothing."""
         self._refuse_overlap(record)
 
 
-def _busy(name: str, other: Record) -> BusyError:
+def _busy(name: str, other: PlanRecord) -> BusyError:
     return BusyError(name, [f"process {other.owner.partition(' ')[0]} ({other})"])
 
 
-def _read(path: Path) -> Record | Damaged | None:
+def _read(path: Path) -> PlanRecord | Damaged | None:
     """Return the record in a file, None when there is no such file."""
     try:
         record = parse(_content(path))

@@ -16,7 +16,7 @@ from dmcopy.mapper.base import Mapper, note_failure
 from dmcopy.observing import shielded
 from dmcopy.status import MirrorStatus
 from dmcopy.status.legs import LEG_HEALTH, LOG_HEALTH
-from dmcopy.workflows.record import Record
+from dmcopy.workflows.record import PlanRecord
 from dmcopy.workflows.site import Site, pause
 from dmcopy.workflows.step import Step
 from dmcopy.workflows.steps import Runner
@@ -138,11 +138,11 @@ class Resyncing:
         self._mapper = runner.mapper
         self._waiter = Waiter(runner.mapper, observer)
 
-    def begin(self, record: Record) -> None:
+    def begin(self, record: PlanRecord) -> None:
         """Change the tables."""
         self._runner.run(record)
 
-    def wait(self, record: Record, timeout: float | None) -> None:
+    def wait(self, record: PlanRecord, timeout: float | None) -> None:
         """Return when the device is in sync; end the record, or undo it, when a leg has failed."""
         try:
             self._waiter.wait(record.name, timeout)
@@ -162,11 +162,11 @@ class Resyncing:
             error.add_note(f"'{record}' waits for the resync, which continues: {record.advice}")
             raise
 
-    def loop(self, record: Record) -> str:
+    def loop(self, record: PlanRecord) -> str:
         """Return the lines of a shell script that wait for it: without it, it would break."""
         return _LOOP.format(name=shlex.quote(record.name))
 
-    def after(self, record: Record) -> list[Step]:
+    def after(self, record: PlanRecord) -> list[Step]:
         """Return the steps that were planned, with the tables that they replace, for a way back."""
         return [self._with_before(step) for step in record.after]
 
@@ -177,7 +177,7 @@ class Resyncing:
             return dataclasses.replace(step, before=str(self._mapper.table(step.device)))
         return step
 
-    def _take_back(self, record: Record, error: BaseException) -> None:
+    def _take_back(self, record: PlanRecord, error: BaseException) -> None:
         self._runner.undo(record)
         there = self._mapper.exists(record.name)
         now = f": {record.name} is as it was before" if there else ""

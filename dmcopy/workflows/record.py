@@ -62,7 +62,7 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Record:
+class PlanRecord:
     """A plan that is carried out. The attributes are the plan's, and besides:
 
     Attributes:
@@ -94,7 +94,7 @@ class Record:
     version: int = VERSION
 
     @classmethod
-    def of(cls, plan: Plan) -> Record:
+    def of(cls, plan: Plan) -> PlanRecord:
         """Return the record of a plan of which nothing is done."""
         values = {one.name: getattr(plan, one.name) for one in dataclasses.fields(plan)}
         return cls(**{**values, "steps": list(plan.steps), "after": list(plan.after)})
@@ -150,14 +150,14 @@ class Record:
         return json.dumps(asdict(self)).encode()
 
 
-def parse(data: bytes) -> Record:
+def parse(data: bytes) -> PlanRecord:
     """Return the record in a file. Raises ValueError saying why it is none."""
     try:
         values = json.loads(data)
         if isinstance(values, dict) and values.get("version") != VERSION:
             raise ValueError("another version of dmcopy has written it")
-        record = typed(Record, values)
-        assert isinstance(record, Record)
+        record = typed(PlanRecord, values)
+        assert isinstance(record, PlanRecord)
         _check(record)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -207,7 +207,7 @@ def _needed(one: dataclasses.Field[Any]) -> bool:
     return one.default is missing and one.default_factory is missing
 
 
-def _check(record: Record) -> None:
+def _check(record: PlanRecord) -> None:
     """Raise ValueError or UsageError for what no workflow is."""
     if record.verb not in VERBS.get(record.noun, ()):
         raise ValueError(f"there is no {_short(record.noun)} {_short(record.verb)}")

@@ -21,7 +21,7 @@ from dmcopy.workflows.journal import Journal, NoJournal
 from dmcopy.workflows.machine import machine_of
 from dmcopy.workflows.mirror_resync import Resyncing, ignore
 from dmcopy.workflows.mirror_swap import swaps
-from dmcopy.workflows.record import Plan, Record
+from dmcopy.workflows.record import Plan, PlanRecord
 from dmcopy.workflows.site import Site
 from dmcopy.workflows.snapshot_merging import Merging
 from dmcopy.workflows.snapshot_take import check_store
@@ -32,23 +32,23 @@ from dmcopy.workflows.steps import Runner
 class Wait(Protocol):
     """What a workflow waits for between its steps and those that end it."""
 
-    def begin(self, record: Record) -> None:
+    def begin(self, record: PlanRecord) -> None:
         """Do the steps before."""
 
-    def wait(self, record: Record, timeout: float | None) -> None:
+    def wait(self, record: PlanRecord, timeout: float | None) -> None:
         """Wait, for `timeout` seconds at most."""
 
-    def loop(self, record: Record) -> str:
+    def loop(self, record: PlanRecord) -> str:
         """Return the lines of a shell script that wait for it."""
 
-    def after(self, record: Record) -> list[Step]:
+    def after(self, record: PlanRecord) -> list[Step]:
         """Return the steps that end it."""
 
 
 class Ended(NamedTuple):
     """How an interrupted workflow has ended: `how` is done, taken back, or by a restart."""
 
-    record: Record
+    record: PlanRecord
     how: str
 
 
@@ -79,7 +79,7 @@ class Session:
         After an error all is as before, as far as it can be; the error says when it is not. What
         outlasts `timeout` seconds continues (DeadlineError): `finish` ends it, or `undo`.
         """
-        record = Record.of(plan)
+        record = PlanRecord.of(plan)
         self.journal.begin(record)
         try:
             self._runner.check(record)  # a plan may be older than the table that it is for
@@ -88,7 +88,7 @@ class Session:
             raise
         self._go_on(record, wait, timeout)
 
-    def interrupted(self, noun: str, name: str) -> Record | None:
+    def interrupted(self, noun: str, name: str) -> PlanRecord | None:
         """Return the record of the workflow on `name` that no process works on, None if none is."""
         record = self.journal.find(noun, name)
         return None if record is None or record.running else record
@@ -127,30 +127,30 @@ class Session:
         """Give an interrupted workflow up, and change no device; return what is left behind."""
         return interrupted.forget(self.mapper, self.journal, noun, name, self.machine.attached)
 
-    def advice(self, record: Record) -> str:
+    def advice(self, record: PlanRecord) -> str:
         """Return what can be done about an interrupted workflow."""
         if record.rebooted or record.undoing or self._runner.undoable(record):
             return record.advice
         return f"'dmcopy {record.noun} finish {record.name}' ends it"
 
-    def _undo(self, record: Record) -> Ended:
+    def _undo(self, record: PlanRecord) -> Ended:
         self.journal.adopt(record)
         self._runner.undo(record)
         return Ended(record, "taken back")
 
-    def _after_restart(self, record: Record) -> Ended:
+    def _after_restart(self, record: PlanRecord) -> Ended:
         # Mapped devices end with the kernel; what is on the disks below is as the crash left it.
         self.journal.end(record)
         return Ended(record, "by a restart")
 
-    def _ready(self, record: Record) -> None:
+    def _ready(self, record: PlanRecord) -> None:
         if record.verb == "merge":
             self._merging.ready(record)
             return
         check_store(Site(self.mapper, self.machine), record)
         self._runner.check(record)  # also of one that was killed before its first step
 
-    def _go_on(self, record: Record, wait: bool, timeout: float | None) -> None:
+    def _go_on(self, record: PlanRecord, wait: bool, timeout: float | None) -> None:
         waits: Wait = self._merging if record.wait == "merge" else self._resyncing
         if record.wait:
             waits.begin(record)

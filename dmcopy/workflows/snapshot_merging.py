@@ -16,7 +16,7 @@ from dmcopy.status.snapshot import MERGE_FAILED
 from dmcopy.table import Table
 from dmcopy.units import format_sectors
 from dmcopy.workflows import snapshot_layout as layouts
-from dmcopy.workflows.record import Record
+from dmcopy.workflows.record import PlanRecord
 from dmcopy.workflows.site import Site, pause
 from dmcopy.workflows.snapshot_find import snapshots
 from dmcopy.workflows.snapshot_layout import Layout
@@ -70,7 +70,7 @@ class Merging:
         self._machine = runner.machine
         self._observer = shielded(observer)
 
-    def ready(self, record: Record) -> None:
+    def ready(self, record: PlanRecord) -> None:
         """Plan devices anew that a reboot or another program has removed.
 
         What was merged stays merged: the store on the COW knows what is left. Raises DmcopyError
@@ -113,7 +113,7 @@ class Merging:
         merging = now.lines and site.same(now, Table.read(layout.merge_table))
         record.next([] if merging else list(layouts.merge_again(layout, str(now), there)))
 
-    def begin(self, record: Record) -> None:
+    def begin(self, record: PlanRecord) -> None:
         """Hand the exceptions over. Where that is done again, a failure changes no device."""
         again = record.committed
         try:
@@ -125,7 +125,7 @@ class Merging:
         record.next([])
         self._runner.journal.save(record)
 
-    def wait(self, record: Record, timeout: float | None) -> None:
+    def wait(self, record: PlanRecord, timeout: float | None) -> None:
         """Return when all is merged. Raises DmcopyError when it stops, DeadlineError."""
         try:
             self._let_go_on(record)
@@ -137,11 +137,11 @@ class Merging:
             error.add_note(f"once the cause is gone, {record.advice}; {record.last_resort}")
             raise
 
-    def loop(self, record: Record) -> str:
+    def loop(self, record: PlanRecord) -> str:
         """Return the lines of a shell script that wait for it."""
         return _LOOP.format(name=shlex.quote(_layout(record).origin))
 
-    def after(self, record: Record) -> list[Step]:
+    def after(self, record: PlanRecord) -> list[Step]:
         """Return the steps that end it, by the snapshots that there are by now."""
         layout, site = _layout(record), self._site()
         base = site.key(layout.base)
@@ -156,11 +156,11 @@ class Merging:
     def _site(self) -> Site:
         return Site(self._mapper, self._machine)
 
-    def _take_back(self, record: Record) -> None:
+    def _take_back(self, record: PlanRecord) -> None:
         self._runner.take_back(record)
         self._runner.journal.save(record)
 
-    def _let_go_on(self, record: Record) -> None:
+    def _let_go_on(self, record: PlanRecord) -> None:
         """Make the device of a merge that stopped at an error anew: only that clears the error."""
         layout = _layout(record)
         if self._status(layout).state == MERGE_FAILED:
@@ -171,7 +171,7 @@ class Merging:
             record.next([])
             self._runner.journal.save(record)
 
-    def _until_merged(self, record: Record, timeout: float | None) -> None:
+    def _until_merged(self, record: PlanRecord, timeout: float | None) -> None:
         """Poll: neither the end of a merge nor its failure is an event (6.1, 6.12)."""
         started, layout = time.monotonic(), _layout(record)
         first: int | None = None
@@ -204,12 +204,12 @@ class Merging:
         raise DmcopyError(f"{layout.origin} has another table than that of a merge by now")
 
 
-def _layout(record: Record) -> Layout:
+def _layout(record: PlanRecord) -> Layout:
     assert record.layout is not None  # `record.parse` has seen to that
     return record.layout
 
 
-def _is_whole(site: Site, record: Record) -> bool:
+def _is_whole(site: Site, record: PlanRecord) -> bool:
     """Return whether all is there that the merge needs to continue."""
     layout = _layout(record)
     if not all(name in site.infos for name in (layout.origin, layout.real, layout.cow) if name):

@@ -9,7 +9,7 @@ from dmcopy.mapper.base import Mapper
 from dmcopy.status import SnapshotStatus
 from dmcopy.status.snapshot import INVALID, MERGE_FAILED, OVERFLOW
 from dmcopy.workflows.journal import Journal
-from dmcopy.workflows.record import Record
+from dmcopy.workflows.record import PlanRecord
 from dmcopy.workflows.site import Site
 from dmcopy.workflows.snapshot_find import Found, layout_of, parts_of, snapshots
 
@@ -75,7 +75,7 @@ def read(mapper: Mapper, name: str) -> SnapshotStatus:
     return SnapshotStatus("Unknown")
 
 
-def _state(site: Site, found: Found, record: Record | None) -> SnapshotState:
+def _state(site: Site, found: Found, record: PlanRecord | None) -> SnapshotState:
     status = read(site.mapper, found.name)
     layout = layout_of(site, found)
     word = _STATES.get(status.state, "unknown" if status.state else "")
@@ -102,7 +102,7 @@ def _state(site: Site, found: Found, record: Record | None) -> SnapshotState:
     return _with(state, record)
 
 
-def _without_device(site: Site, record: Record) -> SnapshotState:
+def _without_device(site: Site, record: PlanRecord) -> SnapshotState:
     layout = record.layout
     assert layout is not None  # `record.parse` has seen to that
     suspended = _suspended(site, record.devices)
@@ -125,7 +125,7 @@ def _suspended(site: Site, devices: tuple[str, ...]) -> str:
     return f"{', '.join(names)}: suspended, so its users wait" if names else ""
 
 
-def _with(state: SnapshotState, record: Record | None) -> SnapshotState:
+def _with(state: SnapshotState, record: PlanRecord | None) -> SnapshotState:
     """Return the state with what its record says."""
     if record is None:
         return state

@@ -13,7 +13,7 @@ from dmcopy.mapper.base import Mapper, check_name
 from dmcopy.table import Linear, SnapshotMerge, SnapshotOrigin, Table
 from dmcopy.units import SECTOR_SIZE, format_sectors
 from dmcopy.workflows import snapshot_layout as layouts
-from dmcopy.workflows.record import Plan, Record
+from dmcopy.workflows.record import Plan, PlanRecord
 from dmcopy.workflows.site import Site
 from dmcopy.workflows.snapshot_find import COW, LVM_UUID, REAL, merging_into, origin_of
 from dmcopy.workflows.snapshot_layout import Layout
@@ -54,7 +54,7 @@ def plan_take(
     return _Checker(Site(mapper), asked).plan()
 
 
-def check_store(site: Site, record: Record) -> None:
+def check_store(site: Site, record: PlanRecord) -> None:
     """Raise UsageError if the COW that a snapshot is to have holds something else by now.
 
     Or still: what it was forced over may not be wiped yet.

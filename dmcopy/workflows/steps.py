@@ -15,7 +15,7 @@ from dmcopy.table import Table
 from dmcopy.workflows.actions import Action
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.machine import Machine
-from dmcopy.workflows.record import Record
+from dmcopy.workflows.record import PlanRecord
 from dmcopy.workflows.site import Site
 from dmcopy.workflows.step import Step
 
@@ -36,7 +36,7 @@ class Runner:
         self.journal = journal
         self._actions = actions
 
-    def run(self, record: Record) -> None:
+    def run(self, record: PlanRecord) -> None:
         """Do what is left of the steps. After an error they are undone, if they can be.
 
         A record of an earlier process continues where that one stopped, also in undoing: see
@@ -57,7 +57,7 @@ class Runner:
             self._after(error, record)
             raise
 
-    def _after(self, error: BaseException, record: Record) -> None:
+    def _after(self, error: BaseException, record: PlanRecord) -> None:
         try:
             if self.undoable(record):
                 self.undo(record)
@@ -67,7 +67,7 @@ class Runner:
             error.add_note(f"and then, while cleaning up: {failure}")
         error.add_note(f"'{record}' stopped halfway: {record.advice}; {record.last_resort}")
 
-    def undo(self, record: Record) -> None:
+    def undo(self, record: PlanRecord) -> None:
         """Take back the steps that were begun, the last one first, and end the record.
 
         Raises DmcopyError when it is too late for that, and what `check` does.
@@ -88,7 +88,7 @@ class Runner:
             raise
         self.journal.end(record)
 
-    def take_back(self, record: Record) -> None:
+    def take_back(self, record: PlanRecord) -> None:
         """Take back the steps that were begun, the last one first; the record stays."""
         while record.begun:
             start = record.begun - 1
@@ -101,7 +101,7 @@ class Runner:
                     self._undo(step)
             record.begun = start
 
-    def check(self, record: Record) -> None:
+    def check(self, record: PlanRecord) -> None:
         """Raise DmcopyError if a device of the steps has been given another table meanwhile.
 
         Neither is it ours to be removed then, nor would it get back what it had.
@@ -118,14 +118,14 @@ class Runner:
                     f"give it that again, or {record.last_resort}"
                 )
 
-    def undoable(self, record: Record) -> bool:
+    def undoable(self, record: PlanRecord) -> bool:
         """Return whether the steps can be taken back: no final one has happened."""
         doubtful = record.steps[record.settled : record.begun]
         return not record.committed and not any(
             step.final and self._happened(step) for step in doubtful
         )
 
-    def _run_group(self, record: Record, again: bool) -> None:
+    def _run_group(self, record: PlanRecord, again: bool) -> None:
         start, end = record.settled, record.settled + 1
         while end < len(record.steps) and record.steps[end].joined:
             end += 1

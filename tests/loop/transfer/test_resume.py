@@ -9,7 +9,13 @@ import pytest
 
 from dmcopy.block.loop import LoopDevice, loop_device
 from dmcopy.errors import UsageError
-from dmcopy.transfer import Outcome, TransferOptions, TransferRequest, TransferSession, open_all
+from dmcopy.transfer import (
+    TransferOptions,
+    TransferOutcome,
+    TransferRequest,
+    TransferSession,
+    open_all,
+)
 from tests.loop.conftest import LoopFactory
 
 pytestmark = pytest.mark.loop
@@ -32,7 +38,7 @@ def make() -> None:
         file.truncate(4 * SIZE)
 
 
-def copy(loop: LoopDevice) -> Outcome:
+def copy(loop: LoopDevice) -> TransferOutcome:
     with open_all(TransferRequest("src", (loop.path,))) as opened:
         return TransferSession(opened, TransferOptions(map_path="map")).run()
 

@@ -255,15 +255,15 @@ def test_a_command_that_has_hardly_begun_is_ended_without_a_traceback(
 def test_an_interrupted_check_is_not_a_good_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dmcopy.mirror.check import Comparison
+    from dmcopy.mirror.check import LegComparison
 
-    run = Comparison.run
+    run = LegComparison.run
 
-    def interrupted(self: Comparison) -> object:
+    def interrupted(self: LegComparison) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
         return run(self)
 
-    monkeypatch.setattr(Comparison, "run", interrupted)
+    monkeypatch.setattr(LegComparison, "run", interrupted)
     Path("twin").write_bytes(Path("src").read_bytes())
     assert main(["mirror", "check", "src", "twin"]) == ExitCode.INTERRUPTED
     assert "dmcopy: interrupted; what was not compared may differ" in capsys.readouterr().err

@@ -12,13 +12,13 @@ from dmcopy.errors import ExitCode
 from dmcopy.io import IoRegion, Op, Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client
-from dmcopy.transfer import Outcome, Transfer, TransferPlan
+from dmcopy.transfer import Transfer, TransferOutcome, TransferPlan
 from dmcopy.transfer.settings import Settings
 
 SECTORS = 2048
 
 
-def copied(full_at: Sequence[int]) -> Outcome:
+def copied(full_at: Sequence[int]) -> TransferOutcome:
     """Return what comes of a copy to disks that take no more from these sectors on."""
     source, *dests = (SimulatedDisk(SECTORS, f"disk{at}") for at in range(1 + len(full_at)))
     for dest, at in zip(dests, full_at, strict=True):
@@ -30,7 +30,7 @@ def copied(full_at: Sequence[int]) -> Outcome:
         transfer = Transfer(client, TransferPlan(regions[0], tuple(regions[1:]), 64), outstanding=1)
         transfer.run()
         client.destroy()
-    return Outcome(transfer, Settings("simulated", 1, 64, 64))
+    return TransferOutcome(transfer, Settings("simulated", 1, 64, 64))
 
 
 @pytest.mark.parametrize("saved", ["", "m"])

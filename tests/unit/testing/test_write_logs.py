@@ -15,7 +15,7 @@ from dmcopy.errors import ExitCode, MetadataError, UsageError
 from dmcopy.export.write_log import WriteLog
 from dmcopy.testing.fsck import Fsck
 from dmcopy.testing.logfile import LogFile, Selection, is_end
-from dmcopy.testing.replay import Part, Replay
+from dmcopy.testing.replay import Replay, ReplayRange
 
 SECTORS = 64
 Run = Callable[..., tuple[int, str, str]]
@@ -234,7 +234,7 @@ def test_from_python(tmp_path: Path) -> None:
         assert [logged.number for logged in entries] == [0, 1, 2]
         assert log.data(entries[1]) == b"b" * 512
         assert log.data(list(log.entries())[5]) == bytes(512)
-        replay = Replay(log, str(disk), log.entries(), Part(end=3))
+        replay = Replay(log, str(disk), log.entries(), ReplayRange(end=3))
         assert replay.sectors == 4
         for logged in replay.run(lambda one: is_end(one.entry)):
             assert disk.read_bytes()[512] == ord("b")

@@ -13,7 +13,7 @@ from dmcopy.io import IoRegion, Op, Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client
 from dmcopy.ranges import RangeSet
-from dmcopy.transfer import Outcome, Transfer, TransferPlan, events
+from dmcopy.transfer import Transfer, TransferOutcome, TransferPlan, events
 from dmcopy.transfer.destination import Destination, FailedRange
 from dmcopy.transfer.durability import Durability
 from dmcopy.transfer.plan import Piece
@@ -176,7 +176,7 @@ def test_what_cannot_be_read_back_is_not_called_good(bench: Bench) -> None:
     with Reactor(SimulatedBackend(1)) as reactor:
         found = Verifier(reactor, transfer.plan, transfer.dests, pages=64).run()
     assert [found.is_good(index) for index in range(3)] == [True, False, True]
-    outcome = Outcome(transfer, Settings("simulated", 8, 64, 64), found)
+    outcome = TransferOutcome(transfer, Settings("simulated", 8, 64, 64), found)
     assert outcome.exit_code == ExitCode.PARTIAL
     (unreadable,) = outcome.as_dict()["destinations"][1]["unreadable"]
     assert unreadable["sector"] <= 100 < unreadable["sector"] + unreadable["count"]

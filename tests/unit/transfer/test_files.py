@@ -22,9 +22,9 @@ from dmcopy.io.request import Request as IoRequest
 from dmcopy.kcopyd import Client
 from dmcopy.ranges import RangeSet
 from dmcopy.transfer import (
-    Outcome,
     Transfer,
     TransferOptions,
+    TransferOutcome,
     TransferPlan,
     TransferRequest,
     TransferSession,
@@ -55,7 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def copy(*dests: str, **options: object) -> Outcome:
+def copy(*dests: str, **options: object) -> TransferOutcome:
     with open_all(TransferRequest("src", dests)) as opened:
         return TransferSession(opened, TransferOptions(**options)).run()  # type: ignore[arg-type]
 
@@ -133,7 +133,9 @@ def test_a_verification_names_the_sectors_that_differ(direct: bool) -> None:
             dest.resume(RangeSet([(0, SIZE >> 9)]))
         found = Verifier(reactor, plan, transfer.dests, pages=64).run()
         client.destroy()
-        outcome = Outcome(transfer, TransferSession(opened, TransferOptions()).settings, found)
+        outcome = TransferOutcome(
+            transfer, TransferSession(opened, TransferOptions()).settings, found
+        )
     last = (SIZE >> 9) - 1
     assert found.mismatches == [RangeSet(), RangeSet([(1000, 1002), (last, last + 1)])]
     assert (found.is_good(0), found.is_good(1)) == (True, False)

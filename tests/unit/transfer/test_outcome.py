@@ -9,7 +9,7 @@ import pytest
 
 from dmcopy.errors import ExitCode
 from dmcopy.io import Op
-from dmcopy.transfer import Outcome, Transfer
+from dmcopy.transfer import Transfer, TransferOutcome
 from dmcopy.transfer.settings import Settings
 from dmcopy.transfer.verify import Verified
 from tests.unit.transfer.bench import SECTORS, Bench
@@ -17,8 +17,8 @@ from tests.unit.transfer.bench import SECTORS, Bench
 SETTINGS = Settings("simulated", 8, 64, 512)
 
 
-def outcome(bench: Bench, verified: Verified | None = None, **how: Any) -> Outcome:
-    return Outcome(bench.run(**how), SETTINGS, verified)
+def outcome(bench: Bench, verified: Verified | None = None, **how: Any) -> TransferOutcome:
+    return TransferOutcome(bench.run(**how), SETTINGS, verified)
 
 
 def fail(bench: Bench, op: Op, *indices: int, sector: int = 300, count: int = 1) -> None:

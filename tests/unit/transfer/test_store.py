@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from dmcopy.errors import DeviceError, ExitCode, MetadataError, UsageError
 from dmcopy.ranges import RangeSet
 from dmcopy.transfer import (
-    Outcome,
     TransferOptions,
+    TransferOutcome,
     TransferRequest,
     TransferSession,
     mapfile,
@@ -44,7 +44,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def copy(*dests: str, start: int = 0, count: int | None = None, **options: object) -> Outcome:
+def copy(
+    *dests: str, start: int = 0, count: int | None = None, **options: object
+) -> TransferOutcome:
     options = {"backend": "threads", "map_path": "m"} | options
     with open_all(TransferRequest("src", dests, start, 0, count)) as opened:
         try:

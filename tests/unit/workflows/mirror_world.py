@@ -19,7 +19,7 @@ from dmcopy.table import Error, Linear, Mirror, Table, TableLine
 from dmcopy.table.mirror import DiskLog
 from dmcopy.table.record import Ratio
 from dmcopy.workflows.journal import Journal
-from dmcopy.workflows.record import Record
+from dmcopy.workflows.record import PlanRecord
 
 from .fake import FakeMapper, Mapped
 
@@ -291,10 +291,10 @@ class CrashingJournal(Journal):
         super().__init__(folder, owner="1 0")
         self._world = world
 
-    def save(self, record: Record) -> None:
+    def save(self, record: PlanRecord) -> None:
         self._world.call("save", lambda: super(CrashingJournal, self).save(record))
 
-    def end(self, record: Record) -> None:
+    def end(self, record: PlanRecord) -> None:
         self._world.call("end", lambda: super(CrashingJournal, self).end(record))
 
 

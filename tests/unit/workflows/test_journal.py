@@ -15,7 +15,7 @@ import pytest
 from dmcopy.errors import BusyError, DeviceError, DmcopyError, ExitCode, MetadataError
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.workflows.journal import Journal
-from dmcopy.workflows.record import Plan, Record
+from dmcopy.workflows.record import Plan, PlanRecord
 from dmcopy.workflows.session import Session
 from dmcopy.workflows.snapshot_layout import Layout
 from dmcopy.workflows.snapshot_status import states
@@ -39,7 +39,7 @@ LAYOUT = Layout(
 )
 
 
-def merge(name: str = "snap", devices: tuple[str, ...] = LAYOUT.devices) -> Record:
+def merge(name: str = "snap", devices: tuple[str, ...] = LAYOUT.devices) -> PlanRecord:
     steps = [
         Step("load", "data", table=LAYOUT.merge_table),
         Step("attach", "/x/cow.img"),
@@ -47,15 +47,15 @@ def merge(name: str = "snap", devices: tuple[str, ...] = LAYOUT.devices) -> Reco
         Step("resume", "data", before=LAYOUT.origin_table, joined=True, final=True),
     ]
     plan = Plan("snapshot", "merge", name, steps, (), devices, "merge", layout=LAYOUT, total=5)
-    record = Record.of(plan)
+    record = PlanRecord.of(plan)
     record.settled, record.begun = 1, 2
     return record
 
 
-def make(name: str = "home") -> Record:
+def make(name: str = "home") -> PlanRecord:
     steps = [Step("swap", name, "0 8 linear /dev/a 0", before="0 8 linear /dev/b 0")]
     after = [Step("settle", name, "0 8 linear /dev/a 0")]
-    return Record.of(Plan("mirror", "make", name, steps, after, (name,), "resync"))
+    return PlanRecord.of(Plan("mirror", "make", name, steps, after, (name,), "resync"))
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def damage(journal: Journal) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize("record", [merge(), make()], ids=str)
-def test_a_record_is_read_as_it_was_written(journal: Journal, record: Record) -> None:
+def test_a_record_is_read_as_it_was_written(journal: Journal, record: PlanRecord) -> None:
     journal.begin(record)
     assert journal.find(record.noun, record.name) == record
     assert journal.records() == [record]
