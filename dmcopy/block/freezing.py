@@ -61,8 +61,8 @@ def thaw_elsewhere(number: DevNo, timeout: float) -> None:
 def frozen(number: DevNo | None, tell: Tell) -> Iterator[None]:
     """Freeze what is mounted from a device, for it to be suspended in the block; see `thawed`.
 
-    After an error it thaws. The device's server is told first, by `tell("freeze")`: who resumes the
-    device then thaws it. Where this process is killed before the device is suspended, the
+    After an error it thaws. The device's server is told first, by `tell("freeze")`: what resumes
+    the device then thaws it. Where this process is killed before the device is suspended, the
     server does.
     """
     if number is None or number not in mounted():

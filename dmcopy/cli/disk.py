@@ -69,7 +69,9 @@ def _configure_serve(verbs: Any) -> None:
     serve.add_argument(
         "--name", type=given, metavar="N", help="what the disk is called (default: disk)"
     )
-    serve.add_argument("--seed", type=int, metavar="N", help="how a cut by itself is")
+    serve.add_argument(
+        "--seed", type=int, metavar="N", help="what the cuts below leave (default: all is lost)"
+    )
     serve.add_argument(
         "--cut-after-writes", type=positive, default=0, metavar="N", help="cut the power at write N"
     )
@@ -80,7 +82,7 @@ def _configure_serve(verbs: Any) -> None:
         "--log",
         type=given,
         metavar="LOG",
-        help="a new file, for all that becomes durable, as dm-log-writes",
+        help="a new file that logs all that becomes durable, in the format of dm-log-writes",
     )
     add_options(serve, verb=True)
     serve.set_defaults(verb=_serve)

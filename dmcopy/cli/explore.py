@@ -27,9 +27,9 @@ examples:
   dmcopy explore tests.power:cut --seeds 0-99 --cluster tcp://head:8786
 
 The function is called with a seed, and fails by raising; numbers that it returns are summed up. Its
-parameters that are whole numbers by default are --set here, and what a failure is made smaller by.
-With --cluster the workers of a Dask scheduler play, which must be able to import the module; a
-worker that dies, here or there, costs its seeds a second run.
+parameters that are whole numbers by default can be --set, and are reduced where a seed fails. With
+--cluster the workers of a Dask scheduler play, which must be able to import the module. The seeds
+of a worker that dies, here or there, are played again.
 
 Ends with 0 where all seeds pass, with 1 where one fails, and prints the command that repeats it.
 """

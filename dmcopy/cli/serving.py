@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser, *, verb: bool = False) -> None:
         "--listen",
         type=given,
         metavar="ADDR:PORT",
-        help="where: TCP, without ADDR on the loopback; all who can reach it can read and write",
+        help="where: TCP, on the loopback without ADDR; all that reach it can read and write",
     )
     parser.add_argument(
         "--at",

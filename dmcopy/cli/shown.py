@@ -2,7 +2,7 @@ r"""Text that is safe on a terminal: a name, a label or a guest's words may hold
 
 `Shown` is what sys.stdout and sys.stderr are in a command, so that no message has to think of it:
 whatever is printed, of control characters only newlines and tabs get out, and what the locale
-cannot write is written as \xe9, too. Who moves the cursor or colours text asks for `drawing`.
+cannot write is written as \xe9, too. What moves the cursor or colours text asks for `drawing`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Shown(io.TextIOWrapper):
 
 
 class _Drawing:
-    """A `Shown` as those see it who draw: rich."""
+    """A `Shown` for what draws: rich."""
 
     def __init__(self, stream: Shown) -> None:
         self._stream = stream

@@ -1,7 +1,7 @@
 """The control socket of a running server: a line of JSON there, a line of JSON back.
 
 What is said is in `dmcopy.asking`. Only the user that runs the server can open it, and the kernel
-is asked who is there.
+is asked which user a peer is.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Control:
     """Answers at the Unix socket `path`, until `close`. `verbs`: what can be asked for.
 
     What a verb raises, if it is a DmcopyError, is the answer. A question has `max_line` bytes at
-    most, and there are `max_connections` at a time: more are told so. Raises as `listen_unix` does.
+    most. Peers beyond `max_connections` at a time are told that there are too many. Raises as
+    `listen_unix` does.
     """
 
     def __init__(

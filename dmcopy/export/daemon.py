@@ -27,7 +27,7 @@ _START_SECONDS: Final = 40.0
 def main() -> None:
     """Leave the process that started this one, and be the server."""
     if os.fork():
-        os._exit(0)  # who started it waits for this one, and need not for the other
+        os._exit(0)  # the process that started it waits for this one only
     ready, resume = int(sys.argv[1]), "resume" in sys.argv[2:]
     # Here and not above: they take time, and the parent need not wait.
     from dmcopy.asking import VERSION, facts_of
@@ -36,7 +36,7 @@ def main() -> None:
     def tell(**facts: object) -> None:
         import json
 
-        with contextlib.suppress(OSError):  # who started it is gone
+        with contextlib.suppress(OSError):  # the process that started it is gone
             os.write(ready, json.dumps({"version": VERSION, **facts}).encode() + b"\n")
 
     def begun() -> None:

@@ -134,7 +134,7 @@ class ExportedMapper(UserMapper):
             raise
 
     def close(self) -> None:
-        """Remove every device; who uses one is cut off."""
+        """Remove every device; its users are cut off."""
         for info in self.ls():
             if info.suspended and info.live and not info.inactive:
                 self.resume(info.name)

@@ -123,7 +123,7 @@ class LoopDevices(FrontEnd):
 
 
 def _check_unused(made: LoopDevice) -> None:
-    """Raise BusyError naming the users of a loop device, once those are gone who only glance."""
+    """Raise BusyError naming the users of a loop device, once programs that only look are gone."""
     deadline = time.monotonic() + _GLANCE_SECONDS
     while (found := holders.who(made.path)) and time.monotonic() < deadline:
         if any(one.kind != "process" for one in found):

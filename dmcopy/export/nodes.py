@@ -121,7 +121,7 @@ class Nodes:
         self._close(node)
 
     def drop(self, name: str) -> None:
-        """Remove a device's node, and cut off who uses it."""
+        """Remove a device's node, and cut off its users."""
         node = self._nodes.pop(name, None)
         if node is not None:
             self._close(node)
@@ -157,7 +157,7 @@ class Nodes:
                 front_end.resized(node.key)
 
     def close(self) -> None:
-        """Remove all nodes, and cut off who uses them."""
+        """Remove all nodes, and cut off their users."""
         for name in list(self._nodes):
             self.drop(name)
 
@@ -212,5 +212,5 @@ class Nodes:
 
 
 def _cut_off(front_end: FrontEnd) -> None:
-    with contextlib.suppress(BusyError):  # who was cut off has been
+    with contextlib.suppress(BusyError):  # its users have been cut off
         front_end.close()

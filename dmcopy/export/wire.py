@@ -109,7 +109,7 @@ class Wire:
             elif events & (select.EPOLLHUP | select.EPOLLERR) and not events & select.EPOLLIN:
                 self.close()
         except BaseException:
-            self.close()  # what it was about cannot continue
+            self.close()  # what this was for cannot continue
             raise
 
     def _send_scheduled(self) -> None:

@@ -67,7 +67,7 @@ async def wait_for(
             future.set_result(None)
 
     def wake() -> None:
-        if not loop.is_closed():  # as it may be when who waited was cancelled
+        if not loop.is_closed():  # as it may be when the task that waited was cancelled
             loop.call_soon_threadsafe(end)
 
     add_done_callback(wake)

@@ -101,7 +101,7 @@ class ThreadsBackend:
         self.time = time.monotonic
 
     def fileno(self) -> int:
-        """The poller's descriptor; who asks for it sleeps on it, so every completion rings.
+        """The poller's descriptor; its caller sleeps on it, so every completion writes to it.
 
         Nothing is done inline any more: what is kept for `poll` would wake no one.
         """

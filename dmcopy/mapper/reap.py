@@ -24,7 +24,7 @@ from dmcopy.runtime import SERVER_NAME, control_path, kept_path
 
 _log = logging.getLogger(__name__)
 
-# For each device in the first round: who only looks at one for a moment is done by then.
+# For each device in the first round: a program that only looks is done by then.
 REMOVE_SECONDS = 3.0
 LATER_SECONDS = 0.5
 _END_SECONDS = 5.0

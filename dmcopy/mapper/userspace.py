@@ -193,7 +193,7 @@ class UserMapper(Mapper):
             slot.retire(old)
 
     def remove(self, name: str, *, deferred: bool = False, timeout: float | None = None) -> None:
-        """Remove a device; see `Mapper.remove`. Who waits for I/O on it gets EIO."""
+        """Remove a device; see `Mapper.remove`. I/O that waits for it ends with EIO."""
         del timeout
         self.wait_for(self.removing(name, deferred=deferred))
 

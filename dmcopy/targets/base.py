@@ -163,7 +163,7 @@ class Host(Protocol):
         """Keep new bios back and wait for those in flight (dm_internal_suspend_fast in dm.c)."""
 
     def release(self) -> None:
-        """Let the bios continue that a `hold` kept back, if it was the last one."""
+        """Let the bios that a `hold` kept back continue, if it was the last one."""
 
     def call(self, notify: Callable[..., _T], *args: Any) -> _T | None:
         """Call a target of this table from another's; see `dmcopy.targets.guard.Guard.call`."""

@@ -4,8 +4,8 @@
         Campaign("tests.power:cut", results, lambda: pool).run(range(0, 1_000_000))
 
 Any `concurrent.futures.Executor` plays batches of seeds. Results are kept as they come, so that
-the next run continues where the last one ended. A worker that dies costs its seeds a second run;
-where one dies again of the same seed alone, that is the failure of the seed.
+the next run continues where the last one ended. The seeds of a worker that dies are played again;
+a seed of which one dies again, alone, has failed.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ The mirror is called m. Its legs a to d, and the device l of its log, are linear
 disks disk-a to disk-d and disk-l, of which parts fail or are slow for a while: `DISKS` has the
 sizes, `start` yields the steps that make them all, and `fill` gives the disks their first content.
 
-With faults, requests are held by a mirror that handles errors until it is suspended, so that who
-plays the workload must not wait for each; without them `compare.Comparison` plays it as it is.
+With faults, requests are held by a mirror that handles errors until it is suspended, so a player
+of the workload must not wait for each; without them `compare.Comparison` plays it as it is.
 """
 
 from __future__ import annotations

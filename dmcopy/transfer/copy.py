@@ -271,7 +271,7 @@ class Transfer:
                 attempt.job.cancel()
 
     def _abandon(self) -> None:
-        """Wait no longer: what is in flight, or a flush, takes too long for one who waits."""
+        """Wait no longer: what is in flight, or a flush, takes too long for a user who waits."""
         if not self.finished:
             self.abandoned = True
             self._finish()

@@ -14,7 +14,7 @@ from dmcopy.table import Table
 from dmcopy.workflows.machine import Machine, machine_of
 
 GRACE_SECONDS: Final = 3.0
-"""Who only looks at a device for a moment, as udev does after every close, is done by then."""
+"""A program that only looks at a device, as udev does after every close, is done by then."""
 _PAUSE: Final = 0.05
 
 

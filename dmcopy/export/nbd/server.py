@@ -1,8 +1,8 @@
 """The NBD server: a front end that serves any number of devices at one socket.
 
 Devices are exports by their names; the last one added is also the one without a name. Each may have
-several connections at a time. A peer has `HANDSHAKE_SECONDS` to choose an export. There are at most
-`MAX_CONNECTIONS`: of more, the one goes that has been choosing for longest, or else the new one.
+several connections at a time. A peer has `HANDSHAKE_SECONDS` to choose an export. Beyond
+`MAX_CONNECTIONS`, the one that has been choosing for longest is closed, or else the new one.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class Connection:
         handshake = self._handshake
         answer = handshake.feed(self._buffer[:got])
         if answer:
-            # Who sends options and takes no answers is not read from.
+            # A client that sends options and takes no answers is not read from.
             self._wire.reading = False
             self._wire.send(answer, self._answered)
         if handshake.ended:

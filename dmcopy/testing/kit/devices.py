@@ -206,7 +206,7 @@ class Device(_Openable, Generic[S]):
         self._engine.call(lambda mapper: mapper.remove(self.name))
 
     def cut_loose(self) -> None:
-        """Let all I/O end, with EIO, that waits for the device: nothing is flushed."""
+        """End all I/O that waits for the device with EIO: nothing is flushed."""
         failed = Table.of(self.table.length or 8, Error())
         self._engine.call(lambda mapper: mapper.swap(self.name, failed, flush=False, lockfs=False))
 

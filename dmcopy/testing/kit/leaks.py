@@ -151,7 +151,7 @@ class Leaks:
 
 
 def cut_loose(mapper: KernelMapper, name: str) -> None:
-    """Let the I/O end that waits for a device: it is suspended without a flush, and all errors."""
+    """End the I/O that waits for a device: suspend it without a flush, and let it fail all."""
     from dmcopy.table import Error, Table
 
     length = mapper.table(name).length

@@ -18,6 +18,7 @@ REFUSED = {
     r"somebody|anybody|nobody|whoever": "say what it is: the user, another process, a reader",
     r"so many|so much|each that there is": "say the number, or what it counts",
     r"(for|to|of|by|from) who": "'who' needs a person: say which",
+    r"who (only|uses one|uses them|was cut|started it|sends|moves|waited|draw)": "say what does it",
     r"moods?|bells?|worlds?|sheets": "a word of the field",
 }
 
