@@ -161,7 +161,6 @@ class NoLedger(Ledger):
     """Notes nothing: for commands that are only printed."""
 
     def entries(self) -> list[Entry]:
-        """Return nothing."""
         return []
 
     def _append(self, line: dict[str, Any]) -> None:

@@ -39,7 +39,6 @@ def unescape(text: str) -> str:
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
-    """Parse /proc/PID/mountinfo."""
     # Not splitlines: the kernel escapes newlines in names, but no other of Unicode's ends of lines.
     return [_parse_mount(line) for line in text.split("\n") if " - " in line]
 

@@ -108,6 +108,5 @@ class Monitor:
         return None if device is None else (device.action, device.sys_name)
 
     def close(self) -> None:
-        """Stop listening."""
         self._socket.close()
         del self._monitor  # pyudev closes its own descriptor with the object

@@ -25,13 +25,11 @@ With 'pip install --user' bash and fish find it by themselves.
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the argument."""
     parser.epilog = _EXAMPLES
     parser.add_argument("shell", choices=sorted(FILES), metavar="SHELL", help="bash, fish or zsh")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the completion."""
     from importlib import metadata
     from pathlib import Path
 

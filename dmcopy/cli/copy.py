@@ -26,7 +26,6 @@ found a difference, 6 when something is in use, 130 when interrupted.
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     parser.epilog = _EXAMPLES
     parser.add_argument("source", metavar="SRC", help="the device or file to read")
     parser.add_argument("dests", metavar="DST", nargs="*", help="1 to 8 devices or files to write")
@@ -41,7 +40,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Copy."""
     # Here and not above: the help, and what is wrong with the words, need no engine.
     from dmcopy.cli.transfers import run_transfer
     from dmcopy.transfer.opening import TransferRequest

@@ -26,7 +26,6 @@ named, 5 when something is not installed, 6 when something is in use, 130 when i
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the verbs."""
     parser.epilog = _EXAMPLES
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     cow_facts.configure(verbs)
@@ -35,6 +34,5 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb."""
     code: int = args.verb(args)
     return code

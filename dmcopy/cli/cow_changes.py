@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 
 def configure(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Declare the verbs."""
     extract = verbs.add_parser("extract", help="write the snapshot's content to a file or device")
     extract.add_argument("--origin", required=True, metavar="O", help="what the snapshot is of")
     extract.add_argument("--cow", required=True, metavar="COW", help="its COW device")

@@ -20,7 +20,6 @@ _COW: Final = "the COW device, or a copy of it"
 
 
 def configure(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Declare the verbs."""
     info = verbs.add_parser("info", help="the header, and how full the store is")
     info.set_defaults(verb=_info)
     dump = verbs.add_parser("dump", help="list the exceptions: old chunk, new chunk")

@@ -19,7 +19,6 @@ _PICTURE_WIDTH, _PICTURE_ROWS = 96, 64
 
 
 def configure(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Declare the verbs."""
     diff = verbs.add_parser(
         "diff", help="compare two stores, or a store with its origin; 4 when they differ"
     )

@@ -15,7 +15,6 @@ PARTS: Final = ("copy", "snapshot", "mirror")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
     parser.add_argument(
         "part", nargs="?", choices=PARTS, help="only this part: copy, snapshot or mirror"
     )
@@ -29,7 +28,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tell the story."""
     import tempfile
     from pathlib import Path
 

@@ -31,7 +31,6 @@ _DEADLINE: Final = 120.0
 
 
 def tell(story: Story, folder: Path, progress: str) -> None:
-    """Tell this part."""
     with Stage(story, folder, progress) as stage:
         _copy(stage)
         stage.break_disks()

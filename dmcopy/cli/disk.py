@@ -35,7 +35,6 @@ power cut is another matter: the file is made durable when the command ends.
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the verbs."""
     parser.epilog = _EXAMPLES
     add_json(parser)
     verbs = parser.add_subparsers(dest="verb_name", metavar="VERB", required=True)
@@ -51,7 +50,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb."""
     code: int = args.verb(args)
     return code
 

@@ -54,7 +54,6 @@ DMSETUPS: Final = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the verbs."""
     parser.epilog = _EXAMPLES
     add_json(parser)
     parser.set_defaults(prints_json=False)
@@ -94,7 +93,6 @@ def _other(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb."""
     refuse_json(args)
     args.mapper = _mapper(args)
     for module in getattr(args, "plugin", None) or ():

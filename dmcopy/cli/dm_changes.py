@@ -34,7 +34,6 @@ from dmcopy.units import parse_count
 
 
 def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
-    """Declare the verbs."""
     _configure_making(verbs)
     _configure_states(verbs)
     _configure_talking(verbs)

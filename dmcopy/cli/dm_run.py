@@ -34,7 +34,6 @@ end. An operation is one argument, for the last device, or for the one named bef
 
 
 def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
-    """Declare the verb."""
     text = "run operations on a table, in the kernel or in userspace"
     parser = verbs.add_parser("run", help=text, description=text)
     parser.epilog = f"operations:\n{help_text()}\n{_EXAMPLES}"

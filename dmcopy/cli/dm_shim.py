@@ -40,7 +40,6 @@ _LONGEST: Final = 250
 
 
 def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
-    """Declare the verb."""
     text = "put a dmsetup for userspace devices into a directory"
     parser = verbs.add_parser("shim", help=text, description=text)
     parser.epilog = _EPILOG

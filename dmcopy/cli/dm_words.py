@@ -89,7 +89,6 @@ class _Refuse(argparse.Action):
         values: object,
         option_string: str | None = None,
     ) -> None:
-        """Raise UsageError."""
         del namespace, values
         raise UsageError(f"{parser.prog}: {option_string} {REFUSED[self.dest]}")
 
@@ -116,7 +115,6 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Declare dmsetup's -S."""
     text = "the devices that match, as in 'name=~^test && open=0' (dmsetup info -c -S help)"
     parser.add_argument("-S", "--select", metavar="SELECTION", help=text)
 

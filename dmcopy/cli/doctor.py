@@ -18,7 +18,6 @@ they name. Ends with 5 when something needed is missing.
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
     parser.epilog = _NOTES
     add_json(parser)
 

@@ -38,7 +38,6 @@ _FAILURES: Final = 5
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     parser.epilog = _EXAMPLES
     parser.add_argument("function", metavar="MODULE:FUNCTION", help="what is played with a seed")
     parser.add_argument(

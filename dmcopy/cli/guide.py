@@ -10,7 +10,6 @@ from dmcopy.suggest import did_you_mean
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
     parser.add_argument(
         "topic", nargs="?", metavar="TOPIC", help="the guide (default: list them all)"
     )

@@ -66,7 +66,6 @@ installed, 6 when a device is in use, 130 when interrupted.
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the verbs."""
     parser.epilog = _EXAMPLES
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _configure_make(verbs)

@@ -37,7 +37,6 @@ no log; with 3 when a part of a leg cannot be read and the rest is good; with 13
 
 
 def configure_check(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     parser.epilog = _EXAMPLES
     parser.add_argument("legs", metavar="LEG", nargs="+", help="2 to 9 devices or files")
     parser.add_argument("--log", metavar="LOG", help="the mirror's log device, or a copy of it")

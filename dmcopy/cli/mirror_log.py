@@ -28,7 +28,6 @@ byte named.
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the verbs."""
     parser.epilog = _EXAMPLES
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     info = verbs.add_parser("info", help="what the log is for, and how much of it is clean")
@@ -47,7 +46,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb."""
     code: int = args.verb(args)
     return code
 

@@ -134,7 +134,6 @@ class JsonLines:
     """One JSON object per line and event."""
 
     def show(self, event: events.TransferEvent | WorkflowProgress) -> None:
-        """Print the event."""
         import json
 
         line: dict[str, Any] = {"event": _snake(type(event).__name__), **event._asdict()}
@@ -175,7 +174,6 @@ class Bar:
             say(text)
 
     def close(self) -> None:
-        """End the bar."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

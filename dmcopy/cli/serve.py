@@ -36,7 +36,6 @@ needs, 6 when a device, a port or a socket is in use, or what was served still w
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     parser.epilog = _EXAMPLES
     parser.add_argument(
         "file", nargs="?", metavar="FILE", help="a file or device to serve as it is"

@@ -23,7 +23,6 @@ class Story:
         self._console = _console() if sys.stdout.isatty() else None
 
     def title(self, text: str) -> None:
-        """Begin an act."""
         if self._console is None:
             print(f"\n== {text}")
         else:
@@ -31,7 +30,6 @@ class Story:
             self._console.rule(f"[bold cyan]{text}", align="left", style="cyan")
 
     def say(self, text: str) -> None:
-        """Tell a fact."""
         if self._console is None:
             print(text, flush=True)
         else:

@@ -69,7 +69,6 @@ class Messages(io.RawIOBase):
         return os.isatty(self._number)
 
     def writable(self) -> bool:
-        """Always."""
         return True
 
     def write(self, data: Any) -> int:

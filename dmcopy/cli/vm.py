@@ -37,7 +37,6 @@ examples:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the verbs."""
     parser.epilog = _EXAMPLES
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     listing = verbs.add_parser("kernels", help="list kernels, and fetch those that are named")
@@ -83,7 +82,6 @@ def _add_guest_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one verb."""
     verb: Callable[[argparse.Namespace], int] = {
         "kernels": _kernels,
         "run": _run,

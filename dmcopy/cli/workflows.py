@@ -24,7 +24,6 @@ _CALL_SECONDS = 30.0
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb."""
     verb: Verb = args.verb
     args.mapper = open_mapper(args)
     return verb(args) or ExitCode.OK

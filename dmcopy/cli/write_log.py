@@ -41,7 +41,6 @@ _KINDS: Final = ("mark", "flush", "fua", "discard")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the verbs."""
     parser.epilog = _EXAMPLES
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     info = verbs.add_parser("info", help="what the log has, and how large its disk must be")
@@ -101,7 +100,6 @@ def _at(text: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the verb."""
     code: int = args.verb(args)
     return code
 

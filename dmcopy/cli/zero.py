@@ -19,7 +19,6 @@ A device that can zero by itself is asked to; else zeroes are written. Exit code
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     parser.epilog = _EXAMPLES
     parser.add_argument("dests", metavar="DST", nargs="*", help="1 to 8 devices or files to zero")
     parser.add_argument("--to", default="0", metavar="S", help="where to begin in each DST")
@@ -28,7 +27,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Zero."""
     # Here and not above: the help, and what is wrong with the words, need no engine.
     from dmcopy.cli.transfers import run_transfer
     from dmcopy.transfer.opening import TransferRequest

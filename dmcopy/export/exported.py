@@ -56,7 +56,6 @@ class ExportedMapper(UserMapper):
         return [name for name, slot in slots if slot.deferred_removal and not slot.users]
 
     def path(self, name: str) -> str:
-        """Return the device's node; see `Mapper.path`."""
         return self.nodes.path(name)
 
     def info(self, name: str) -> DmInfo:
@@ -86,7 +85,6 @@ class ExportedMapper(UserMapper):
         return made
 
     async def resuming(self, name: str, *, flush: bool = True) -> None:
-        """Let I/O continue; the node follows the table. See `UserMapper.resuming`."""
         await super().resuming(name, flush=flush)
         if name in self.nodes:
             self.nodes.look(name)
@@ -114,7 +112,6 @@ class ExportedMapper(UserMapper):
             self.nodes.drop(name)
 
     def rename(self, name: str, new_name: str) -> None:
-        """Give a device and its node another name; see `Mapper.rename`."""
         super().rename(name, new_name)
         try:
             self.nodes.rename(name, new_name)

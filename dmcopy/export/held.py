@@ -69,7 +69,6 @@ class HeldWrites:
             self.settle([one for one in self._versions if one in blocks], upto)
 
     def clear(self) -> None:
-        """Forget everything."""
         self._versions.clear()
         self.bytes = 0
 

@@ -56,7 +56,6 @@ class LoopDevices(FrontEnd):
         return file_mounts.why_not()
 
     def add(self, name: str, device: Device) -> str:
-        """Serve a device; return its node. See `FrontEnd.add`."""
         file = self._files.add(name, device)
 
         def attach() -> LoopDevice:

@@ -29,7 +29,6 @@ class WriteLog:
         self._count()
 
     def write(self, block: int, data: bytes, *, fua: bool = False) -> None:
-        """Note a write."""
         count = len(data) // self._block_size
         self._add(Entry(block, count, Flag.FUA if fua else Flag(0)), data)
         if fua:

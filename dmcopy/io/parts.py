@@ -23,7 +23,6 @@ class Countdown:
         self._notify = notify
 
     def ended(self, _thing: object = None) -> None:
-        """Count one."""
         self._left -= 1
         if not self._left:
             notify = self._notify
@@ -54,7 +53,6 @@ class Fan:
         self._submit = submit
 
     def start(self) -> None:
-        """Submit the reads."""
         self._begin(Op.READ, self._request.reads(), self._read)
 
     def _begin(

@@ -335,7 +335,6 @@ class InstantBackend:
         raise OSError(errno.ENOTSUP, "a simulated back end has no descriptor")
 
     def submit(self, request: Request) -> None:
-        """Do it."""
         if isinstance(request, CopyIo):
             Fan(request, self.submit).start()
         elif request.preflush:

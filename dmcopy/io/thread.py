@@ -44,7 +44,6 @@ class ReactorThread(Closing):
         return future.result()
 
     def close(self) -> None:
-        """End the thread."""
         if not self._stopping:
             self.call(self._stop)
             self._thread.join()

@@ -126,7 +126,6 @@ class ThreadsBackend:
         """See `Reactor.unpin`."""
 
     def poll(self, timeout: float | None) -> list[Request]:
-        """See `IoBackend.poll`."""
         if self._alone is not None:
             request, self._alone = self._alone, None
             perform(request)
@@ -138,7 +137,6 @@ class ThreadsBackend:
         return pool.collect()
 
     def close(self) -> None:
-        """End the threads."""
         self._pool.close()
 
 

@@ -117,13 +117,11 @@ class UringBackend:
             self._pinned = memory
 
     def unpin(self, memory: Memory) -> None:
-        """See `Reactor.unpin`."""
         if self._pinned is memory:
             self._pinned = None
             self._ring.unregister_buffer()
 
     def poll(self, timeout: float | None) -> list[Request]:
-        """See `IoBackend.poll`."""
         if self._alone is not None:
             alone, self._alone = self._alone, None
             perform(alone)

@@ -201,7 +201,6 @@ class Client:
         return prepared
 
     def cancel(self, job: Job) -> bool:
-        """See `Job.cancel`."""
         if job.done or job.cancelled:
             return False
         self._work.cancel(job)

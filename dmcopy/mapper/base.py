@@ -299,7 +299,6 @@ class Stack:
         self._exits = exits
 
     def device(self, name: str, table: Table, *, readonly: bool = False) -> DmDevice:
-        """Make a device that lives until the stack ends; see `Mapper.device`."""
         return self._exits.enter_context(self._mapper.device(name, table, readonly=readonly))
 
 

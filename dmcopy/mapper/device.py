@@ -40,7 +40,6 @@ class DmDevice:
 
     @property
     def table(self) -> Table:
-        """The active table."""
         return self.mapper.table(self.name)
 
     @property
@@ -54,7 +53,6 @@ class DmDevice:
         return self.mapper.status(self.name)
 
     def open(self) -> MappedIo:
-        """Open the device for I/O; see `Mapper.open`."""
         return self.mapper.open(self.name)
 
     @contextlib.contextmanager
@@ -67,7 +65,6 @@ class DmDevice:
             self.resume(flush=flush, lockfs=lockfs)
 
     def swap(self, table: Table, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Replace the table under suspend; see `Mapper.swap`."""
         self.mapper.swap(self.name, table, flush=flush, lockfs=lockfs)
 
     def load(self, table: Table) -> None:
@@ -75,11 +72,9 @@ class DmDevice:
         self.mapper.load(self.name, table)
 
     def suspend(self, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Hold new I/O; see `Mapper.suspend`."""
         self.mapper.suspend(self.name, flush=flush, lockfs=lockfs)
 
     def resume(self, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Let I/O continue; see `Mapper.resume`."""
         self.mapper.resume(self.name, flush=flush, lockfs=lockfs)
 
     def rename(self, new_name: str) -> None:
@@ -88,7 +83,6 @@ class DmDevice:
         self.name = new_name
 
     def remove(self) -> None:
-        """Remove the device."""
         self.mapper.remove(self.name)
 
     def message(self, *words: str, sector: int = 0) -> str:

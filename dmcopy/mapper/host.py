@@ -150,7 +150,6 @@ class UserDevices:
         return None
 
     def module(self, cls: Callable[[], _T]) -> _T:
-        """Return this engine's only object of a class; see `Host.module`."""
         if cls not in self._modules:
             self._modules[cls] = cls()
         found: _T = self._modules[cls]

@@ -105,7 +105,6 @@ class KernelMapper(NodedMapper):
         minor: int | None = None,
         keep: bool = False,
     ) -> DmDevice:
-        """Make a device; see `Mapper.create`."""
         names.checked(name)
         uuid = names.checked_uuid(uuid)
         if not uuid and self.uuid_prefix:
@@ -130,22 +129,18 @@ class KernelMapper(NodedMapper):
         return DmDevice(self, name)
 
     def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
-        """Load a table beside the active one; see `Mapper.load`."""
         words = ["load", *names.options(name), *(["--readonly"] if readonly else [])]
         text = table_text(table)
         self._change("load a table", name, *words, "--", name, stdin=text, table=table)
 
     def clear(self, name: str) -> None:
-        """Drop the loaded table; see `Mapper.clear`."""
         self._change("clear its table", name, "clear", *names.options(name), "--", name)
 
     def suspend(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Hold new I/O; see `Mapper.suspend`."""
         words = ["suspend", *names.options(name), *_suspend_options(flush, lockfs)]
         self._change("suspend it", name, *words, "--", name)
 
     def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Let I/O continue; see `Mapper.resume`."""
         words = ["resume", *names.options(name), *_suspend_options(flush, lockfs)]
         self._change("resume it", name, *words, "--", name)
         self.see_node(name)
@@ -170,7 +165,6 @@ class KernelMapper(NodedMapper):
         self.ledger.drop("dm", name)
 
     def rename(self, name: str, new_name: str) -> None:
-        """Give a device another name; see `Mapper.rename`."""
         names.checked(new_name)
         options = names.options(name) or names.options(new_name)
         self._change("rename it", name, "rename", *options, "--", name, new_name)
@@ -180,7 +174,6 @@ class KernelMapper(NodedMapper):
             self._make_node(name)
 
     def set_uuid(self, name: str, uuid: str) -> None:
-        """Give a device a UUID; see `Mapper.set_uuid`."""
         names.checked_uuid(uuid)
         words = ["rename", *names.options(name), "--setuuid", "--", name, uuid]
         try:
@@ -196,7 +189,6 @@ class KernelMapper(NodedMapper):
         return sorted(parse_info(self._info()), key=lambda info: info.name)
 
     def info(self, name: str) -> DmInfo:
-        """Return what is known of a device; see `Mapper.info`."""
         found = parse_info(self._ask("look at it", name, self._info, "--", name))
         if not found:
             raise DeviceError(name, "look at it", errno.ENXIO)
@@ -210,7 +202,6 @@ class KernelMapper(NodedMapper):
         return Table.read(text)
 
     def active_tables(self) -> dict[str, Table]:
-        """Return every active table, by one call of dmsetup; see `Mapper.active_tables`."""
         return self.tables()
 
     def tables(self, *, inactive: bool = False, showkeys: bool = False) -> dict[str, Table]:
@@ -220,7 +211,6 @@ class KernelMapper(NodedMapper):
         return {name: Table.read(lines) for name, lines in parse_lines_of(text).items()}
 
     def statuses(self, *, flush: bool = True) -> dict[str, tuple[StatusLine, ...]]:
-        """Return the status of every device, asked for together; see `Mapper.statuses`."""
         words = [] if flush else ["--noflush"]
         text = self.dmsetup.run("status", *RAW_NAMES, *words)
         return {name: parse_lines(lines) for name, lines in parse_lines_of(text).items()}
@@ -231,21 +221,18 @@ class KernelMapper(NodedMapper):
         return {name: parse_deps(lines) for name, lines in parse_lines_of(text).items()}
 
     def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
-        """Return the status of each line; see `Mapper.status`."""
         words = [*names.options(name), *([] if flush else ["--noflush"])]
         return parse_lines(
             self._ask("read its status", name, self.dmsetup.run, "status", *words, "--", name)
         )
 
     def message(self, name: str, *words: str, sector: int = 0) -> str:
-        """Send a message; see `Mapper.message`."""
         if not all(words) or any("\0" in word for word in words):
             raise UsageError("a word of a message must not be empty or hold a zero byte")
         argv = ["message", *names.options(name), "--", name, str(sector), *map(_escaped, words)]
         return self._change("send it a message", name, *argv).rstrip("\n")
 
     def wait(self, name: str, event: int, *, timeout: float) -> int:
-        """Wait for an event; see `Mapper.wait`."""
         try:
             words = ["wait", *names.options(name), "--", name, str(event)]
             self._ask("wait for it", name, self.dmsetup.run, *words, timeout=timeout)
@@ -256,21 +243,18 @@ class KernelMapper(NodedMapper):
         return self.info(name).events
 
     def deps(self, name: str) -> tuple[str, ...]:
-        """Return the devices under a device; see `Mapper.deps`."""
         words = [*names.options(name), "-o", "devno", "--", name]
         return parse_deps(
             self._ask("read its dependencies", name, self.dmsetup.run, "deps", *words)
         )
 
     def targets(self) -> dict[str, Version]:
-        """Return the targets whose modules are loaded; see `Mapper.targets`."""
         found = re.findall(
             r"^(\S+)\s+v(\d+)\.(\d+)\.(\d+)", self.dmsetup.run("targets"), re.MULTILINE
         )
         return {name: Version(*map(int, numbers)) for name, *numbers in found}
 
     def path(self, name: str) -> str:
-        """Return the node of a device; see `Mapper.path`."""
         return f"/dev/mapper/{names.mangle(name)}"
 
     def refusal(self, table: Table) -> str:

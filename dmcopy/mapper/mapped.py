@@ -110,7 +110,6 @@ class MappedDevice(MappedIo):
         return self
 
     def fileno(self) -> int:
-        """There is none."""
         raise OSError(errno.ENOTBLK, "a device of the userspace engine has no descriptor")
 
     def activate(self, table: ActiveTable | None) -> None:
@@ -126,7 +125,6 @@ class MappedDevice(MappedIo):
             self._end(bio)
 
     def hold(self) -> None:
-        """Keep new bios back until as many `release` calls; see `Host.hold`."""
         self._holds += 1
 
     def release(self) -> None:

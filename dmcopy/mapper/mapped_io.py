@@ -91,7 +91,6 @@ class MappedIo(Closing, StackedDevice):
 
     @property
     def table(self) -> Table:
-        """The active table."""
         return self.mapper.table(self.name)
 
     def close(self) -> None:

@@ -73,7 +73,6 @@ class NodeIo(MappedIo):
         self.reactor.submit(request)
 
     def close(self) -> None:
-        """Close the node."""
         if self._open:
             self._open = False
             if not self.reactor.in_callback:

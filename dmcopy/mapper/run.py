@@ -167,7 +167,6 @@ class Run:
         state.loaded = table.length
 
     def suspend(self, name: str, *, flush: bool) -> None:
-        """Suspend a device."""
         self.mapper.suspend(name, flush=flush)
         self._states[name].suspended = True
 

@@ -72,22 +72,18 @@ class ServedMapper(NodedMapper):
         return DmDevice(self, name)
 
     def open(self, name: str) -> MappedIo:
-        """Open a device through its node; see `Mapper.open`."""
         from dmcopy.mapper.node import NodeIo
 
         self.info(name)
         return NodeIo(self, name, self.reactor, self.timeout)
 
     def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
-        """Load a table beside the active one; see `Mapper.load`."""
         self._of(name, "load a table", "load", table=self._text(table), readonly=readonly)
 
     def clear(self, name: str) -> None:
-        """Drop the loaded table; see `Mapper.clear`."""
         self._of(name, "clear its table", "clear")
 
     def suspend(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Hold new I/O; see `Mapper.suspend`."""
         info = self.info(name)
         freezes = lockfs and info.live and not info.suspended
         with freezing.frozen(info.number if freezes else None, self._telling(name)):
@@ -121,12 +117,10 @@ class ServedMapper(NodedMapper):
         self._of(name, "remove it", "remove", deferred=deferred)
 
     def rename(self, name: str, new_name: str) -> None:
-        """Give a device another name; see `Mapper.rename`."""
         names.checked(new_name)
         self._of(name, "rename it", "rename", new_name=new_name)
 
     def set_uuid(self, name: str, uuid: str) -> None:
-        """Give a device a UUID; see `Mapper.set_uuid`."""
         names.checked_uuid(uuid)
         self._of(name, "set its UUID", "set_uuid", uuid=uuid)
 
@@ -140,11 +134,9 @@ class ServedMapper(NodedMapper):
         return [_info(values, mounted) for values in found]
 
     def info(self, name: str) -> DmInfo:
-        """Return what is known of a device; see `Mapper.info`."""
         return _info(self._of(name, "look at it", "info"), freezing.mounted())
 
     def table(self, name: str, *, inactive: bool = False, showkeys: bool = False) -> Table:
-        """Return a table; see `Mapper.table`."""
         del showkeys
         return Table.read(self._of(name, "read its table", "table", inactive=inactive))
 
@@ -154,12 +146,10 @@ class ServedMapper(NodedMapper):
         return {info.name: self.table(info.name, inactive=inactive) for info in self.ls()}
 
     def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
-        """Return the status of each line; see `Mapper.status`."""
         del flush
         return parse_lines(self._of(name, "read its status", "status"))
 
     def message(self, name: str, *words: str, sector: int = 0) -> str:
-        """Send a message; see `Mapper.message`."""
         what = "send it a message"
         answer: str = self._of(name, what, "message", words=words, sector=sector)
         return answer
@@ -172,20 +162,16 @@ class ServedMapper(NodedMapper):
         return number
 
     def deps(self, name: str) -> tuple[str, ...]:
-        """Return the devices under a device; see `UserMapper.deps`."""
         return tuple(self._of(name, "read its dependencies", "deps"))
 
     def targets(self) -> dict[str, Version]:
-        """Return the targets of the server; see `Mapper.targets`."""
         found: dict[str, list[int]] = self._ask("targets", start=True)
         return {name: Version(*numbers) for name, numbers in found.items()}
 
     def path(self, name: str) -> str:
-        """Return the node of a device; see `Mapper.path`."""
         return self._own().path(name)
 
     def refusal(self, table: Table) -> str:
-        """Try a table; see `Mapper.refusal`."""
         try:
             text = self._text(table)
         except DmcopyError as error:

@@ -87,7 +87,6 @@ class StatsRegion:
         return tuple(Counters.parse(line) for line in answer.splitlines())
 
     def delete(self) -> None:
-        """Stop counting."""
         self.device.message("@stats_delete", str(self.id))
 
 

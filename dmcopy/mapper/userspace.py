@@ -125,7 +125,6 @@ class UserMapper(Mapper):
         slot.retire(old)
 
     def clear(self, name: str) -> None:
-        """Drop the loaded table; see `Mapper.clear`."""
         slot = self._slot(name, "clear its table")
         old, slot.loaded = slot.loaded, None
         slot.retire(old)
@@ -166,7 +165,6 @@ class UserMapper(Mapper):
                 exits.callback(target.postsuspend)
 
     def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Let I/O continue; see `Mapper.resume`."""
         del lockfs
         self.wait_for(self.resuming(name, flush=flush))
 
@@ -215,7 +213,6 @@ class UserMapper(Mapper):
             raise
 
     def rename(self, name: str, new_name: str) -> None:
-        """Give a device another name; see `Mapper.rename`."""
         check_name(new_name)
         slot = self._slot(name, "rename it")
         self._refuse_taken(name, "rename it", new_name)
@@ -224,7 +221,6 @@ class UserMapper(Mapper):
         slot.events += slot.mapped.active is not None  # dm_hash_rename in dm-ioctl.c
 
     def set_uuid(self, name: str, uuid: str) -> None:
-        """Give a device a UUID; see `Mapper.set_uuid`."""
         names.checked_uuid(uuid)
         slot = self._slot(name, "set its UUID")
         if having := [one.name for one in self._slots.values() if uuid and one.uuid == uuid]:
@@ -240,7 +236,6 @@ class UserMapper(Mapper):
         return [self.info(name) for name in sorted(self._slots)]
 
     def info(self, name: str) -> DmInfo:
-        """Return what is known of a device; see `Mapper.info`."""
         slot = self._slot(name, "look at it")
         mapped = slot.mapped
         return DmInfo(
@@ -257,7 +252,6 @@ class UserMapper(Mapper):
         )
 
     def table(self, name: str, *, inactive: bool = False) -> Table:
-        """Return a table; see `Mapper.table`."""
         slot = self._slot(name, "read its table")
         table = slot.loaded if inactive else slot.mapped.active
         if table is None:
@@ -266,7 +260,6 @@ class UserMapper(Mapper):
         return Table(tuple(lines)).with_devices(partial(_label, table))
 
     def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
-        """Return the status of each line; see `Mapper.status`."""
         del flush
         slot = self._slot(name, "read its status")
         targets = slot.mapped.active.targets if slot.mapped.active else []
@@ -278,7 +271,6 @@ class UserMapper(Mapper):
         return tuple(found)
 
     def message(self, name: str, *words: str, sector: int = 0) -> str:
-        """Send a message; see `Mapper.message`."""
         slot = self._slot(name, "send it a message")
         table = slot.mapped.active
         if not words:
@@ -291,7 +283,6 @@ class UserMapper(Mapper):
             return target.message(words)
 
     def wait(self, name: str, event: int, *, timeout: float) -> int:
-        """Wait for an event; see `Mapper.wait`."""
         slot = self._slot(name, "wait for it")
         try:
             self.reactor.run_until(lambda: slot.events != event, timeout)
@@ -305,11 +296,9 @@ class UserMapper(Mapper):
         return self._deps(self._slot(name, "read its dependencies"))
 
     def targets(self) -> dict[str, Version]:
-        """Return the targets of this engine; see `Mapper.targets`."""
         return {name: Version(*cls.version) for name, cls in TARGETS.items()}
 
     def sleep(self, seconds: float) -> None:
-        """Let the reactor run for a while; see `Mapper.sleep`."""
         with contextlib.suppress(DeadlineError):
             self.reactor.run_until(lambda: False, seconds)
 
@@ -325,7 +314,6 @@ class UserMapper(Mapper):
         return self._devices.module(cls)
 
     def refusal(self, table: Table) -> str:
-        """Try a table; see `Mapper.refusal`."""
         probe = self._new_slot("dmcopy-try")
         try:
             table.check()

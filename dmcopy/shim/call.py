@@ -43,7 +43,6 @@ class Call:
         sys.stdout.write(text + end)
 
     def note(self, text: str) -> None:
-        """Print a message."""
         sys.stdout.flush()
         sys.stderr.write(text + "\n")
 

@@ -87,7 +87,6 @@ class _Terminal:
 
 
 def main() -> None:
-    """Be dmsetup."""
     for number in (signal.SIGPIPE, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     for name in ("stdin", "stdout", "stderr"):

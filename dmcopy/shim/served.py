@@ -61,12 +61,10 @@ class Served:
         return found
 
     def create(self, name: str, table: str | None, *, uuid: str, readonly: bool) -> None:
-        """Make a device."""
         text = None if table is None else self._resolved(table)
         self._do("create", start=True, name=name, table=text, uuid=uuid, readonly=readonly)
 
     def load(self, name: str, table: str, *, readonly: bool) -> None:
-        """Load a table."""
         self._do("load", name=name, table=self._resolved(table), readonly=readonly)
 
     def clear(self, name: str) -> None:
@@ -81,7 +79,6 @@ class Served:
             self._do("suspend", name=name, flush=flush)
 
     def resume(self, name: str, *, flush: bool, lockfs: bool) -> None:
-        """Let I/O continue."""
         info = self._info(name)
         swaps = info.live and info.inactive and not info.suspended
         with self._frozen(info, lockfs and swaps):
@@ -112,7 +109,6 @@ class Served:
         return lambda do: asked(control_path(), {"do": do, "name": name}, timeout=SECONDS)
 
     def remove(self, name: str, *, deferred: bool) -> None:
-        """Remove a device."""
         self._do("remove", name=name, deferred=deferred)
 
     def rename(self, name: str, new: str) -> None:
@@ -124,7 +120,6 @@ class Served:
         self._do("set_uuid", name=name, uuid=uuid)
 
     def message(self, name: str, sector: int, text: str) -> str:
-        """Send a message."""
         answer: str = self._do("message", name=name, sector=sector, words=split_message(text))
         return answer
 

@@ -77,7 +77,6 @@ def status(call: Call, words: list[str]) -> bool:
 
 
 def table(call: Call, words: list[str]) -> bool:
-    """Show the tables."""
     if "concise" in call.words:
         return each(call, words, _concise, "table")
     inactive = "inactive" in call.words
@@ -141,7 +140,6 @@ def length(call: Call, info: Info) -> int:
 
 
 def ls(call: Call, words: list[str]) -> bool:
-    """List the devices."""
     if "target" in call.words or "exec" in call.words:
         return each(call, words, _ls_of_target, "table")
     if "tree" in call.words:

@@ -109,7 +109,6 @@ def _symbols(options: list[str]) -> tuple[str, ...]:
 
 
 def show(call: Call) -> bool:
-    """Draw the tree."""
     options = chosen(call.words.value("options") or "") or []
     tree = Tree(call, options)
     if not tree.by_number:

@@ -25,7 +25,6 @@ RETRY_SECONDS = 5.0
 
 
 def create(call: Call, words: list[str]) -> bool:
-    """Make a device."""
     if "concise" in call.words:
         return _concise(call, words)
     if not words:
@@ -155,7 +154,6 @@ def clear(call: Call, words: list[str]) -> bool:
 
 
 def suspend(call: Call, words: list[str]) -> bool:
-    """Hold new I/O."""
     flush, lockfs = "noflush" not in call.words, "nolockfs" not in call.words
     found = _do(
         call,
@@ -167,7 +165,6 @@ def suspend(call: Call, words: list[str]) -> bool:
 
 
 def resume(call: Call, words: list[str]) -> bool:
-    """Let I/O continue."""
     found = _resume(call, _first(words))
     return found is not None and _told(call, found.name)
 

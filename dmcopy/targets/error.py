@@ -27,6 +27,5 @@ class Error(Target):
             host.use(device, self.value.limits.offset, self.length)
 
     def map(self, bio: Bio) -> Map:
-        """Fail the bio."""
         del bio
         return KILL

@@ -60,18 +60,14 @@ class Guard:
         self._submit(request)
 
     def call_soon(self, notify: Callable[[], object]) -> None:
-        """See `Reactor.call_soon`."""
         self._due += 1
         self._reactor.call_soon(partial(self._call, notify))
 
     def call_before_io(self, notify: Callable[[], object]) -> None:
-        """See `Reactor.call_before_io`."""
         self._due += 1
         self._reactor.call_before_io(partial(self._call, notify))
 
     def call_later(self, delay: float, notify: Callable[[], object]) -> Timer:
-        """See `Reactor.call_later`."""
-
         def come() -> None:
             self._timers.discard(timer)
             self._due += 1
@@ -159,7 +155,6 @@ class Failed(Target):
         return KILL
 
     def message(self, words: tuple[str, ...]) -> str:
-        """Refuse it."""
         del words
         raise TargetError("the target has failed; the device needs another table", EIO)
 

@@ -158,7 +158,6 @@ class SnapshotOrigin(Target):
             self._origin = Origin()
 
     def failed(self) -> None:
-        """Leave the origin."""
         self.postsuspend()
 
     def _go_on(self, bio: Bio) -> None:

@@ -131,7 +131,6 @@ class PersistentStore:
         return header.valid
 
     def prepare(self) -> int | None:
-        """Reserve a data chunk; see `ExceptionStore.prepare`."""
         chunk = self._allocation.take()
         if chunk is not None:
             self._pending += 1

@@ -99,7 +99,6 @@ class TransientStore:
         return True
 
     def attach(self, reactor: Reactor, cow: Device) -> None:
-        """Use another handle."""
         del reactor
         self._cow = cow
 

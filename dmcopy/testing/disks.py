@@ -54,7 +54,6 @@ class Disks(Closing):
             self.words |= {_number(path): name for name, path in self.paths.items()}
 
     def close(self) -> None:
-        """Remove them."""
         while self._loops:
             detach(self._loops.pop())
         while self._files:
@@ -62,7 +61,6 @@ class Disks(Closing):
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def wipe(self) -> None:
-        """Zero them all."""
         mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
         for name, fd in self._files.items():
             syscalls.fallocate(fd, mode, 0, self.sizes[name] << SECTOR_SHIFT)

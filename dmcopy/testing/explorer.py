@@ -183,7 +183,6 @@ class _Explorer:
         return None
 
     def only(self, cut: Cut) -> tuple[Cut, BaseException] | None:
-        """Try one alone."""
         cause = self._fails(self._moment(cut.at), cut)
         return (cut, cause) if cause else None
 

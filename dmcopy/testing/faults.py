@@ -98,7 +98,6 @@ class FaultyBackend:
         self.inner.submit(request)
 
     def poll(self, timeout: float | None) -> list[Request]:
-        """See `IoBackend.poll`."""
         finished, self._finished = self._finished, []
         return finished + self.inner.poll(0 if finished else timeout)
 

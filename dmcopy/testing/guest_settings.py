@@ -38,7 +38,6 @@ class DiskFolder(Closing):
         self._leash = Leashed(self.path, ["sleep", "infinity"])
 
     def close(self) -> None:
-        """Remove it."""
         self._leash.close()
         shutil.rmtree(self.path, ignore_errors=True)
 

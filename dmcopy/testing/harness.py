@@ -131,11 +131,9 @@ class Harness:
         self.mapper.load(self.prefix + name, self.parse(text), readonly=readonly)
 
     def suspend(self, name: str, *, flush: bool = True) -> None:
-        """Suspend a device."""
         self.mapper.suspend(self.prefix + name, flush=flush)
 
     def resume(self, name: str) -> None:
-        """Resume a device."""
         self.mapper.resume(self.prefix + name)
 
     def swap(self, name: str, text: str, *, readonly: bool = False, flush: bool = True) -> None:
@@ -145,7 +143,6 @@ class Harness:
         self.resume(name)
 
     def remove(self, name: str) -> None:
-        """Remove a device."""
         if name in self._open:
             self._open.pop(name).close()
         self.mapper.remove(self.prefix + name)

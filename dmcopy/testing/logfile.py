@@ -50,7 +50,6 @@ class LogFile(Closing):
         self.nr_entries = head.nr_entries
 
     def close(self) -> None:
-        """Close it."""
         self._device.close()
 
     @property

@@ -44,7 +44,6 @@ class Heal:
     devices: tuple[str, ...]
 
     def do(self, harness: Harness) -> None:
-        """See `Step`."""
         for device in self.devices:
             harness.swap(device, healthy(device), flush=False)
 
@@ -56,8 +55,6 @@ class AwaitSync:
     device: str = "m"
 
     def do(self, harness: Harness) -> None:
-        """See `Step`."""
-
         def synced() -> bool:
             found = re.search(r"(?<!\S)(\d+)/(\d+)(?!\S)", harness.words(self.device))
             return found is not None and found[1] == found[2]
@@ -149,7 +146,6 @@ class MirrorWorkload:
         return bytes(data)
 
     def steps(self, count: int) -> Iterator[Step]:
-        """Yield the steps."""
         for _ in range(count):
             kind = self.rng.choices(
                 ("write", "read", "flush", "discard", "burst", "fault", "heal", "cycle", "reload"),

@@ -13,7 +13,6 @@ _BUILT_IN: Final = pytest.StashKey[set[str]]()
 
 
 def add(parser: pytest.Parser) -> None:
-    """Add them."""
     group = parser.getgroup("dmcopy", "tests with block devices")
     group.addoption(
         "--dm",

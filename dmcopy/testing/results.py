@@ -56,7 +56,6 @@ class Results(Closing):
             raise
 
     def close(self) -> None:
-        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -45,7 +45,6 @@ class Burst:
     accesses: tuple[Access, ...]
 
     def do(self, harness: Harness) -> object:
-        """See `Step`."""
         return harness.perform(*self.accesses)
 
 
@@ -61,7 +60,6 @@ class Load:
     readonly: bool = False
 
     def do(self, harness: Harness) -> None:
-        """See `Step`."""
         harness.load(self.device, self.table, readonly=self.readonly)
 
 
@@ -73,7 +71,6 @@ class Suspend:
     flush: bool = True
 
     def do(self, harness: Harness) -> None:
-        """See `Step`."""
         harness.suspend(self.device, flush=self.flush)
 
 
@@ -84,7 +81,6 @@ class Resume:
     device: str
 
     def do(self, harness: Harness) -> None:
-        """See `Step`."""
         harness.resume(self.device)
 
 
@@ -96,7 +92,6 @@ class Cycle:
     flush: bool = True
 
     def do(self, harness: Harness) -> None:
-        """See `Step`."""
         harness.suspend(self.device, flush=self.flush)
         harness.resume(self.device)
 
@@ -111,7 +106,6 @@ class Swap:
     flush: bool = True
 
     def do(self, harness: Harness) -> None:
-        """See `Step`."""
         harness.swap(self.device, self.table, readonly=self.readonly, flush=self.flush)
 
 
@@ -124,7 +118,6 @@ class Message:
     sector: int = 0
 
     def do(self, harness: Harness) -> object:
-        """See `Step`."""
         return harness.message(self.device, *self.words, sector=self.sector)
 
 
@@ -135,7 +128,6 @@ class Wipe:
     disk: str
 
     def do(self, harness: Harness) -> None:
-        """See `Step`."""
         harness.disks.poke(self.disk, 0, bytes(SECTOR_SIZE))
 
 
@@ -146,8 +138,6 @@ class AwaitMerge:
     device: str
 
     def do(self, harness: Harness) -> None:
-        """See `Step`."""
-
         def ended() -> bool:
             numbers = harness.words(self.device).replace("/", " ").split()
             return not numbers[0].isdecimal() or numbers[0] == numbers[2]

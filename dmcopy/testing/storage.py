@@ -81,24 +81,19 @@ class ModelDisk(StorageDisk):
         return str(file)
 
     def close(self) -> None:
-        """Remove the file."""
         if self._folder is not None:
             self._folder.cleanup()
 
     def read(self, sector: int, count: int) -> bytes:
-        """See `StorageDisk`."""
         return whole.read(self._reactor, self.device, sector, count)
 
     def write(self, sector: int, data: bytes, *, fua: bool = False) -> None:
-        """See `StorageDisk`."""
         whole.write(self._reactor, self.device, sector, data, fua=fua)
 
     def flush(self) -> None:
-        """See `StorageDisk`."""
         whole.flush(self._reactor, self.device)
 
     def discard(self, sector: int, count: int) -> None:
-        """See `StorageDisk`."""
         whole.discard(self._reactor, self.device, sector, count)
 
 
@@ -112,17 +107,14 @@ class FileDisk(StorageDisk):
 
     @property
     def path(self) -> str:
-        """The file."""
         return self._path
 
     def read(self, sector: int, count: int) -> bytes:
-        """See `StorageDisk`."""
         with open(self._path, "rb") as file:
             file.seek(sector << SECTOR_SHIFT)
             return file.read(count << SECTOR_SHIFT)
 
     def write(self, sector: int, data: bytes, *, fua: bool = False) -> None:
-        """See `StorageDisk`."""
         with open(self._path, "r+b", buffering=0) as file:
             view, at = memoryview(data), sector << SECTOR_SHIFT
             while view:
@@ -132,12 +124,10 @@ class FileDisk(StorageDisk):
                 os.fsync(file.fileno())
 
     def flush(self) -> None:
-        """See `StorageDisk`."""
         with open(self._path, "r+b", buffering=0) as file:
             os.fsync(file.fileno())
 
     def discard(self, sector: int, count: int) -> None:
-        """See `StorageDisk`."""
         with open(self._path, "r+b", buffering=0) as file:
             start, length = sector << SECTOR_SHIFT, count << SECTOR_SHIFT
             syscalls.fallocate(file.fileno(), _PUNCH, start, length)
@@ -170,7 +160,6 @@ class Storage:
 
     @property
     def disk(self) -> StorageDisk:
-        """The first disk."""
         return next(iter(self.disks.values()))
 
     @property
@@ -188,7 +177,6 @@ class Storage:
         self._note(Marked(text))
 
     def close(self) -> None:
-        """Close the engine."""
         mapper, self._mapper = self._mapper, None
         if mapper is not None:
             mapper.close()
@@ -259,7 +247,6 @@ class Judge:
         self._reactor.on_exception = _raise
 
     def close(self) -> None:
-        """End it."""
         self._reactor.close()
 
     @contextlib.contextmanager

@@ -90,7 +90,6 @@ class TroubledDisk(Layer):
         return fault
 
     def submit(self, request: Io) -> None:
-        """Take a request; see `StackedDevice.submit`."""
         if self.latency is not None:
             seconds = self.latency(self._rng, request)
             self._reactor.call_later(max(seconds, 0.0), partial(self._begin, request))

@@ -62,12 +62,10 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """The mapped device."""
         return f"snap{self.number}"
 
     @property
     def cow(self) -> str:
-        """The COW device."""
         return f"low{self.number}"
 
 
@@ -148,7 +146,6 @@ class Workload:
         return f"0 {self.sectors} snapshot {words}"
 
     def _add(self) -> Iterator[Step]:
-        """Take a snapshot."""
         rng = self._rng
         free = [number for number in SNAPSHOTS if number not in self.snapshots]
         if not free:
@@ -175,7 +172,6 @@ class Workload:
         return min(chunks * one.chunk + self._rng.randrange(one.chunk), DISK_SECTORS)
 
     def _drop(self) -> Iterator[Step]:
-        """Remove a snapshot."""
         if self.snapshots:
             one = self.snapshots.pop(self._rng.choice(sorted(self.snapshots)))
             yield from self._around_origin(*self._start(one.name, NOTHING))

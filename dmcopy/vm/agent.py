@@ -48,7 +48,6 @@ class Kind(enum.IntEnum):
 
 
 def pack(kind: Kind, number: int, payload: bytes = b"") -> bytes:
-    """Return one frame."""
     return _HEADER.pack(kind, number, len(payload)) + payload
 
 

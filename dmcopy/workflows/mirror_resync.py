@@ -139,7 +139,6 @@ class Resyncing:
         self._waiter = Waiter(runner.mapper, observer)
 
     def begin(self, record: PlanRecord) -> None:
-        """Change the tables."""
         self._runner.run(record)
 
     def wait(self, record: PlanRecord, timeout: float | None) -> None:

@@ -52,7 +52,6 @@ class MergeProgress:
 
     @property
     def rate(self) -> float:
-        """Sectors per second."""
         return (self.first - self.left) / self.seconds if self.seconds else 0.0
 
     @property

@@ -39,7 +39,6 @@ class FuseFiles(FrontEnd):
         return file_mounts.why_not()
 
     def add(self, name: str, device: Device) -> str:
-        """Serve a device; return the path of the file. See `FrontEnd.add`."""
         if name in self._files:
             raise UsageError(f"there is a file for {name} already")
         if self.place.at is not None and self._files:

@@ -132,13 +132,11 @@ def init_reply(offer: Init, *, max_bytes: int, depth: int) -> bytes:
 
 
 def parse_setattr(body: bytes) -> SetAttr:
-    """Parse fuse_setattr_in."""
     which, _handle, size = _SETATTR_IN.unpack_from(body)
     return SetAttr(which, size)
 
 
 def parse_fallocate(body: bytes) -> Fallocate:
-    """Parse fuse_fallocate_in."""
     _handle, offset, length, mode = _FALLOCATE_IN.unpack_from(body)
     return Fallocate(offset, length, mode)
 

@@ -62,7 +62,6 @@ class NbdServer(FrontEnd):
         return ""
 
     def add(self, name: str, device: Device) -> str:
-        """Serve a device; return its URI. See `FrontEnd.add`."""
         try:
             size = len(name.encode())
         except UnicodeEncodeError:  # made under another locale, see PEP 383

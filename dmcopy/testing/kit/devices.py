@@ -67,7 +67,6 @@ class Opened(Closing):
         self._perform(lambda to: whole.zero(to, self._device, sector, count))
 
     def discard(self, sector: int, count: int) -> None:
-        """Discard a range."""
         self._perform(lambda to: whole.discard(to, self._device, sector, count))
 
     def close(self) -> None:
@@ -184,7 +183,6 @@ class Device(_Openable, Generic[S]):
         self._engine.call(lambda mapper: mapper.suspend(self.name, flush=flush, lockfs=flush))
 
     def resume(self) -> None:
-        """Let I/O continue."""
         self._engine.call(lambda mapper: mapper.resume(self.name))
 
     def message(self, *words: str, sector: int = 0) -> str:

@@ -42,7 +42,6 @@ class SwitchedDisk(Layer):
         self._power = power
 
     def submit(self, request: Io) -> None:
-        """Hand the request down; see `StackedDevice.submit`."""
         if self._power.off:
             request.error = errno.EIO
             self._reactor.call_soon(partial(request.notify, request))  # type: ignore[arg-type, misc]
