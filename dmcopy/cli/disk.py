@@ -106,7 +106,7 @@ def _serve(args: argparse.Namespace) -> int:
         exits.enter_context(faults_told(args))
         reactor = exits.enter_context(Reactor(stacked=True))
         reactor.on_exception = log_exception
-        served = front_end(reactor, Place(args.socket, args.listen, args.at))
+        served = front_end(reactor, Place(args.socket, args.listen, args.at, args.tls_creds))
         below = _open(args, exits)
         disk = VolatileDisk(below, reactor)
         disk.cut_after_writes, disk.cut_at_flush = args.cut_after_writes, args.cut_at_flush

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         exits.enter_context(faults_told(args))
         reactor = exits.enter_context(Reactor(stacked=True))
         reactor.on_exception = log_exception
-        served = front_end(reactor, Place(args.socket, args.listen, args.at))
+        served = front_end(reactor, Place(args.socket, args.listen, args.at, args.tls_creds))
         devices = _devices(args, reactor, exits)
         Served(reactor, served, as_json=args.json).run(devices)
         for device in reversed(list(devices.values())):  # what is above others comes first
@@ -83,7 +83,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _resume(args: argparse.Namespace) -> int:
     """Start the device server again, and tell where its devices are."""
-    if any((args.file, args.table, args.concise, args.name, args.via, args.socket, args.at)):
+    if any(
+        (
+            args.file,
+            args.table,
+            args.concise,
+            args.name,
+            args.via,
+            args.socket,
+            args.at,
+            args.tls_creds,
+        )
+    ):
         raise UsageError("--resume says it all: leave the rest out")
     from dmcopy.cli.output import printable, say
     from dmcopy.ledger import Ledger

@@ -35,7 +35,15 @@ def add_options(parser: argparse.ArgumentParser, *, verb: bool = False) -> None:
         "--listen",
         type=given,
         metavar="ADDR:PORT",
-        help="where: TCP, on the loopback without ADDR; all that reach it can read and write",
+        help="where: TCP, on the loopback without ADDR; all that reach it can read and write, "
+        "unless there are --tls-creds",
+    )
+    parser.add_argument(
+        "--tls-creds",
+        type=given,
+        metavar="DIR",
+        help="nbd by TLS alone: DIR holds server-cert.pem and server-key.pem; with ca-cert.pem, "
+        "clients need a certificate of it",
     )
     parser.add_argument(
         "--at",

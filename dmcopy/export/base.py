@@ -22,12 +22,13 @@ class Place(NamedTuple):
     """Where a front end is to be found: what was asked for; each takes what it knows.
 
     `socket`: the path of a Unix socket. `listen`: ADDRESS:PORT, or the port alone. `at`: the path
-    of a file that is made.
+    of a file that is made. `tls_creds`: a folder of certificates and keys, see `dmcopy.export.tls`.
     """
 
     socket: str | None = None
     listen: str | None = None
     at: str | None = None
+    tls_creds: str | None = None
 
 
 class FrontEnd(Closing):
@@ -47,7 +48,8 @@ class FrontEnd(Closing):
     def __init__(self, reactor: Reactor, place: Place) -> None:
         for word, value in place._asdict().items():
             if value is not None and word not in self.takes:
-                raise UsageError(f"--via {self.kind} has no {word}: leave out --{word} {value}")
+                option = word.replace("_", "-")
+                raise UsageError(f"--via {self.kind} has no {option}: leave out --{option} {value}")
         self.reactor = reactor
         self.place = place
 

@@ -7,9 +7,15 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from dmcopy.io.reactor import Reactor
+
+if TYPE_CHECKING:
+    import ssl
+
+    from dmcopy.export.tls import TlsSocket
 
 Bytes = bytes | memoryview
 _AT_ONCE: Final = 128
@@ -32,7 +38,8 @@ class Wire:
         sock.setblocking(False)
         self.reactor = reactor
         self.is_open = True
-        self._socket = sock
+        self._socket: socket.socket | TlsSocket = sock
+        self._pending: Callable[[], int] | None = None
         self._readable = readable
         self._closed = closed
         self._queue: deque[tuple[Bytes, Callable[[], object] | None]] = deque()
@@ -52,6 +59,15 @@ class Wire:
     def reading(self, value: bool) -> None:
         self._reading = value
         self._watch()
+        self._look_again()
+
+    def encrypt(self, context: ssl.SSLContext) -> None:
+        """Speak TLS from here on, as the server; nothing may be waiting to be sent."""
+        from dmcopy.export.tls import TlsSocket
+
+        assert isinstance(self._socket, socket.socket)
+        self._socket = TlsSocket(self._socket, context)
+        self._pending = self._socket.pending
 
     def receive(self, *into: memoryview) -> int | None:
         """Read what there is; return how many bytes, None for none yet; 0 is the end."""
@@ -106,11 +122,17 @@ class Wire:
                 self._send_queue()
             if events & select.EPOLLIN and self._reading and self.is_open:
                 self._readable()
+                self._look_again()
             elif events & (select.EPOLLHUP | select.EPOLLERR) and not events & select.EPOLLIN:
                 self.close()
         except BaseException:
             self.close()  # what this was for cannot continue
             raise
+
+    def _look_again(self) -> None:
+        """Have what is decrypted already be read: the descriptor does not tell of it."""
+        if self._pending is not None and self._reading and self.is_open and self._pending():
+            self.reactor.call_soon(partial(self._ready, select.EPOLLIN))
 
     def _send_scheduled(self) -> None:
         self._scheduled = False

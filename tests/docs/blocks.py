@@ -43,6 +43,7 @@ NOT_RUN: Final = {
     ("README.md", "pytest --dm=model,host"): "guide/testing.md and guide/rig.md run the same",
     ("CONTRIBUTING.md", "./scripts/test --quick"): "these tests",
     ("dmcopy/guide/mirrors.md", "far#  nbd-server"): "tests/kernel/workflows/test_mirror_nbd.py",
+    ("dmcopy/guide/serve.md", "dmcopy serve --listen"): "tests/loop/export/test_strangers.py",
     ("dmcopy/guide/targets.md", "[project.entry-points"): "tests/unit/test_plugins.py",
     ("dmcopy/guide/testing.md", "set -eux"): "tests/unit/examples/test_ci.py",
 }

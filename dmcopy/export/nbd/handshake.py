@@ -32,17 +32,22 @@ class Handshake:
 
     Attributes:
         structured: reads are to be answered in chunks.
+        starting_tls: TLS begins when the answer is sent; call `encrypted` then. With `tls` nothing
+            else is to be had before.
     """
 
-    def __init__(self, exports: dict[str, Device]) -> None:
+    def __init__(self, exports: dict[str, Device], *, tls: bool = False) -> None:
         self.greeting = nbd.GREETING.pack(
             nbd.INIT_MAGIC, nbd.OPTION_MAGIC, nbd.FIXED_NEWSTYLE | nbd.NO_ZEROES
         )
         self.chosen: str | None = None
         self.structured = False
+        self.starting_tls = False
         self.ended = False
         self.rest = b""
         self._exports = exports
+        self._tls = tls
+        self._in_the_clear = True
         self._buffer = bytearray()
         self._flags: int | None = None
         self._options = 0
@@ -51,7 +56,7 @@ class Handshake:
         """Take what a client sent; return the answer."""
         self._buffer += data
         answer = b""
-        while not self.ended and self.chosen is None:
+        while not (self.ended or self.starting_tls) and self.chosen is None:
             said = self._next()
             if said is None:
                 break
@@ -60,6 +65,10 @@ class Handshake:
             self.rest = bytes(self._buffer)
             self._buffer.clear()
         return answer
+
+    def encrypted(self) -> None:
+        """Note that all that comes from here on has come by TLS."""
+        self.starting_tls = self._in_the_clear = False
 
     def _next(self) -> bytes | None:
         """Answer the next thing in the buffer; None when it is not all there."""
@@ -92,10 +101,16 @@ class Handshake:
         return last
 
     def _answer(self, option: int, data: bytes) -> bytes:
-        if option == nbd.OPT_EXPORT_NAME:
-            return self._export_name(data)
         if option == nbd.OPT_ABORT:
             return self._end(nbd.option_reply(option, nbd.REP_ACK))
+        if option == nbd.OPT_STARTTLS:
+            return self._start_tls(data)
+        if self._tls and self._in_the_clear:
+            if option == nbd.OPT_EXPORT_NAME:  # which has no way to be refused
+                return self._end()
+            return nbd.option_reply(option, nbd.REP_ERR_TLS_REQD, b"this server wants TLS")
+        if option == nbd.OPT_EXPORT_NAME:
+            return self._export_name(data)
         if option in (nbd.OPT_INFO, nbd.OPT_GO):
             return self._go(option, data)
         if option not in (nbd.OPT_LIST, nbd.OPT_STRUCTURED_REPLY):
@@ -110,6 +125,18 @@ class Handshake:
             nbd.option_reply(option, nbd.REP_SERVER, _LONG.pack(len(name)) + name) for name in names
         ]
         return b"".join(servers) + nbd.option_reply(option, nbd.REP_ACK)
+
+    def _start_tls(self, data: bytes) -> bytes:
+        """Agree to TLS. What came along with the request came in the clear."""
+        option = nbd.OPT_STARTTLS
+        if not self._tls:
+            return nbd.option_reply(option, nbd.REP_ERR_UNSUP, b"this server has no TLS")
+        if data or not self._in_the_clear:
+            return nbd.option_reply(option, nbd.REP_ERR_INVALID, b"no data, and not twice")
+        if self._buffer:
+            return self._end()
+        self.starting_tls = True
+        return nbd.option_reply(option, nbd.REP_ACK)
 
     def _find(self, name: bytes) -> str | None:
         """Return the name of the export that is meant, or None where there is none of it."""

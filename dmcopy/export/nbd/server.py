@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from dmcopy.errors import UsageError
 from dmcopy.export.base import FrontEnd, Place
@@ -25,6 +25,9 @@ from dmcopy.export.wire import Wire
 from dmcopy.io.reactor import Reactor, Timer
 from dmcopy.io.region import Device
 from dmcopy.runtime import runtime_folder
+
+if TYPE_CHECKING:
+    import ssl
 
 HANDSHAKE_SECONDS: Final = 10.0
 MAX_CONNECTIONS: Final = 64
@@ -38,12 +41,13 @@ _BREATH_SECONDS: Final = 0.1
 class NbdServer(FrontEnd):
     """Serves devices by NBD at `place`: a Unix socket, by default in the runtime folder, or TCP.
 
-    It listens from the first `add` on.
+    With `place.tls_creds` clients have to speak TLS, see `dmcopy.export.tls`. It listens from the
+    first `add` on.
     """
 
     kind: ClassVar[str] = "nbd"
     summary: ClassVar[str] = "an NBD export: for QEMU, libnbd's tools, nbd-client"
-    takes: ClassVar[tuple[str, ...]] = ("socket", "listen")
+    takes: ClassVar[tuple[str, ...]] = ("socket", "listen", "tls_creds")
 
     def __init__(self, reactor: Reactor, place: Place = Place()) -> None:  # noqa: B008
         super().__init__(reactor, place)
@@ -51,6 +55,11 @@ class NbdServer(FrontEnd):
             raise UsageError("say either a socket or an address to listen at, not both")
         self.exports: dict[str, Device] = {}
         self._listener: Listener | None = None
+        self._tls: ssl.SSLContext | None = None
+        if place.tls_creds:
+            from dmcopy.export.tls import server_context
+
+            self._tls = server_context(place.tls_creds)
         self._base = ""
         self._query = ""
         self._resting: Timer | None = None
@@ -104,16 +113,17 @@ class NbdServer(FrontEnd):
     def _listen(self, name: str) -> None:
         from urllib.parse import quote
 
+        scheme = "nbd" if self._tls is None else "nbds"
         if self.place.listen:
             listener = listen_tcp(self.place.listen)
             address, port = listener.address
             shown = f"[{address}]" if ":" in address else address
-            self._base = f"nbd://{shown}:{port}"
+            self._base = f"{scheme}://{shown}:{port}"
         else:
             path = self.place.socket or str(runtime_folder() / f"{name.replace('/', '_')}.nbd")
             listener = listen_unix(path)
             self._base, self._query = (
-                "nbd+unix://",
+                f"{scheme}+unix://",
                 f"?socket={quote(os.fsencode(Path(path).absolute()))}",
             )
         self._listener = listener
@@ -139,7 +149,9 @@ class NbdServer(FrontEnd):
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            connection = Connection(self.reactor, sock, self.exports, self._connections.pop)
+            connection = Connection(
+                self.reactor, sock, self.exports, self._connections.pop, self._tls
+            )
             self._connections[connection] = None
 
     def _make_room(self) -> None:
@@ -191,12 +203,14 @@ class Connection:
         sock: socket.socket,
         exports: dict[str, Device],
         over: Callable[[Connection], object],
+        tls: ssl.SSLContext | None,
     ) -> None:
         self.export: str | None = None
         self._exports = exports
         self._over = over
         self._wire = Wire(reactor, sock, self._readable, self._closed)
-        self._handshake = Handshake(exports)
+        self._tls = tls
+        self._handshake = Handshake(exports, tls=tls is not None)
         self._transmission: Transmission | None = None
         self._deadline = reactor.call_later(HANDSHAKE_SECONDS, self._wire.close)
         self._buffer = memoryview(bytearray(nbd.OPTION.size + 8192))
@@ -235,6 +249,10 @@ class Connection:
             self._begin(handshake.chosen)
 
     def _answered(self) -> None:
+        if self._handshake.starting_tls:
+            assert self._tls is not None
+            self._handshake.encrypted()
+            self._wire.encrypt(self._tls)
         if self._transmission is None and not self._handshake.ended:
             self._wire.reading = True
 

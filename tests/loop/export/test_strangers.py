@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.export.certificates import Certificates
 from tests.unit.export.serving import Serving
 
 SECTORS = 32 << 11
@@ -172,3 +173,26 @@ h.shutdown()
 def test_nbdsh_asks_for_what_cannot_be(pair: Pair) -> None:
     run("nbdsh", "-c", f"uri = {pair.live!r}", "-c", SCRIPT)
     assert content(pair.then, pair.folder) == pair.before
+
+
+def test_by_tls_with_certificates(tmp_path: Path) -> None:
+    made = Certificates(tmp_path / "tls")
+    disk, socket = tmp_path / "disk", tmp_path / "socket"
+    disk.write_bytes(os.urandom(8 << 20))
+    words = ["--via", "nbd", "--socket", socket, "--tls-creds", made.server]
+    with Serving(disk, *words) as serving:
+        (uri,) = serving.found
+        assert uri.startswith("nbds+unix:///disk?")
+        mine = f"{uri}&tls-certificates={made.client}"
+        found = json.loads(run("nbdinfo", "--json", "--no-content", mine))
+        assert found["TLS"]
+        assert content(mine, tmp_path) == disk.read_bytes()
+        theirs = f"{uri}&tls-certificates={made.stranger()}"
+        run("nbdinfo", theirs, code=1)
+        run("nbdinfo", uri.replace("nbds", "nbd"), code=1)
+        creds = f"tls-creds-x509,id=tls,endpoint=client,dir={made.client}"
+        image = f"driver=nbd,path={socket},export=disk,tls-creds=tls,tls-hostname=localhost"
+        commands = ["-c", "write -P 7 1M 1M", "-c", "flush", "-c", "read -P 7 1M 1M"]
+        said = run("qemu-io", "--object", creds, "--image-opts", image, *commands)
+        assert "verification failed" not in said
+    assert disk.read_bytes()[1 << 20 : 2 << 20] == b"\x07" * (1 << 20)

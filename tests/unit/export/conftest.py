@@ -28,6 +28,7 @@ class Server:
         *,
         write: bool = True,
         listen: str | None = None,
+        tls_creds: str | None = None,
         make: Callable[[Reactor, Device], Device] = lambda _, device: device,
     ) -> None:
         self.file = folder / "disk"
@@ -38,7 +39,8 @@ class Server:
         self.device = BlockDevice.open(self.file, write=write)
 
         def start(reactor: Reactor) -> NbdServer:
-            server = NbdServer(reactor, Place(None if listen else self.socket, listen))
+            place = Place(None if listen else self.socket, listen, tls_creds=tls_creds)
+            server = NbdServer(reactor, place)
             self.uri = server.add("disk", make(reactor, self.device))
             return server
 
