@@ -5,10 +5,8 @@ An extent never runs over metadata, since no data chunk's number is an area's.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from operator import and_, eq
 from typing import Final, NamedTuple
 
 _SAMPLE: Final = 1000
@@ -22,23 +20,21 @@ class Consecutive(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count, which is not used
 
 
-def join(olds: array[int], news: array[int]) -> Iterator[Consecutive]:
-    """Join exceptions, as they come, as far as both numbers are consecutive."""
-    start, stop = 0, len(olds)
-    continues = bytes(map(and_, _steps_of_one(olds), _steps_of_one(news)))
-    while start < stop:
-        end = continues.find(0, start) + 1 or stop
-        yield Consecutive(olds[start], news[start], end - start)
-        start = end
-
-
-def _steps_of_one(numbers: array[int]) -> Iterator[bool]:
-    """Say of each number whether the next one is one more; no loop of Python is as quick."""
-    return map(eq, map((1).__add__, numbers), islice(numbers, 1, None))
+def join(pairs: Iterable[tuple[int, int]]) -> Iterator[Consecutive]:
+    """Join pairs of (old, new), as they come, as far as both are consecutive."""
+    first_old = first_new = count = 0
+    for old, new in pairs:
+        if count and old == first_old + count and new == first_new + count:
+            count += 1
+            continue
+        if count:
+            yield Consecutive(first_old, first_new, count)
+        first_old, first_new, count = old, new, 1
+    if count:
+        yield Consecutive(first_old, first_new, count)
 
 
 def mean_count(pairs: Iterable[tuple[int, int]]) -> int:
     """Return how many chunks an extent has on average, judged by the first pairs."""
     sample = list(islice(pairs, _SAMPLE))
-    olds, news = (array("Q", (pair[which] for pair in sample)) for which in (0, 1))
-    return len(sample) // (len(list(join(olds, news))) or 1)
+    return len(sample) // (len(list(join(sample))) or 1)

@@ -48,7 +48,7 @@ class Extract(NamedTuple):
     def _all(self) -> Iterator[Move]:
         """Yield the copies of everything, ascending: so its writes can be long."""
         at = 0
-        for extent in join(self.exceptions.olds, self.exceptions.news):
+        for extent in join(self.exceptions):
             start = extent.old * self.store.header.chunk_size
             yield self._unchanged(at, start)
             yield exception_move(self.store, extent, self.out)
@@ -59,7 +59,7 @@ class Extract(NamedTuple):
     def _changed(self, entries: Iterable[Entries]) -> Iterator[Move]:
         """Yield the copies of what is in the store, as it is there: so its reads can be long."""
         for some in entries:
-            for extent in join(some.olds, some.news):
+            for extent in join(zip(some.olds, some.news, strict=True)):
                 yield exception_move(self.store, extent, self.out)
 
     def run(self, mover: Mover) -> None:

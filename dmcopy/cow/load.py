@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from heapq import merge
-from itertools import chain, islice
+from itertools import islice
 from operator import lt
 from typing import Final
 
@@ -64,7 +64,7 @@ def load_any(
     """Load as `load` does, from an invalidated store, too: what it has was saved before it was."""
     runs: list[Exceptions] = []
     some = array("Q")
-    highest = 0
+    count = highest = 0
     checked = False
     for entries in store.entries():
         if not checked and not _looks_sound(store, entries, highest, origin_sectors):
@@ -72,6 +72,7 @@ def load_any(
             checked = True
         if kept is not None:
             kept.append(entries)
+        count += len(entries.pairs) // 2
         highest = entries.pairs[-1]
         some += entries.pairs
         if len(some) >= 2 * _SORTED_TOGETHER:
@@ -79,15 +80,16 @@ def load_any(
             some = array("Q")
     runs.append(_sorted(some))
     found = runs[0] if len(runs) == 1 else _merged(runs)
-    if not found.are_unique():
+    if len(found) != count or not found.are_unique():
         _require_sound(store, origin_sectors)
     return found
 
 
 def _sorted(pairs: array[int]) -> Exceptions:
-    each = iter(pairs)
-    pairs = array("Q", chain.from_iterable(sorted(zip(each, each, strict=True))))
-    return Exceptions(pairs[0::2], pairs[1::2])
+    """Return pairs in order; of twins the last one. (To sort tuples would take three times.)"""
+    table = dict(zip(pairs[0::2], pairs[1::2], strict=True))
+    olds = sorted(table)
+    return Exceptions(array("Q", olds), array("Q", map(table.__getitem__, olds)))
 
 
 def _merged(runs: list[Exceptions]) -> Exceptions:

@@ -40,7 +40,7 @@ class _Step(NamedTuple):
     def extents(self) -> Iterator[Consecutive]:
         """Yield what is to be copied."""
         pairs = self.entries.pairs[2 * self.keep : 2 * (self.keep + self.count)]
-        return join(pairs[0::2], pairs[1::2])
+        return join(zip(pairs[0::2], pairs[1::2], strict=True))
 
 
 class Merge:
