@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from dmcopy.block import sysfs
 from dmcopy.block.devno import DevNo, parse_devno
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -41,6 +42,18 @@ def unescape(text: str) -> str:
 def parse_mountinfo(text: str) -> list[Mount]:
     # Not splitlines: the kernel escapes newlines in names, but no other of Unicode's ends of lines.
     return [_parse_mount(line) for line in text.split("\n") if " - " in line]
+
+
+def mount_of(fd: int) -> Mount | None:
+    """Return the mount through which `fd` was opened, without a question to its file system.
+
+    So it can be asked about what this very process serves, with a descriptor of O_PATH.
+    """
+    fields = sysfs.read(f"{sysfs.LIVE.proc}/self/fdinfo/{fd}").split()
+    number = fields[fields.index("mnt_id:") + 1] if "mnt_id:" in fields else ""
+    lines = sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo").split("\n")
+    found = [line for line in lines if line.startswith(f"{number} ") and " - " in line]
+    return _parse_mount(found[0]) if found else None
 
 
 def _parse_mount(line: str) -> Mount:

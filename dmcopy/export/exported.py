@@ -25,6 +25,7 @@ class ExportedMapper(UserMapper):
     def __init__(self, reactor: Reactor, nodes: Nodes, *, timeout: float = TIMEOUT_SECONDS) -> None:
         super().__init__(reactor, timeout=timeout)
         self.nodes = nodes
+        self._registry.own = self._own
 
     def notice_events(self, notify: Callable[[], object]) -> None:
         """Have `notify` called after each event of a target's."""
@@ -137,6 +138,10 @@ class ExportedMapper(UserMapper):
                 self.resume(info.name)
         self.nodes.close()
         super().close()
+
+    def _own(self, path: str) -> str:
+        name = self.nodes.named(path)
+        return self.path(name) if name else path
 
     def _undo(self, name: str) -> None:
         self.nodes.drop(name)

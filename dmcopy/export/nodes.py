@@ -14,7 +14,9 @@ import os
 import secrets
 from dataclasses import dataclass, field
 
-from dmcopy.block.devno import split_devno
+from dmcopy.block import file_mounts
+from dmcopy.block.devno import block_devno, openable, split_devno
+from dmcopy.block.mounts import mount_of
 from dmcopy.errors import BusyError, DeviceError
 from dmcopy.export.base import FrontEnd, Place
 from dmcopy.export.fuse.files import FuseFiles
@@ -45,6 +47,7 @@ class _Node:
     path: str = ""
     links: list[_Link] = field(default_factory=list)
     number: tuple[int, int] | None = None
+    source: str = ""
     sectors: int = 0
     read_only: bool = False
 
@@ -76,6 +79,29 @@ class Nodes:
         node = self._nodes.get(name)
         return node.number if node else None
 
+    def named(self, path: str) -> str:
+        """Return the name of the device whose node or file is at `path`, "" if it is none's.
+
+        Whatever the path is, no file is asked for it: to answer, this very process would be needed.
+        """
+        try:
+            fd = os.open(openable(path), os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return ""
+        try:
+            mount = mount_of(fd)
+            source = mount.source if mount else ""
+            is_served = source.startswith(file_mounts.SOURCE_PREFIX)
+            number = None if is_served else block_devno(os.fstat(fd))
+        finally:
+            os.close(fd)
+        for name, node in self._nodes.items():
+            if is_served and node.source == source:
+                return name
+            if number is not None and node.number == number:
+                return name
+        return ""
+
     def add(self, name: str, device: Device) -> None:
         """Make the node of a device. All or nothing; raises as `FrontEnd.add`."""
         # The file below a block device has a name of its own: the device's may change, and a
@@ -94,6 +120,7 @@ class Nodes:
             loops = LoopDevices(self.reactor, ledger=self.ledger)
             node.front_ends.append(loops)
             node.path = loops.add(node.key, node.device)
+            node.source = _source(node)
             node.number = split_devno(os.stat(node.path).st_rdev)
             self._link(node, name)
             return
@@ -101,6 +128,7 @@ class Nodes:
             files = FuseFiles(self.reactor, ledger=self.ledger)
             node.front_ends.append(files)
             node.path = files.add(node.key, node.device)
+            node.source = _source(node)
         socket = str(runtime_folder() / f"{mangle(name)}.nbd")
         exports = NbdServer(self.reactor, Place(socket=socket))
         node.front_ends.append(exports)
@@ -209,6 +237,10 @@ class Nodes:
                 if os.path.dirname(link.path) == nodes_folder():
                     os.rmdir(nodes_folder())  # if it is empty
             self.ledger.cancel(link.entry)
+
+
+def _source(node: _Node) -> str:
+    return file_mounts.source_of(str(runtime_folder() / node.key))
 
 
 def _cut_off(front_end: FrontEnd) -> None:

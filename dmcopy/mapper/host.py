@@ -74,7 +74,8 @@ class Slot:
 class UserDevices:
     """The devices of one userspace engine by their names, on one reactor.
 
-    `timeout`, in seconds, bounds a wait for I/O. `notice` is called after an event.
+    `timeout`, in seconds, bounds a wait for I/O. `notice` is called after an event. `own` returns
+    what tables call the device at a path, where that is served from here.
     `removed` is called with the name of a device whose removal was deferred and that is no longer
     in use.
     """
@@ -91,6 +92,7 @@ class UserDevices:
         self.slots: dict[str, Slot] = {}
         self._open_device = open_device or _open_block
         self.notice: Callable[[], object] = lambda: None
+        self.own: Callable[[str], str] = lambda path: path
         self._removed = removed
         self._opened: dict[tuple[Hashable, bool], _Opened] = {}
         self._modules: dict[Any, Any] = {}
@@ -124,7 +126,7 @@ class UserDevices:
         That the table is `readonly` says nothing of what its targets write themselves: they can,
         unless the device itself cannot be written.
         """
-        below = self.find(path)
+        below = self.find(path) or self.find(self.own(path))
         if below is not None:
             if below.is_above(slot):
                 # 6.12 refuses only a device in its own table (dm_get_device in dm-table.c), 6.1 not

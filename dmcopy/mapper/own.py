@@ -53,13 +53,17 @@ class OwnDevices:
         name = self.name(word)
         if name:
             return self.path(name)
-        below = self._below(word) if self._numbers() else ""
+        below = self._below(word) if self._infos else ""
         if below:
             raise UsageError(
                 f"{word} stands on {self.path(below)}, and the server of that would wait for "
                 "itself: name the device itself in the table"
             )
-        return word if is_devno(word) else os.path.abspath(word)  # noqa: PTH100
+        if is_devno(word):
+            return word
+        if os.path.realpath(os.path.dirname(word)).startswith("/proc/"):
+            return os.path.realpath(word)  # what it is here, it is not in the server
+        return os.path.abspath(word)  # noqa: PTH100 - symbolic links stay
 
     def name(self, word: str) -> str:
         """Return the name of the device that `word` is a path or the number of, "" if none."""
@@ -69,38 +73,67 @@ class OwnDevices:
                 return named
         number = word if is_devno(word) else ""
         with contextlib.suppress(OSError, ValueError):
-            if found := block_devno(os.stat(word)):
+            status = os.stat(word)
+            if found := block_devno(status):
                 number = devno_text(found)
-        if number:
-            return self._numbers().get(number, "")
-        real = os.path.realpath(word)
-        return next((name for name in self._infos if self.path(name) == real), "")
+            elif file := self._files.get(devno_text(status.st_dev)):
+                return file
+        return self._numbers.get(number, "")
 
+    @functools.cached_property
     def _numbers(self) -> dict[str, str]:
         return {info.devno: name for name, info in self._infos.items() if info.devno}
+
+    @functools.cached_property
+    def _files(self) -> dict[str, str]:
+        """The names by the numbers of the file systems that the files of these devices are.
+
+        There is nothing else on each. As root, it is below the loop device that is the node.
+        """
+        from dmcopy.block import sysfs
+
+        found = {}
+        for name, info in self._infos.items():
+            file = self.path(name)
+            if info.number is not None:
+                file = sysfs.backing_file(sysfs.name_of(info.number))
+            with contextlib.suppress(OSError):
+                number = os.stat(file).st_dev
+                if number != os.stat(os.path.dirname(file)).st_dev:
+                    found[devno_text(number)] = name
+        return found
 
     def _below(self, word: str) -> str:
         """Return the name of one of these devices on which `word` stands."""
         from dmcopy.block import backing, sysfs
         from dmcopy.block.devno import openable, split_devno
+        from dmcopy.block.mounts import parse_mountinfo
         from dmcopy.block.processes import identity_of
 
-        numbers = self._numbers()
         try:
-            todo = [sysfs.name_of(split_devno(identity_of(os.stat(openable(word)))[1]))]
+            todo = [split_devno(identity_of(os.stat(openable(word)))[1])]
         except (OSError, ValueError):
             return ""
-        seen: set[str] = set()
+        own = self._numbers | self._files
+        seen = set()
         while todo:
-            device = todo.pop()
-            number = sysfs.devno(device) if device else None
-            if number is None or device in seen:
+            number = todo.pop()
+            if devno_text(number) in own:
+                return own[devno_text(number)]
+            if number in seen:
                 continue
-            seen.add(device)
-            if devno_text(number) in numbers:
-                return numbers[devno_text(number)]
-            todo += [*sysfs.slaves(device), sysfs.parent(device)]
+            seen.add(number)
+            device = sysfs.name_of(number)
+            if not device:  # of a file system that is on no single device, as btrfs
+                mounts = parse_mountinfo(sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo"))
+                for mount in mounts:
+                    with contextlib.suppress(OSError):
+                        if mount.devno == number and (on := block_devno(os.stat(mount.source))):
+                            todo.append(on)
+                continue
+            names = filter(None, [*sysfs.slaves(device), sysfs.parent(device)])
+            todo += filter(None, map(sysfs.devno, names))
             made_of = backing.of(device)
             if made_of and made_of.identity:
-                todo.append(sysfs.name_of(split_devno(made_of.identity[1])))
+                todo.append(split_devno(made_of.identity[1]))
         return ""

@@ -65,6 +65,8 @@ def _device(word: str, infos: list[Info]) -> str:
             f"{word} stands on {node(below.name)}, and the server of that would wait for itself: "
             "name the device itself in the table",
         )
+    if os.path.realpath(os.path.dirname(word)).startswith("/proc/"):
+        return os.path.realpath(word)  # what it is here, it is not in the server
     return os.path.abspath(word)  # noqa: PTH100 - symbolic links stay
 
 
@@ -90,6 +92,9 @@ def number_of(word: str) -> tuple[int, int] | None:
 def _stands_on(number: tuple[int, int] | None, infos: list[Info]) -> Info | None:
     """Return which of the server's devices is below a device of the kernel's, None if none is."""
     own = {info.number: info for info in infos if info.major}
+    for info in list(own.values()):  # and the file systems that are the files below loop devices
+        if file := _read(f"/sys/dev/block/{info.major}:{info.minor}/loop/backing_file"):
+            own[_file_system_at(file) or info.number] = info
     todo = [number] if number and own else []
     seen: set[tuple[int, int]] = set()
     while todo:
@@ -99,6 +104,9 @@ def _stands_on(number: tuple[int, int] | None, infos: list[Info]) -> Info | None
         if one in seen:
             continue
         seen.add(one)
+        if not one[0]:  # a file system on no single device, as btrfs
+            todo += _sources(one)
+            continue
         folder = os.path.realpath(f"/sys/dev/block/{one[0]}:{one[1]}")
         below = [f"{folder}/slaves/{name}/dev" for name in _listed(f"{folder}/slaves")]
         if os.path.exists(f"{folder}/partition"):
@@ -108,6 +116,14 @@ def _stands_on(number: tuple[int, int] | None, infos: list[Info]) -> Info | None
         if file:
             todo += filter(None, [_file_system_at(file)])
     return None
+
+
+def _sources(number: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the devices from which a file system is mounted."""
+    lines = [line.split(" ") for line in _read("/proc/self/mountinfo").splitlines()]
+    devno = f"{number[0]}:{number[1]}"
+    sources = [line[line.index("-") + 2] for line in lines if line[2:3] == [devno]]
+    return [found for source in sources if (found := number_at(source))]
 
 
 def holders(number: tuple[int, int]) -> list[str]:

@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 
-from dmcopy.errors import BusyError, UsageError
+from dmcopy.asking import ask
+from dmcopy.block.sysfs import backing_file
+from dmcopy.errors import BusyError
 from dmcopy.runtime import control_path
 from dmcopy.table import Table
 from tests.loop.export.here import MIB, SECONDS, Here
@@ -44,7 +47,25 @@ def test_devices_stand_on_each_other_by_every_name(here: Here) -> None:
     base = here.mapper.create("base", Table.parse(f"0 2048 linear {image} 0"))
     number = base.info.devno
     real = os.path.realpath(base.path)
-    for word in (base.path, "/dev/mapper/base", real, number):
+    file = backing_file(os.path.basename(real))
+    link, bound = here.folder / "link", here.image("bound", 0)
+    link.symlink_to(base.path)
+    here.run("mount", "--bind", file, bound)
+    with open(base.path, "rb") as node, open(file, "rb") as opened:
+        words = [f"/proc/self/fd/{one.fileno()}" for one in (node, opened)]
+        words += [base.path, "/dev/mapper/base", real, number, file, str(link), str(bound)]
+        for word in words:
+            with here.mapper.device("top", Table.parse(f"0 8 linear {word} 0")) as top:
+                assert str(top.table) == f"0 8 linear {base.path} 0"
+    # and what asks the server itself, without the names that a client knows
+    for word in (real, file, str(link), str(bound)):
+        table = f"0 8 linear {word} 0"
+        ask(control_path(), {"do": "create", "name": "top", "table": table, "uuid": ""})
+        assert str(here.mapper.table("top")) == f"0 8 linear {base.path} 0"
+        assert here.mapper.info("base").open_count == 1
+        here.mapper.remove("top")
+    here.run("umount", bound)
+    for word in (base.path, number):
         with here.mapper.device("top", Table.parse(f"0 8 linear {word} 0")) as top:
             assert str(top.table) == f"0 8 linear {base.path} 0"
             with top.open() as opened:
@@ -62,14 +83,22 @@ def test_what_stands_on_a_device_by_way_of_the_kernel_is_refused(here: Here) -> 
     point = here.mounted(base.path)
     with open(point / "inner", "wb") as inner:
         inner.truncate(MIB)
-    loop = here.run("losetup", "--find", "--show", point / "inner").strip()
-    for word in (str(point / "inner"), loop):
-        with pytest.raises(
-            UsageError, match=r"stands on .*base, and the server of that would wait"
-        ):
-            here.mapper.create("top", Table.parse(f"0 8 linear {word} 0"))
-    here.run("losetup", "--detach", loop)
-    here.run("umount", point)
+    below = base.path, backing_file(os.path.basename(os.path.realpath(base.path)))
+    loops = []
+    # as btrfs: the number says nothing of the device, only the mount does
+    anonymous = here.folder / "mounted" / "anonymous"
+    anonymous.mkdir()
+    here.run("mount", "-t", "tmpfs", base.path, anonymous)
+    (anonymous / "inner").write_bytes(bytes(MIB))
+    with ExitStack() as stack:
+        stack.callback(here.run, "umount", point, anonymous)
+        for file in (point / "inner", *below):
+            loops.append(here.run("losetup", "--find", "--show", file).strip())
+            stack.callback(here.run, "losetup", "--detach", loops[-1], code=None)
+        for word in (str(point / "inner"), str(anonymous / "inner"), *loops):
+            assert "the server of that would wait for itself" in here.mapper.refusal(
+                Table.parse(f"0 8 linear {word} 0")
+            ), word
     base.remove()
 
 

@@ -86,6 +86,11 @@ def test_devices_come_and_go_under_load(shim: Shim, loops: LoopFactory) -> None:
         dmsetup create onto --table "0 8 linear $loop 0" && exit 9
         losetup -d $loop
         dmsetup create onto --table "0 8 linear $mnt/img 0" && exit 9
+        file=$(cat /sys/block/$(basename $(realpath /dev/mapper/base))/loop/backing_file)
+        dmsetup create onto --table "0 8 linear $file 0" && exit 9
+        mkdir -p $mnt.x; mount -t tmpfs /dev/mapper/base $mnt.x; truncate -s 1M $mnt.x/img
+        dmsetup create onto --table "0 8 linear $mnt.x/img 0" && exit 9
+        umount $mnt.x
         dmsetup remove --deferred base
         dmsetup info base | sed -n 1p
         umount $mnt
@@ -118,7 +123,7 @@ def test_devices_come_and_go_under_load(shim: Shim, loops: LoopFactory) -> None:
         "Command failed.",
         "1",
         *("device-mapper: reload ioctl on onto  failed: Device or resource busy", "Command failed.")
-        * 2,
+        * 4,
         "Name:              base",
         "top",
         " `-base",
