@@ -11,7 +11,7 @@ from typing import Final
 from dmcopy import plugins
 from dmcopy.cli import dm_changes, dm_facts, dm_run, dm_shim
 from dmcopy.cli.dm_verbs import VerbParser, changing
-from dmcopy.cli.dm_words import NAME, add_the_rest
+from dmcopy.cli.dm_words import NAME, add_the_rest, as_dmsetup
 from dmcopy.cli.options import add_engine, engine_of
 from dmcopy.cli.output import add_json, emit_json, refuse_json, say
 from dmcopy.cli.parser import whole
@@ -21,6 +21,7 @@ from dmcopy.mapper.dmsetup import Dmsetup, ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.names import device_name
 from dmcopy.mapper.served import ServedMapper
+from dmcopy.mapper.served_script import ServedScript
 from dmcopy.mapper.stats import StatsRegion, regions
 from dmcopy.mapper.udev import Udev
 from dmcopy.units import quoted
@@ -107,7 +108,7 @@ def _mapper(args: argparse.Namespace) -> KernelMapper | ServedMapper:
     timeout: float = 30.0 if args.timeout is None else args.timeout
     if engine_of(args) == "user" and not getattr(args, "any_engine", False):
         if getattr(args, "dry_run", False):
-            raise UsageError("--dry-run prints dmsetup's commands: it is for --engine kernel")
+            return ServedScript(timeout=timeout)
         return ServedMapper(timeout=timeout)
     udev = Udev.NONE if getattr(args, "noudevsync", False) else None
     if getattr(args, "dry_run", False):
@@ -198,15 +199,16 @@ def _reap(args: argparse.Namespace) -> int:
 
 
 def _pass_on(args: argparse.Namespace) -> None:
-    if isinstance(args.mapper, ServedMapper):
-        raise UsageError(f"'dm {args.name}' is for the kernel's devices: --engine kernel")
     if "--dry-run" in args.words:
         words = [word for word in args.words if word != "--dry-run"]
         print(shlex.join(["dmsetup", args.name, *words]))
         return
     if "--json" in args.words:
         raise UsageError(f"'dm {args.name}' prints dmsetup's own text: leave --json out")
-    print(args.mapper.dmsetup.run(args.name, *args.words), end="")
+    if isinstance(args.mapper, ServedMapper):
+        print(as_dmsetup([args.name, *args.words]), end="")
+    else:
+        print(args.mapper.dmsetup.run(args.name, *args.words), end="")
 
 
 def _never(args: argparse.Namespace) -> None:
@@ -220,7 +222,11 @@ def _help(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     named = [word for word in args.words if not word.startswith("-")]
     if named:
         parser.parse_args([*named, "--help"])
-    if args.words:
+    if args.words and isinstance(args.mapper, ServedMapper):
+        from dmcopy.shim.report import help_lines
+
+        print("\n".join(help_lines(typed=False)))
+    elif args.words:
         call = args.mapper.dmsetup.finish("info", "-c", "-o", "help")
         print(call.stdout + call.stderr, end="")
     else:

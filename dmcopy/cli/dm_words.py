@@ -185,7 +185,7 @@ def selected(mapper: KernelMapper | ServedMapper, selection: str) -> list[str]:
     if not selection.strip():
         raise UsageError("an empty selection means every device: name them, or say what they match")
     if isinstance(mapper, ServedMapper):
-        text = _as_dmsetup(["info", "-c", "--noheadings", "-o", "mangled_name", "-S", selection])
+        text = as_dmsetup(["info", "-c", "--noheadings", "-o", "mangled_name", "-S", selection])
         return list(map(unmangle, text.split())) if mapper.ls() else []
     options = ["--manglename", "hex", "--noheadings", "-o", "mangled_name", "-S", selection]
     try:
@@ -237,7 +237,7 @@ def print_report(mapper: KernelMapper | ServedMapper, words: list[str], devices:
         mapper.ls()  # what is wrong with the server is said as everywhere,
         for name in devices:
             mapper.info(name)  # and a device that is not there
-        _print(_as_dmsetup([*words, "--", *devices]))
+        _print(as_dmsetup([*words, "--", *devices]))
         return
     try:
         call = mapper.dmsetup.finish(verb, "--manglename", "hex", *options, "--", *devices)
@@ -249,7 +249,7 @@ def print_report(mapper: KernelMapper | ServedMapper, words: list[str], devices:
         say(printable(call.stderr.rstrip()))
 
 
-def _as_dmsetup(words: list[str]) -> str:
+def as_dmsetup(words: list[str]) -> str:
     """Return what dmsetup would print of userspace devices. Raises UsageError as it complains."""
     from dmcopy.shim.main import run
     from dmcopy.shim.served import Served

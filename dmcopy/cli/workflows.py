@@ -9,11 +9,12 @@ from typing import Any
 from dmcopy.cli.options import add_engine, add_progress, engine_of
 from dmcopy.cli.output import add_json, emit_json, printable, refuse_json, say
 from dmcopy.cli.parser import seconds
-from dmcopy.errors import ExitCode, UsageError
+from dmcopy.errors import ExitCode
 from dmcopy.ledger import NoLedger
 from dmcopy.mapper.dmsetup import ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.served import ServedMapper
+from dmcopy.mapper.served_script import ServedScript
 from dmcopy.workflows.journal import Journal, NoJournal, user_folder
 from dmcopy.workflows.mirror_resync import ignore
 from dmcopy.workflows.session import Session
@@ -33,7 +34,8 @@ def open_mapper(args: argparse.Namespace) -> KernelMapper | ServedMapper:
     """Return the engine's mapper, or one that prints dmsetup's commands."""
     if engine_of(args) == "user":
         if args.dry_run:
-            raise UsageError("--dry-run prints dmsetup's commands: it is for --engine kernel")
+            refuse_json(args)
+            return ServedScript(timeout=args.call_timeout)
         return ServedMapper(timeout=args.call_timeout)
     if args.dry_run:
         refuse_json(args)

@@ -54,6 +54,7 @@ class DmInfo:
     readonly: bool = False
     live: bool = True  # there is an active table
     inactive: bool = False  # there is a loaded one, which the next resume makes active
+    deferred: bool = False  # it is removed at its last close
     deps: tuple[str, ...] = field(default=(), compare=False)
 
     @property

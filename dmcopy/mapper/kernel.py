@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -23,7 +24,7 @@ from dmcopy.errors import (
     UsageError,
 )
 from dmcopy.ledger import Ledger
-from dmcopy.mapper import names
+from dmcopy.mapper import listing, names
 from dmcopy.mapper.base import (
     PREFIX,
     QUICK_SECONDS,
@@ -35,7 +36,6 @@ from dmcopy.mapper.base import (
 )
 from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.dmsetup import Dmsetup, DmsetupError
-from dmcopy.mapper.listing import FIELDS, RAW_NAMES, parse_deps, parse_info, parse_lines_of
 from dmcopy.mapper.noded import NodedMapper
 from dmcopy.mapper.passing import is_suspended, missing_device, table_text
 from dmcopy.status import StatusLine, parse_lines
@@ -186,10 +186,14 @@ class KernelMapper(NodedMapper):
 
     def ls(self) -> list[DmInfo]:
         """Return every mapped device of this kernel, by name."""
-        return sorted(parse_info(self._info()), key=lambda info: info.name)
+        return sorted(self._infos(), key=lambda info: info.name)
 
     def info(self, name: str) -> DmInfo:
-        found = parse_info(self._ask("look at it", name, self._info, "--", name))
+        check_name(name)
+        try:
+            found = self._infos(name)
+        except DmsetupError as error:
+            raise error.about(name, "look at it") from error
         if not found:
             raise DeviceError(name, "look at it", errno.ENXIO)
         return found[0]
@@ -207,18 +211,20 @@ class KernelMapper(NodedMapper):
     def tables(self, *, inactive: bool = False, showkeys: bool = False) -> dict[str, Table]:
         """Return every table, by one call of dmsetup; see `table`."""
         words = [*(["--inactive"] if inactive else []), *(["--showkeys"] if showkeys else [])]
-        text = self.dmsetup.run("table", *RAW_NAMES, *words)
-        return {name: Table.read(lines) for name, lines in parse_lines_of(text).items()}
+        text = self.dmsetup.run("table", *listing.RAW_NAMES, *words)
+        return {name: Table.read(lines) for name, lines in listing.parse_lines_of(text).items()}
 
     def statuses(self, *, flush: bool = True) -> dict[str, tuple[StatusLine, ...]]:
         words = [] if flush else ["--noflush"]
-        text = self.dmsetup.run("status", *RAW_NAMES, *words)
-        return {name: parse_lines(lines) for name, lines in parse_lines_of(text).items()}
+        text = self.dmsetup.run("status", *listing.RAW_NAMES, *words)
+        return {name: parse_lines(lines) for name, lines in listing.parse_lines_of(text).items()}
 
     def all_deps(self) -> dict[str, tuple[str, ...]]:
         """Return the devices under every device, by one call of dmsetup; see `deps`."""
-        text = self.dmsetup.run("deps", *RAW_NAMES, "-o", "devno")
-        return {name: parse_deps(lines) for name, lines in parse_lines_of(text).items()}
+        text = self.dmsetup.run("deps", *listing.RAW_NAMES, "-o", "devno")
+        return {
+            name: listing.parse_deps(lines) for name, lines in listing.parse_lines_of(text).items()
+        }
 
     def status(self, name: str, *, flush: bool = True) -> tuple[StatusLine, ...]:
         words = [*names.options(name), *([] if flush else ["--noflush"])]
@@ -244,7 +250,7 @@ class KernelMapper(NodedMapper):
 
     def deps(self, name: str) -> tuple[str, ...]:
         words = [*names.options(name), "-o", "devno", "--", name]
-        return parse_deps(
+        return listing.parse_deps(
             self._ask("read its dependencies", name, self.dmsetup.run, "deps", *words)
         )
 
@@ -293,10 +299,16 @@ class KernelMapper(NodedMapper):
         words = ["mknodes", *names.options(name), "--", name]
         self._ask("make its node", name, self.dmsetup.run, *words)
 
-    def _info(self, *words: str) -> str:
+    def _infos(self, *name: str) -> list[DmInfo]:
         # In mode hex: in the default mode one odd name makes the whole list fail.
-        options = ["--manglename", "hex", "--noheadings", "--separator", "|", "-o", FIELDS]
-        return self.dmsetup.run("info", "-c", *options, *words)
+        hex_names, rest = ("--manglename", "hex"), ["--", *name] if name else []
+        columns = ("--noheadings", "--separator", "|", "-o", listing.FIELDS)
+        run = self.dmsetup.run
+        found = listing.parse_info(run("info", "-c", *hex_names, *columns, *rest))
+        if any(info.open_count for info in found):  # no other removal is deferred
+            with contextlib.suppress(DmsetupError):  # it has gone meanwhile
+                return listing.with_deferred(found, run("info", *hex_names, *rest))
+        return found
 
     def _ask(
         self,

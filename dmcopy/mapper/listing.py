@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Final
 
 from dmcopy.mapper import names
@@ -27,6 +28,16 @@ def parse_info(text: str) -> list[DmInfo]:
         if line.count("|") == FIELDS.count(","):
             found.append(_device(*line.strip().split("|")))
     return found
+
+
+def with_deferred(infos: list[DmInfo], text: str) -> list[DmInfo]:
+    """Return devices, and of each whether its removal was deferred, as `dmsetup info` prints it.
+
+    No column of `info -c` has it (1.02.185).
+    """
+    pattern = r"^Name: +(.*)\nState: +.*\(DEFERRED REMOVE\)$"
+    leaving = set(map(names.unmangle, re.findall(pattern, text, re.MULTILINE)))
+    return [replace(info, deferred=info.name in leaving) for info in infos]
 
 
 def parse_lines_of(text: str) -> dict[str, str]:

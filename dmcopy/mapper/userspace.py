@@ -248,6 +248,7 @@ class UserMapper(Mapper):
             readonly=mapped.read_only,
             live=mapped.active is not None,
             inactive=slot.loaded is not None,
+            deferred=slot.deferred_removal,
             deps=self._deps(slot),
         )
 
@@ -275,6 +276,12 @@ class UserMapper(Mapper):
         table = slot.mapped.active
         if not words:
             raise DeviceError(name, "send it a message", errno.EINVAL, "the message is empty")
+        if words[0].lower() == "@cancel_deferred_remove":  # message_for_md in dm-ioctl.c
+            if len(words) > 1:
+                hint = f"{words[0]} has no words of its own"
+                raise DeviceError(name, "send it a message", errno.EINVAL, hint)
+            slot.deferred_removal = False
+            return ""
         if table is None or not 0 <= sector < table.sectors:
             hint = f"no target at sector {sector}"
             raise DeviceError(name, "send it a message", errno.EINVAL, hint)

@@ -180,5 +180,6 @@ def _info(values: dict[str, Any], numbers: dict[str, list[int] | None], mounts: 
         readonly=values["readonly"],
         live=values["live"],
         inactive=values["inactive"],
+        deferred=values["deferred"],
         deps=[(dep[0], dep[1]) for dep in deps if dep],
     )

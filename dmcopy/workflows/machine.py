@@ -32,6 +32,7 @@ from dmcopy.mapper.dmsetup import ScriptDmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.names import mangle, unmangle
 from dmcopy.mapper.served import ServedMapper
+from dmcopy.mapper.served_script import ServedScript
 from dmcopy.ondisk.exception_store import Header
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
 
@@ -274,6 +275,14 @@ class ScriptMachine(Machine):
         print(shlex.join(words), file=self._stream)
 
 
+class ScriptFileMachine(ScriptMachine, FileMachine):
+    """Prints them for an engine that uses files as they are."""
+
+    def grow(self, file: str, sectors: int) -> None:
+        """Print how to make a file longer."""
+        self._print(["truncate", f"--size={sectors << SECTOR_SHIFT}", file])
+
+
 @functools.singledispatch
 def machine_of(mapper: Mapper) -> Machine:
     """Return what is under an engine; one whose own devices are no files registers itself here."""
@@ -289,8 +298,8 @@ def _(mapper: KernelMapper) -> Machine:
 
 @machine_of.register
 def _(mapper: ServedMapper) -> Machine:
-    del mapper
-    return FileMachine(Ledger())
+    script = isinstance(mapper, ServedScript)
+    return ScriptFileMachine(Ledger()) if script else FileMachine(Ledger())
 
 
 def _lengthen(file: str, sectors: int) -> None:

@@ -92,7 +92,7 @@ def test_devices_come_and_go_under_load(shim: Shim, loops: LoopFactory) -> None:
         dmsetup create onto --table "0 8 linear $mnt.x/img 0" && exit 9
         umount $mnt.x
         dmsetup remove --deferred base
-        dmsetup info base | sed -n 1p
+        dmsetup info base | sed -n 1,2p
         umount $mnt
         tries=0
         while dmsetup info base > /dev/null 2>&1; do
@@ -125,6 +125,7 @@ def test_devices_come_and_go_under_load(shim: Shim, loops: LoopFactory) -> None:
         *("device-mapper: reload ioctl on onto  failed: Device or resource busy", "Command failed.")
         * 4,
         "Name:              base",
+        "State:             ACTIVE (DEFERRED REMOVE)",
         "top",
         " `-base",
         "0 32768 error ",
