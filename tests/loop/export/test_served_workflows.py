@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.workflows.journal import Journal, user_folder
+from dmcopy.workflows.session import Session
+from dmcopy.workflows.snapshot import Growth, plan_merge
+from dmcopy.workflows.snapshot_watch import Threshold, watch
 from tests.loop.export.here import MIB, Here
 
 pytestmark = pytest.mark.loop
@@ -72,6 +76,58 @@ def test_a_snapshot_of_a_mounted_file_system(here: Here) -> None:
     data.write()
     here.dmcopy("snapshot", "drop", "snap")
     assert data.holds(data.content)
+    assert str(here.mapper.table("data")) == f"0 {SIZE >> 9} linear {data.image} 0"
+    data.umount()
+    here.run("e2fsck", "-fn", data.node)
+    here.dm("remove", "data")
+
+
+def test_a_snapshot_is_watched_while_the_file_system_is_filled(here: Here) -> None:
+    """Far more is written than there was room for: it is made longer, and a command is run."""
+    data = Mounted(here)
+    cow, said = here.image("cow.img", 2 * MIB), here.folder / "said"
+    here.dmcopy("snapshot", "take", "snap", "data", cow, "--chunk-size", "8")
+    before = data.content
+    act = Threshold(50, ("sh", "-c", f"echo $DMCOPY_SNAPSHOT >{said}"), Growth(8 * MIB >> 9, True))
+    session = Session(here.mapper, Journal(user_folder()))
+    events, written = [], 0
+    for level in watch(session, "snap", interval=0.05, threshold=act):
+        if level.event != "level":
+            events.append(level.event)
+        elif written == 3 * MIB:
+            break
+        else:  # less than what the threshold leaves free
+            with open(data.point / "more", "ab") as file:
+                written += file.write(bytes(MIB // 8))
+                os.fsync(file.fileno())
+    assert events == ["threshold", "extended", "command"]
+    assert said.read_text() == "snap\n"
+    assert cow.stat().st_size == 10 * MIB
+    then = here.mounted(here.mapper.path("snap"))
+    assert (then / "noise").read_bytes() == before
+    assert not (then / "more").exists()
+    here.run("umount", then)
+    here.dmcopy("snapshot", "drop", "snap")
+    data.umount()
+    here.dm("remove", "data")
+
+
+def test_a_file_system_is_mounted_while_a_snapshot_is_merged_into_it(here: Here) -> None:
+    data = Mounted(here)
+    here.dmcopy("snapshot", "take", "snap", "data", here.image("cow.img", SIZE))
+    before = data.content
+    data.write()
+    assert "unmount it; as soon as" in here.dmcopy("snapshot", "merge", "snap", code=6)
+    data.umount()
+    session = Session(here.mapper, Journal(user_folder()))
+    session.run(plan_merge(here.mapper, "snap"), wait=False)
+    data.mount()
+    assert data.holds(before)
+    (data.point / "new").write_bytes(before)
+    os.sync()
+    here.dmcopy("snapshot", "finish", "snap", "--progress", "none")
+    assert data.holds(before)
+    assert (data.point / "new").read_bytes() == before
     assert str(here.mapper.table("data")) == f"0 {SIZE >> 9} linear {data.image} 0"
     data.umount()
     here.run("e2fsck", "-fn", data.node)
