@@ -25,7 +25,7 @@ class ExportedMapper(UserMapper):
     def __init__(self, reactor: Reactor, nodes: Nodes, *, timeout: float = TIMEOUT_SECONDS) -> None:
         super().__init__(reactor, timeout=timeout)
         self.nodes = nodes
-        self._registry.own = self._own
+        self._devices.own = self._own
 
     def notice_events(self, notify: Callable[[], object]) -> None:
         """Have `notify` called after each event of a target's."""
