@@ -222,6 +222,10 @@ def test_an_ordinary_user_has_files_and_nbd_exports(here: Here) -> None:
         assert "8+0 records out" in copied
         assert image.read_bytes()[: 512 << 10].count(0) < 64 << 10
         assert (folder / "data.nbd").is_socket()
+        (folder / "link").symlink_to(folder / "data")
+        here.run(*dm, "create", "top", "--table", f"0 8 linear {folder}/link 0")
+        assert here.run(*dm, "table", "top") == f"0 8 linear {folder}/data 0\n"
+        here.run(*dm, "remove", "top")
         here.run(*dm, "rename", "data", "other")
         assert sorted(path.name for path in folder.glob("other*")) == ["other", "other.nbd"]
     finally:
