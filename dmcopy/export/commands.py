@@ -1,7 +1,7 @@
 """Commands that change devices, each until it ends: those for one device in turn, others beside.
 
 What the kernel does under a device's own lock (suspend_lock in dm.c) is in turn here: a resume
-waits for the end of a suspend of its device, and for no other. Measured on 6.1 and 6.12.
+waits for the end of a suspend of its device, and for no other (measured on 6.12).
 """
 
 from __future__ import annotations
