@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 
 from dmcopy.closing import Closing
+from dmcopy.errors import DeadlineError
 from dmcopy.io import Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
 
 
-class Engine(Closing):
-    """A userspace engine over simulated disks."""
+class BareEngine(Closing):
+    """A userspace engine over simulated disks, which tables call by their paths."""
 
-    def __init__(self, *disks: SimulatedDisk, seed: int = 7) -> None:
+    def __init__(
+        self, *disks: SimulatedDisk, seed: int = 7, backend: SimulatedBackend | None = None
+    ) -> None:
         self.disks = {disk.path: disk for disk in disks}
-        self.reactor = Reactor(SimulatedBackend(seed), stacked=True)
+        self.reactor = Reactor(backend or SimulatedBackend(seed), stacked=True)
         self.mapper = UserMapper(self.reactor, open_device=self.open)
 
     def close(self) -> None:
@@ -28,6 +32,15 @@ class Engine(Closing):
     def open(self, path: str, write: bool) -> SimulatedDisk:
         del write
         return self.disks[path]
+
+    def settle(self) -> None:
+        """Let everything happen that happens by itself."""
+        with contextlib.suppress(DeadlineError):
+            self.reactor.run_until(lambda: False, 1.0)
+
+
+class Engine(BareEngine):
+    """One whose devices are made and looked at by their names."""
 
     def make(self, name: str, text: str, *, readonly: bool = False) -> None:
         self.mapper.create(name, Table.parse(text), readonly=readonly)

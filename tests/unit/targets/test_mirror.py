@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dmcopy.errors import DeadlineError, DeviceError, UsageError
-from dmcopy.io import IoRegion, Reactor
+from dmcopy.io import IoRegion
 from dmcopy.io.request import Io, Memory, Op, Request
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
-from dmcopy.mapper.userspace import UserMapper
 from dmcopy.ondisk.mirror_log import MirrorLog
 from dmcopy.table import Table
 from dmcopy.targets.mirror import Mirror
 from dmcopy.targets.mirror_set import COPY_PAGES, Module
 from dmcopy.targets.region_hash import RegionState
 from dmcopy.units import PAGE_SECTORS
+
+from .conftest import BareEngine
 
 SECTORS = 256
 REGION = 16
@@ -48,23 +49,18 @@ class HoldingBackend(SimulatedBackend):
             self.submit(request)
 
 
-class Bench:
+class Bench(BareEngine):
     """Legs a to i, which hold different things, and a log device l; `make` makes a mirror."""
 
     def __init__(self) -> None:
-        self.disks = {name: SimulatedDisk(SECTORS, name) for name in "abcdefghil"}
+        self.backend = HoldingBackend(3)
+        disks = (SimulatedDisk(SECTORS, name) for name in "abcdefghil")
+        super().__init__(*disks, backend=self.backend)
         for name, disk in self.disks.items():
             if name != "l":
                 disk.load(random.Random(name).randbytes(SECTORS << 9))
-        self.backend = HoldingBackend(3)
-        self.reactor = Reactor(self.backend, stacked=True)
-        self.mapper = UserMapper(self.reactor, open_device=self._open)
         self.reactor.on_exception = self._raise
         self.memory = Memory(REGION >> 3)
-
-    def _open(self, path: str, write: bool) -> SimulatedDisk:
-        del write
-        return self.disks[path]
 
     def _raise(self, error: BaseException) -> None:
         raise error
@@ -97,13 +93,6 @@ class Bench:
     def events(self) -> int:
         return self.mapper.info("m").events
 
-    def settle(self) -> None:
-        """Let everything happen that happens by itself."""
-        try:
-            self.reactor.run_until(lambda: False, 1.0)
-        except DeadlineError:
-            pass
-
     @property
     def is_several(self) -> bool:
         return self.mapper.module(Module).recovery == "several"
@@ -129,9 +118,8 @@ class Bench:
 @pytest.fixture(params=["several", "kernel"])
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """A bench whose mirrors recover several regions at a time, and one as the kernel does."""
-    made = Bench()
-    made.mapper.module(Module).recovery = request.param
-    with made.reactor, made.mapper:
+    with Bench() as made:
+        made.mapper.module(Module).recovery = request.param
         yield made
 
 

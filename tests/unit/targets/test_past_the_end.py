@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.errors import DeadlineError, DeviceError
-from dmcopy.io import Reactor
-from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from dmcopy.errors import DeviceError
+from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.mapper.mapped import MappedDevice
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.ondisk.exception_store import ENTRY, Header
 from dmcopy.table import Table
 from dmcopy.targets.linear import Linear
+
+from .conftest import BareEngine
 
 CHUNK = 8
 CHUNK_BYTES = CHUNK << 9
@@ -44,17 +45,15 @@ def store(exceptions: Sequence[tuple[int, int]]) -> bytes:
     return bytes(data)
 
 
-class Bench:
+class Bench(BareEngine):
     """An engine over simulated disks: an origin o of `.`, a COW c. What callbacks raise is kept."""
 
     def __init__(self) -> None:
-        self.disks: dict[str, SimulatedDisk] = {}
+        super().__init__()
         self.add("o", b"." * (64 * CHUNK_BYTES))
         self.add("c", bytes(COW_CHUNKS * CHUNK_BYTES))
         self.raised: list[BaseException] = []
-        self.reactor = Reactor(SimulatedBackend(1), stacked=True)
         self.reactor.on_exception = self.raised.append
-        self.mapper = UserMapper(self.reactor, open_device=lambda path, _write: self.disks[path])
 
     def add(self, name: str, content: bytes) -> None:
         self.disks[name] = SimulatedDisk(len(content) >> 9, name)
@@ -73,11 +72,6 @@ class Bench:
         self.settle()
         return device
 
-    def settle(self) -> None:
-        """Let everything happen that happens by itself."""
-        with pytest.raises(DeadlineError):
-            self.reactor.run_until(lambda: False, 1.0)
-
     def status(self, name: str = "m") -> str:
         return str(self.mapper.status(name)[0].status)
 
@@ -89,8 +83,7 @@ class Bench:
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    made = Bench()
-    with made.reactor, made.mapper:
+    with Bench() as made:
         yield made
     assert not made.raised
 

@@ -8,28 +8,26 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from dmcopy.errors import DeviceError
-from dmcopy.io import Reactor
 from dmcopy.io.request import Op
-from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
-from dmcopy.mapper.userspace import UserMapper
+from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.ondisk.exception_store import ENTRY, Header
 from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.table import Table
 from dmcopy.targets.persistent import PersistentStore
 from dmcopy.targets.work import wait_for
 
+from .conftest import BareEngine
+
 PER_AREA = 32
 """Exceptions in an area, which is a chunk of one sector."""
 SECTORS = 256
 
 
-class Bench:
+class Bench(BareEngine):
     """A snapshot s of disk o, with chunks of one sector, on disk c."""
 
     def __init__(self) -> None:
-        self.reactor = Reactor(SimulatedBackend(2), stacked=True)
-        self.disks = {name: SimulatedDisk(SECTORS, name) for name in "oc"}
-        self.mapper = UserMapper(self.reactor, open_device=lambda path, _write: self.disks[path])
+        super().__init__(*(SimulatedDisk(SECTORS, name) for name in "oc"))
 
     def make(self, cow_sectors: int = SECTORS) -> None:
         self.disks["c"] = SimulatedDisk(cow_sectors, "c")
@@ -51,8 +49,7 @@ class Bench:
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    made = Bench()
-    with made.reactor, made.mapper:
+    with Bench() as made:
         yield made
 
 

@@ -8,14 +8,15 @@ from typing import Literal
 
 import pytest
 
-from dmcopy.errors import DeadlineError, DeviceError
-from dmcopy.io import IoRegion, Reactor
+from dmcopy.errors import DeviceError
+from dmcopy.io import IoRegion
 from dmcopy.io.request import CopyIo, Io, Memory, Op, Request
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
-from dmcopy.mapper.userspace import UserMapper
 from dmcopy.ondisk.exception_store import parse_area
 from dmcopy.table import Table
 from dmcopy.targets.origin import SnapshotModule
+
+from .conftest import BareEngine
 
 SECTORS = 256
 CHUNK = 8
@@ -46,15 +47,13 @@ class HoldingBackend(SimulatedBackend):
             self.submit(request)
 
 
-class Bench:
+class Bench(BareEngine):
     """An origin o over disk a, and its snapshots s on b and t on c; disk a holds dots."""
 
     def __init__(self) -> None:
-        self.disks = {name: SimulatedDisk(2 * SECTORS, name) for name in "abc"}
-        self.disks["a"].load(b"." * (2 * SECTORS << 9))
         self.backend = HoldingBackend()
-        self.reactor = Reactor(self.backend, stacked=True)
-        self.mapper = UserMapper(self.reactor, open_device=lambda path, _write: self.disks[path])
+        super().__init__(*(SimulatedDisk(2 * SECTORS, x) for x in "abc"), backend=self.backend)
+        self.disks["a"].load(b"." * (2 * SECTORS << 9))
 
     def make(self, name: str, words: str) -> None:
         self.mapper.create(name, Table.parse(f"0 {SECTORS} {words}"))
@@ -97,19 +96,13 @@ class Bench:
         assert len(self.backend.held) > before
         return request
 
-    def settle(self) -> None:
-        """Let everything happen that happens by itself."""
-        with pytest.raises(DeadlineError):
-            self.reactor.run_until(lambda: False, 1.0)
-
     def status(self, name: str) -> str:
         return str(self.mapper.status(name)[0].status)
 
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    made = Bench()
-    with made.reactor, made.mapper:
+    with Bench() as made:
         yield made
 
 
