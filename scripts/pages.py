@@ -23,6 +23,7 @@ from argparse_manpage.manpage import Manpage  # noqa: E402
 from dmcopy import __version__  # noqa: E402
 from dmcopy.cli.completion import FILES  # noqa: E402
 from dmcopy.cli.main import NOUNS, _build_parser  # noqa: E402
+from dmcopy.cli.parser import verbs_of  # noqa: E402
 from dmcopy.errors import ExitCode  # noqa: E402
 
 try:
@@ -98,7 +99,7 @@ def completion(shell: str) -> str:
 def man_pages() -> Iterator[tuple[str, str]]:
     """Yield the name and the text of each page: dmcopy, and dmcopy-NOUN for each noun."""
     top = _build_parser(None)
-    nouns = _verbs(top)
+    nouns = verbs_of(top)
     codes = {"0": "done", **_CODES}
     top._action_groups[0]._group_actions[:] = []  # the nouns have pages of their own
     page = _page(top, "dmcopy", "the kernel's kcopyd in userspace, and dm-snapshot and dm-mirror")
@@ -124,14 +125,14 @@ _CODES = {
 
 
 def _noun_page(noun: str) -> Manpage:
-    parser = _verbs(_build_parser(noun))[noun]
+    parser = verbs_of(_build_parser(noun))[noun]
     examples, notes, status = _told(parser)
-    for verb in _verbs(parser).values():
+    for verb in verbs_of(parser).values():
         for all_of_them, own in zip((examples, notes, status), _told(verb), strict=True):
             all_of_them += [line for line in own if line not in all_of_them]
         verb.epilog = verb.description = None  # the summary is there already
     parser.epilog = None
-    if _verbs(parser):
+    if verbs_of(parser):
         parser._positionals.title = "verbs"
     _leave_out_what_has_no_help(parser)
     page = _page(parser, f"dmcopy-{noun}", NOUNS[noun])
@@ -178,15 +179,8 @@ def _leave_out_what_has_no_help(parser: argparse.ArgumentParser) -> None:
 
 def _all(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     yield parser
-    for verb in _verbs(parser).values():
+    for verb in verbs_of(parser).values():
         yield from _all(verb)
-
-
-def _verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    return {}
 
 
 def _list(items: dict[str, str]) -> str:

@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         """Parse; what is unknown is said here, where the verb and its help are known."""
         words = list(sys.argv[1:] if args is None else args)
         self._words = words
-        verbs = _verbs(self)
+        verbs = verbs_of(self)
         words = _verb_before_its_options(self, verbs, words) if verbs else _sorted(self, words)
         found, unknown = super().parse_known_args(words, namespace)
         unknown = [word for word in unknown if word != "--"]
@@ -216,7 +216,7 @@ def _epilog_of_verb(epilog: str, prog: str) -> str:
     return "\n".join([title, *own, "", rest] if own else [rest])
 
 
-def _verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """Return the parsers of a noun's verbs by name; empty for a parser without any."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -227,7 +227,7 @@ def _verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser
 def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     """Return the options of a parser and of its verbs: it is the outermost that argparse asks."""
     found = dict(parser._option_string_actions)
-    for verb in _verbs(parser).values():
+    for verb in verbs_of(parser).values():
         found = {**_options(verb), **found}
     return found
 

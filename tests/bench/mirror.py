@@ -17,8 +17,8 @@ from pathlib import Path
 
 from dmcopy.ondisk.bitset import Bitset
 from dmcopy.ondisk.mirror_log import MirrorLog, region_count
-from tests.bench import peers
 from tests.bench.figures import Run, Table, Target, Unit, spread
+from tests.bench.peers import moved
 from tests.bench.plot import Curve
 from tests.bench.process import ROOT, BenchError, run
 from tests.bench.rounds import Contender, measure, whole_copy_verified
@@ -50,7 +50,7 @@ def resync(settings: Settings, place: str) -> Table:
         contenders = [
             Contender(
                 _name(region_size),
-                functools.partial(_moved, [*_WORKER, str(region_size), *legs], size),
+                functools.partial(moved, [*_WORKER, str(region_size), *legs], size),
                 check,
             )
             for region_size in REGION_SIZES
@@ -58,7 +58,7 @@ def resync(settings: Settings, place: str) -> Table:
         ]
         words = [sys.executable, "-m", "dmcopy", "copy", "--progress=none"]
         copy = [*words, str(disks.source), str(disks.dests[0])]
-        contenders.append(Contender("dmcopy copy", functools.partial(_moved, copy, size), check))
+        contenders.append(Contender("dmcopy copy", functools.partial(moved, copy, size), check))
         return measure(made, contenders, disks, settings.rounds)
 
 
@@ -144,13 +144,6 @@ def _name(region_size: int) -> str:
 
 def _dirty(share: float) -> str:
     return f"{share:.0%} dirty"
-
-
-def _moved(argv: list[str], size: int) -> Run:
-    finished = run(argv)
-    gib = size / peers.GIB
-    rate = size / 1e6 / finished.seconds
-    return Run(rate, finished.cpu / gib, finished.machine / gib, finished.seconds)
 
 
 def _timed(argv: list[str], log: Path, size: int, share: float) -> Run:

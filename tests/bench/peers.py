@@ -112,6 +112,11 @@ def throughput(finished: Sequence[Finished], size: int) -> Run:
     )
 
 
+def moved(argv: Sequence[str], size: int) -> Run:
+    """Return what a command that reads or writes `size` bytes comes to."""
+    return throughput([run(argv)], size)
+
+
 def fio(source: Path, dest: Path, size: int, *, depth: int = 8) -> Run:
     """Let fio read all of the source and write all of the destination at the same time.
 

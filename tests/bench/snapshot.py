@@ -11,14 +11,14 @@ import random
 import shutil
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import peers
 from tests.bench.disks import Disks
 from tests.bench.figures import Run, Table, Target, Unit
 from tests.bench.limits import compile_ring
 from tests.bench.merge import fill_store
+from tests.bench.peers import moved
 from tests.bench.process import ROOT, BenchError, run
 from tests.bench.rounds import Contender, measure
 from tests.bench.settings import Settings
@@ -105,8 +105,8 @@ def offline(settings: Settings, place: str) -> list[Table]:
         words = [*_dmcopy("cow", "extract"), "--origin", str(origin), "--cow", str(cow), str(out)]
         copy = [*_dmcopy("copy"), str(origin), str(out)]
         contenders = [
-            Contender("cow extract", functools.partial(_moved, words, size)),
-            Contender("dmcopy copy", functools.partial(_moved, copy, size)),
+            Contender("cow extract", functools.partial(moved, words, size)),
+            Contender("dmcopy copy", functools.partial(moved, copy, size)),
         ]
         tables = [measure(extract, contenders, disks, settings.rounds)]
         merge = Table(f"merge-{disks.place}", f"cow merge, {disks.place}", BULK)
@@ -116,24 +116,17 @@ def offline(settings: Settings, place: str) -> list[Table]:
 
         def merged() -> Run:
             fill_store(cow, size)
-            return _moved(words, changed)
+            return moved(words, changed)
 
         contenders = [
             Contender("cow merge", merged),
-            Contender("dmcopy copy", functools.partial(_moved, copy, changed)),
+            Contender("dmcopy copy", functools.partial(moved, copy, changed)),
         ]
         return [*tables, measure(merge, contenders, disks, settings.rounds)]
 
 
 def _dmcopy(*words: str) -> list[str]:
     return [sys.executable, "-m", "dmcopy", *words, "--progress=none"]
-
-
-def _moved(argv: Sequence[str], size: int) -> Run:
-    finished = run(argv)
-    gib = size / peers.GIB
-    rate = size / 1e6 / finished.seconds
-    return Run(rate, finished.cpu / gib, finished.machine / gib, finished.seconds)
 
 
 def guest(settings: Settings) -> Table:

@@ -1,8 +1,8 @@
 """The workloads that differed once and then did not: which of that is known, and how much may be.
 
 Some of what a mirror does is decided by the kernel's timing. A workload that differs for such a
-reason is run again, and it is noted: what differs is one of RACES, or the test fails at once, and
-so it does when more than one workload in RATE needs it.
+reason is run again, and it is noted: what differs is EVENTS or HELD, or the test fails, and so
+it does when more than one workload in RATE needs it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ EVENTS: Final = "two failures raise one event or two"
 HELD: Final = "a held write fails or goes back unharmed"
 """dm_wq_work in dm.c sends down again what is requeued until I/O is blocked, which a suspend
 without flush does after presuspend; see `in_order` in playing.py."""
-RACES: Final = (EVENTS, HELD)
 
 _EVENTS: Final = re.compile(r"events: ours (\d+), the kernel's (\d+)")
 _OUTCOME: Final = re.compile(r"outcome of request \d+: ours '(.*)', the kernel's '(.*)'")

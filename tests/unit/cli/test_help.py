@@ -9,14 +9,8 @@ import pytest
 
 from dmcopy.cli.main import NOUNS, _build_parser, main
 from dmcopy.cli.parser import Parser
+from dmcopy.cli.parser import verbs_of as subparsers
 from dmcopy.errors import ExitCode
-
-
-def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    return {}
 
 
 def verbs(*nouns: str) -> Iterator[argparse.ArgumentParser]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dmcopy.cli.main import NOUNS, _build_parser, main
-from dmcopy.cli.parser import Parser, _verbs
+from dmcopy.cli.parser import Parser, verbs_of
 from dmcopy.suggest import did_you_mean
 from dmcopy.table.target import TARGETS
 
@@ -69,9 +69,9 @@ def test_every_order_is_the_same_command(first: str, others: list[str]) -> None:
 @pytest.mark.parametrize("noun", NOUNS)
 def test_a_command_declares_only_the_verb_that_it_names(noun: str) -> None:
     """Most of what `dmcopy dm ls` did was to declare the 800 options of the other verbs."""
-    verbs = list(_verbs(_verbs(_build_parser(noun))[noun]))
+    verbs = list(verbs_of(verbs_of(_build_parser(noun))[noun]))
     for verb in verbs:
-        known = _verbs(_verbs(_build_parser(noun, [noun, verb]))[noun])
+        known = verbs_of(verbs_of(_build_parser(noun, [noun, verb]))[noun])
         assert list(known) == verbs, "the others are known by their names"
         declared = {name for name, one in known.items() if isinstance(one, Parser)}
         assert declared in ({verb}, {"load", "reload"}), verb

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dmcopy.cli import dm, main, streams
-from tests.unit.cli.test_help import subparsers
+from dmcopy.cli.parser import verbs_of as subparsers
 
 NONE = "dmcopy-no-such"
 ALONE = {

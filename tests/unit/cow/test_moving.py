@@ -352,41 +352,40 @@ def test_progress_is_told_while_moves_are_under_way(
     assert any(0 < sectors < ORIGIN_SECTORS for sectors in told)
 
 
+class Moves:
+    """Moves that count how many of them were asked for."""
+
+    def __init__(self, world: World, count: int) -> None:
+        self.world, self.count, self.begun = world, count, 0
+
+    def __iter__(self) -> Iterator[Move]:
+        for number in range(self.count):
+            self.begun = number + 1
+            at = number * 2 % 2500 * CHUNK
+            yield Move(self.world.origin, at, at, CHUNK)
+
+
 def test_an_interrupt_ends_it_long_before_all_is_moved(world: World) -> None:
     """Ctrl-C in the middle of a large image is not answered an hour later."""
     mover = Mover(world.reactor, world.out, chunk_size=CHUNK)
-    many, begun = 20_000, 0
-
-    def moves() -> Iterator[Move]:
-        nonlocal begun
-        for begun in range(many):
-            at = begun * 2 % 2500 * CHUNK
-            yield Move(world.origin, at, at, CHUNK)
-
-    mover.start(moves())
+    moves = Moves(world, 20_000)
+    mover.start(iter(moves))
     mover.interrupt()
     mover.finish()
     assert mover.interrupted
-    assert begun < many - 1, "what was not begun is not begun any more"
+    assert moves.begun < moves.count, "what was not begun is not begun any more"
     mover.run([Move(world.origin, 0, 0, CHUNK)])
-    assert mover.sectors <= (begun + 1) * CHUNK, "nor is anything that comes later"
+    assert mover.sectors <= moves.begun * CHUNK, "nor is anything that comes later"
     mover.close()
 
 
 def test_closing_begins_nothing_more(world: World) -> None:
     """What fails in the middle of a merge closes it, and waits for no more than is under way."""
-    many, begun = 20_000, 0
-
-    def moves() -> Iterator[Move]:
-        nonlocal begun
-        for begun in range(many):
-            at = begun * 2 % 2500 * CHUNK
-            yield Move(world.origin, at, at, CHUNK)
-
+    moves = Moves(world, 20_000)
     mover = Mover(world.reactor, world.out, chunk_size=CHUNK)
-    mover.start(moves())
+    mover.start(iter(moves))
     mover.close()
-    assert begun < many - 1
+    assert moves.begun < moves.count
 
 
 def test_a_merge_writes_what_it_clears_and_not_what_is_in_front_of_it(

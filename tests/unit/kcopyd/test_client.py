@@ -17,8 +17,6 @@ from dmcopy.io import Io, IoRegion, Op, Reactor
 from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.kcopyd import Client, Failure, Flag, Move, check
 
-KIB_512 = 1024
-
 
 @pytest.fixture
 def client(reactor: Reactor) -> Iterator[Client]:

@@ -10,10 +10,10 @@ import jsonschema
 import pytest
 
 from dmcopy.cli.main import NOUNS, _build_parser, main
+from dmcopy.cli.parser import verbs_of as subparsers
 from dmcopy.cli.schema import schemas
 from dmcopy.errors import ExitCode
 from tests.schemas import check_output, command_of, validator
-from tests.unit.cli.test_help import subparsers
 
 NO_OPTION = {"progress", "snapshot watch"}  # --progress=json; and what always prints JSON
 
