@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from dmcopy.cli.options import seeds_range
 from dmcopy.cli.output import add_json, emit_json, say
-from dmcopy.cli.parser import positive, whole
+from dmcopy.cli.parser import positive
 from dmcopy.errors import ExitCode, MissingError, UsageError
-from dmcopy.units import parse_count, quoted
+from dmcopy.units import parse_count
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -41,7 +42,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument("function", metavar="MODULE:FUNCTION", help="what is played with a seed")
     parser.add_argument(
-        "--seeds", required=True, type=_seeds, metavar="A-B", help="from A up to B, both included"
+        "--seeds",
+        required=True,
+        type=seeds_range,
+        metavar="A-B",
+        help="from A up to B, both included",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -56,16 +61,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="NAME=N", help="call the function with it"
     )
     add_json(parser)
-
-
-def _seeds(text: str) -> range:
-    first, _, last = text.partition("-")
-    last = last or first
-    if not (first.isdecimal() and last.isdecimal()) or whole(first) > whole(last):
-        raise argparse.ArgumentTypeError(
-            f"{quoted(text)} is no range of seeds, such as 0-999, or one"
-        )
-    return range(whole(first), whole(last) + 1)
 
 
 def _options(words: list[str]) -> dict[str, int]:

@@ -7,6 +7,7 @@ import os
 from typing import Final
 
 from dmcopy.cli.output import add_json
+from dmcopy.cli.parser import whole
 from dmcopy.errors import UsageError
 from dmcopy.units import parse_bytes, quoted
 
@@ -128,6 +129,17 @@ def _rate(text: str) -> int:
             f"{quoted(text)} is not a number of bytes a second: 500K, 10M"
         )
     return rate
+
+
+def seeds_range(text: str) -> range:
+    """Parse what --seeds says, for argparse."""
+    first, _, last = text.partition("-")
+    last = last or first
+    if not (first.isdecimal() and last.isdecimal()) or whole(first) > whole(last):
+        raise argparse.ArgumentTypeError(
+            f"{quoted(text)} is no range of seeds, such as 0-999, or one"
+        )
+    return range(whole(first), whole(last) + 1)
 
 
 def resolve(name: str) -> str:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from dmcopy.cli.options import resolve
+from dmcopy.cli.options import resolve, seeds_range
 from dmcopy.cli.output import add_json, emit_json, emit_table, printable, say
 from dmcopy.cli.parser import positive
 from dmcopy.errors import ExitCode, UsageError
@@ -15,7 +15,7 @@ from dmcopy.units import format_sectors
 
 if TYPE_CHECKING:
     from dmcopy.testing.logfile import LogFile, Logged, Selection
-    from dmcopy.testing.replay import Replay
+    from dmcopy.testing.replay import Replay, State
 
 _EXAMPLES: Final = """\
 examples:
@@ -24,6 +24,7 @@ examples:
   dmcopy write-log replay writes.log disk.img --end-mark before
   dmcopy write-log check writes.log                       whether the log is sound
   dmcopy write-log check writes.log disk.img --at flush --fsck 'fsck.ext4 -fy {}'
+  dmcopy write-log check writes.log disk.img --seeds 0-9 --fsck 'fsck.ext4 -fy {}'
 
 LOG is a log of dm-log-writes, of QEMU's blklogwrites, or of 'dmcopy disk serve --log'. A replay
 begins with DISK as it was when the log began; a discard zeroes. The options that select entries are
@@ -31,8 +32,10 @@ those of fstests' replay-log: they begin with --start-entry or behind --start-ma
 first that one of the others names.
 
 'check --fsck' runs CMD where --at says: it gets a copy of the disk for {}, which it may change, or
-names the disk itself, and should then change nothing. The first CMD that fails ends the replay with
-4; DISK is then as CMD saw it.
+names the disk itself, and should then change nothing. With --seeds it is also run on what a power
+cut there may leave: without the writes behind the last flush, without any one of a few, and with
+each lost, kept or torn by sector, as a seed says. The first CMD that fails ends the replay with 4;
+DISK is then as CMD saw it.
 
 Ends with 0 for a sound log, and with 4 for what is no log or is damaged, with the byte named, and
 for a disk that CMD finds fault with.
@@ -60,6 +63,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_at,
         metavar="N|mark|flush|fua|discard",
         help="run CMD behind every Nth entry, or each of that kind (default: flush)",
+    )
+    check.add_argument(
+        "--seeds",
+        type=seeds_range,
+        metavar="A-B",
+        help="there also run CMD on what power cuts may leave, one for each seed",
     )
     check.add_argument(
         "--fsck-timeout", type=float, metavar="S", help="what CMD may take (default: 600)"
@@ -241,14 +250,17 @@ def _check(args: argparse.Namespace) -> int:
         replay = _plan(args, log)
         at = _point(args.at or "flush", replay)
         if args.dry_run:
-            return _tell(args, replay, checks=sum(at(one) for one in replay.entries))
+            checks = sum(at(one) for one in replay.entries) * (
+                2 + len(args.seeds) if args.seeds else 1
+            )
+            return _tell(args, replay, checks=checks)
         return _check_states(args, replay, at, fsck)
 
 
 def _check_log(args: argparse.Namespace, log: LogFile) -> int:
     """Look at the log alone, and whether it fits the disk, if there is one."""
-    if args.at is not None:
-        raise UsageError("--at says when to run CMD: give it with --fsck")
+    if args.at is not None or args.seeds is not None:
+        raise UsageError("--at and --seeds say when to run CMD: give them with --fsck")
     if args.disk is not None:
         _plan(args, log)
     number = sum(1 for _ in log.entries())
@@ -273,12 +285,14 @@ def _point(at: str, replay: Replay) -> Callable[[Logged], bool]:
 def _check_states(
     args: argparse.Namespace, replay: Replay, at: Callable[[Logged], bool], fsck: Any
 ) -> int:
+    from dmcopy.testing.replay import State
+
     checks = 0
-    for logged in replay.run(at):
+    for state in replay.states(at, args.seeds) if args.seeds else map(State, replay.run(at)):
         checks += 1
         verdict = fsck.judge(resolve(args.disk))
         if verdict.code:
-            return _found(args, logged, checks, verdict)
+            return _found(args, state, checks, verdict)
     if args.json:
         emit_json({"disk": args.disk, "checks": checks, "failed": None})
     else:
@@ -286,18 +300,40 @@ def _check_states(
     return ExitCode.OK
 
 
-def _found(args: argparse.Namespace, logged: Logged, checks: int, verdict: Any) -> int:
+def _found(args: argparse.Namespace, state: State, checks: int, verdict: Any) -> int:
+    logged = state.logged
     failed = {"entry": logged.number, "kind": _kind(logged), "code": verdict.code}
+    if state.kept:
+        failed |= {"seed": state.seed, "undone": _undone(state)}
     if args.json:
         text = {"output": verdict.output}
         emit_json({"disk": args.disk, "checks": checks, "failed": failed | text})
-    else:
-        if verdict.output:
-            say("\n".join(printable(line) for line in verdict.output.splitlines()))
-        place = f"entry {logged.number} ({failed['kind']})"
-        say(
-            f"dmcopy: {printable(args.disk)}: behind {place} the command ended with "
-            f"{verdict.code}; the disk is as it was there, and 'dmcopy write-log replay --limit "
-            f"{logged.number + 1}' makes another so that is as this one was at the beginning"
-        )
+        return ExitCode.MISMATCH
+    if verdict.output:
+        say("\n".join(printable(line) for line in verdict.output.splitlines()))
+    place, again = f"behind entry {logged.number} ({failed['kind']})", ""
+    if state.kept:
+        place = f"after a power cut at entry {logged.number} ({failed['kind']}), {_words(state)},"
+    if state.seed is not None:
+        again = f"'--seeds {state.seed}' tries this one again, "
+    say(
+        f"dmcopy: {printable(args.disk)}: {place} the command ended with {verdict.code}; the disk "
+        f"is as it was there, {again}and 'dmcopy write-log replay --limit {logged.number + 1}' "
+        f"makes another so that is as this one was at the beginning"
+    )
     return ExitCode.MISMATCH
+
+
+def _undone(state: State) -> list[dict[str, Any]]:
+    """Return which entries a power cut undid, and which of their sectors stayed."""
+    return [
+        {"entry": entry, "kept": [bit for bit in range(bits.bit_length()) if bits >> bit & 1]}
+        for entry, bits in state.kept.items()
+    ]
+
+
+def _words(state: State) -> str:
+    torn = [f"of entry {one['entry']} only sectors {one['kept']}" for one in _undone(state)
+            if one["kept"]]  # fmt: skip
+    lost = [str(entry) for entry, bits in state.kept.items() if not bits]
+    return ", ".join([f"without entry {' and '.join(lost)}"] * bool(lost) + torn)

@@ -25,14 +25,13 @@ smaller, as long as it fails, and raised as a `CrashError`, with a text that nam
 from __future__ import annotations
 
 import contextlib
-import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from dmcopy.errors import DmcopyError, UsageError
 from dmcopy.testing.fsck import Fsck
-from dmcopy.testing.recording import Cut, Marked, Moment, Recording, moments
+from dmcopy.testing.recording import Cut, Marked, Moment, Recording, fates, moments
 from dmcopy.testing.storage import MODEL, Judge, Storage, recorded_files, recorded_in_memory
 from dmcopy.units import SECTOR_SHIFT
 
@@ -40,7 +39,6 @@ Run = Callable[[Storage], object]
 Check = Callable[[Storage], object] | str
 
 SEEDS: Final = 6
-_FEW: Final = 8  # of so few writes each is lost and kept alone
 _SHOWN: Final = 12
 
 
@@ -173,7 +171,9 @@ class _Explorer:
             if moment.at and isinstance(self._recording.events[moment.at - 1], Marked):
                 marks += 1
             pending = moment.pending()
-            for cut in _cuts(moment.at, pending, seeds):
+            sectors = {number: len(one.data) >> SECTOR_SHIFT for number, one in pending.items()}
+            for _, kept in fates(moment.at, sectors, range(seeds)):
+                cut = Cut(moment.at, kept)
                 left = frozenset((number, cut.kept.get(number)) for number in pending)
                 state = moment.version, marks, frozenset(one for one in left if one[1] != 0)
                 if state not in seen:
@@ -216,32 +216,6 @@ class _Explorer:
         except (Exception, AssertionError) as error:
             return error
         return None
-
-
-def _cuts(at: int, pending: Mapping[int, Any], seeds: int) -> Iterator[Cut]:
-    """Yield ways in which a power cut may end for writes that are not durable."""
-    yield Cut(at)
-    if not pending:
-        return
-    yield Cut(at, dict.fromkeys(pending, 0))
-    if 1 < len(pending) <= _FEW:
-        for number in pending:
-            yield Cut(at, {number: 0})
-            yield Cut(at, {other: 0 for other in pending if other != number})
-    for seed in range(seeds):
-        yield Cut(at, _fate(random.Random(f"{seed} {at}"), pending))
-
-
-def _fate(rng: random.Random, pending: Mapping[int, Any]) -> dict[int, int]:
-    kept = {}
-    tears = rng.random() < 0.5
-    for number, write in pending.items():
-        count = len(write.data) >> SECTOR_SHIFT
-        whole = (1 << count) - 1
-        bits = rng.getrandbits(count) if tears and count > 1 else rng.choice((0, whole))
-        if bits != whole:
-            kept[number] = bits
-    return kept
 
 
 def _command(command: str) -> Run:

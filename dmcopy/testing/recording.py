@@ -8,8 +8,9 @@ what was flushed, and of the rest each write lost, kept or torn by sector.
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -78,12 +79,12 @@ class Recording:
             if entry.flags & Flag.MARK:
                 note(Marked(entry.text.decode(errors="replace")))
                 continue
+            if entry.flags & Flag.FLUSH:  # of a write that has it, too, the flush is the first
+                note(Flushed(0, len(recording.events)))
             if entry.nr_sectors:
                 sector = entry.sector * log.block_sectors
                 fua = bool(entry.flags & Flag.FUA)
                 note(Done(note(Sent(0, sector, log.data(logged), fua))))
-            if entry.flags & Flag.FLUSH:
-                note(Flushed(0, len(recording.events)))
         return recording
 
     def note(self, event: Event) -> int:
@@ -129,6 +130,8 @@ class RecordedDisk(Layer):
         self._reactor.submit(below)
 
 
+FEW: Final = 8
+"""Of so few writes each is also lost and kept alone."""
 _TEXT: Final = re.compile(r"(\d+)((?:-\d+(?::[0-9a-f]+)?)*)")
 
 
@@ -157,6 +160,36 @@ class Cut:
             write, _, bits = one.partition(":")
             kept[int(write)] = int(bits or "0", 16)
         return cls(int(found[1]), kept)
+
+
+def fates(
+    at: int, sectors: Mapping[int, int], seeds: Iterable[int]
+) -> Iterator[tuple[int | None, dict[int, int]]]:
+    """Yield what a power cut at `at` may undo of writes, of so many sectors each: see `Cut.kept`.
+
+    Nothing, everything, of a few writes each alone and all but each, and what seeds say, with them.
+    """
+    yield None, {}
+    if not sectors:
+        return
+    yield None, dict.fromkeys(sectors, 0)
+    if 1 < len(sectors) <= FEW:
+        for number in sectors:
+            yield None, {number: 0}
+            yield None, {other: 0 for other in sectors if other != number}
+    for seed in seeds:
+        yield seed, _fate(random.Random(f"{seed} {at}"), sectors)
+
+
+def _fate(rng: random.Random, sectors: Mapping[int, int]) -> dict[int, int]:
+    kept = {}
+    tears = rng.random() < 0.5
+    for number, count in sectors.items():
+        whole = (1 << count) - 1
+        bits = rng.getrandbits(count) if tears and count > 1 else rng.choice((0, whole))
+        if bits != whole:
+            kept[number] = bits
+    return kept
 
 
 class Moment:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from dmcopy.block import BlockDevice
 from dmcopy.errors import UsageError
 from dmcopy.ondisk.write_log import Flag
 from dmcopy.testing.logfile import LogFile, Logged
+from dmcopy.testing.recording import fates
 from dmcopy.transfer.opening import is_same
-from dmcopy.units import format_sectors
+from dmcopy.units import SECTOR_SHIFT, format_sectors
+
+_PIECE: Final = 2048
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,32 @@ class ReplayRange:
 
 def _never(_logged: Logged) -> bool:
     return False
+
+
+class State(NamedTuple):
+    """What a disk is at entry `logged`: with all until there, or what a power cut left of it.
+
+    `kept`: of the entries that the power cut undid which sectors stayed, bit by bit; 0: none, it is
+    lost. `seed`: by which that was chosen, None where whatever the seeds are it is tried.
+    """
+
+    logged: Logged
+    seed: int | None = None
+    kept: Mapping[int, int] = {}
+
+
+class _Written(NamedTuple):
+    """An entry behind the last flush, and what was there before where it was not zeroes."""
+
+    logged: Logged
+    sector: int
+    sectors: int
+    before: list[tuple[int, bytes]]
+
+    @property
+    def tearable(self) -> int:
+        """How many sectors of it a power cut may undo by themselves: a discard is undone whole."""
+        return 1 if self.logged.entry.flags & Flag.DISCARD else self.sectors
 
 
 class Replay:
@@ -49,6 +79,8 @@ class Replay:
         self._log = log
         self._disk = disk
         self._part = part or ReplayRange()
+        self._unflushed: list[_Written] | None = None
+        self._flushed = False
         if is_same(disk, [log.path]):
             raise UsageError(f"{disk} is the log itself: name the disk to write to")
         with BlockDevice.open(disk, direct=False) as device:
@@ -73,6 +105,50 @@ class Replay:
                 device.flush()
             if not ended:
                 yield logged
+
+    def states(self, at: Callable[[Logged], bool], seeds: Iterable[int]) -> Iterator[State]:
+        """As `run`, and where `at` is true also what power cuts there may have left of the disk.
+
+        They undo what is behind the last flush, FUA writes excepted: all of these entries, few
+        singly, and as seeds say, each lost, kept or torn by sector. At a flush it is not done yet.
+        Takes memory for what was overwritten since the flush before it.
+        """
+        self._unflushed, self._flushed = [], False
+        seeds = list(seeds)
+        for logged in self.run(at):
+            sectors = {
+                written.logged.number: written.tearable
+                for written in self._unflushed
+                if not written.logged.entry.flags & Flag.FUA
+            }
+            seen: list[Mapping[int, int]] = []
+            for seed, kept in fates(logged.number, sectors, seeds):
+                if kept not in seen:
+                    seen.append(kept)
+                    if kept:
+                        self._undo(kept)
+                    yield State(logged, seed, kept)
+            if len(seen) > 1:
+                self._undo({})
+
+    def _undo(self, kept: Mapping[int, int]) -> None:
+        """Have the disk be as at the last flush, and with what was kept of the entries since."""
+        unflushed = self._unflushed or []
+        with BlockDevice.open(self._disk, write=True, direct=False) as device:
+            for written in reversed(unflushed):
+                device.zero_out(written.sector, written.sectors)
+                for sector, data in written.before:
+                    device.pwrite(sector, data)
+            for written in unflushed:
+                bits = kept.get(written.logged.number)
+                if bits is None:
+                    self._put(device, written.logged, written.sector, written.sectors)
+                elif bits:
+                    data = self._log.data(written.logged)
+                    for first, end in _runs(bits):
+                        part = data[first << SECTOR_SHIFT : end << SECTOR_SHIFT]
+                        device.pwrite(written.sector + first, part)
+            device.flush()
 
     def _check(self, device: BlockDevice) -> None:
         if self._log.block_size % device.logical_block_size:
@@ -104,9 +180,39 @@ class Replay:
         return sector, count
 
     def _write(self, device: BlockDevice, logged: Logged) -> None:
-        if (place := self._place(logged)) is None:
-            return
+        place = self._place(logged)
+        if self._unflushed is not None:
+            flushes = bool(logged.entry.flags & Flag.FLUSH)
+            if self._flushed or (flushes and logged.entry.nr_sectors):  # a flush before a write
+                self._unflushed.clear()
+            self._flushed = flushes and not logged.entry.nr_sectors
+            if place is not None:
+                self._unflushed.append(_Written(logged, *place, _held(device, *place)))
+        if place is not None:
+            self._put(device, logged, *place)
+
+    def _put(self, device: BlockDevice, logged: Logged, sector: int, count: int) -> None:
         if logged.entry.flags & Flag.DISCARD:
-            device.zero_out(*place)
+            device.zero_out(sector, count)
         else:
-            device.pwrite(place[0], self._log.data(logged))
+            device.pwrite(sector, self._log.data(logged))
+
+
+def _held(device: BlockDevice, sector: int, count: int) -> list[tuple[int, bytes]]:
+    """Return what is there but zeroes, in pieces."""
+    pieces = range(sector, sector + count, _PIECE)
+    read = ((at, device.pread(at, min(_PIECE, sector + count - at))) for at in pieces)
+    return [(at, data) for at, data in read if data.count(0) < len(data)]
+
+
+def _runs(bits: int) -> Iterator[tuple[int, int]]:
+    """Yield where runs of bits that are set begin and end."""
+    end = 0
+    while bits >> end:
+        first = end
+        while not bits >> first & 1:
+            first += 1
+        end = first
+        while bits >> end & 1:
+            end += 1
+        yield first, end

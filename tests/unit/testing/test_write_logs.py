@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,10 @@ from dmcopy.block import BlockDevice
 from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode, MetadataError, UsageError
 from dmcopy.export.write_log import WriteLog
+from dmcopy.ondisk.write_log import Flag
 from dmcopy.testing.fsck import Fsck
-from dmcopy.testing.logfile import LogFile, Selection, is_end
+from dmcopy.testing.logfile import LogFile, Logged, Selection, is_end
+from dmcopy.testing.recording import Recording, moments
 from dmcopy.testing.replay import Replay, ReplayRange
 
 SECTORS = 64
@@ -223,6 +225,138 @@ def test_a_command_may_change_its_copy(run: Run) -> None:
         assert run("check", "log", "disk", "--fsck", command)[0] == code
     late = ("check", "log", "disk", "--fsck", "sleep 60", "--fsck-timeout", "0.01")
     assert run(*late)[0] == ExitCode.FAILED
+
+
+def test_a_power_cut_undoes_only_what_was_not_flushed(tmp_path: Path) -> None:
+    """Against a model: of each sector the versions since the last flush, or since a FUA write."""
+    disk = tmp_path / "disk"
+    outcomes = 0
+    for seed in range(30):
+        rng, path = random.Random(seed), str(tmp_path / f"log{seed}")
+        first = b"".join(bytes([rng.choice((0, 255))]) * 512 for _ in range(16))
+        disk.write_bytes(first)
+        log = WriteLog(path, 512)
+        for _ in range(20):
+            sector = rng.randrange(13)
+            kind = rng.choice(("write", "write", "fua", "discard", "flush"))
+            if kind == "flush":
+                log.flush()
+            elif kind == "discard":
+                log.discard(sector, 3)
+            else:
+                data = b"".join(bytes([rng.randrange(256)]) * 512 for _ in range(rng.randint(1, 3)))
+                log.write(sector, data, fua=kind == "fua")
+        log.close()
+        with LogFile(path) as found:
+            may_be = [[first[at : at + 512]] for at in range(0, len(first), 512)]
+            played, flushed = 0, False
+            before: Mapping[int, int] = {}
+            replay = Replay(found, str(disk), found.entries())
+            for state in replay.states(lambda _: True, range(4)):
+                for logged in replay.entries[played : state.logged.number + 1]:
+                    if flushed:
+                        may_be = [versions[-1:] for versions in may_be]
+                    flushed = bool(logged.entry.flags & Flag.FLUSH)
+                    data = found.data(logged)
+                    for at in range(logged.entry.nr_sectors):
+                        versions = may_be[logged.entry.sector + at]
+                        if logged.entry.flags & Flag.FUA:
+                            versions.clear()
+                        versions.append(data[at << 9 : at + 1 << 9])
+                played = state.logged.number + 1
+                content = disk.read_bytes()
+                for at, versions in enumerate(may_be):
+                    held = content[at << 9 : at + 1 << 9]
+                    assert held in versions
+                    assert state.kept or held == versions[-1], "nothing was undone"
+                    if state.kept and not before:
+                        assert held == versions[0], "first all of it is undone"
+                before = state.kept
+                outcomes += bool(before)
+    assert outcomes > 1000
+
+
+def test_a_flush_that_is_forgotten_is_found_by_seeds(run: Run) -> None:
+    """The data is written before what names it, so that no prefix shows that it is not flushed."""
+    look = "sh -c 'test $(head -c 1 $0) != 2 || test $(tail -c +1025 $0 | head -c 1) = 2' {}"
+    for flush in (True, False):
+        Path("log").unlink()
+        log = WriteLog("log", 512)
+        for number in (b"1", b"2"):
+            log.write(2, number * 1024)
+            if flush:
+                log.flush()
+            log.write(0, number * 512)
+            log.flush()
+        log.close()
+        Path("disk").write_bytes(b"0" * (SECTORS << 9))
+        words = ("check", "log", "disk", "--at", "flush", "--fsck", look)
+        assert run(*words, "--seeds", "0-5", "--dry-run", "--json")[0] == 0
+        assert run(*words)[0] == 0
+        Path("disk").write_bytes(b"0" * (SECTORS << 9))
+        code, out, err = run(*words, "--seeds", "0-5", "--json")
+        if flush:
+            assert (code, err) == (0, "")
+            assert json.loads(out)["checks"] > 8
+            assert letters()[:4] == "2.22".replace(".", "0")
+    failed = json.loads(out)["failed"]
+    assert (code, failed["entry"], failed["kind"]) == (4, 5, "flush")
+    (undone,) = failed["undone"]
+    assert (undone["entry"], 0 in undone["kept"]) == (3, False)
+    assert letters()[0] + letters()[2] == "21"
+    assert failed["seed"] is None, "each write is lost alone"
+    Path("disk").write_bytes(b"0" * (SECTORS << 9))
+    code, out, err = run(*words, "--seeds", "0")
+    assert (code, out) == (4, "")
+    assert "after a power cut at entry 5 (flush), without entry 3, the command ended with 1" in err
+    assert "--seeds" not in err
+    assert run("check", "log", "--seeds", "1")[0] == ExitCode.USAGE
+    assert run(*words, "--seeds", "x")[0] == ExitCode.USAGE
+
+
+def test_a_torn_write_is_found_again_by_its_seed(run: Run) -> None:
+    look = "sh -c 'test $(head -c 1 $0) = $(tail -c +513 $0 | head -c 1)' {}"
+    words = ("check", "log", "disk", "--at", "2", "--limit", "2", "--fsck", look)
+    Path("disk").write_bytes(b"0" * (SECTORS << 9))
+    Path("log").unlink()
+    log = WriteLog("log", 512)
+    log.write(0, b"1" * 1024)
+    log.flush()
+    log.close()
+    code, out, _ = run(*words, "--seeds", "0-19", "--json")
+    failed = json.loads(out)["failed"]
+    assert (code, failed["undone"][0]["entry"]) == (4, 0)
+    torn = Path("disk").read_bytes()
+    Path("disk").write_bytes(b"0" * (SECTORS << 9))
+    code, _, err = run(*words, "--seeds", str(failed["seed"]))
+    assert f"of entry 0 only sectors {failed['undone'][0]['kept']}, the command ended" in err
+    assert f"'--seeds {failed['seed']}' tries this one again" in err
+    assert (code, Path("disk").read_bytes()) == (4, torn)
+
+
+def test_a_write_that_flushes_is_behind_its_flush(tmp_path: Path) -> None:
+    """As a write with REQ_PREFLUSH: what it writes itself is not durable."""
+    path, disk = str(tmp_path / "log"), tmp_path / "disk"
+    log = WriteLog(path, 512)
+    log.write(0, b"a" * 512)
+    log.write(1, b"b" * 512)
+    log.close()
+    data = bytearray(Path(path).read_bytes())
+    at = data.index(b"b" * 512) - 512 + 16
+    data[at : at + 8] = Flag.FLUSH.to_bytes(8, "little")
+    Path(path).write_bytes(data)
+    disk.write_bytes(bytes(4 << 9))
+    with LogFile(path) as found:
+        replay = Replay(found, str(disk), found.entries())
+        lost = [disk.read_bytes()[::512] for state in replay.states(_is_flush, ()) if state.kept]
+        recording = Recording.of_log(found, bytes(4 << 9))
+    assert lost == [b"a\0\0\0"]
+    (*_, moment) = moments(recording)
+    assert [write.sector for write in moment.pending().values()] == [1]
+
+
+def _is_flush(logged: Logged) -> bool:
+    return bool(logged.entry.flags & Flag.FLUSH)
 
 
 def test_from_python(tmp_path: Path) -> None:
