@@ -221,6 +221,11 @@ class SimulatedBackend:
         """The virtual clock, in seconds."""
         return self._now
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is in flight."""
+        return bool(self._events)
+
     def fileno(self) -> int:
         """A simulation cannot be nested in another event loop."""
         raise OSError(errno.ENOTSUP, "a simulated back end has no descriptor")

@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from dmcopy.errors import DmcopyError, UsageError
 from dmcopy.testing.fsck import Fsck
-from dmcopy.testing.recording import Cut, Marked, Moment, Recording, fates, moments
+from dmcopy.testing.recording import Cut, Moment, Recording, fates, moments
 from dmcopy.testing.storage import MODEL, Judge, Storage, recorded_files, recorded_in_memory
 from dmcopy.units import SECTOR_SHIFT
 
@@ -166,15 +166,13 @@ class _Explorer:
     def find(self, seeds: int) -> tuple[Cut, BaseException] | None:
         """Return the first power cut that the check fails after, and what it raised."""
         seen: set[object] = set()
-        marks = 0
         for moment in moments(self._recording):
-            if moment.at and isinstance(self._recording.events[moment.at - 1], Marked):
-                marks += 1
             pending = moment.pending()
             sectors = {number: len(one.data) >> SECTOR_SHIFT for number, one in pending.items()}
             for _, kept in fates(moment.at, sectors, range(seeds)):
                 cut = Cut(moment.at, kept)
                 left = frozenset((number, cut.kept.get(number)) for number in pending)
+                marks = len(moment.marks)
                 state = moment.version, marks, frozenset(one for one in left if one[1] != 0)
                 if state not in seen:
                     seen.add(state)
@@ -209,9 +207,8 @@ class _Explorer:
 
     def _fails(self, moment: Moment, cut: Cut) -> BaseException | None:
         self.states += 1
-        marks = self._recording.marks(moment.at)
         try:
-            with self._judge.storage(moment.images(cut), marks) as storage:
+            with self._judge.storage(moment, cut) as storage:
                 self._check(storage)
         except (Exception, AssertionError) as error:
             return error

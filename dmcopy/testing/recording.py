@@ -201,8 +201,8 @@ class Moment:
     def __init__(self, recording: Recording) -> None:
         self.at = 0
         self.version = 0
+        self.marks: tuple[str, ...] = ()
         self.durable = [bytearray(content) for content in recording.first]
-        self._recording = recording
         self._events = recording.events
         self._pending: list[dict[int, Sent]] = [{} for _ in recording.first]
         self._done: dict[int, int] = {}
@@ -241,35 +241,37 @@ class Moment:
                 self._flush(event)
                 return True
             case Marked():
+                self.marks += (event.text,)
                 return True
 
     def _flush(self, event: Flushed) -> None:
         pending = self._pending[event.disk]
         for number, write in list(pending.items()):
             if self._done.get(number, event.sent) < event.sent:
-                _apply(self.durable[event.disk], write)
+                start = write.sector << SECTOR_SHIFT
+                self.durable[event.disk][start : start + len(write.data)] = write.data
                 del pending[number]
                 self.version += 1
 
-    def images(self, cut: Cut) -> list[bytearray]:
-        """Return the content of the disks after a power cut now."""
-        images = [bytearray(content) for content in self.durable]
-        for image, writes in zip(images, self._pending, strict=True):
-            for number, write in writes.items():
-                _apply(image, write, cut.kept.get(number))
-        return images
+    def kept(self, cut: Cut, disk: int) -> Iterator[tuple[int, bytes]]:
+        """Yield what a power cut now leaves of a disk over what is durable: sector, data."""
+        for number, write in self._pending[disk].items():
+            bits = cut.kept.get(number)
+            if bits is None:
+                yield write.sector, write.data
+                continue
+            for sector in range(len(write.data) >> SECTOR_SHIFT):
+                if bits >> sector & 1:
+                    at = sector << SECTOR_SHIFT
+                    yield write.sector + sector, write.data[at : at + SECTOR_SIZE]
 
-
-def _apply(image: bytearray, write: Sent, bits: int | None = None) -> None:
-    """Put a write on an image: the sectors whose bits are set, None: all."""
-    start = write.sector << SECTOR_SHIFT
-    if bits is None:
-        image[start : start + len(write.data)] = write.data
-        return
-    for sector in range(len(write.data) >> SECTOR_SHIFT):
-        if bits >> sector & 1:
-            at = sector << SECTOR_SHIFT
-            image[start + at : start + at + SECTOR_SIZE] = write.data[at : at + SECTOR_SIZE]
+    def image(self, cut: Cut, disk: int) -> bytearray:
+        """Return the content of a disk after a power cut now."""
+        image = self.durable[disk][:]
+        for sector, data in self.kept(cut, disk):
+            start = sector << SECTOR_SHIFT
+            image[start : start + len(data)] = data
+        return image
 
 
 def moments(recording: Recording) -> Iterator[Moment]:

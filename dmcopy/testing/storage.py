@@ -18,7 +18,8 @@ from dmcopy.io.region import Device
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.io.thread import ReactorThread
 from dmcopy.mapper.userspace import UserMapper
-from dmcopy.testing.recording import Marked, RecordedDisk, Recording
+from dmcopy.testing.lent import LentDisk
+from dmcopy.testing.recording import Cut, Marked, Moment, RecordedDisk, Recording
 from dmcopy.units import SECTOR_SHIFT
 
 MODEL: Final = "model"
@@ -243,37 +244,43 @@ class Judge:
         self._names = names
         self._files = files
         self._block_size = block_size
-        self._reactor = Reactor(SimulatedBackend(0), stacked=True)
+        self._backend = SimulatedBackend(0)
+        self._reactor = Reactor(self._backend, stacked=True)
         self._reactor.on_exception = _raise
 
     def close(self) -> None:
         self._reactor.close()
 
     @contextlib.contextmanager
-    def storage(self, images: list[bytearray], marks: tuple[str, ...]) -> Iterator[Storage]:
-        """Yield disks with these contents."""
+    def storage(self, moment: Moment, cut: Cut) -> Iterator[Storage]:
+        """Yield the disks as a power cut at a moment leaves them."""
         with contextlib.ExitStack() as exits:
             disks: dict[str, StorageDisk] = {}
             make: Callable[[], UserMapper] = UserMapper
             if self._files:
                 folder = exits.enter_context(tempfile.TemporaryDirectory(prefix="dmcopy-crash-"))
-                for name, image in zip(self._names, images, strict=True):
-                    file = Path(folder, name)
+                for number, name in enumerate(self._names):
+                    file, image = Path(folder, name), moment.image(cut, number)
                     file.write_bytes(image)
                     disks[name] = FileDisk(name, str(file), len(image) >> SECTOR_SHIFT)
             else:
                 devices: dict[str, Device] = {}
-                for name, image in zip(self._names, images, strict=True):
-                    devices[name] = device = SimulatedDisk(
-                        len(image) >> SECTOR_SHIFT, name, logical_block_size=self._block_size
-                    )
-                    device.load(image)
+                for name, content in zip(self._names, moment.durable, strict=True):
+                    device = LentDisk(content, name, self._block_size)
+                    exits.callback(self._give_back, device)
+                    for sector, data in moment.kept(cut, len(devices)):
+                        device.write(sector, data)
+                    devices[name] = device
                     disks[name] = disk = ModelDisk(self._reactor, device, device)
                     exits.callback(disk.close)
                 make = lambda: _engine(self._reactor, devices)  # noqa: E731
-            storage = Storage(disks, make, marks)
+            storage = Storage(disks, make, moment.marks)
             exits.callback(storage.close)
             yield storage
+
+    def _give_back(self, device: LentDisk) -> None:
+        """What a check has left behind goes on by itself when the next one waits for I/O."""
+        device.give_back(in_use=self._backend.busy or self._reactor.next_due() is not None)
 
 
 def _engine(reactor: Reactor, devices: Mapping[str, Device]) -> UserMapper:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 
 from dmcopy.errors import UsageError
 from dmcopy.export.write_log import WriteLog
+from dmcopy.io import Io, IoRegion, Op
 from dmcopy.table import Table
 from dmcopy.testing.explorer import CrashError, Explored, explore, explore_recording, record
+from dmcopy.testing.lent import LentDisk
 from dmcopy.testing.logfile import LogFile
-from dmcopy.testing.recording import Cut, Recording
-from dmcopy.testing.storage import Storage
+from dmcopy.testing.recording import Cut, Moment, Recording
+from dmcopy.testing.storage import Judge, ModelDisk, Storage
 
 A, B, C = (letter * 512 for letter in (b"a", b"b", b"c"))
 SMALL = {"disk": 4}
@@ -270,3 +273,57 @@ def test_requests_in_flight_together_complete_in_an_order_that_a_seed_says() -> 
     orders = {str(record(run, disks, seed=seed).events) for seed in range(8)}
     assert len(orders) == 2
     assert len({str(record(run, disks, seed=3).events) for _ in range(3)}) == 1
+
+
+def test_what_a_check_writes_is_gone_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image serves all checks: what is there is what the record says, each time."""
+    seen = 0
+
+    def run(storage: Storage) -> None:
+        for number in range(1, 12):
+            storage.disk.write(number, bytes([number]) * 1024)
+            if number % 2:
+                storage.disk.flush()
+
+    def check(storage: Storage) -> None:
+        nonlocal seen
+        seen += 1
+        at, cut = lent[-1]
+        moment = Moment(recording)
+        while moment.at < at:
+            moment.next()
+        assert storage.disk.read(0, 64) == moment.image(cut, 0)
+        storage.disk.write(seen % 60, b"\xff" * 2048)
+        storage.disk.discard(2, 30)
+        storage.disk.flush()
+        assert isinstance(storage.disk, ModelDisk)
+        late = IoRegion(storage.disk.device, 0, 60)  # is in flight when the check has ended
+        storage.disk._reactor.submit(Io(Op.WRITE_ZEROES, late, notify=ended.append))
+
+    lent: list[tuple[int, Cut]] = []
+    ended: list[Io] = []
+    lend = Judge.storage
+
+    def storage(self: Judge, moment: Moment, cut: Cut) -> AbstractContextManager[Storage]:
+        lent.append((moment.at, cut))
+        return lend(self, moment, cut)
+
+    monkeypatch.setattr(Judge, "storage", storage)
+    recording = record(run, {"disk": 64})
+    assert explore_recording(recording, check).states == seen > 20
+    assert ended
+
+
+def test_who_still_has_a_disk_that_was_lent_goes_on_with_a_copy() -> None:
+    content = bytearray(b"a" * 2048)
+    for in_use in (True, False):
+        disk = LentDisk(content, "disk", 512)
+        disk.write(1, b"b" * 512)
+        disk.write(1, b"c" * 1024)
+        disk.give_back(in_use=in_use)
+        assert content == b"a" * 2048
+        assert disk.vanished is not in_use
+        if in_use:
+            assert disk.read(0, 4)[::512] == b"acca"
+            disk.write(0, b"d" * 512)
+            assert content == b"a" * 2048
