@@ -34,7 +34,7 @@ class LentDisk(SimulatedDisk):
         """Do nothing: nothing is lost."""
 
     def give_back(self, *, in_use: bool) -> None:
-        """Put the content right; whoever still uses the disk goes on with a copy of it."""
+        """Put the content right; whatever still uses the disk has a copy of it."""
         content = self.content
         if in_use:
             self.content = content[:]

@@ -165,7 +165,7 @@ class Cut:
 def fates(
     at: int, sectors: Mapping[int, int], seeds: Iterable[int]
 ) -> Iterator[tuple[int | None, dict[int, int]]]:
-    """Yield what a power cut at `at` may undo of writes, of so many sectors each: see `Cut.kept`.
+    """Yield what a power cut at `at` may undo of writes whose sizes are `sectors`: see `Cut.kept`.
 
     Nothing, everything, of a few writes each alone and all but each, and what seeds say, with them.
     """

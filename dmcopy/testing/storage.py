@@ -279,7 +279,7 @@ class Judge:
             yield storage
 
     def _give_back(self, device: LentDisk) -> None:
-        """What a check has left behind goes on by itself when the next one waits for I/O."""
+        """Take back a disk: what a check has left in flight is done when the next waits for I/O."""
         device.give_back(in_use=self._backend.busy or self._reactor.next_due() is not None)
 
 

@@ -314,7 +314,7 @@ def test_what_a_check_writes_is_gone_before_the_next(monkeypatch: pytest.MonkeyP
     assert ended
 
 
-def test_who_still_has_a_disk_that_was_lent_goes_on_with_a_copy() -> None:
+def test_a_disk_that_is_still_used_becomes_a_copy() -> None:
     content = bytearray(b"a" * 2048)
     for in_use in (True, False):
         disk = LentDisk(content, "disk", 512)
