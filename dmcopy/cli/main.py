@@ -39,6 +39,15 @@ NOUNS: Final = {
 }
 
 
+_FILES: Final = "too many files are open, and no more may be: raise the limit (ulimit -n)"
+_LIMITS: Final = {
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.EAGAIN: "no more processes and threads may be started: raise the limit (ulimit -u)",
+    errno.ENOMEM: "there is no memory left for this: free some, or raise the limit (ulimit -v)",
+}
+
+
 def _build_parser(
     noun: str | None, wanted: Collection[str] | None = None, *, whole: bool = False
 ) -> Parser:
@@ -94,17 +103,27 @@ def _run(words: list[str]) -> int:
             raise
         _tell(error, str(error))
         return error.exit_code
-    except OSError as error:  # of a limit, which any line can meet; the import of a module, too
-        if error.errno not in (errno.EMFILE, errno.ENFILE) or "--traceback" in words:
+    except (OSError, MemoryError, RuntimeError) as error:
+        # A limit is met by any line, such as the import of a module.
+        limit = _limit(error)
+        if limit is None or "--traceback" in words:
             raise
-        limit = "files are open, and no more may be: raise the limit (ulimit -n)"
-        _tell(error, f"too many {limit}")
+        _tell(error, limit)
         return ExitCode.MISSING
     except UnicodeEncodeError as error:  # a name in some record, made under another locale
         lacks = f"the locale's {error.encoding} lacks this: set LC_ALL=C.UTF-8"
         _tell(error, f"{error.object}: {lacks}")
         return ExitCode.FAILED
     return code
+
+
+def _limit(error: Exception) -> str | None:
+    """Return which of the system's limits is met, None for an error of another kind."""
+    if isinstance(error, OSError):
+        return _LIMITS.get(error.errno or 0)
+    if isinstance(error, MemoryError):
+        return _LIMITS[errno.ENOMEM]
+    return _LIMITS[errno.EAGAIN] if "can't start new thread" in str(error) else None
 
 
 def _call(parser: Parser, words: list[str]) -> int:

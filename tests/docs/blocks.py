@@ -55,7 +55,7 @@ _MARK: Final = "--- the next command ---"
 _FENCE: Final = re.compile(r"^```(\w*) ?(.*)$")
 _VARIES: Final = re.compile(
     r"\d[\d.,]*%  +\d[\d.,]* [KMGT]?i?B\b"  # how full: a mounted file system writes when it likes
-    r"|\d[\d.,]* ?(?:(?:[KMGT]i)?B/s|m?s\b|min\b)"
+    r"|\d[\d.,]* ?(?:(?:[KMGT]i)?B/s|m?s\b(?: \(\d+:\d\d:\d\d\))?|min\b)"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,41 @@ def test_the_notes_of_an_error_follow_it(
     assert main(["cow", "info", "x"]) == code
     said = capsys.readouterr().err.splitlines()
     assert said == [f"dmcopy: {says}", "dmcopy: 'merge before' stopped halfway: go on with finish"]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.EMFILE, "files"), "too many files are open"),
+        (BlockingIOError(errno.EAGAIN, "fork"), "no more processes and threads may be started"),
+        (RuntimeError("can't start new thread"), "no more processes and threads may be started"),
+        (OSError(errno.ENOMEM, "fork"), "there is no memory left for this"),
+        (MemoryError(), "there is no memory left for this"),
+    ],
+)
+def test_a_limit_of_the_system_is_one_sentence(
+    error: Exception, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever line meets it: ulimit, prlimit(1), a container."""
+
+    def info(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cow_facts, "_info", info)
+    assert main(["cow", "info", "x"]) == ExitCode.MISSING
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"dmcopy: {says}")
+    with pytest.raises(type(error)):
+        main(["--traceback", "cow", "info", "x"])
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "x"), RuntimeError("x"), ValueError("x")])
+def test_what_is_no_limit_is_not_taken_for_one(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def info(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cow_facts, "_info", info)
+    with pytest.raises(type(error)):
+        main(["cow", "info", "x"])

@@ -79,6 +79,7 @@ def test_a_session_is_cut_into_commands_and_their_output() -> None:
         ("a … c\n", "a b c\n", True),
         ("128 MiB in 0.579 s, 170.4 MiB/s\n", "128 MiB in 3 s, 1.4 GiB/s\n", True),
         ("128 MiB in 0.579 s\n", "64 MiB in 0.579 s\n", False),
+        ("1 failed in 2.31s\n", "1 failed in 68.53s (0:01:08)\n", True),
         ("a  0.1%  144 KiB  b\n", "a  3.4%    8.594 MiB  b\n", True),
         ("a  0.1%  144 KiB  b\n", "a  3.4%  b\n", False),
     ],

@@ -10,6 +10,7 @@ import pytest
 
 from dmcopy.io import Reactor, aio
 from dmcopy.io.aio import wait_for
+from dmcopy.io.reactor import background
 
 Done = Callable[[Callable[[], object]], None]
 
@@ -71,6 +72,26 @@ def test_the_loop_lets_go_of_it_when_the_last_has_what_it_awaited(reactor: React
         await wait_for(reactor, later(reactor, 0.01))  # and takes it up again
 
     run(main)
+
+
+def test_one_of_another_thread_is_waited_for() -> None:
+    """Its owner drives it."""
+    said: list[str] = []
+
+    async def main(reactor: Reactor) -> None:
+        def done(notify: Callable[[], object]) -> None:
+            def ended() -> None:
+                said.append("ended")
+                notify()
+
+            reactor.call_soon_threadsafe(lambda: reactor.call_later(0.01, ended))
+
+        await wait_for(reactor, done)
+        said.append("went on")
+
+    with background("threads") as reactor:
+        run(lambda: main(reactor))
+    assert said == ["ended", "went on"]
 
 
 def test_who_gave_up_waiting_is_not_told(reactor: Reactor) -> None:

@@ -17,8 +17,9 @@ import pytest
 
 from dmcopy.block import BlockDevice
 from dmcopy.errors import MissingError, UsageError
-from dmcopy.io import CopyIo, Io, IoRegion, Memory, Op, Reactor, Timer, probe
+from dmcopy.io import CopyIo, Io, IoRegion, Memory, Op, Reactor, Timer, probe, uring
 from dmcopy.io import threads as threads_module
+from dmcopy.io.poller import Poller
 from dmcopy.io.request import Request
 from dmcopy.io.ring import Ring
 from dmcopy.io.thread import ReactorThread
@@ -410,6 +411,59 @@ def test_descriptors_are_watched(reactor: Reactor) -> None:
     assert said == [b"hello"]
     os.close(reader)
     os.close(writer)
+
+
+def test_it_sleeps_while_there_is_nothing_to_do(
+    reactor: Reactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reactor that waits for a slow device takes no processor from those who work."""
+    waits: list[float | None] = []
+    wait, enter = Poller.wait, Ring.enter
+
+    def waiting(poller: Poller, timeout: float | None) -> None:
+        waits.append(timeout)
+        wait(poller, timeout)
+
+    def entering(ring: Ring, submit: int, wait: int, timeout: float | None = None) -> int:
+        waits.append(timeout if wait else 0)
+        return enter(ring, submit, wait, timeout)
+
+    monkeypatch.setattr(Poller, "wait", waiting)
+    monkeypatch.setattr(Ring, "enter", entering)
+    timers: list[int] = []
+    reactor.call_later(0.05, lambda: timers.append(1))
+    reactor.run_until(lambda: timers, 20, "a timer")
+    assert any(timeout for timeout in waits if timeout is not None)
+
+
+@pytest.mark.parametrize("backend", ["uring", "threads"])
+def test_what_is_alone_is_done_inline_and_two_are_not(
+    backend: str, device: BlockDevice, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that were done one after the other would take the time of both."""
+    if probe()[backend]:
+        pytest.skip(probe()[backend])
+    inline: list[bool] = []
+    mine, perform = threading.get_ident(), threads_module.perform
+
+    def noting(request: Request) -> None:
+        inline.append(threading.get_ident() == mine)
+        perform(request)
+
+    for module in (threads_module, uring):
+        monkeypatch.setattr(module, "perform", noting)
+    with Reactor(backend, inline=True) as reactor:
+
+        def read() -> Io:
+            return Io(Op.READ, IoRegion(device, 0, 8), memory, ((0, 4096),))
+
+        do(reactor, read())
+        assert inline == [True]
+        inline.clear()
+        do(reactor, read(), read(), read())
+        assert True not in inline
+        do(reactor, read())
+        assert inline[-1] is True
 
 
 def test_other_threads_wake_it(reactor: Reactor) -> None:
