@@ -96,9 +96,9 @@ def run(args: argparse.Namespace) -> int:
         )
         try:
             campaign.run(args.seeds)
-        except KeyboardInterrupt:
-            _end_workers()
-            if args.out:
+        except BaseException as error:
+            _end_workers()  # which else are waited for at the end
+            if args.out and isinstance(error, KeyboardInterrupt):
                 say(f"dmcopy: {told.line()}; the same command continues it")
             raise
         return _tell(args, results, campaign.deaths, options)

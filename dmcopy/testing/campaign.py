@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from typing import Final
 
+from dmcopy.errors import MissingError
 from dmcopy.testing import seeds
 from dmcopy.testing.results import Results
 from dmcopy.testing.seeds import Played
@@ -62,7 +63,10 @@ class Campaign:
         self.deaths = 0
 
     def run(self, wanted: range) -> None:
-        """Play those of the seeds that are not done. Raises what keeping results raises."""
+        """Play those of the seeds that are not done.
+
+        Raises what keeping results raises, MissingError or RuntimeError where no worker can be had.
+        """
         self._left.extend(
             range(start, end) for start, end in self._results.done.gaps(wanted.start, wanted.stop)
         )
@@ -71,11 +75,29 @@ class Campaign:
                 done, _ = wait(self._under_way, timeout=_LONG, return_when=FIRST_COMPLETED)
                 for future in done:
                     self._end(future, *self._under_way.pop(future))
+                if not done:
+                    self._check_pool()
                 self._told()
         finally:
             for future in self._under_way:
                 future.cancel()
             self._executor.shutdown(wait=False)
+
+    def _check_pool(self) -> None:
+        """Raise MissingError where nothing under way will ever end.
+
+        A pool of processes has a thread that hands out what is to be played. Where that could start
+        no thread or process it is gone, and concurrent.futures (Python 3.11) tells of it nowhere.
+        """
+        threads = [
+            getattr(pool, "_executor_manager_thread", None) for _, pool in self._under_way.values()
+        ]
+        gone = any(thread is not None and not thread.is_alive() for thread in threads)
+        if gone and not any(future.done() for future in self._under_way):
+            raise MissingError(
+                "the workers get no more to do, as where no thread may be started: "
+                "raise the limits (ulimit -u, ulimit -v), or give fewer --workers"
+            )
 
     @property
     def _stopped(self) -> bool:
@@ -93,7 +115,7 @@ class Campaign:
                 future = executor.submit(
                     seeds.play, self._history, batch, self._options, stop=self._until_failure
                 )
-            except RuntimeError:  # broken, by a death that the futures under way tell of, too
+            except BrokenExecutor:  # by a death that the futures under way tell of, too
                 self._again.append(batch)
                 self._renew(executor)
                 return True

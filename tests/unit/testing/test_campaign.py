@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from dmcopy.cli.main import main
-from dmcopy.errors import BusyError, ExitCode, MetadataError, UsageError
+from dmcopy.errors import BusyError, ExitCode, MetadataError, MissingError, UsageError
 from dmcopy.testing import seeds
 from dmcopy.testing.campaign import Campaign
 from dmcopy.testing.results import Results
@@ -124,6 +125,34 @@ def test_a_failure_is_made_small_and_told_as_one_command(explore: Explore, tmp_p
     assert (code, said.split(",")[0]) == (0, "1 of 1 seeds")
     code, said, _ = explore(*words, "--json")
     assert (code, json.loads(said)["seeds"]) == (1, 10), "nothing is left to play"
+
+
+def test_a_pool_that_hands_out_no_more_is_an_error_and_no_endless_wait() -> None:
+    """Its thread ends without a word where it can start no other: prlimit --as, --nproc."""
+
+    class Pool(Here):
+        _executor_manager_thread = threading.Thread(target=lambda: None)
+
+        def submit(self, *_: Any, **__: Any) -> Future[Any]:
+            return Future()
+
+    Pool._executor_manager_thread.start()
+    with Results(None, GOOD, {}) as results, pytest.raises(MissingError, match="no more to do"):
+        Campaign(GOOD, results, Pool).run(range(10))
+
+
+def test_a_pool_that_cannot_begin_is_not_made_again_and_again() -> None:
+    made: list[int] = []
+
+    class Pool(Here):
+        def submit(self, *_: Any, **__: Any) -> Future[Any]:
+            made.append(1)
+            assert len(made) < 10
+            raise RuntimeError("can't start new thread")
+
+    with Results(None, GOOD, {}) as results, pytest.raises(RuntimeError, match="new thread"):
+        Campaign(GOOD, results, Pool).run(range(10))
+    assert made == [1]
 
 
 def test_until_a_failure() -> None:
