@@ -18,7 +18,7 @@ from tests.kernel.programs import run
 from tests.unit.export.serving import Serving
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
-SIZE = 32 << 20
+SIZE = 8 << 20
 SECTORS = SIZE >> 9
 
 

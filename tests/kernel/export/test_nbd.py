@@ -18,7 +18,7 @@ from tests.unit.export.serving import Serving
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
 
 DEADLINE = 120.0
-SIZE = 64 << 20
+SIZE = 16 << 20
 SECTORS = SIZE >> 9
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from dmcopy.io import Reactor, aio
 from dmcopy.io.aio import wait_for
-from dmcopy.io.reactor import background
+from dmcopy.io.thread import ReactorThread
 
 Done = Callable[[Callable[[], object]], None]
 
@@ -89,8 +89,8 @@ def test_one_of_another_thread_is_waited_for() -> None:
         await wait_for(reactor, done)
         said.append("went on")
 
-    with background("threads") as reactor:
-        run(lambda: main(reactor))
+    with ReactorThread("threads") as thread:
+        run(lambda: main(thread.reactor))
     assert said == ["ended", "went on"]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from dmcopy.errors import ClosedError, DeadlineError, UsageError
 from dmcopy.io import Io, IoRegion, Op, Reactor
-from dmcopy.io.simulated import SimulatedDisk
+from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client, Failure, Flag, Move, check
 
 
@@ -531,3 +531,15 @@ def test_a_good_copy_is_looked_at_only_once(
     for start, count in ((0, 64), (8, 16), (48, 16)):
         assert client.copy(IoRegion(one, start, count), [IoRegion(other, start, count)]).wait(9).ok
     assert client.copy(IoRegion(one, 0, 8), [IoRegion(one, 8, 8)]).wait(9).ok
+
+
+def test_a_copy_of_nothing_takes_no_io_and_ends() -> None:
+    """Of a target that was given a chunk of no length, too."""
+    backend = SimulatedBackend(1)
+    source, dest = SimulatedDisk(8, "source"), SimulatedDisk(8, "dest")
+    source.fail(Op.READ, 0, 8)
+    with Client(8, reactor=Reactor(backend)) as client:
+        nothing = IoRegion(source, 0, 0), [IoRegion(dest, 0, 0)]
+        jobs = [client.copy(*nothing), client.copy_chunk(*nothing, print)]
+        assert all(job.wait(10).ok for job in jobs)
+    assert backend.steps == 0
