@@ -134,7 +134,9 @@ def _device_server() -> Check:
     from dmcopy.export.base import load
 
     works = [kind for kind in reversed(MODULES) if not load(kind).why_not()]
-    made = {"loop": "block devices, /dev/dmcopy/NAME", "fuse": "files and NBD exports"}
+    blocks = "block devices, /dev/dmcopy/NAME"
+    waiting = f"{blocks}, whose users wait for 'serve --resume' where it is killed"
+    made = {"ublk": waiting, "loop": blocks, "fuse": "files and NBD exports"}
     return Check(name, True, f"makes {made.get(works[0], 'NBD exports')}")
 
 

@@ -14,7 +14,6 @@ from dmcopy.errors import DeviceError, ExitCode, UsageError
 if TYPE_CHECKING:
     from dmcopy.io import Device, Reactor
 
-_NODES: Final = ("mount", "loop", "link")
 _EXAMPLES: Final = """\
 examples:
   dmcopy serve disk.img                                          a file, or a device
@@ -103,12 +102,16 @@ def _resume(args: argparse.Namespace) -> int:
     from dmcopy.mapper.served import ServedMapper, start_server
 
     ledger = Ledger()
-    reaper = Reaper(
-        KernelMapper(ledger=ledger), ledger, lambda one: one.abandoned and one.kind in _NODES
-    )
-    for why in reaper.run().left.values():
-        say(f"dmcopy: left: {why}")
+
+    def reap(*kinds: str) -> None:
+        made = KernelMapper(ledger=ledger)
+        reaper = Reaper(made, ledger, lambda one: one.abandoned and one.kind in kinds)
+        for why in reaper.run().left.values():
+            say(f"dmcopy: left: {why}")
+
+    reap("mount", "loop", "link")
     start_server(resume=True)
+    reap("ublk")  # which was not taken over
     mapper = ServedMapper()
     for info in mapper.ls():
         print(printable(mapper.path(info.name)))

@@ -76,6 +76,9 @@ class FrontEnd(Closing):
         """
         raise NotImplementedError
 
+    def check_unused(self, name: str) -> None:
+        """Raise BusyError naming who uses `name`, as far as this kind can tell."""
+
     def resized(self, name: str) -> None:
         """Tell the users of `name` that the device may have another size, as far as this kind can.
 

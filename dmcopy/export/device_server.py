@@ -55,7 +55,7 @@ class DeviceServer:
         self.mapper = ExportedMapper(reactor, nodes)
         self._kept = Kept()
         if resume:
-            self.mapper.restore(self._kept.load())
+            self.mapper.restore(self._kept.load(), self._kept.marks)
         self.mapper.notice_events(lambda: reactor.call_soon(self._tell_waiting))
         self._path = path
         self._commands = Commands(reactor, TIMEOUT_SECONDS)
@@ -167,7 +167,8 @@ class DeviceServer:
 
         def told(result: object, error: Exception | None) -> None:
             try:
-                self._kept.save(self.mapper)  # before it is answered: it is to outlive a kill
+                # Before it is answered: it is to outlive a kill.
+                self._kept.save(self.mapper, self.mapper.marks)
             except DmcopyError as failure:
                 error = error or failure
             answer({"result": result} if error is None else _told(error))

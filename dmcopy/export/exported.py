@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from dmcopy.errors import BusyError, DeviceError
@@ -120,14 +120,24 @@ class ExportedMapper(UserMapper):
             note_failure(error, lambda: UserMapper.rename(self, new_name, name))
             raise
 
-    def restore(self, devices: list[ConciseDevice]) -> None:
-        """Make the devices that another server had, then their nodes. All or nothing."""
+    @property
+    def marks(self) -> dict[str, str]:
+        """By what the next server takes over the nodes of devices, by their names."""
+        return {name: mark for name in self._slots if (mark := self.nodes.mark(name))}
+
+    def restore(self, devices: list[ConciseDevice], marks: Mapping[str, str]) -> None:
+        """Make the devices that another server had, then their nodes, see `marks`.
+
+        All or nothing: where that fails, what could be taken over can be so by another.
+        """
         restore(self, devices)
         try:
             for info in self.ls():
                 if info.live:
-                    self.nodes.add(info.name, self.open(info.name))
+                    left = marks.get(info.name, "")
+                    self.nodes.add(info.name, self.open(info.name), left=left)
         except BaseException as error:
+            self.nodes.let_go()
             note_failure(error, self.close)
             raise
 

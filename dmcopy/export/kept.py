@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 
 from dmcopy.atomic import replace_file
 from dmcopy.errors import DmcopyError, MetadataError, UsageError
@@ -16,13 +17,17 @@ from dmcopy.table import ConciseDevice, CoreLog, DiskLog, Mirror, Snapshot, Tabl
 
 
 class Kept:
-    """The devices of an engine as they were when `save` was last called."""
+    """The devices of an engine as they were when `save` was last called.
+
+    `marks`: by what their nodes can be taken over, by names, once they were loaded.
+    """
 
     def __init__(self) -> None:
         self._path = kept_path()
         self._saved: object = None
+        self.marks: dict[str, str] = {}
 
-    def save(self, mapper: UserMapper) -> None:
+    def save(self, mapper: UserMapper, marks: Mapping[str, str]) -> None:
         """Keep what there is: each device that runs, with its table. Raises DmcopyError."""
         found = [
             {
@@ -30,6 +35,7 @@ class Kept:
                 "uuid": info.uuid,
                 "readonly": info.readonly,
                 "table": str(mapper.table(info.name)),
+                "mark": marks.get(info.name, ""),
             }
             for info in mapper.ls()
         ]
@@ -52,6 +58,8 @@ class Kept:
         """Return what another server had. Raises MetadataError, UsageError where none was."""
         try:
             with open(self._path, "rb") as file:
+                kept = json.load(file)
+                self.marks = {one["name"]: one["mark"] for one in kept}
                 return [
                     ConciseDevice(
                         name=one["name"],
@@ -59,7 +67,7 @@ class Kept:
                         readonly=one["readonly"],
                         table=_after_a_crash(Table.read(one["table"])),
                     )
-                    for one in json.load(file)
+                    for one in kept
                 ]
         except FileNotFoundError:
             raise UsageError("no device server was killed: there is nothing to resume") from None

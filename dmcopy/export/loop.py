@@ -7,25 +7,23 @@ flushes, discards and zeroing reach it.
 from __future__ import annotations
 
 import os
-import time
 from functools import partial
 from typing import ClassVar, Final
 
-from dmcopy.block import file_mounts, holders, tools
+from dmcopy.block import file_mounts, tools
 from dmcopy.block import loop as loops
 from dmcopy.block.loop import LoopDevice
 from dmcopy.errors import BusyError
 from dmcopy.export.aside import aside
 from dmcopy.export.base import FrontEnd, Place
 from dmcopy.export.fuse.files import FuseFiles
+from dmcopy.export.users import check_unused
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import note_failure
 
 _SECONDS: Final = 60.0
-_GLANCE_SECONDS: Final = 2.0
-"""How long a process may have it open that only looks at a changed device, as udev does."""
 
 
 class LoopDevices(FrontEnd):
@@ -86,14 +84,14 @@ class LoopDevices(FrontEnd):
     def check_unused(self, name: str) -> None:
         """Raise BusyError naming what is mounted or open."""
         made = self._loops[name]
-        aside(self.reactor, partial(_check_unused, made), made.path, timeout=_SECONDS)
+        aside(self.reactor, partial(check_unused, made.path), made.path, timeout=_SECONDS)
 
     def remove(self, name: str) -> None:
         """Serve a device no longer. Raises BusyError naming what is mounted or open."""
         made = self._loops[name]
 
         def detach() -> None:
-            _check_unused(made)
+            check_unused(made.path)
             loops.detach(made)
 
         aside(self.reactor, detach, f"{made.path} to be detached", timeout=_SECONDS)
@@ -119,17 +117,6 @@ class LoopDevices(FrontEnd):
     def _losetup(self, option: str, device: LoopDevice) -> None:
         call = partial(tools.run, ["losetup", option, device.path], timeout=_SECONDS)
         aside(self.reactor, call, f"losetup {option} {device.path}", timeout=_SECONDS)
-
-
-def _check_unused(made: LoopDevice) -> None:
-    """Raise BusyError naming the users of a loop device, once programs that only look are gone."""
-    deadline = time.monotonic() + _GLANCE_SECONDS
-    while (found := holders.who(made.path)) and time.monotonic() < deadline:
-        if any(one.kind != "process" for one in found):
-            break
-        time.sleep(0.05)
-    if found:
-        raise BusyError(made.path, [str(one) for one in found], "it is still served")
 
 
 FRONT_END = LoopDevices

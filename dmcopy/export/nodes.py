@@ -1,8 +1,9 @@
 """The nodes of a device server's devices: what other programs open, by the devices' names.
 
-As root a device is a block device, /dev/dmcopy/NAME, a link to the loop device over a file of FUSE;
+As root a device is a block device, /dev/dmcopy/NAME, a link to a ublk device, which the next server
+can take over when this one is killed, or else to a loop device over a file of FUSE;
 where the kernel has no device-mapper there is /dev/mapper/NAME, too, which scripts expect.
-For others, and where there are no loop devices, it is a file, NAME in the runtime folder, and an
+For others, and where there is neither, it is a file, NAME in the runtime folder, and an
 NBD export without a name at the socket NAME.nbd beside it; where there is no FUSE, that alone.
 """
 
@@ -22,6 +23,7 @@ from dmcopy.export.base import FrontEnd, Place
 from dmcopy.export.fuse.files import FuseFiles
 from dmcopy.export.loop import LoopDevices
 from dmcopy.export.nbd.server import NbdServer
+from dmcopy.export.ublk.devices import UblkDevices
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
@@ -50,6 +52,7 @@ class _Node:
     source: str = ""
     sectors: int = 0
     read_only: bool = False
+    mark: str = ""
 
 
 class Nodes:
@@ -61,7 +64,8 @@ class Nodes:
     def __init__(self, reactor: Reactor, ledger: Ledger) -> None:
         self.reactor = reactor
         self.ledger = ledger
-        self.as_blocks = not LoopDevices.why_not()
+        self._ublk = not UblkDevices.why_not()
+        self.as_blocks = self._ublk or not LoopDevices.why_not()
         self._folders = [nodes_folder()]
         if self.as_blocks and mapper_folder() and not has_driver():
             self._folders.append(mapper_folder())
@@ -102,25 +106,38 @@ class Nodes:
                 return name
         return ""
 
-    def add(self, name: str, device: Device) -> None:
-        """Make the node of a device. All or nothing; raises as `FrontEnd.add`."""
+    def mark(self, name: str) -> str:
+        """Return by what the next server takes over the node of a device, "" where it cannot."""
+        return self._nodes[name].mark if name in self._nodes else ""
+
+    def add(self, name: str, device: Device, *, left: str = "") -> None:
+        """Make the node of a device. All or nothing; raises as `FrontEnd.add`.
+
+        `left`: the mark of the one that a killed server had, which is taken over.
+        """
         # The file below a block device has a name of its own: the device's may change, and a
         # killed server's may be there still.
         key = f"device-{secrets.token_hex(6)}" if self.as_blocks else mangle(name)
         node = _Node(device, [], key, sectors=device.sectors, read_only=device.read_only)
         try:
-            self._serve(node, name)
+            self._serve(node, name, left)
         except BaseException as error:
             note_failure(error, lambda: self._close(node))
             raise
         self._nodes[name] = node
 
-    def _serve(self, node: _Node, name: str) -> None:
+    def _serve(self, node: _Node, name: str, left: str) -> None:
         if self.as_blocks:
-            loops = LoopDevices(self.reactor, ledger=self.ledger)
-            node.front_ends.append(loops)
-            node.path = loops.add(node.key, node.device)
-            node.source = _source(node)
+            if self._ublk:
+                ublk = UblkDevices(self.reactor, ledger=self.ledger, recoverable=True)
+                node.front_ends.append(ublk)
+                node.path = ublk.add(node.key, node.device, left=left)
+                node.mark = ublk.mark(node.key)
+            else:
+                loops = LoopDevices(self.reactor, ledger=self.ledger)
+                node.front_ends.append(loops)
+                node.path = loops.add(node.key, node.device)
+                node.source = _source(node)
             node.number = split_devno(os.stat(node.path).st_rdev)
             self._link(node, name)
             return
@@ -137,8 +154,7 @@ class Nodes:
     def check_unused(self, name: str) -> None:
         """Raise BusyError naming what is mounted or open. A file tells only when it is removed."""
         for front_end in self._nodes[name].front_ends:
-            if isinstance(front_end, LoopDevices):
-                front_end.check_unused(self._nodes[name].key)
+            front_end.check_unused(self._nodes[name].key)
 
     def remove(self, name: str) -> None:
         """Remove a device's node. Raises BusyError naming what is mounted or open."""
@@ -183,6 +199,15 @@ class Nodes:
             node.sectors = node.device.sectors
             for front_end in node.front_ends:
                 front_end.resized(node.key)
+            if node.number:
+                node.number = split_devno(os.stat(node.path).st_rdev)
+
+    def let_go(self) -> None:
+        """Serve no longer what the next server can take over, and let it be."""
+        for node in self._nodes.values():
+            for front_end in node.front_ends:
+                if isinstance(front_end, UblkDevices):
+                    front_end.let_go()
 
     def close(self) -> None:
         """Remove all nodes, and cut off their users."""

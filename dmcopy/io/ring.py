@@ -24,6 +24,7 @@ OP_WRITE_FIXED: Final = 5
 OP_POLL_ADD: Final = 6
 OP_READ: Final = 22
 OP_WRITE: Final = 23
+OP_URING_CMD: Final = 46
 
 LINK: Final = 1 << 2
 SKIP_SUCCESS: Final = 1 << 6
@@ -36,12 +37,16 @@ SQE_SIZE: Final = 64
 # Two neighbouring entries together: a read linked to a write. The first word of an entry is
 # opcode | flags << 8 | fd << 32; then offset, address, length, user_data.
 PAIR: Final = struct.Struct("<QQQQQ24xQQQQQ24x")
+# The head of a command to a driver: opcode, fd, the driver's own operation, user_data. Behind it
+# its argument, of 16 bytes in an entry of 64, of 80 in a wide one.
+COMMAND: Final = struct.Struct("<B3xiI20xQ8x")
 
 _SETUP, _ENTER, _REGISTER = 425, 426, 427
 _REGISTER_BUFFERS, _UNREGISTER_BUFFERS, _REGISTER_EVENTFD = 0, 1, 4
 _ENTER_GETEVENTS, _ENTER_EXT_ARG = 1, 8
 _FEAT_SINGLE_MMAP, _FEAT_EXT_ARG = 1, 1 << 8
 _SINGLE_ISSUER_DEFER_TASKRUN = 1 << 12 | 1 << 13
+_SQE128 = 1 << 10
 _OFF_SQES = 0x10000000
 _ERRORS_OF_A_WAIT: Final = frozenset({errno.EINTR, errno.ETIME, errno.EAGAIN, errno.EBUSY})
 
@@ -59,18 +64,21 @@ class Ring:
     """One ring. Entries of the submission queue are written in place and submitted by index.
 
     `entries` is the size of the submission queue (a power of two); the completion queue has twice
-    that. Raises OSError where the kernel refuses.
+    that. `wide`: an entry has 128 bytes, as some commands to drivers need. Raises OSError where the
+    kernel refuses.
     """
 
-    def __init__(self, entries: int) -> None:
+    def __init__(self, entries: int, *, wide: bool = False) -> None:
         self.deferred = True
+        self._sqe_size = SQE_SIZE << wide
+        flags = _SQE128 if wide else 0
         try:
-            self._setup(entries, _SINGLE_ISSUER_DEFER_TASKRUN)
+            self._setup(entries, flags | _SINGLE_ISSUER_DEFER_TASKRUN)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             self.deferred = False  # a kernel before 6.1
-            self._setup(entries, 0)
+            self._setup(entries, flags)
         self._timespec = ctypes.create_string_buffer(16)
         argument = _GETEVENTS_ARG.pack(0, 0, 0, ctypes.addressof(self._timespec))
         self._argument = ctypes.create_string_buffer(argument, len(argument))
@@ -95,7 +103,7 @@ class Ring:
         size += -size % 8
         shared = mmap.MAP_SHARED | mmap.MAP_POPULATE
         self._map = mmap.mmap(fd, size, shared)
-        self.sqes = mmap.mmap(fd, self.entries * SQE_SIZE, shared, offset=_OFF_SQES)
+        self.sqes = mmap.mmap(fd, self.entries * self._sqe_size, shared, offset=_OFF_SQES)
         view = memoryview(self._map)
         self._words = view.cast("I")
         self._sq_tail, self._cq_head, self._cq_tail = sq[1] // 4, cq[0] // 4, cq[1] // 4

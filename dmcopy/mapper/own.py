@@ -20,11 +20,11 @@ _KERNELS: Final = "/dev/mapper/"
 
 def node_path(name: str) -> str:
     """Return what a device of the server is opened by, whether it is there or not."""
-    if file_mounts.why_not():
-        return str(folder_path() / f"{mangle(name)}.nbd")
-    if os.geteuid() == 0 and os.path.exists("/dev/loop-control"):
+    no_file = file_mounts.why_not()
+    loops = os.path.exists("/dev/loop-control") and not no_file
+    if os.geteuid() == 0 and (loops or os.path.exists("/dev/ublk-control")):
         return f"{nodes_folder()}/{mangle(name)}"
-    return str(folder_path() / mangle(name))
+    return str(folder_path() / (f"{mangle(name)}.nbd" if no_file else mangle(name)))
 
 
 class OwnDevices:

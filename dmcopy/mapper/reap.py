@@ -15,6 +15,7 @@ from dmcopy.block import backing, file_mounts, holders, mounts, sysfs
 from dmcopy.block.loop import LoopDevice, detach
 from dmcopy.block.sysfs import DISK_MARK, disk_mark
 from dmcopy.errors import BusyError, DeviceError, DmcopyError
+from dmcopy.io import ublk
 from dmcopy.ledger import Entry, Ledger, alive
 from dmcopy.mapper.base import DmInfo, Mapper
 from dmcopy.mapper.cookies import left_behind
@@ -83,6 +84,8 @@ class Reaper:
                     words = ["dmsetup", "remove", "--", entry.name]
                 case "loop":
                     words = ["losetup", "--detach", entry.name]
+                case "ublk":
+                    words = ["rublk", "del", "-n", entry.name.removeprefix("/dev/ublkb")]
                 case "mount":
                     words = ["umount", "--", entry.name]
                 case "server":
@@ -102,10 +105,10 @@ class Reaper:
                     self.mapper.thaw(info.name)
 
     def _order(self, entries: list[Entry]) -> list[Entry]:
-        """Servers and mounts first, devices from the top down, loop devices, then cookies."""
+        """Servers and mounts first, devices from the top down, those below, then cookies."""
         devices = enumerate(self._devices(entries))
         height = {mark: place for place, info in devices for mark in _marks(info)}
-        rank = {"server": 0, "mount": 1, "dm": 2, "loop": 3, "cookie": 4, "link": 5}
+        rank = {"server": 0, "mount": 1, "dm": 2, "loop": 3, "ublk": 3, "cookie": 4, "link": 5}
         newest = {entry.id: -place for place, entry in enumerate(entries)}
         return sorted(
             entries,
@@ -167,6 +170,23 @@ class Reaper:
                 "killed; if so: losetup --detach"
             )
         return False
+
+    def _ublk(self, entry: Entry) -> bool:
+        """Remove what a killed server had, though it is mounted: who waits for it gets an error.
+
+        Nothing that they were told to be there is lost by it, and to wait is all that they can do.
+        """
+        control = ublk.Control()
+        found = control.find(entry.uuid)
+        pid = entry.owner.partition(" ")[0]
+        if found is None or (found.state == ublk.LIVE and str(found.pid) != pid):
+            return False  # or another server has taken it over
+        try:
+            control.stop(found.number)
+            control.delete(found.number, wait=False)
+        except OSError as error:
+            raise DeviceError(found.path, "remove it", error.errno or 0) from error
+        return True
 
     def _mount(self, entry: Entry) -> bool:
         table = mounts.parse_mountinfo(sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo"))
@@ -235,6 +255,7 @@ def same_source(shown: str, noted: str) -> bool:
 _STEPS: dict[str, Callable[[Reaper, Entry], bool]] = {
     "dm": Reaper._device,
     "loop": Reaper._loop,
+    "ublk": Reaper._ublk,
     "mount": Reaper._mount,
     "server": Reaper._server,
     "cookie": Reaper._cookie,

@@ -1,0 +1,1 @@
+"""The front end `ublk`: devices as block devices of the kernel's ublk driver."""
