@@ -13,7 +13,7 @@ _GLANCE_SECONDS: Final = 2.0
 
 
 def check_unused(path: str) -> None:
-    """Raise BusyError naming the users of a block device, once those are gone who only glance."""
+    """Raise BusyError naming the users of a block device, once programs that only look are gone."""
     deadline = time.monotonic() + _GLANCE_SECONDS
     while (found := holders.who(path)) and time.monotonic() < deadline:
         if any(one.kind != "process" for one in found):
