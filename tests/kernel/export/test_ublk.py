@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.errors import DmcopyError
 from dmcopy.io.ublk import Control
 from dmcopy.ledger import Ledger, alive
 from tests.kernel.programs import run
@@ -122,8 +121,6 @@ def test_a_file_system_stays_mounted_while_its_server_is_killed_and_resumed(here
         for _ in range(3):
             writer.until(10)
             kill(here)
-            with pytest.raises(DmcopyError, match="was killed"):
-                here.mapper.ls()
             assert writer.error is None  # it waits
             told = here.dmcopy("serve", "--resume")
             assert told.splitlines() == [here.mapper.path(one.name) for one in here.mapper.ls()]
