@@ -7,6 +7,7 @@ that was not looked at yet is never longer than an option.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 from dmcopy.export.nbd import protocol as nbd
@@ -32,6 +33,7 @@ class Handshake:
 
     Attributes:
         structured: reads are to be answered in chunks.
+        allocation: the export of which the client asks where its holes are.
         starting_tls: TLS begins when the answer is sent; call `encrypted` then. With `tls` nothing
             else is to be had before.
     """
@@ -42,6 +44,7 @@ class Handshake:
         )
         self.chosen: str | None = None
         self.structured = False
+        self.allocation: str | None = None
         self.starting_tls = False
         self.ended = False
         self.rest = b""
@@ -113,6 +116,8 @@ class Handshake:
             return self._export_name(data)
         if option in (nbd.OPT_INFO, nbd.OPT_GO):
             return self._go(option, data)
+        if option in (nbd.OPT_LIST_META_CONTEXT, nbd.OPT_SET_META_CONTEXT):
+            return self._contexts(option, data)
         if option not in (nbd.OPT_LIST, nbd.OPT_STRUCTURED_REPLY):
             return nbd.option_reply(option, nbd.REP_ERR_UNSUP)
         if data:
@@ -183,6 +188,29 @@ class Handshake:
             self.chosen = name
         return answer + nbd.option_reply(option, nbd.REP_ACK)
 
+    def _contexts(self, option: int, data: bytes) -> bytes:
+        """Tell of the one metadata context that there is, to be asked for or not."""
+        self.allocation = None  # whatever becomes of this, it takes the place of what was set
+        try:
+            words = list(_words(data))
+        except struct.error:
+            words = []
+        if not words or not self.structured:
+            why = b"lengths do not add up, or replies are not structured"
+            return nbd.option_reply(option, nbd.REP_ERR_INVALID, why)
+        name, *queries = words
+        export = self._find(name)
+        if export is None:
+            return nbd.option_reply(option, nbd.REP_ERR_UNKNOWN, b"there is no such export")
+        listed = option == nbd.OPT_LIST_META_CONTEXT
+        answer = b""
+        if nbd.ALLOCATION in queries or (listed and (not queries or b"base:" in queries)):
+            number = 0 if listed else nbd.ALLOCATION_ID
+            context = _LONG.pack(number) + nbd.ALLOCATION
+            answer = nbd.option_reply(option, nbd.REP_META_CONTEXT, context)
+            self.allocation = None if listed else export
+        return answer + nbd.option_reply(option, nbd.REP_ACK)
+
     def _transmission(self, device: Device) -> int:
         """Return the flags of an export.
 
@@ -194,3 +222,23 @@ class Handshake:
         if device.read_only:
             return flags | nbd.READ_ONLY
         return flags | nbd.SEND_TRIM | nbd.SEND_WRITE_ZEROES | nbd.SEND_FAST_ZERO
+
+
+def _words(data: bytes) -> Iterator[bytes]:
+    """Yield the name and the queries that an option holds. Raises struct.error."""
+    at = 0
+    left = -1
+    while left:
+        (length,) = _LONG.unpack_from(data, at)
+        at += _LONG.size
+        if length > len(data) - at:
+            raise struct.error("longer than it is")
+        yield data[at : at + length]
+        at += length
+        if left < 0:
+            (left,) = _LONG.unpack_from(data, at)
+            at += _LONG.size
+        else:
+            left -= 1
+    if at != len(data):
+        raise struct.error("more than it says")

@@ -6,6 +6,7 @@ Source: doc/proto.md of https://github.com/NetworkBlockDevice/nbd.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from struct import Struct
 from typing import Final
 
@@ -28,12 +29,15 @@ OPT_STARTTLS: Final = 5
 OPT_INFO: Final = 6
 OPT_GO: Final = 7
 OPT_STRUCTURED_REPLY: Final = 8
+OPT_LIST_META_CONTEXT: Final = 9
+OPT_SET_META_CONTEXT: Final = 10
 
 OPTION_REPLY: Final = Struct("!QIII")
 OPTION_REPLY_MAGIC: Final = 0x3E889045565A9
 REP_ACK: Final = 1
 REP_SERVER: Final = 2
 REP_INFO: Final = 3
+REP_META_CONTEXT: Final = 4
 REP_ERR_UNSUP: Final = 0x80000001
 REP_ERR_INVALID: Final = 0x80000003
 REP_ERR_TLS_REQD: Final = 0x80000005
@@ -62,10 +66,12 @@ CMD_DISC: Final = 2
 CMD_FLUSH: Final = 3
 CMD_TRIM: Final = 4
 CMD_WRITE_ZEROES: Final = 6
+CMD_BLOCK_STATUS: Final = 7
 
 FLAG_FUA: Final = 1 << 0
 FLAG_NO_HOLE: Final = 1 << 1
 FLAG_DF: Final = 1 << 2
+FLAG_REQ_ONE: Final = 1 << 3
 FLAG_FAST_ZERO: Final = 1 << 4
 
 FLAGS: Final = {
@@ -75,6 +81,7 @@ FLAGS: Final = {
     CMD_FLUSH: FLAG_FUA,
     CMD_TRIM: FLAG_FUA,
     CMD_WRITE_ZEROES: FLAG_FUA | FLAG_NO_HOLE | FLAG_FAST_ZERO,
+    CMD_BLOCK_STATUS: FLAG_FUA | FLAG_REQ_ONE,
 }
 """The flags that each command may have."""
 
@@ -85,9 +92,18 @@ CHUNK_MAGIC: Final = 0x668E33EF
 CHUNK_DONE: Final = 1
 CHUNK_NONE: Final = 0
 CHUNK_OFFSET_DATA: Final = 1
+CHUNK_BLOCK_STATUS: Final = 5
 CHUNK_ERROR: Final = 0x8001
 OFFSET: Final = Struct("!Q")
 CHUNK_ERROR_BODY: Final = Struct("!IH")
+
+ALLOCATION: Final = b"base:allocation"
+"""The one metadata context; its number:"""
+ALLOCATION_ID: Final = 1
+MAX_EXTENTS: Final = 512
+"""As many as a reply to CMD_BLOCK_STATUS tells of; clients ask on."""
+_STATE_HOLE_ZERO: Final = 1 | 2
+_EXTENT: Final = Struct("!II")
 
 _ERRORS: Final = {
     **{
@@ -131,6 +147,15 @@ def read_reply(cookie: int, offset: int, length: int) -> bytes:
         return CHUNK.pack(CHUNK_MAGIC, CHUNK_DONE, CHUNK_NONE, cookie, 0)
     head = CHUNK.pack(CHUNK_MAGIC, CHUNK_DONE, CHUNK_OFFSET_DATA, cookie, OFFSET.size + length)
     return head + OFFSET.pack(offset)
+
+
+def block_status(cookie: int, extents: Iterable[tuple[int, bool]]) -> bytes:
+    """Return a reply that tells of extents: how long in bytes, and whether it is a hole."""
+    told = b"".join(
+        _EXTENT.pack(length, _STATE_HOLE_ZERO if hole else 0) for length, hole in extents
+    )
+    body = ALLOCATION_ID.to_bytes(4, "big") + told
+    return CHUNK.pack(CHUNK_MAGIC, CHUNK_DONE, CHUNK_BLOCK_STATUS, cookie, len(body)) + body
 
 
 def read_error(cookie: int, error: int) -> bytes:

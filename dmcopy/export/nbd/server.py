@@ -266,6 +266,7 @@ class Connection:
             self._exports[name],
             self._all_over,
             structured=handshake.structured,
+            allocation=handshake.allocation == name,
         )
         self._transmission.start(handshake.rest)
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from dmcopy.export.nbd import protocol as nbd
+from dmcopy.export.nbd.holes import extents
 from dmcopy.export.nbd.pieces import Pieces
 from dmcopy.export.wire import Wire
 from dmcopy.io.region import Device, IoRegion
@@ -28,6 +30,7 @@ _ROUNDS: Final = 8
 _MAX_EXTENTS: Final = 1000
 """IOV_MAX is 1024."""
 _WAIT: Final = -1
+_GROWING: Final = {nbd.CMD_WRITE, nbd.CMD_WRITE_ZEROES}
 
 
 class Transmission:
@@ -45,12 +48,14 @@ class Transmission:
         over: Callable[[], object],
         *,
         structured: bool,
+        allocation: bool = False,
     ) -> None:
         self.device = device
         self.under_way = 0
         self._wire = wire
         self._over = over
         self._structured = structured
+        self._allocation = allocation
         self._reactor = wire.reactor
         self._pool = PagePool(nbd.MAX_REQUEST // PAGE_SIZE)
         self._inbox = memoryview(bytearray(_INBOX_BYTES))
@@ -155,6 +160,8 @@ class Transmission:
         self._busy += 1
         if error:
             self._refuse(command, cookie, length, error)
+        elif command == nbd.CMD_BLOCK_STATUS:
+            self._tell_extents(cookie, offset, length, one=bool(flags & nbd.FLAG_REQ_ONE))
         elif command == nbd.CMD_FLUSH:
             self._submit(FLUSH, 0, 0, (), partial(self._done, cookie))
         elif not length:
@@ -175,12 +182,15 @@ class Transmission:
         if command == nbd.CMD_FLUSH:
             return 0
         device = self.device
-        if command != nbd.CMD_READ and device.read_only:
+        if command == nbd.CMD_BLOCK_STATUS:
+            if not (self._allocation and length):
+                return errno.EINVAL
+        elif command != nbd.CMD_READ and device.read_only:
             return errno.EPERM
         if (offset | length) % device.logical_block_size:
             return errno.EINVAL
         if offset + length > device.sectors << SECTOR_SHIFT:
-            return errno.EINVAL if command in (nbd.CMD_READ, nbd.CMD_TRIM) else errno.ENOSPC
+            return errno.ENOSPC if command in _GROWING else errno.EINVAL
         if command <= nbd.CMD_WRITE and length > nbd.MAX_REQUEST:
             return errno.EOVERFLOW
         if flags & nbd.FLAG_FAST_ZERO:
@@ -189,7 +199,7 @@ class Transmission:
         return 0
 
     def _refuse(self, command: int, cookie: int, length: int, error: int) -> None:
-        if command == nbd.CMD_READ and self._structured:
+        if command in (nbd.CMD_READ, nbd.CMD_BLOCK_STATUS) and self._structured:
             self._answer(nbd.read_error(cookie, error))
         elif command == nbd.CMD_WRITE and length:
             self._skip, self._skipped = length, nbd.simple_reply(cookie, error)
@@ -256,6 +266,15 @@ class Transmission:
         self.under_way += 1
         ended = partial(self._ended, cookie)
         Pieces(self._reactor, op, region, ended, fua=bool(flags & nbd.FLAG_FUA)).start()
+
+    def _tell_extents(self, cookie: int, offset: int, length: int, *, one: bool) -> None:
+        try:
+            found = extents(self.device, offset, offset + length)
+            told = list(islice(found, 1 if one else nbd.MAX_EXTENTS))
+        except OSError as error:
+            self._answer(nbd.read_error(cookie, error.errno or errno.EIO))
+        else:
+            self._answer(nbd.block_status(cookie, told))
 
     def _read(self, cookie: int, extents: Extents, io: Io) -> None:
         self.under_way -= 1

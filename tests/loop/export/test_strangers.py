@@ -175,6 +175,26 @@ def test_nbdsh_asks_for_what_cannot_be(pair: Pair) -> None:
     assert content(pair.then, pair.folder) == pair.before
 
 
+def test_the_holes_of_a_file_are_seen(tmp_path: Path) -> None:
+    disk, socket = tmp_path / "disk", tmp_path / "socket"
+    with open(disk, "wb") as file:
+        file.truncate(256 << 20)
+        file.seek(100 << 20)
+        file.write(os.urandom(1 << 20))
+    with Serving(disk, "--via", "nbd", "--socket", socket) as serving:
+        (uri,) = serving.found
+        found = json.loads(run("nbdinfo", "--json", "--map", uri))
+        assert [(one["offset"] >> 20, one["length"] >> 20, one["type"]) for one in found] == [
+            (0, 100, 3),
+            (100, 1, 0),
+            (101, 155, 3),
+        ]
+        assert content(uri, tmp_path) == disk.read_bytes()
+        image = tmp_path / "image.qcow2"
+        run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", uri, image)
+        run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", uri, image)
+
+
 def test_by_tls_with_certificates(tmp_path: Path) -> None:
     made = Certificates(tmp_path / "tls")
     disk, socket = tmp_path / "disk", tmp_path / "socket"

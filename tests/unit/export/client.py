@@ -117,6 +117,8 @@ class Client:
         self.lengths.pop(cookie, None)
         if kind == 0x8001:
             return Reply(cookie, struct.unpack("!IH", body)[0], structured=True)
+        if kind == 5:
+            return Reply(cookie, 0, body, structured=True)
         assert kind == 1 or not length
         return Reply(cookie, 0, body[8:], structured=True)
 

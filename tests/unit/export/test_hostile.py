@@ -85,7 +85,10 @@ def test_options_without_end(server: Server) -> None:
         (7, struct.pack("!I", 4) + b"disk\0\7", 0x80000003),
         (7, struct.pack("!I", 2) + b"\xff\xfe\0\0", 0x80000006),
         (5, b"", 0x80000001),
-        (10, b"", 0x80000001),
+        (10, b"", 0x80000003),
+        (9, struct.pack("!II", 0, 2**32 - 1), 0x80000003),
+        (10, struct.pack("!I", 4) + b"disk" + struct.pack("!II", 1, 2**31) + b"base:", 0x80000003),
+        (11, b"", 0x80000001),
         (2**32 - 1, b"x" * 1000, 0x80000001),
     ],
 )

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import struct
 from collections.abc import Callable
 from errno import EINVAL, ENOSPC, EOPNOTSUPP, EOVERFLOW, EPERM
 from pathlib import Path
 
 import pytest
 
+from dmcopy.io import Device
+from dmcopy.io.stacked import StackedDevice
+
 from .client import Client
 from .conftest import SIZE, Server
 
-READ, WRITE, DISCONNECT, FLUSH, TRIM, ZEROES = 0, 1, 2, 3, 4, 6
-FUA, NO_HOLE, DF, FAST = 1, 2, 4, 16
+READ, WRITE, DISCONNECT, FLUSH, TRIM, ZEROES, STATUS = 0, 1, 2, 3, 4, 6, 7
+FUA, NO_HOLE, DF, ONE, FAST = 1, 2, 4, 8, 16
+SET = (4, b"\0\0\0\1base:allocation")
 
 
 @pytest.mark.parametrize("structured", [False, True])
@@ -216,3 +221,95 @@ def test_the_end_waits_for_what_was_asked_for(server: Server) -> None:
     content = server.file.read_bytes()
     for number in range(50):
         assert (content[number * 512] == ord("e")) >= (number in answered)
+
+
+def contexts(client: Client, name: str, *queries: str, option: int = 10) -> list[tuple[int, bytes]]:
+    words = [name.encode(), *(query.encode() for query in queries)]
+    first, *others = [struct.pack("!I", len(word)) + word for word in words]
+    client.option(option, first + struct.pack("!I", len(others)) + b"".join(others))
+    return client.answers()
+
+
+def status(client: Client, offset: int, length: int, flags: int = 0) -> list[tuple[int, int]]:
+    reply = client.ask(STATUS, offset, length, flags=flags)
+    assert reply.error == 0
+    assert reply.data[:4] == b"\0\0\0\1"
+    return list(struct.iter_unpack("!II", reply.data[4:]))
+
+
+def mapped(server: Server) -> Client:
+    client = server.connect()
+    client.greet()
+    client.option(8)
+    assert client.answers() == [(1, b"")]
+    assert contexts(client, "disk", "x:y", "base:allocation") == [SET, (1, b"")]
+    client.structured = True
+    assert client.go("disk") == 1
+    return client
+
+
+def test_where_a_file_has_holes(serve: Callable[..., Server], tmp_path: Path) -> None:
+    with open(tmp_path / "disk", "wb") as file:
+        file.truncate(8 << 20)
+        file.seek(1 << 20)
+        file.write(b"x" * (64 << 10))
+    with mapped(serve()) as client:
+        rest = (7 << 20) - (64 << 10)
+        whole = [(1 << 20, 3), (64 << 10, 0), (rest, 3)]
+        assert status(client, 0, 8 << 20) == whole
+        assert status(client, 0, 8 << 20, ONE) == whole[:1]
+        assert status(client, (1 << 20) + 512, 1024) == [(1024, 0)]
+        assert client.write(4 << 20, b"y" * 4096) == 0
+        assert status(client, 4 << 20, 4096) == [(4096, 0)]
+        assert client.ask(ZEROES, 1 << 20, 64 << 10).error == 0
+        assert status(client, 0, 2 << 20) == [(2 << 20, 3)]
+        for offset, length in ((0, 0), (0, (8 << 20) + 512), (1, 512), (8 << 20, 512)):
+            reply = client.ask(STATUS, offset, length)
+            assert (reply.error, reply.structured) == (EINVAL, True)
+
+
+def test_a_reply_tells_of_no_more_than_so_many(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    with open(tmp_path / "disk", "wb") as file:
+        file.truncate(16 << 20)
+        for number in range(1024):
+            file.seek(number << 14)
+            file.write(b"x" * 4096)
+    with mapped(serve()) as client:
+        told = status(client, 0, 16 << 20)
+        assert told == [(4096, 0), (12288, 3)] * 256
+
+
+def test_a_mapped_device_is_all_data(serve: Callable[..., Server]) -> None:
+    class Above(StackedDevice):
+        """Where what it reads comes from is not known."""
+
+        def __init__(self, below: Device) -> None:
+            self.below = below
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.below, name)
+
+    with mapped(serve(make=lambda _, device: Above(device))) as client:
+        assert status(client, 0, SIZE) == [(SIZE, 0)]
+
+
+def test_contexts_are_told_and_set(server: Server) -> None:
+    listed = (4, b"\0\0\0\0base:allocation")
+    with server.connect() as client:
+        client.greet()
+        assert contexts(client, "disk", "base:allocation")[-1][0] == 0x80000003
+        client.option(8)
+        client.answers()
+        assert contexts(client, "disk", option=9) == [listed, (1, b"")]
+        assert contexts(client, "disk", "base:", option=9) == [listed, (1, b"")]
+        assert contexts(client, "disk", "qemu:", option=9) == [(1, b"")]
+        assert contexts(client, "none", option=9)[-1][0] == 0x80000006
+        assert contexts(client, "disk", "base:allocation") == [SET, (1, b"")]
+        assert contexts(client, "disk", "qemu:dirty-bitmap:x") == [(1, b"")]
+        client.structured = True
+        assert client.go("disk") == 1
+        assert client.ask(STATUS, 0, 512).error == EINVAL  # the last word holds, and it was none
+    with server.client() as client:
+        assert client.ask(STATUS, 0, 512).error == EINVAL
