@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.export.daemon import _listens
 from dmcopy.io.ublk import Control
 from dmcopy.ledger import Ledger, alive
+from dmcopy.runtime import control_path
 from tests.kernel.programs import run
 from tests.loop.export.here import MIB, Here, of_its_own
 from tests.unit.export.serving import Serving
@@ -100,7 +102,8 @@ def until(done: object, waiting_for: str) -> None:
 def kill(here: Here) -> None:
     server = here.server()
     os.kill(int(server.split()[0]), signal.SIGKILL)
-    until(lambda: not alive(server), "the server to end")
+    # What it had open is closed a little later than it is known to have ended.
+    until(lambda: not alive(server) and not _listens(control_path()), "the server to end")
 
 
 def test_a_file_system_stays_mounted_while_its_server_is_killed_and_resumed(here: Here) -> None:
