@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,3 +132,88 @@ def test_a_disk_whose_power_is_cut_under_a_file_system(tmp_path: Path) -> None:
         code, said = serving.end()
         assert (code, said) == (0, "dmcopy: disk: the power was cut\n")
     run("e2fsck", "-fn", disk)
+
+
+@contextlib.contextmanager
+def mapped(name: str, table: str) -> Iterator[str]:
+    """A device of the kernel's device-mapper."""
+    run("dmsetup", "create", name, "--table", table)
+    try:
+        yield f"/dev/mapper/{name}"
+    finally:
+        run("dmsetup", "remove", "--retry", name)
+
+
+def test_the_kernels_targets_above_and_below_ours(
+    scratch_disks: list[Path], tmp_path: Path
+) -> None:
+    """A linear of the kernel's, our snapshot of it, and on that a snapshot of the kernel's."""
+    sectors, socket, cow = 8 << 11, tmp_path / "socket", tmp_path / "cow"
+    with open(cow, "wb") as file:
+        file.truncate(16 << 20)
+    old, new = os.urandom(1 << 20), os.urandom(1 << 20)
+    with mapped("below", f"0 {sectors} linear {scratch_disks[0]} 2048") as below:
+        put(below, 1 << 20, old)
+        spec = f"then,,,,0 {sectors} snapshot {below} {cow} P 8;"
+        spec += f"live,,,,0 {sectors} snapshot-origin {below}"
+        run("dd", "if=/dev/zero", f"of={scratch_disks[1]}", "bs=4k", "count=1", "conv=fsync")
+        with (
+            Serving("--concise", spec, "--socket", socket, lines=2),
+            attached(socket, "live", "/dev/nbd0") as live,
+            attached(socket, "then", "/dev/nbd1") as then,
+            mapped("above", f"0 {sectors} snapshot {then} {scratch_disks[1]} P 8") as above,
+        ):
+            put(live, 1 << 20, new)
+            assert get(above, 1 << 20, 1 << 20) == old
+            put(above, (1 << 20) + 4096, new[:4096])
+            assert get(above, 1 << 20, 12288) == old[:4096] + new[:4096] + old[8192:12288]
+            assert get(then, 1 << 20, 1 << 20) == old
+        assert get(below, 1 << 20, 1 << 20) == new
+    assert get(str(scratch_disks[0]), 2 << 20, 1 << 20) == new
+
+
+def test_suspend_and_reload_while_fio_runs(scratch_disks: list[Path], tmp_path: Path) -> None:
+    socket, sectors = tmp_path / "socket", 16 << 11
+    table = f"0 {sectors} linear {scratch_disks[0]} 0"
+    with (
+        Serving("--table", table, "--name", "live", "--socket", socket),
+        attached(socket, "live", "/dev/nbd0") as live,
+        mapped("over", f"0 {sectors} linear {live} 0") as over,
+    ):
+        words = ["--name=verify", "--ioengine=libaio", "--direct=1", f"--filename={over}"]
+        words += ["--rw=randwrite", "--bs=4k", "--iodepth=16", "--size=1M"]
+        words += ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"]
+        fio = subprocess.Popen(
+            ["fio", "--output-format=json", *words], stdout=subprocess.PIPE, text=True
+        )
+        reloads = 0
+        while fio.poll() is None or reloads < 3:
+            run("dmsetup", "suspend", "over")
+            run("dmsetup", "reload", "over", "--table", f"0 {sectors} linear {live} 0")
+            run("dmsetup", "resume", "over")
+            reloads += 1
+        assert fio.stdout is not None
+        said = fio.stdout.read()
+        fio.stdout.close()
+        assert fio.returncode == 0, said
+        (job,) = json.loads(said[said.index("{") :])["jobs"]
+        assert job["error"] == 0
+        assert job["read"]["total_ios"] == job["write"]["total_ios"] > 0
+
+
+def put(path: str, at: int, data: bytes) -> None:
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def get(path: str, at: int, size: int) -> bytes:
+    """What is on a disk now, whatever the page cache holds of it."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return os.pread(fd, size, at)
+    finally:
+        os.close(fd)
