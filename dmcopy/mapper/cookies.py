@@ -108,6 +108,11 @@ def left_behind(entry: Entry) -> Cookie | None:
     return None
 
 
+def present() -> list[Cookie]:
+    """Return the cookies that there are, whoever made them."""
+    return [Cookie(key, semaphore) for key, semaphore, *_ in _semaphores() if key >> 16 == _MAGIC]
+
+
 def key_text(key: int) -> str:
     """Return a key as dmsetup prints it."""
     return f"0x{key:08x}"

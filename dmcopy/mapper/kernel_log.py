@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -26,6 +27,7 @@ class KernelLog:
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+            self._fd = -1
 
     def lines(self) -> list[str]:
         """Return what device-mapper logged since the last call."""
@@ -40,8 +42,10 @@ class KernelLog:
                 record = os.read(self._fd, 8192)
             except BlockingIOError:
                 break
-            except OSError:  # EPIPE: some were overwritten before we came; read the next
-                continue
+            except OSError as error:
+                if error.errno == errno.EPIPE:  # some were overwritten before we came: the next
+                    continue
+                break
             if not record:
                 break
             records.append(record.decode(errors="replace").split("\n")[0])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,9 +14,11 @@ from dmcopy.errors import DmcopyError
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel_log import KernelLog
 from dmcopy.testing import facts
-from dmcopy.testing.kit.kit import Kit
 from dmcopy.testing.kit.leaks import Leaks
-from dmcopy.testing.kit.watch import Watch
+
+if TYPE_CHECKING:
+    from dmcopy.testing.kit.kit import Kit
+    from dmcopy.testing.kit.watch import Watch
 
 
 class Keeper:
@@ -25,6 +29,7 @@ class Keeper:
     def __init__(self, leaks: Leaks | None, log: KernelLog | None) -> None:
         self._leaks = leaks
         self._log = log
+        self._said: list[str] = []
         self._kit: Kit | None = None
 
     def add(self, kit: Kit) -> None:
@@ -45,14 +50,20 @@ class Keeper:
             end = f"; not removed: {'; '.join(failed)}" if failed else "; it was removed"
             pytest.fail(f"the test has left {told}{end}", pytrace=False)
 
+    def read_log(self) -> None:
+        """Take what the kernel has logged: a report may be made after its log is closed."""
+        if self._log is not None:
+            self._said += [record.partition(";")[2] for record in self._log.records()]
+
     def describe(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """Add to the report of a failure what happened below the test."""
         sections = report.sections
         if self.watch is not None and self.watch.said:
             sections.append(("a device hung", self.watch.said))
-        if self._log is not None and (records := self._log.records()):
-            texts = [record.partition(";")[2] for record in records]
-            sections.append(("kernel log of the test", "\n".join(texts)))
+        self.read_log()
+        if self._said:
+            sections.append(("kernel log of the test", "\n".join(self._said)))
+            self._said = []
         if self._kit is not None and self._kit.devices:
             sections.append(("devices of the test", facts.devices(self._kit)))
         machine = item.config.pluginmanager.getplugin("dmcopy-reporter")
@@ -64,17 +75,25 @@ class Keeper:
             sections.append(("run it alone", facts.alone(item.nodeid, f"--dm={place}")))
 
 
+def in_guest() -> bool:
+    """Whether this machine is a guest of dmcopy's, so that all that is new is the tests'."""
+    return os.environ.get("DMCOPY_VM") == "1"
+
+
 @contextlib.contextmanager
-def nothing_left(request: pytest.FixtureRequest) -> Iterator[Keeper]:
+def nothing_left(request: pytest.FixtureRequest, place: str) -> Iterator[Keeper]:
     """Keep a test for the length of a `with` block, and check at its end that nothing is left."""
     folders = []
     if "tmp_path" in request.fixturenames:
         folders.append(Path(request.getfixturevalue("tmp_path")))
     leaks = None
     with contextlib.suppress(DmcopyError):  # where there is no place for a ledger, nothing is made
-        leaks = Leaks(Ledger(), folders, alone=request.config.getoption("--vm-report"))
-    log = None if request.param == "model" else KernelLog()
+        leaks = Leaks(Ledger(), folders, alone=in_guest())
+    log = None if place == "model" else KernelLog()
     keeper = Keeper(leaks, log)
     with log or contextlib.nullcontext():
         yield keeper
-        keeper.check()
+        try:
+            keeper.check()
+        finally:
+            keeper.read_log()

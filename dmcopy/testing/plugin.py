@@ -64,6 +64,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--vm-report"):
         config.stash[_CHOSEN] = ("vm",)
         config.pluginmanager.register(reporter.Reporter(config), "dmcopy-reporter")
+        if os.environ.get("DMCOPY_VM") == "1":
+            from dmcopy.testing import left_in_guest
+
+            config.pluginmanager.register(left_in_guest, "dmcopy-left")
         return
     kernels = options.kernels(config)
     config.stash[_CHOSEN] = options.places(config)
@@ -196,7 +200,7 @@ def dm_place(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where this test runs: `model`, `host` or `vm`."""
     from dmcopy.testing import keeping
 
-    with keeping.nothing_left(request) as keeper:
+    with keeping.nothing_left(request, request.param) as keeper:
         request.node.stash[KEEPER] = keeper
         yield str(request.param)
 

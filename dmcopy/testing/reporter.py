@@ -44,9 +44,9 @@ class Reporter:
         if session.testsfailed:
             return None  # errors of collection: pytest ends with them
         items = {item.nodeid: item for item in session.items}
+        # In an emulated guest this takes long, and would count for the first test's limit.
+        importlib.import_module("dmcopy.testing.keeping")
         if any("dm_place" in getattr(item, "fixturenames", ()) for item in session.items):
-            # In an emulated guest this takes long, and would count for the first test's limit.
-            importlib.import_module("dmcopy.testing.keeping")
             importlib.import_module("dmcopy.testing.kit.guest")
         for request in requests():
             nodeid = request["run"]

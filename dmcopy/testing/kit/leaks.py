@@ -18,6 +18,8 @@ from dmcopy.block import sysfs, tools
 from dmcopy.block.mounts import Mount, parse_mountinfo
 from dmcopy.errors import DmcopyError
 from dmcopy.ledger import Entry, Ledger, alive, identity
+from dmcopy.mapper import cookies
+from dmcopy.mapper.cookies import Cookie
 from dmcopy.mapper.names import unmangle
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class Present:
     devices: dict[str, str]
     loops: frozenset[str]
     mounts: tuple[Mount, ...]
+    cookies: tuple[Cookie, ...] = ()
 
     @classmethod
     def now(cls) -> Present:
@@ -44,7 +47,7 @@ class Present:
         }
         loops = frozenset(path.parts[3] for path in _BLOCK.glob("loop*/loop"))
         mounts = parse_mountinfo(sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo"))
-        return cls(devices, loops, tuple(mounts))
+        return cls(devices, loops, tuple(mounts), tuple(cookies.present()))
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Left:
     mounts: list[Mount] = field(default_factory=list)
     servers: list[Entry] = field(default_factory=list)
     cookies: list[Entry] = field(default_factory=list)
+    semaphores: list[Cookie] = field(default_factory=list)
     devices: dict[str, str] = field(default_factory=dict)
     loops: list[str] = field(default_factory=list)
 
@@ -63,6 +67,7 @@ class Left:
         words += [f"the mapped device {name}" for name in self.devices.values()]
         words += [f"/dev/{loop} of {_file_of(loop)}" for loop in self.loops]
         words += [f"the cookie of udev's {one.name}" for one in self.cookies]
+        words += [f"the cookie of udev's {one.option}" for one in self.semaphores]
         return ", ".join(words)
 
 
@@ -88,7 +93,9 @@ class Leaks:
         left.loops = sorted(
             loop
             for loop in loops
-            if self._alone or f"/dev/{loop}" in noted or self._is_inside(_file_of(loop))
+            if (self._alone and not _clears_itself(loop))
+            or f"/dev/{loop}" in noted
+            or self._is_inside(_file_of(loop))
         )
         new = {disk: name for disk, name in now.devices.items() if disk not in before.devices}
         ours = known | set(left.loops)
@@ -107,6 +114,10 @@ class Leaks:
                 left.mounts.insert(0, mount)
         left.servers = [one for one in entries if one.kind == "server" and alive(one.uuid)]
         left.cookies = [one for one in entries if one.kind == "cookie"]
+        if self._alone:
+            known = {one.name for one in left.cookies}
+            new_ones = (one for one in now.cookies if one not in before.cookies)
+            left.semaphores = [one for one in new_ones if one.option not in known]
         return left
 
     def remove(self, left: Left) -> list[str]:
@@ -125,6 +136,8 @@ class Leaks:
         for loop in left.loops:
             done = tools.run(["losetup", "--detach", f"/dev/{loop}"], timeout=_SECONDS)
             failed += [done.stderr.strip()] if done.returncode else []
+        for cookie in left.semaphores:
+            cookie.remove()
         if left.servers or left.cookies:
             self._reap(mapper, {entry.id for entry in [*left.servers, *left.cookies]}, failed)
         return failed
@@ -176,6 +189,11 @@ def _state(ledger: Ledger) -> tuple[int, int]:
 
 def _file_of(loop: str) -> str:
     return sysfs.backing_file(loop)
+
+
+def _clears_itself(loop: str) -> bool:
+    """Whether it goes with its last user, as that of a file system that was unmounted: soon."""
+    return sysfs.read(f"{_BLOCK}/{loop}/loop/autoclear") != "0"
 
 
 def _below(disk: str) -> set[str]:

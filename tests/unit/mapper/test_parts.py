@@ -216,6 +216,7 @@ def test_the_kernel_log_is_read_from_now_on(tmp_path: Path) -> None:
             file.write("3,2,2,-;device-mapper: table: 254:0: linear: Gap in table (-EINVAL)\n")
         assert log.lines() == ["table: 254:0: linear: Gap in table (-EINVAL)"]
         assert log.lines() == []
+    assert log.records() == []  # closed: what has its descriptor by now is another's
     with KernelLog(tmp_path / "none") as log:
         assert log.lines() == []
 

@@ -521,6 +521,68 @@ def test_memory_is_counted_before_guests_boot(workers: int, free: int, fit: int)
     assert guest_settings.available_memory() > 1 << 20
 
 
+def test_what_a_marked_test_leaves_in_a_guest_is_its_error(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DMCOPY_VM", "1")
+    monkeypatch.setenv("DMCOPY_RUNTIME_DIR", str(pytester.path / "runtime"))
+    pytester.makeconftest(
+        """
+        import os, subprocess, pytest
+        from dmcopy.ledger import Ledger, identity
+        from dmcopy.testing import plugin
+        from dmcopy.testing.kit import leaks
+
+        plugin.missing_here = lambda: ''
+        present = leaks.Present({}, frozenset(), ())  # of this machine all else is another's
+        leaks.Present.now = classmethod(lambda cls: present)
+
+        def serve():
+            process = subprocess.Popen(["sleep", "600"])
+            Ledger().add("server", "dmcopy serve", uuid=identity(process.pid))
+            return process
+
+        @pytest.fixture(scope="module")
+        def shared():
+            process = serve()
+            yield
+            process.kill()
+            process.wait(60)
+
+        @pytest.fixture
+        def own():
+            process = serve()
+            yield
+            process.kill()
+            process.wait(60)
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+        from conftest import serve
+        pytestmark = pytest.mark.kernel
+        def test_before(shared, own): pass
+        def test_leaky(shared, tmp_path):
+            (tmp_path / "note").write_text("what it did")
+            process = serve()
+            process.returncode = 0  # nobody's any more
+            assert 0
+        def test_after(shared): pass
+        """
+    )
+    result = run(pytester, "--vm=6.1")
+    result.assert_outcomes(passed=2, failed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of test_leaky*",
+            "the test has left the server dmcopy serve (process *); it was removed",
+            "*files of the test*",
+            "*: note",
+        ]
+    )
+
+
 @pytest.mark.parametrize("word", ["", "6.1,,6.12"])
 def test_no_kernel_named(pytester: pytest.Pytester, word: str) -> None:
     pytester.makepyfile("def test_it(): pass")
