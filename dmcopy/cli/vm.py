@@ -1,8 +1,9 @@
-"""`dmcopy vm kernels|run|shell|test`: the rig."""
+"""`dmcopy vm kernels|run|shell|test|vagrant`: the rig."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import json
 import os
@@ -12,18 +13,18 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
 from dmcopy.cli.streams import relay
 from dmcopy.errors import DeadlineError, MissingError, UsageError
 from dmcopy.units import parse_bytes
-from dmcopy.vm import Guest, kernels
+from dmcopy.vm import Guest, box, kernels
 from dmcopy.vm.base import BOOT_TIMEOUT
 from dmcopy.vm.disks import parse_disk
 from dmcopy.vm.qemu import QemuGuest
-from dmcopy.vm.vagrant import UP_TIMEOUT, VagrantGuest
+from dmcopy.vm.vagrant import UP_TIMEOUT, VagrantMachine
 
 _EXAMPLES: Final = """\
 examples:
@@ -56,6 +57,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--kernel", default=",".join(kernels.SUITES), metavar="K,…", help="default: %(default)s"
     )
     test.add_argument("arguments", nargs="*", metavar="ARG", help="arguments for pytest")
+    vagrant = verbs.add_parser("vagrant", help="write the Vagrantfile of guests, to edit")
+    vagrant.add_argument(
+        "action", choices=("init",), metavar="init", help="write it, and the recipe of its box"
+    )
+    vagrant.add_argument(
+        "folder", nargs="?", metavar="DIR", default=box.FOLDER, help="default: %(default)s"
+    )
 
 
 def _add_guest_options(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         "run": _run,
         "shell": _shell,
         "test": _test,
+        "vagrant": _vagrant,
     }[args.verb]
     return verb(args)
 
@@ -130,25 +139,31 @@ def _run(args: argparse.Namespace) -> int:
         return guest.wait(command, left).status
 
 
-def _guest(args: argparse.Namespace) -> Guest:
+@contextlib.contextmanager
+def _guest(args: argparse.Namespace) -> Iterator[Guest]:
     if args.timeout is not None and args.timeout <= 0:
         raise UsageError(f"--timeout {args.timeout:g}: give a number of seconds above 0")
     disks = [parse_disk(text) for text in args.disk]
     if args.provider == "vagrant":
-        if args.kernel or args.share or args.cpus:
-            raise UsageError(
-                "--kernel, --share and --cpus are not for Vagrant: its box and Vagrantfile say that"
-            )
+        if args.share or args.cpus:
+            raise UsageError("--share and --cpus are not for Vagrant: its Vagrantfile says that")
         memory = parse_bytes(args.memory, default="m") >> 20
-        return VagrantGuest(disks, memory, args.timeout or UP_TIMEOUT)
-    return QemuGuest(
+        kernel, timeout = args.kernel or kernels.DEFAULT, args.timeout or UP_TIMEOUT
+        with (
+            VagrantMachine(kernel, disks, memory, timeout=timeout) as machine,
+            machine.boot() as guest,
+        ):
+            yield guest
+        return
+    with QemuGuest(
         kernel=args.kernel or kernels.DEFAULT,
         disks=disks,
         memory=args.memory,
         timeout=min(args.timeout or BOOT_TIMEOUT, BOOT_TIMEOUT),
-        share=[_folder(word) for word in args.share],
+        share=[_folder("--share", word) for word in args.share],
         cpus=args.cpus,
-    )
+    ) as guest:
+        yield guest
 
 
 def _input() -> IO[bytes] | None:
@@ -194,7 +209,13 @@ def _test(args: argparse.Namespace) -> int:
     os.execv(argv[0], argv)
 
 
-def _folder(word: str) -> Path:
+def _vagrant(args: argparse.Namespace) -> int:
+    for path in box.init(_folder("vm vagrant init", args.folder)):
+        print(path)
+    return 0
+
+
+def _folder(what: str, word: str) -> Path:
     if not word:  # which would be the folder where we are
-        raise UsageError("--share needs the name of a folder, and not an empty one")
+        raise UsageError(f"{what} needs the name of a folder, and not an empty one")
     return Path(word)

@@ -109,7 +109,7 @@ def left_behind(entry: Entry) -> Cookie | None:
 
 
 def present() -> list[Cookie]:
-    """Return the cookies that there are, whoever made them."""
+    """Return all cookies that there are."""
     return [Cookie(key, semaphore) for key, semaphore, *_ in _semaphores() if key >> 16 == _MAGIC]
 
 

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import random
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,16 +49,17 @@ class Lost:
 
 @dataclass(frozen=True)
 class Settings:
-    """How guests are made and what runs in them; `argv` is pytest's, without the tests."""
+    """How guests are made and what runs in them; `argv` is pytest's, without the tests.
 
-    kernel: str
-    disks: Sequence[vm.Disk]
-    memory: str
-    shares: Sequence[Path]
+    `boot` boots a guest, each time with the same disks; `close` ends what is between its calls.
+    """
+
+    boot: Callable[[], vm.Guest]
     argv: Sequence[str]
     folder: Path
     environment: Mapping[str, str]
     silence: float
+    close: Callable[[], None]
 
 
 class GuestRun:
@@ -119,6 +119,7 @@ class GuestRun:
         """End the guest. Nothing in it is worth a shutdown: its disks go with it."""
         self._hopeless = self._hopeless or "the guest was closed"
         self._end()
+        self.settings.close()
 
     def move(self, timeout: float) -> None:
         """Take what the guest has sent; wait at most `timeout` seconds for anything."""
@@ -144,8 +145,6 @@ class GuestRun:
 
     def _launch(self, phase: int = 0) -> None:
         """Boot a guest for what is left, and hand it what was asked for."""
-        from dmcopy import vm  # only a run with --vm pays for this import
-
         self._lines = Lines()
         self._reports: dict[str, list[Report]] = {}
         self._complaints: list[str] = []
@@ -160,14 +159,9 @@ class GuestRun:
         self._stdin = os.fdopen(reading, "rb")
         words = [*settings.argv, *([f"--vm-phase={phase}"] if phase else []), *self._left]
         try:
-            self._guest = vm.guest(
-                kernel=settings.kernel,
-                disks=settings.disks,
-                memory=settings.memory,
-                share=settings.shares,
-            )
+            self._guest = settings.boot()
             self._command = self._guest.start(
-                [sys.executable, "-m", "pytest", *words],
+                [self._guest.python, "-m", "pytest", *words],
                 cwd=settings.folder,
                 env=settings.environment,
                 stdin=self._stdin,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +19,7 @@ from dmcopy.testing.needs import Needs
 from dmcopy.units import parse_bytes
 
 if TYPE_CHECKING:
-    from dmcopy.vm import Disk
+    from dmcopy.vm import Disk, Guest
 
 DISK_SIZE: Final = "256M"
 DISK_SERIALS: Final = ("a", "b", "c", "d")
@@ -46,11 +46,11 @@ def settings(
     config: pytest.Config, kernel: str, items: Sequence[pytest.Item], folder: Path
 ) -> Settings:
     """Return the settings of a kernel's guests for `items`, with their disks in `folder`."""
+    found = _with_files(disks(config, items), folder / Path(kernel).name)
+    boot, close = _provided(config, kernel, found)
     return Settings(
-        kernel=kernel,
-        disks=_with_files(disks(config, items), folder / Path(kernel).name),
-        memory=config.getoption("--vm-memory"),
-        shares=[Path(word).absolute() for word in config.getoption("--vm-share")],
+        boot=boot,
+        close=close,
         argv=arguments(config),
         folder=config.rootpath,
         environment=_environment(config),
@@ -58,14 +58,59 @@ def settings(
     )
 
 
-def check(session: pytest.Session) -> None:
+def _provided(
+    config: pytest.Config, kernel: str, found: Sequence[Disk]
+) -> tuple[Callable[[], Guest], Callable[[], None]]:
+    """Return what boots a guest of a kernel, and what is called when no more are wanted."""
+    from dmcopy import vm
+
+    memory = config.getoption("--vm-memory")
+    shares = [Path(word).absolute() for word in config.getoption("--vm-share")]
+    if options.provider(config) == "qemu":
+        return lambda: vm.guest(kernel=kernel, disks=found, memory=memory, share=shares), _nothing
+    from dmcopy.vm.vagrant import VagrantMachine
+
+    made: list[VagrantMachine] = []
+
+    def boot() -> Guest:
+        if not made:
+            mib = parse_bytes(memory, default="m") >> 20
+            made.append(VagrantMachine(kernel, found, mib, config.rootpath))
+        return made[0].boot()
+
+    def close() -> None:
+        while made:
+            made.pop().close()
+
+    return boot, close
+
+
+def _nothing() -> None:
+    """A guest under QEMU leaves nothing between two boots."""
+
+
+def check(session: pytest.Session, kernels: Iterable[str]) -> None:
     """Raise DmcopyError for options that cannot be, and for more guests than there is memory."""
+    from dmcopy import vm
+
     config = session.config
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if options.provider(config) == "vagrant":
+        from dmcopy.vm import vagrant
+
+        for kernel in kernels:
+            vagrant.check(kernel)
+        if config.getoption("--vm-share"):
+            raise UsageError("--vm-share: what is copied to a Vagrant guest does not come back")
+        if workers > 1:
+            raise UsageError("there is one Vagrant guest at a time on a machine: leave -n out")
+    else:
+        for kernel in kernels:
+            vm.check(kernel)
     disks(config, session.items)
     for word in config.getoption("--vm-share"):
         if not Path(word).is_dir():
             raise UsageError(f"--vm-share {word}: there is no such folder")
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         check_memory(workers, parse_bytes(config.getoption("--vm-memory"), default="m"))
 

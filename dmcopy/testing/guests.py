@@ -63,6 +63,7 @@ class Guests:
         if not all(self._kernels):
             raise pytest.UsageError("--vm: give one or more kernels, as in --vm 6.1,6.12")
         self._worker = hasattr(config, "workerinput")
+        self._alone = self._worker or options.provider(config) == "vagrant"
         self._runs: dict[str, GuestRun] = {}
         self._folder: guest_settings.DiskFolder | None = None
 
@@ -101,12 +102,8 @@ class Guests:
         kernels = dict.fromkeys(item.kernel for item in _guest_items(session))
         if not kernels or self._config.getoption("collectonly"):
             return
-        from dmcopy import vm
-
         try:
-            for kernel in kernels:
-                vm.check(kernel)
-            guest_settings.check(session)
+            guest_settings.check(session, kernels)
         except DmcopyError as error:
             raise pytest.UsageError(f"--vm: {error}") from None
 
@@ -149,7 +146,10 @@ class Guests:
         if files:
             folder = self._keep_files(item, files)
             report.sections.append(("files of the test", f"{folder}: {', '.join(sorted(files))}"))
-        command = facts.alone(nodeid, f"--vm={item.kernel}")
+        words = [f"--vm={item.kernel}"]
+        if options.provider(self._config) != options.PROVIDERS[0]:
+            words.append(f"--vm-provider={options.provider(self._config)}")
+        command = facts.alone(nodeid, *words)
         report.sections.append(("run it alone", command))
         return report
 
@@ -167,7 +167,7 @@ class Guests:
     def _run_of(self, item: GuestItem) -> GuestRun:
         """Return the run of a test's kernel, and start as many of the following as can run."""
         kernels = self._kernels[self._kernels.index(item.kernel) :]
-        for kernel in kernels[: 1 if self._worker else os.cpu_count()]:
+        for kernel in kernels[: 1 if self._alone else os.cpu_count()]:
             if kernel not in self._runs:
                 mine = [one for one in _guest_items(item.session) if one.kernel == kernel]
                 tests = [Test(one.original.nodeid, one.limit) for one in mine]

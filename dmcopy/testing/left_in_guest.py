@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dmcopy.testing import plugin
+from dmcopy.testing import options
 
 
 @pytest.fixture(autouse=True)
@@ -21,5 +21,5 @@ def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     from dmcopy.testing import keeping
 
     with keeping.nothing_left(request, "vm") as keeper:
-        request.node.stash[plugin.KEEPER] = keeper
+        request.node.stash[options.KEEPER] = keeper
         yield

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
+if TYPE_CHECKING:
+    from dmcopy.testing.keeping import Keeper
+
 PLACES: Final = ("model", "host", "vm")
+PROVIDERS: Final = ("qemu", "vagrant")
 MACHINES: Final = pytest.StashKey[dict[str, str]]()
 """On what tests have run: a line for each place, and for each kernel of guests."""
+KEEPER: Final[pytest.StashKey[Keeper]] = pytest.StashKey()
+"""What goes with a test of block devices."""
 _BUILT_IN: Final = pytest.StashKey[set[str]]()
 
 
@@ -26,6 +32,11 @@ def add(parser: pytest.Parser) -> None:
         help="what a place lacks is an error, not a skip (ini: dm_strict)",
     )
     group.addoption("--vm", metavar="KERNELS", help="boot guests: 6.1,6.12 … (ini: vm)")
+    group.addoption(
+        "--vm-provider",
+        metavar="NAME",
+        help="what boots guests: qemu (the default), or vagrant (ini: vm_provider)",
+    )
     group.addoption("--vm-memory", default="2G", help="of each guest (default: %(default)s)")
     group.addoption(
         "--vm-silence",
@@ -60,6 +71,7 @@ def add(parser: pytest.Parser) -> None:
     parser.addini("dm", "where tests with block devices run, as for --dm")
     parser.addini("dm_strict", "what a place lacks is an error", type="bool", default=False)
     parser.addini("vm", "the kernels of guests, as for --vm")
+    parser.addini("vm_provider", "what boots guests, as for --vm-provider")
 
 
 def note(config: pytest.Config) -> None:
@@ -70,6 +82,14 @@ def note(config: pytest.Config) -> None:
 def kernels(config: pytest.Config) -> str:
     """Return the kernels of guests as they were said, "" for none."""
     return str(config.getoption("--vm") or config.getini("vm") or "")
+
+
+def provider(config: pytest.Config) -> str:
+    """Return what boots guests. Raises pytest.UsageError."""
+    said = str(config.getoption("--vm-provider") or config.getini("vm_provider") or PROVIDERS[0])
+    if said not in PROVIDERS:
+        raise pytest.UsageError(f"--vm-provider: {said!r} is neither qemu nor vagrant")
+    return said
 
 
 def strict(config: pytest.Config) -> bool:

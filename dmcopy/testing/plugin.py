@@ -30,7 +30,6 @@ from dmcopy.testing.needs import MARK, Needs, lacking, missing_here
 
 if TYPE_CHECKING:
     from dmcopy.status import Status
-    from dmcopy.testing.keeping import Keeper
     from dmcopy.testing.kit import Device, Disk, Faults, Kit, Mirror, PowerCut, Snapshot
 
 if "--vm-report" in sys.argv:  # it keeps the descriptor 1 of before pytest's capture
@@ -38,7 +37,6 @@ if "--vm-report" in sys.argv:  # it keeps the descriptor 1 of before pytest's ca
 
 __all__ = ["missing_here"]
 
-KEEPER: Final[pytest.StashKey[Keeper]] = pytest.StashKey()
 KIT: Final = pytest.StashKey["Kit"]()
 _NEEDS: Final = pytest.StashKey[Needs]()
 _CHOSEN: Final = pytest.StashKey[tuple[str, ...]]()
@@ -134,7 +132,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     from dmcopy.testing.kit.engine import LackingError
     from dmcopy.testing.kit.watch import watched
 
-    keeper = item.stash[KEEPER]
+    keeper = item.stash[options.KEEPER]
     try:
         with watched(item.stash[KIT], options.time_limit(item)) as keeper.watch:
             return (yield)
@@ -145,9 +143,9 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report: pytest.TestReport = yield  # type: ignore[assignment]
-    if report.failed and KEEPER in item.stash:
+    if report.failed and options.KEEPER in item.stash:
         try:
-            item.stash[KEEPER].describe(item, report)
+            item.stash[options.KEEPER].describe(item, report)
         except Exception as error:  # a machine in pieces: the failure itself is what counts
             report.sections.append(("the devices cannot be described", repr(error)))
     return report  # type: ignore[return-value]
@@ -201,7 +199,7 @@ def dm_place(request: pytest.FixtureRequest) -> Iterator[str]:
     from dmcopy.testing import keeping
 
     with keeping.nothing_left(request, request.param) as keeper:
-        request.node.stash[KEEPER] = keeper
+        request.node.stash[options.KEEPER] = keeper
         yield str(request.param)
 
 
@@ -215,7 +213,7 @@ def dm(request: pytest.FixtureRequest, dm_place: str) -> Iterator[Kit]:
     with kit(dm_place, needs, fixtures, machine, request.node.nodeid) as made:
         request.node.stash[KIT] = made
         request.config.stash[options.MACHINES][dm_place] = ""
-        keeper = request.node.stash[KEEPER]
+        keeper = request.node.stash[options.KEEPER]
         keeper.add(made)
         yield made
         keeper.check()

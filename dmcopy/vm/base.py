@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final, Self, TypeVar
+from typing import IO, ClassVar, Final, Self, TypeVar
 
 from dmcopy.errors import ClosedError, LostVMError
+from dmcopy.vm.cache import keep_log
 from dmcopy.vm.channel import Channel, ChannelLostError, Command, Result, Sink
 from dmcopy.vm.disks import Disk, check_disks
 
 BOOT_TIMEOUT: Final = 180.0
 RUN_TIMEOUT: Final = 600.0
+_TAIL_LINES: Final = 8
+_TEXT_BYTES: Final = 1 << 20
+_PANIC: Final = re.compile(r"Kernel panic - not syncing: (.*)")
 _T = TypeVar("_T")
 
 
@@ -23,8 +28,10 @@ class Guest(ABC):
     """A booted machine with a kernel of its own. Use it with `with`, or close it.
 
     Commands run as root, in the folder that the host's process is in, with an environment of the
-    guest's own plus `env`.
+    guest's own plus `env`. `python` is the interpreter that imports there what this one does here.
     """
+
+    python: ClassVar[str] = sys.executable
 
     def __init__(self, disks: Iterable[Disk]) -> None:
         self.disks = list(disks)
@@ -148,3 +155,26 @@ class Guest(ABC):
             "DMCOPY_DISKS": " ".join(disk.serial for disk in self.disks if not disk.twin),
             **(extra or {}),
         }
+
+
+def end_of(log: Path) -> str:
+    """Return the end of what a guest or QEMU said: a guest can write to its console for ever."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TEXT_BYTES))
+            return file.read(_TEXT_BYTES).decode(errors="replace").replace("\r\n", "\n")
+    except FileNotFoundError:
+        return ""
+
+
+def lost(why: str, log: Path, name: str) -> LostVMError:
+    """Return the error of a guest that has gone: with the panic of its console, and its end."""
+    said = end_of(log)
+    panic = _PANIC.search(said)
+    if panic:
+        why = f"the kernel panicked: {panic[1]}"
+    kept = keep_log(log, name)
+    tail = "\n".join(said.rstrip().splitlines()[-_TAIL_LINES:])
+    return LostVMError(
+        f"lost VM: {why}; whole console log: {kept}; its last lines:\n{tail}", str(kept)
+    )

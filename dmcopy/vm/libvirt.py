@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from dmcopy.block import tools
-from dmcopy.errors import DeadlineError
+from dmcopy.errors import DeadlineError, LostVMError
 
 PREFIX: Final = "dmcopy_rig_"  # of the names of our domains
 _POOL: Final = "default"
@@ -72,6 +72,18 @@ def remove_leftovers(box: str) -> None:
         name = line.split()[0] if line.split() else ""
         if name.startswith((PREFIX, f"{box}_vagrant_box_image")):
             _virsh("vol-delete", "--pool", _POOL, name)
+
+
+def start(domain: str) -> None:
+    """Power a domain on. Raises LostVMError."""
+    done = _virsh("start", domain)
+    if done.returncode:
+        raise LostVMError(f"lost VM: virsh start {domain}: {done.stderr.strip()}")
+
+
+def destroy(domain: str) -> None:
+    """Pull the plug of a domain, if it is on."""
+    _virsh("destroy", domain)
 
 
 def _virsh(*words: str) -> subprocess.CompletedProcess[str]:

@@ -84,6 +84,7 @@ def kernel_options(image: Path, folder: Path) -> list[str]:
             "console=ttyS0", "loglevel=4", "panic=-1", "oops=panic",
             # What only costs time in a guest that lives for a minute.
             "mitigations=off", "cryptomgr.notests", "random.trust_cpu=on", "tsc=unstable",
+            "no_timer_check",  # it panics where the host is so busy that no tick comes for a while
             "init_on_alloc=0", "hardened_usercopy=off", "randomize_kstack_offset=off",
             "audit=0", "apparmor=0", "selinux=0", "noresume", "nokaslr",
             # Where libc is in each process, its code is translated again: a dmsetup takes twice the

@@ -7,9 +7,7 @@ files itself: one process is all there is to end. Works without root.
 
 from __future__ import annotations
 
-import os
 import random
-import re
 import shlex
 import shutil
 import socket
@@ -24,8 +22,7 @@ from dmcopy.errors import DeadlineError, LostVMError, MissingError, UsageError
 from dmcopy.units import parse_bytes
 from dmcopy.vm import accel, initramfs, kernels, machine
 from dmcopy.vm.agent import Kind
-from dmcopy.vm.base import BOOT_TIMEOUT, Guest
-from dmcopy.vm.cache import keep_log
+from dmcopy.vm.base import BOOT_TIMEOUT, Guest, end_of, lost
 from dmcopy.vm.channel import Channel, ChannelLostError
 from dmcopy.vm.disk_server import DiskServer
 from dmcopy.vm.disks import Disk
@@ -33,9 +30,6 @@ from dmcopy.vm.leash import Leashed
 
 MAX_CPUS: Final = 64
 _SHUTDOWN_TIMEOUT: Final = 30.0
-_TAIL_LINES: Final = 8
-_TEXT_BYTES: Final = 1 << 20
-_PANIC: Final = re.compile(r"Kernel panic - not syncing: (.*)")
 # Where the guest has file systems of its own, what the host has there is out of its sight.
 _HIDDEN: Final = ("/proc", "/sys", "/dev", "/run")
 
@@ -146,7 +140,7 @@ class QemuGuest(Guest):
             except TimeoutError:
                 if self._qemu.wait(0) is None and time.monotonic() < deadline:
                     continue
-                said = _text(self._folder / "output").strip() or "nothing"
+                said = end_of(self._folder / "output").strip() or "nothing"
                 raise MissingError(f"{machine.PROGRAM} did not start; it said: {said}") from None
             self._channel = Channel(sock)
             return
@@ -156,17 +150,11 @@ class QemuGuest(Guest):
 
     def _lost(self, why: str) -> LostVMError:
         assert self._qemu is not None
-        panic = _PANIC.search(_text(self._console))
-        if panic:
-            why = f"the kernel panicked: {panic[1]}"
-        elif self._qemu.wait(1) is None:
+        if self._qemu.wait(1) is None:
             why = f"{why}, and QEMU is still running"
-        log = keep_log(self._console, "console")
-        tail = "\n".join(_text(self._console).rstrip().splitlines()[-_TAIL_LINES:])
+        error = lost(why, self._console, "console")
         self._end()
-        return LostVMError(
-            f"lost VM: {why}; whole console log: {log}; its last lines:\n{tail}", str(log)
-        )
+        return error
 
     def _end(self, *, lose: bool = False, chooser: random.Random | None = None) -> None:
         if self._channel is not None:
@@ -193,13 +181,3 @@ def _visible(path: Path) -> Path:
         if path.is_relative_to(hidden):
             raise UsageError(f"{path} is not visible in a guest, which has its own {hidden}")
     return path
-
-
-def _text(path: Path) -> str:
-    """The end of what a guest or QEMU said: a guest can write to its console for ever."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TEXT_BYTES))
-            return file.read(_TEXT_BYTES).decode(errors="replace").replace("\r\n", "\n")
-    except FileNotFoundError:
-        return ""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 pytest_plugins = ["pytester"]
+CACHE = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
 
 TESTS = """
 import os, pathlib, signal, subprocess, pytest
@@ -84,11 +88,12 @@ def test_killed(dm):
 
 
 def test_each_is_the_failure_of_one_test(
-    pytester: pytest.Pytester, pytestconfig: pytest.Config
+    pytester: pytest.Pytester, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernels = pytestconfig.getoption("--vm")
     if not kernels:
         pytest.skip("boots guests: only with --vm")
+    monkeypatch.setenv("XDG_CACHE_HOME", CACHE)  # it has another HOME
     pytester.makepyfile(test_each=TESTS)
     kernel = kernels.split(",")[0]
     result = pytester.runpytest_subprocess(f"--vm={kernel}", "-rA", "--dm-strict", timeout=900)

@@ -29,6 +29,7 @@ class FakeGuest:
     disks: ClassVar[dict[str, str | int]] = {}
     shares: object = ()
     console_bytes = 0
+    python = sys.executable
 
     def __init__(self, kernel: str, disks: list[vm.Disk], memory: str, share: object) -> None:
         FakeGuest.disks = {disk.serial: disk.size for disk in disks}

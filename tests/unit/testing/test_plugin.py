@@ -16,7 +16,7 @@ from dmcopy import vm
 from dmcopy.block import tools
 from dmcopy.errors import UsageError
 from dmcopy.testing import guest_run, guest_settings, needs, plugin, reporter
-from dmcopy.vm import kernels, machine
+from dmcopy.vm import kernels, machine, vagrant
 from tests.unit.testing.fake_guest import FakeGuest
 
 pytest_plugins = ["pytester"]
@@ -596,3 +596,54 @@ def test_lines_are_cut_from_a_stream() -> None:
     seen = [report for byte in stream for report in lines.feed(bytes([byte]))]
     assert seen == [{"a": 1}, {"a": 2}]
     assert lines.other == b"noise\nmore noise\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--vm-provider=docker"], "--vm-provider: 'docker' is neither qemu nor vagrant"),
+        (["--vm=6.6"], "boots the kernel of an installed Debian, one of 6.1, 6.12, and not 6.6"),
+        (["--vm-share=."], "what is copied to a Vagrant guest does not come back"),
+        ([], "no vagrant here: apt-get install"),
+    ],
+)
+def test_what_vagrant_cannot_do_is_told_before_anything_runs(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, words: list[str], complaint: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    found = set() if not words else {"vagrant", "virsh", "libvirtd", "rsync", "ssh"}
+    monkeypatch.setattr(tools, "which", lambda name: name if name in found else None)
+    result = run(suite, "--vm=6.1", "--vm-provider=vagrant", *words)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{complaint}*"])
+    assert FakeGuest.booted == []
+
+
+def test_guests_of_vagrant_are_one_machine_for_each_kernel(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines: list[str] = []
+
+    class Machine:
+        def __init__(self, kernel: str, disks: list[vm.Disk], mib: int, project: object) -> None:
+            assert (mib, project) == (2048, suite.path)
+            assert {disk.serial for disk in disks} == set("abcd")
+            machines.append(kernel)
+            self.kernel, self.disks = kernel, disks
+
+        def boot(self) -> FakeGuest:
+            return FakeGuest(self.kernel, self.disks, "2G", ())
+
+        def close(self) -> None:
+            machines.append(f"{self.kernel} closed")
+
+    monkeypatch.setattr(vagrant, "VagrantMachine", Machine)
+    monkeypatch.setattr(vagrant, "check", lambda _: None)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    suite.makeini("[pytest]\nvm_provider = vagrant")
+    result = run(suite, "--vm=6.1,6.12", "-k", "test_good or test_of")
+    result.assert_outcomes(passed=4, failed=2, deselected=7)
+    result.stdout.fnmatch_lines(
+        ["pytest --vm=6.1 --vm-provider=vagrant 'test_*.py::test_of[[]2[]]'"]
+    )
+    assert machines == ["6.1", "6.1 closed", "6.12", "6.12 closed"]

@@ -12,8 +12,8 @@ from typing import Self
 import pytest
 
 from dmcopy.cli.main import main
-from dmcopy.errors import ExitCode, UsageError
-from dmcopy.vm import Disk, debian, vagrant
+from dmcopy.errors import ExitCode
+from dmcopy.vm import debian
 from dmcopy.vm import machine as qemu_machine
 from dmcopy.vm.channel import Sink
 
@@ -43,7 +43,8 @@ def vm_run(*words: str) -> int:
         (("--memory", "much"), "'much' is not a size"),
         (("--cpus", "0"), "0 processors: give a guest 1 to 64"),
         (("--timeout", "0"), "--timeout 0: give a number of seconds above 0"),
-        (("--provider", "vagrant", "--kernel", "6.1"), "not for Vagrant"),
+        (("--provider", "vagrant", "--cpus", "2"), "not for Vagrant"),
+        (("--provider", "vagrant", "--kernel", "/k"), "kernel of an installed Debian, one of 6.1"),
     ],
 )
 def test_what_cannot_be(
@@ -100,22 +101,6 @@ def test_the_list_of_kernels(no_guest: Path, capsys: pytest.CaptureFixture[str])
 def test_a_shell_needs_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["vm", "shell"]) == ExitCode.USAGE
     assert "vm shell needs a terminal" in capsys.readouterr().err
-
-
-def test_disks_as_vagrant_has_them(tmp_path: Path) -> None:
-    assert vagrant.vagrant_disks([Disk("1G", "a"), Disk("2048M", "b")]) == "a:1G b:2G"
-    with pytest.raises(UsageError, match="whole GiB only"):
-        vagrant.vagrant_disks([Disk("64M", "a")])
-    with pytest.raises(UsageError, match="makes the disks' files itself"):
-        vagrant.vagrant_disks([Disk("1G", "a", tmp_path / "x")])
-
-
-def test_where_the_checkout_is_in_a_vagrant_guest() -> None:
-    checkout = Path(vagrant.__file__).parents[2]
-    assert vagrant.inside(checkout / "tests") == Path("/dmcopy/tests")
-    assert vagrant.inside(Path("/dmcopy/build")) == Path("/dmcopy/build")
-    with pytest.raises(UsageError, match="is not in the checkout"):
-        vagrant.inside(Path("/etc"))
 
 
 class Guest:

@@ -14,10 +14,9 @@ import pytest
 
 from dmcopy.block import tools
 from dmcopy.errors import DeadlineError, DeviceError, MissingError, UsageError
-from dmcopy.vm import accel, cache, disks, initramfs, machine, qemu
+from dmcopy.vm import accel, base, cache, disks, initramfs, machine, qemu
 from dmcopy.vm.disks import Disk, parse_disk
 from dmcopy.vm.leash import Leashed
-from dmcopy.vm.vagrant import vagrant_disks
 
 from .conftest import gone
 
@@ -51,8 +50,6 @@ def test_two_disks_of_one_serial() -> None:
     twin = parse_disk("2M,serial=a,twin")
     assert twin == Disk("2M", "a", twin=True)
     disks.check_disks([Disk("1M", "a"), twin, twin])
-    with pytest.raises(UsageError, match="Vagrant provider gives each disk a serial of its own"):
-        vagrant_disks([Disk("1G", "a", twin=True)])
 
 
 def test_a_disk_keeps_its_file(tmp_path: Path) -> None:
@@ -241,11 +238,11 @@ def test_a_path_in_the_guests_settings_is_one_word(path: bytes) -> None:
 
 def test_the_end_of_a_console_is_read_and_no_more(tmp_path: Path) -> None:
     console = tmp_path / "console"
-    assert qemu._text(console) == ""
+    assert base.end_of(console) == ""
     console.write_bytes(b"x\r\n" * 1_000_000 + b"\xffKernel panic\r\n")
-    said = qemu._text(console)
+    said = base.end_of(console)
     assert said.endswith("\nx\n\ufffdKernel panic\n")
-    assert len(said) <= qemu._TEXT_BYTES
+    assert len(said) <= base._TEXT_BYTES
 
 
 def test_no_program_comes_from_the_working_folder(

@@ -136,7 +136,7 @@ def test_a_test_that_hangs_ends_a_second_after_its_limit(
 
         @pytest.mark.timeout(1, method="thread", func_only=True)
         def test_slow(faulty, scratch_disk, request):
-            from dmcopy.testing.plugin import KEEPER
+            from dmcopy.testing.options import KEEPER
             device = faulty(scratch_disk("1M"))
             deadline = time.monotonic() + 30
             while not request.node.stash[KEEPER].watch.said and time.monotonic() < deadline:
