@@ -40,14 +40,16 @@ class Present:
 
     @classmethod
     def now(cls) -> Present:
-        """Look, without a call of dmsetup."""
-        devices = {
-            path.parts[3]: unmangle(path.read_text().strip())
-            for path in _BLOCK.glob("dm-*/dm/name")
-        }
-        loops = frozenset(path.parts[3] for path in _BLOCK.glob("loop*/loop"))
+        """Look, without a call of dmsetup; once or more for each test, so without a glob."""
+        devices: dict[str, str] = {}
+        loops: set[str] = set()
+        for disk in sysfs.entries(_BLOCK):
+            if disk.startswith("dm-") and (name := sysfs.read(_BLOCK / disk / "dm/name")):
+                devices[disk] = unmangle(name)
+            elif disk.startswith("loop") and (_BLOCK / disk / "loop").is_dir():
+                loops.add(disk)
         mounts = parse_mountinfo(sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo"))
-        return cls(devices, loops, tuple(mounts), tuple(cookies.present()))
+        return cls(devices, frozenset(loops), tuple(mounts), tuple(cookies.present()))
 
 
 @dataclass

@@ -198,6 +198,34 @@ def test_what_a_test_raises_is_its_failure_though_cleaning_up_fails(
     assert not Path(folder).exists()  # what can be removed all the same is
 
 
+@pytest.mark.skipif(bool(file_mounts.why_not()), reason=file_mounts.why_not())
+def test_a_program_that_forgets_an_fsync_is_caught_by_a_power_cut(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(
+        """
+        import os, pytest
+
+        def append(path, careful):
+            with open(path, "r+b", buffering=0) as file:
+                for record in (b"1", b"2"):
+                    file.write(record * 4096)
+                    if careful or record == b"1":
+                        os.fsync(file.fileno())
+
+        @pytest.mark.parametrize("careful", [True, False])
+        def test_it(linear, scratch_disk, power_cut, careful):
+            device = linear(scratch_disk("1M"))
+            power_cut(append, device.path, careful)
+            with device.open() as io:
+                assert (io.read(0, 1)[:1], io.read(8, 1)[:1]) == (b"1", b"2")
+        """
+    )
+    result = run(pytester, "--dm-strict")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*test_it[[]model-False[]]*"])
+
+
 def test_the_marks_are_listed(pytester: pytest.Pytester) -> None:
     result = run(pytester, "--markers")
     result.stdout.fnmatch_lines_random(["@pytest.mark.dm(targets=*", "@pytest.mark.kernel(either*"])

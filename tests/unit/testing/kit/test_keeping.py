@@ -12,8 +12,10 @@ import pytest
 from dmcopy import ledger as ledgers
 from dmcopy.block import file_mounts
 from dmcopy.ledger import Ledger, identity
+from dmcopy.mapper import cookies
+from dmcopy.mapper.cookies import Cookie
 from dmcopy.testing import facts, keeping
-from dmcopy.testing.kit import watch
+from dmcopy.testing.kit import leaks, watch
 from dmcopy.testing.kit.leaks import Leaks
 
 pytest_plugins = ["pytester"]
@@ -124,6 +126,35 @@ def test_what_is_anothers_is_no_leak(tmp_path: Path, ledger: Ledger) -> None:
         other.kill()
         other.wait()
         subprocess.run(["losetup", "--detach", nodes[1]], check=True)
+
+
+def test_in_a_guest_all_that_is_new_is_left(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, noted = (Cookie(0x0D4D0000 + number, number) for number in (1, 2, 3))
+    removed: list[str] = []
+    monkeypatch.setattr(Cookie, "remove", lambda cookie: removed.append(cookie.option))
+    monkeypatch.setattr(cookies, "present", lambda: [old])
+    guest, host = (Leaks(ledger, [], alone=alone) for alone in (True, False))
+    monkeypatch.setattr(cookies, "present", lambda: [old, new, noted])
+    ledger.add("cookie", noted.option)
+    left = guest.find()
+    assert str(left) == f"the cookie of udev's {noted.option}, the cookie of udev's {new.option}"
+    assert host.find().semaphores == []
+    left.cookies = []
+    assert guest.remove(left) == []
+    assert removed == [new.option]
+
+
+def test_a_loop_device_that_goes_by_itself_is_no_leak(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, "_BLOCK", tmp_path)
+    guest = Leaks(ledger, [], alone=True)
+    for name, text in (("loop0", "1\n"), ("loop1", "0\n")):
+        (tmp_path / name / "loop").mkdir(parents=True)
+        (tmp_path / name / "loop/autoclear").write_text(text)
+    assert guest.find().loops == ["loop1"]
 
 
 def test_a_test_that_hangs_ends_a_second_after_its_limit(
