@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from dmcopy.block import backing as behind
-from dmcopy.block import holders, tools
+from dmcopy.block import holders, sysfs, tools
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, MissingError, UsageError
 from dmcopy.ledger import Ledger, NoLedger
 from dmcopy.units import SECTOR_SHIFT
@@ -100,10 +100,24 @@ def attach(
     device = _noted(words, file, ledger or Ledger(), direct=direct)
     try:
         _wait_for_node(device)
+        if not read_only:
+            _have_flushed(device.name)
     except BaseException:
         detach(device)
         raise
     return device
+
+
+def _have_flushed(name: str) -> None:
+    """Have flushes reach the file, also where an earlier user of the loop device said otherwise.
+
+    "write through" in its `queue/write_cache` outlives the file that it was meant for, and the
+    block layer then drops every flush (measured on 6.18).
+    """
+    attribute = f"/sys/block/{name}/queue/write_cache"
+    if sysfs.read(attribute) == "write through":
+        with contextlib.suppress(OSError), open(attribute, "w") as file:
+            file.write("write back")
 
 
 def _noted(words: list[str], file: str, ledger: Ledger, *, direct: bool) -> LoopDevice:

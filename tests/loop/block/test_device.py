@@ -181,8 +181,10 @@ def test_a_disk_says_each_time_whether_it_has_a_write_cache(loops: Any) -> None:
         BlockDevice.open(loop.path, direct=False) as buffered,
     ):
         assert not device.write_through
-        attribute.write_text("write through")
-        assert device.write_through
-        assert not buffered.write_through  # the page cache is one, too
-        attribute.write_text("write back")
+        try:
+            attribute.write_text("write through")
+            assert device.write_through
+            assert not buffered.write_through  # the page cache is one, too
+        finally:  # it would outlive the file
+            attribute.write_text("write back")
         assert not device.write_through

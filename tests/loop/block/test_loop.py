@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from dmcopy.block import BlockDevice, backing, sysfs
 from dmcopy.block import loop as loop_module
-from dmcopy.block.loop import loop_device
+from dmcopy.block.loop import attach, detach, loop_device
 from dmcopy.errors import BusyError, UsageError
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
@@ -73,7 +74,7 @@ def test_who_keeps_it_attached_is_named(loops: Any, monkeypatch: pytest.MonkeyPa
 
 VICTIM = """
 import sys, time
-from dmcopy.block.loop import loop_device
+from dmcopy.block.loop import attach, detach, loop_device
 from dmcopy.ledger import Ledger
 
 with loop_device(sys.argv[1], ledger=Ledger(sys.argv[2])) as device:
@@ -194,3 +195,22 @@ def test_one_that_was_about_to_be_made_is_looked_for_by_its_file(loops: Any) -> 
     result = Reaper(KernelMapper(), ledger, wanted=lambda _: True).run()
     (why,) = result.left.values()
     assert f"{link} is attached to {made.path}, perhaps by a process that was killed" in why
+
+
+def test_what_an_earlier_user_said_of_flushes_does_not_count(tmp_path: Path) -> None:
+    """Many are attached, and the one that was detached is among them: its number is free."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    file = tmp_path / "disk"
+    file.write_bytes(bytes(1 << 20))
+    first = attach(file, ledger=ledger)
+    attribute = Path(f"/sys/block/{first.name}/queue/write_cache")
+    with contextlib.ExitStack() as exits:
+        exits.callback(lambda: attribute.write_text("write back"))
+        attribute.write_text("write through")
+        detach(first)
+        names: list[str] = []
+        while first.name not in names and len(names) < 16:
+            loop = attach(file, ledger=ledger)
+            exits.callback(detach, loop)
+            names.append(loop.name)
+            assert Path(f"/sys/block/{loop.name}/queue/write_cache").read_text() == "write back\n"
