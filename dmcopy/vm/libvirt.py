@@ -35,7 +35,7 @@ def running() -> Iterator[None]:
         yield
     finally:
         for daemon in reversed(started):
-            _stop(Path(f"/run/{daemon}.pid"))
+            _kill(Path(f"/run/{daemon}.pid"))
 
 
 def _wait_for_libvirt() -> None:
@@ -46,14 +46,15 @@ def _wait_for_libvirt() -> None:
         time.sleep(0.2)
 
 
-def _stop(pid_file: Path) -> None:
+def _kill(pid_file: Path, number: int = signal.SIGTERM) -> None:
     try:
         pid = int(pid_file.read_text())
         pidfd = os.pidfd_open(pid)
     except (OSError, ValueError):
         return
     with os.fdopen(pidfd, "rb"):
-        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, number)
         deadline = time.monotonic() + 30
         while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -82,7 +83,12 @@ def start(domain: str) -> None:
 
 
 def destroy(domain: str) -> None:
-    """Pull the plug of a domain, if it is on."""
+    """Pull the plug of a domain, if it is on.
+
+    `virsh destroy` lets QEMU end by itself, and it flushes its disks then (seen with QEMU 7.2), so
+    it is killed first.
+    """
+    _kill(Path(f"/run/libvirt/qemu/{domain}.pid"), signal.SIGKILL)
     _virsh("destroy", domain)
 
 
