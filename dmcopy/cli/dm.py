@@ -14,7 +14,7 @@ from dmcopy.cli.dm_verbs import VerbParser, changing
 from dmcopy.cli.dm_words import NAME, add_the_rest, as_dmsetup
 from dmcopy.cli.options import add_engine, engine_of
 from dmcopy.cli.output import add_json, emit_json, refuse_json, say
-from dmcopy.cli.parser import whole
+from dmcopy.cli.parser import seconds, whole
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.ledger import Ledger, NoLedger
 from dmcopy.mapper.dmsetup import Dmsetup, ScriptDmsetup
@@ -71,6 +71,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
         if verb is not verbs.choices["run"]:
             add_engine(verb)
+            verb.add_argument(
+                "--call-timeout",
+                type=seconds,
+                metavar="S",
+                help=f"limit of each command of dmsetup (default: --timeout, "
+                f"but not less than {_CALL_SECONDS:g})",
+            )
     for name in DMSETUPS:
         add_the_rest(verbs.choices[name])
     # What follows is without a help of its own: not in the list of verbs.
@@ -106,16 +113,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _mapper(args: argparse.Namespace) -> KernelMapper | ServedMapper:
     timeout: float = 30.0 if args.timeout is None else args.timeout
+    # A short deadline is for retries and waits: a dmsetup at work is not cut short by it.
+    given: float | None = getattr(args, "call_timeout", None)
+    call = max(timeout, _CALL_SECONDS) if given is None else given
     if engine_of(args) == "user" and not getattr(args, "any_engine", False):
         if getattr(args, "dry_run", False):
             return ServedScript(timeout=timeout)
-        return ServedMapper(timeout=timeout)
+        return ServedMapper(timeout=timeout if given is None else given)
     udev = Udev.NONE if getattr(args, "noudevsync", False) else None
     if getattr(args, "dry_run", False):
         return KernelMapper(ScriptDmsetup(udev=udev), ledger=NoLedger(), timeout=timeout)
-    # A short deadline is for retries and waits: a dmsetup at work is not cut short by it.
     ledger = Ledger()
-    dmsetup = Dmsetup(udev=udev, timeout=max(timeout, _CALL_SECONDS), ledger=ledger)
+    dmsetup = Dmsetup(udev=udev, timeout=call, ledger=ledger)
     return KernelMapper(dmsetup, ledger=ledger, timeout=timeout)
 
 

@@ -47,7 +47,11 @@ def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     parser.add_argument("--table", metavar="TABLE", help="the table, instead of its FILE")
     parser.add_argument("--concise", metavar="SPEC", help="several devices, as in dm create")
     parser.add_argument(
-        "--timeout", type=seconds, default=30.0, metavar="S", help="give up a step after S seconds"
+        "--call-timeout",
+        type=seconds,
+        default=30.0,
+        metavar="S",
+        help="limit of each operation (default: 30)",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be done, and change nothing"
@@ -71,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
 
     outcomes = []
     name: Any = engine_of(args)
-    with faults_told(args), engine(name, timeout=args.timeout, say=say) as started:
+    with faults_told(args), engine(name, timeout=args.call_timeout, say=say) as started:
         running = Run(started, devices)
         for operation in operations:
             running.check(operation)
