@@ -41,5 +41,17 @@ def is_devno(device: str) -> bool:
 
 
 def openable(device: str) -> str:
-    """Return a path for a table's device, which may be written as its number."""
-    return f"/dev/block/{device}" if is_devno(device) else device
+    """Return a path for a table's device, which may be written as its number.
+
+    Udev's link, or without udev the kernel's name for it: that is its node in devtmpfs.
+    """
+    if not is_devno(device):
+        return device
+    path = f"/dev/block/{device}"
+    if not os.path.exists(path):
+        try:
+            name = os.path.basename(os.readlink(f"/sys/dev/block/{device}"))
+        except OSError:
+            return path
+        return f"/dev/{name.replace('!', '/')}"
+    return path

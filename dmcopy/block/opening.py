@@ -53,10 +53,8 @@ def open_fd(path: str, *, write: bool) -> int:
     """
     is_block = _is_block(path)
     fd = _open(path, os.O_RDWR if write else os.O_RDONLY, write=write)
-    if write and is_block and syscalls.block_is_read_only(fd):
-        # open(2) lets a read-only device be opened for writing; each write would fail instead.
-        os.close(fd)
-        raise DeviceError(path, "write to it", errno.EROFS, "the device is set read-only")
+    if write and is_block:
+        _refuse_read_only(path, fd)
     return fd
 
 
@@ -70,6 +68,8 @@ def claim(path: str) -> int:
     """
     is_block = _is_block(path)
     fd = _open(path, os.O_RDWR | os.O_EXCL if is_block else os.O_RDWR, write=True)
+    if is_block:
+        _refuse_read_only(path, fd)
     try:
         _refuse_silent_users(path, fd)
         if not is_block:
@@ -81,6 +81,13 @@ def claim(path: str) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _refuse_read_only(path: str, fd: int) -> None:
+    """open(2) lets a read-only device be opened for writing; each write would fail instead."""
+    if syscalls.block_is_read_only(fd):
+        os.close(fd)
+        raise DeviceError(path, "write to it", errno.EROFS, "the device is set read-only")
 
 
 def _open(path: str, flags: int, *, write: bool) -> int:

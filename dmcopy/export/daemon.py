@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -103,12 +102,17 @@ def _only_one(path: str, control: str) -> Iterator[bool]:
 
 
 def _listens(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        try:
-            client.connect(path)
-        except OSError:
-            return False
-        return True
+    """Whether a server is there: one that is being killed is connected to, and does not answer."""
+    from dmcopy.asking import NoServerError, ask
+    from dmcopy.errors import DmcopyError
+
+    try:
+        ask(path, {"do": "ls"}, timeout=_START_SECONDS)
+    except NoServerError:
+        return False
+    except DmcopyError:
+        pass  # of another version, or busy
+    return True
 
 
 def _log_to(path: str) -> None:

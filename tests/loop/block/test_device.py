@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dmcopy.block import BlockDevice
+from dmcopy.block.devno import devno_text, openable
 from dmcopy.block.loop import loop_device
 from dmcopy.errors import BusyError, DeviceError, UsageError
 
@@ -188,3 +189,13 @@ def test_a_disk_says_each_time_whether_it_has_a_write_cache(loops: Any) -> None:
         finally:  # it would outlive the file
             attribute.write_text("write back")
         assert not device.write_through
+
+
+def test_a_device_is_opened_by_its_number(loops: Any) -> None:
+    """Without udev, too, which alone makes the links in /dev/block."""
+    (loop,) = loops(64)
+    number = devno_text(os.stat(loop.path).st_rdev)
+    with BlockDevice.open(openable(number)) as device:
+        assert device.sectors == 64
+    assert openable("/dev/sda") == "/dev/sda"
+    assert openable("4095:1") == "/dev/block/4095:1"
