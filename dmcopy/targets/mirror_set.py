@@ -40,8 +40,9 @@ class Module:
     8 MiB, which is what the pages hold, and one more, so that they are still used while a region
     comes to its end. As in the "kernel", one is (MAX_RECOVERY in dm-raid1.c). The end
     is the same, but where it hangs on what came first: a region is copied from the leg that is the
-    default one when its copy begins, though that leg fail meanwhile and another take over; and
-    failures that are found together raise one event.
+    default one when its copy begins, though that leg fail meanwhile and another take over;
+    failures that are found together raise one event; and a write that a suspend without flush sends
+    back finds its region being recovered, not out of sync and yet to be, and is dealt with after.
     """
 
     def __init__(self) -> None:
