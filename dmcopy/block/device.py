@@ -47,8 +47,11 @@ class BlockDevice(Closing):
     direct_reason: str
     identity: Identity
 
-    def __init__(self, path: str, fd: int, *, read_only: bool, direct: bool | None) -> None:
+    def __init__(
+        self, path: str, fd: int, *, read_only: bool, direct: bool | None, claim: int = -1
+    ) -> None:
         self._fd = fd
+        self._claim = claim
         self.path = path
         self.read_only = read_only
         status = os.fstat(fd)
@@ -80,12 +83,16 @@ class BlockDevice(Closing):
         """
         name = os.fspath(path)
         with contextlib.ExitStack() as opened:
-            # The descriptor of the I/O is the claim: what io_uring has under way when a process is
-            # killed outlives it, and holds that one only.
-            fd = opening.claim(name) if write and claim else opening.open_fd(name, write=write)
-            opened.callback(os.close, fd)
+            claimed = opening.claim(name) if write and claim else -1
+            opened.callback(_close, claimed)
+            fd = claimed
+            if fd < 0 or stat.S_ISBLK(os.fstat(fd).st_mode):
+                fd = opening.open_fd(name, write=write)
+                opened.callback(_close, fd)
+                if claimed >= 0:
+                    opening.mark(fd)
             try:
-                device = cls(name, fd, read_only=not write, direct=direct)
+                device = cls(name, fd, read_only=not write, direct=direct, claim=claimed)
             except OSError as error:  # the device went away meanwhile
                 raise DeviceError(name, "read its size", error.errno or 0) from error
             opened.pop_all()
@@ -113,9 +120,13 @@ class BlockDevice(Closing):
     def close(self) -> None:
         """Close the device, which also gives the claim back. Closing twice does nothing."""
         fd, self._fd = self._fd, -1
+        claim, self._claim = self._claim, -1
         self._write_cache.close()
         if fd >= 0:
-            os.close(fd)
+            opening.unmark(fd)
+        _close(fd)
+        if claim != fd:
+            _close(claim)
 
     def __fspath__(self) -> str:
         return self.path
@@ -184,7 +195,7 @@ class BlockDevice(Closing):
 
     def _discard(self, start: int, length: int) -> None:
         if self.is_block:
-            syscalls.block_discard(self.fileno(), start, length)
+            syscalls.block_discard(self._exclusive(), start, length)
         else:
             mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
             syscalls.fallocate(self.fileno(), mode, start, length)
@@ -193,19 +204,24 @@ class BlockDevice(Closing):
         mode = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
         if unmap and self.is_block:
             try:
-                syscalls.fallocate(self.fileno(), mode, start, length)
+                syscalls.fallocate(self._exclusive(), mode, start, length)
                 return
             except OSError:
                 pass  # it has no such command: what follows says what is wrong
         try:
             if self.is_block:
-                syscalls.block_zero_out(self.fileno(), start, length)
+                syscalls.block_zero_out(self._exclusive(), start, length)
             else:
                 self._discard(start, length)
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
             transfer.write_zeroes(self.fileno(), start, length)
+
+    def _exclusive(self) -> int:
+        """Return the descriptor that the claim is, where there is one; see `opening.claim`."""
+        fd = self.fileno()
+        return fd if self._claim < 0 else self._claim
 
     def _check(self, sector: int, count: int) -> None:
         end = sector + count
@@ -231,3 +247,8 @@ class BlockDevice(Closing):
 
 def _in_bytes(sector: int, count: int) -> tuple[int, int]:
     return sector << SECTOR_SHIFT, count << SECTOR_SHIFT
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)

@@ -4,9 +4,11 @@ A block device is claimed by opening it with O_EXCL, which the kernel refuses wh
 swap, dm, md or another O_EXCL opener has it, any of its partitions or the disk that it is a
 partition of (bd_prepare_to_claim in block/bdev.c). A regular file is locked with flock(2).
 
-A claim is a descriptor of its own: io_uring may hold on to one that it has used for some time after
-its close, until the worker thread that did a request has let go of it and the ring is entered again
-(seen on 6.12 and 6.18), and the claim with it.
+The claim of a block device is a descriptor of its own: io_uring may hold on to one that it has
+used for some time after its close, until the worker thread that did a request has let go of it and
+the ring is entered again (seen on 6.12 and 6.18), and the claim with it. But io_uring's requests
+outlive a process that is killed, and its claim. So what does the I/O has a lock, which a close
+gives back and a kill does not; who claims the device waits for that.
 
 Only writers claim. flock belongs to the open file and not to the process, so a reader's LOCK_SH
 would refuse a copy within one file, source and destination being two opens; and a reader harms
@@ -15,10 +17,12 @@ no one, just as a mounted disk may be read.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat
+import time
 from typing import Final
 
 from dmcopy.block import holders, syscalls, sysfs
@@ -29,6 +33,8 @@ from dmcopy.errors import BusyError, DeviceError, UsageError
 # What file systems answer that have no locks: then no other process can have locked the file
 # either.
 _NO_LOCKS: Final = {errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS}
+
+_LAST_IO_SECONDS: Final = 10.0
 
 _HINTS: Final = {
     "mount": "unmount it first",
@@ -53,8 +59,10 @@ def open_fd(path: str, *, write: bool) -> int:
     """
     is_block = _is_block(path)
     fd = _open(path, os.O_RDWR if write else os.O_RDONLY, write=write)
-    if write and is_block:
-        _refuse_read_only(path, fd)
+    if write and is_block and syscalls.block_is_read_only(fd):
+        # open(2) lets a read-only device be opened for writing; each write would fail instead.
+        os.close(fd)
+        raise DeviceError(path, "write to it", errno.EROFS, "the device is set read-only")
     return fd
 
 
@@ -63,17 +71,21 @@ def claim(path: str) -> int:
 
     Discards and zeroing of a block device must go through this descriptor: without its O_EXCL the
     kernel itself claims the device for them (truncate_bdev_range in block/bdev.c) and is refused.
-    Raises BusyError also where the kernel uses it in a way that neither O_EXCL nor a lock shows: a
-    loop device is made of it, or a regular file is swapped to. Else as `open_fd`.
+    What a process that was killed still has under way on it is waited for. Raises BusyError also
+    where the kernel uses it in a way that neither O_EXCL nor a lock shows: a loop device is made of
+    it, or a regular file is swapped to. Else as `open_fd`.
     """
     is_block = _is_block(path)
     fd = _open(path, os.O_RDWR | os.O_EXCL if is_block else os.O_RDWR, write=True)
-    if is_block:
-        _refuse_read_only(path, fd)
+    deadline = time.monotonic() + _LAST_IO_SECONDS
     try:
         _refuse_silent_users(path, fd)
-        if not is_block:
-            _lock(path, fd)
+        while not _lock(path, fd):
+            if time.monotonic() > deadline or not (is_block or _is_left(path)):
+                raise BlockingIOError
+            time.sleep(0.01)
+        if is_block:
+            unmark(fd)  # O_EXCL is the claim
     except BlockingIOError:
         os.close(fd)  # before the search: this process would be found, too
         raise _locked(path) from None
@@ -83,11 +95,19 @@ def claim(path: str) -> int:
     return fd
 
 
-def _refuse_read_only(path: str, fd: int) -> None:
-    """open(2) lets a read-only device be opened for writing; each write would fail instead."""
-    if syscalls.block_is_read_only(fd):
-        os.close(fd)
-        raise DeviceError(path, "write to it", errno.EROFS, "the device is set read-only")
+def mark(fd: int) -> None:
+    """Mark a block device that was claimed as having I/O through `fd`, until `unmark`.
+
+    The lock is a shared one, as udev's, which may look at it meanwhile.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def unmark(fd: int) -> None:
+    """Give a lock back; a close leaves it to what io_uring still holds on to."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def _open(path: str, flags: int, *, write: bool) -> int:
@@ -140,14 +160,24 @@ def _refuse_silent_users(path: str, fd: int) -> None:
         raise _error(path, silent)
 
 
-def _lock(path: str, fd: int) -> None:
+def _lock(path: str, fd: int) -> bool:
+    """Lock what is open; return False where it is locked. Some file systems have no locks."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise
+        return False
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise DeviceError(path, "lock it", error.errno or 0) from error
+    return True
+
+
+def _is_left(path: str) -> bool:
+    """Whether a file's lock is one of a process that has ended."""
+    from dmcopy.ledger import identity
+
+    locks = [one.pid for one in holders.file_users(path) if one.kind == "lock"]
+    return bool(locks) and not any(pid and identity(pid) for pid in locks)
 
 
 def _locked(path: str) -> BusyError:

@@ -6,20 +6,14 @@ import contextlib
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Mapping
-from typing import Final
 
 from dmcopy.atomic import replace_file
-from dmcopy.block import holders
-from dmcopy.errors import BusyError, DmcopyError, MetadataError, UsageError
-from dmcopy.ledger import identity
+from dmcopy.errors import DmcopyError, MetadataError, UsageError
 from dmcopy.mapper.base import note_failure
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.runtime import kept_path
 from dmcopy.table import ConciseDevice, CoreLog, DiskLog, Mirror, Snapshot, Table, TableLine
-
-_LAST_WRITES_SECONDS: Final = 30.0
 
 
 class Kept:
@@ -118,7 +112,7 @@ def _try(mapper: UserMapper, one: ConciseDevice, *, last: bool) -> bool:
     try:
         UserMapper.create(mapper, one.name, uuid=one.uuid)
         if one.table.lines:
-            _load(mapper, one)
+            mapper.load(one.name, one.table, readonly=one.readonly)
             mapper.wait_for(UserMapper.resuming(mapper, one.name))
     except DmcopyError:
         with contextlib.suppress(DmcopyError):
@@ -127,30 +121,6 @@ def _try(mapper: UserMapper, one: ConciseDevice, *, last: bool) -> bool:
             raise
         return False
     return True
-
-
-def _load(mapper: UserMapper, one: ConciseDevice) -> None:
-    """Load a table once what the killed server had under way on its disks has ended.
-
-    io_uring's I/O outlives its process, and holds what it is on. Raises BusyError where another
-    process or the kernel has that, and after a while.
-    """
-    deadline = time.monotonic() + _LAST_WRITES_SECONDS
-    while True:
-        try:
-            return mapper.load(one.name, one.table, readonly=one.readonly)
-        except BusyError as error:
-            if _has_user(error.path) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-
-
-def _has_user(path: str) -> bool:
-    try:
-        found = holders.who(path)
-    except DmcopyError:
-        return True  # a device of the engine
-    return any(one.pid is None or identity(one.pid) for one in found)
 
 
 def _remove(mapper: UserMapper) -> None:
