@@ -98,9 +98,13 @@ def restore(mapper: UserMapper, devices: list[ConciseDevice]) -> None:
     todo = list(devices)
     try:
         while todo:
-            made = [one for one in todo if _try(mapper, one, last=len(todo) == 1)]
+            # The killed server's nodes may still be there, and open: below others is only what is
+            # made here, or the writes of an origin would pass its snapshots by.
+            nodes = {mapper.path(one.name) for one in todo}
+            ready = [one for one in todo if nodes.isdisjoint(one.table.devices)] or todo
+            made = [one for one in ready if _try(mapper, one, last=len(todo) == 1)]
             if not made:
-                _try(mapper, todo[0], last=True)
+                _try(mapper, ready[0], last=True)
             todo = [one for one in todo if one not in made]
     except BaseException as error:
         note_failure(error, lambda: _remove(mapper))

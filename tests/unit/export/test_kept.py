@@ -1,0 +1,45 @@
+"""The devices of a killed device server, made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dmcopy.block import BlockDevice
+from dmcopy.export.kept import restore
+from dmcopy.io import Device
+from dmcopy.mapper.userspace import UserMapper
+from dmcopy.table import ConciseDevice, Table
+
+
+def test_what_is_below_is_made_first_and_never_an_old_node(tmp_path: Path) -> None:
+    """The nodes of the killed server may be there still, and can be opened."""
+    for name in ("image", "cow"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(1 << 20)
+    opened: list[str] = []
+
+    def open_device(path: str, write: bool) -> Device:
+        opened.append(Path(path).name)
+        return BlockDevice.open(tmp_path / Path(path).name, write=write)
+
+    with UserMapper(open_device=open_device) as mapper:
+        low, cow = mapper.path("low"), mapper.path("z-cow")
+        for node in ("low", "z-cow"):
+            (tmp_path / Path(mapper.path(node)).name).write_bytes(bytes(1 << 20))
+        tables = {
+            "data": f"0 2048 snapshot-origin {low}",
+            "low": "0 2048 linear image 0",
+            "then": f"0 2048 snapshot {low} {cow} P 8",
+            "z-cow": "0 2048 linear cow 0",
+        }
+        restore(
+            mapper,
+            [
+                ConciseDevice(name=name, uuid="", readonly=False, table=Table.parse(table))
+                for name, table in tables.items()
+            ],
+        )
+        assert sorted(opened) == ["cow", "image"]
+        mapper.open("data").write(0, b"x" * 4096)
+        assert mapper.open("then").read(0, 8) == bytes(4096)
+        assert [str(mapper.table(name)) for name in sorted(tables)] == list(tables.values())
