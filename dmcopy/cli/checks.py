@@ -16,6 +16,7 @@ from dmcopy.errors import DmcopyError
 
 _SERVER_SECONDS: Final = 2.0
 _AS_ROOT: Final = "run as root (sudo)"
+_OTHER_WAY: Final = "use --via nbd, which needs nothing of the kernel"
 _DENIED: Final = os.strerror(errno.EACCES)
 _OTHER_KERNEL: Final = "'dmcopy vm' boots a kernel that has it"
 
@@ -108,7 +109,7 @@ def _exports() -> list[Check]:
     reason = _refusal("/dev/fuse")
     return [
         *(
-            Check(f"serve --via {kind}", not why, why or load(kind).summary)
+            Check(f"serve --via {kind}", not why, why or load(kind).summary, _OTHER_WAY)
             for kind in kinds()
             for why in [load(kind).why_not()]
         ),

@@ -112,7 +112,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _mapper(args: argparse.Namespace) -> KernelMapper | ServedMapper:
-    timeout: float = 30.0 if args.timeout is None else args.timeout
+    limit: float | None = getattr(args, "timeout", None)
+    timeout = 30.0 if limit is None else limit
     # A short deadline is for retries and waits: a dmsetup at work is not cut short by it.
     given: float | None = getattr(args, "call_timeout", None)
     call = max(timeout, _CALL_SECONDS) if given is None else given

@@ -70,7 +70,7 @@ def test_io_that_is_held_is_given_up_after_the_timeout(capsys: pytest.CaptureFix
     words = ["write 0 8 seq", "bad: load 0 64 linear disk 64", "bad: suspend", "bad: resume"]
     words += ["suspend noflush", "load 0 64 mirror core 2 8 nosync 2 disk 0 /dev/mapper/bad 0"]
     words += ["resume", "until 8/8", "verify 0 8 seq", "bad: verify 0 8 seq"]
-    code = run("--timeout", "0.3", "--concise", f"{spec} handle_errors", *words)
+    code = run("--call-timeout", "0.3", "--concise", f"{spec} handle_errors", *words)
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("m: write 0 8 seq: waited 0.3 s for WRITE")
     assert out[-2:] == ["m: verify 0 8 seq: ok", "bad: verify 0 8 seq: ok"]
