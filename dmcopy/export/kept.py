@@ -13,7 +13,16 @@ from dmcopy.errors import DmcopyError, MetadataError, UsageError
 from dmcopy.mapper.base import note_failure
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.runtime import kept_path
-from dmcopy.table import ConciseDevice, CoreLog, DiskLog, Mirror, Snapshot, Table, TableLine
+from dmcopy.table import (
+    ConciseDevice,
+    CoreLog,
+    DiskLog,
+    Mirror,
+    Snapshot,
+    SnapshotOrigin,
+    Table,
+    TableLine,
+)
 
 
 class Kept:
@@ -106,6 +115,12 @@ def restore(mapper: UserMapper, devices: list[ConciseDevice]) -> None:
             if not made:
                 _try(mapper, ready[0], last=True)
             todo = [one for one in todo if one not in made]
+        for one in devices:
+            # At its resume an origin learns in what chunks its writes are cut (origin_resume in
+            # dm-snap.c): the snapshots that were made after it have to be there.
+            if any(isinstance(line.target, SnapshotOrigin) for line in one.table):
+                mapper.wait_for(UserMapper.suspending(mapper, one.name))
+                mapper.wait_for(UserMapper.resuming(mapper, one.name))
     except BaseException as error:
         note_failure(error, lambda: _remove(mapper))
         raise

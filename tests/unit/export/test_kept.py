@@ -11,8 +11,8 @@ from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import ConciseDevice, Table
 
 
-def test_what_is_below_is_made_first_and_never_an_old_node(tmp_path: Path) -> None:
-    """The nodes of the killed server may be there still, and can be opened."""
+def test_what_is_below_is_made_first_and_a_snapshot_misses_no_write(tmp_path: Path) -> None:
+    """The nodes of the killed server may be there still, and can be opened: they are not."""
     for name in ("image", "cow"):
         with open(tmp_path / name, "wb") as file:
             file.truncate(1 << 20)
@@ -40,6 +40,7 @@ def test_what_is_below_is_made_first_and_never_an_old_node(tmp_path: Path) -> No
             ],
         )
         assert sorted(opened) == ["cow", "image"]
-        mapper.open("data").write(0, b"x" * 4096)
-        assert mapper.open("then").read(0, 8) == bytes(4096)
+        mapper.open("data").write(4, b"x" * 4096)  # of two chunks
+        mapper.open("data").write(28, b"x" * 1024)
+        assert mapper.open("then").read(0, 32) == bytes(32 << 9)
         assert [str(mapper.table(name)) for name in sorted(tables)] == list(tables.values())
