@@ -120,11 +120,17 @@ class Reactor:
         self._before_io.append(notify)
 
     def call_soon_threadsafe(self, notify: Callable[[], object]) -> None:
-        """Call `notify` in the next step. From any thread, and from a signal handler."""
+        """Call `notify` in the next step. From any thread, and from a signal handler.
+
+        Raises ClosedError, also where its own thread closes it meanwhile.
+        """
         if self._closed:
             raise ClosedError(self._why_closed)
         self._posted.append(notify)
-        self._poller.wake()
+        try:
+            self._poller.wake()
+        except (OSError, ValueError):  # no lock: a signal handler could wait for it in vain
+            raise ClosedError(self._why_closed) from None
 
     def call_later(self, delay: float, notify: Callable[[], object]) -> Timer:
         """Call `notify` in `delay` seconds of the reactor's clock."""

@@ -191,3 +191,11 @@ def test_a_step_with_a_limit_and_nothing_to_wait_for_ends(backend: str) -> None:
         reactor.step(0.01)
         reactor.call_later(0, lambda: None).cancel()
         reactor.step(0.01)
+
+
+def test_one_that_is_closed_while_another_thread_posts_says_so() -> None:
+    reactor = Reactor("threads")
+    reactor.close()
+    reactor._closed = False  # as the other thread has seen it
+    with pytest.raises(ClosedError):
+        reactor.call_soon_threadsafe(lambda: None)
