@@ -17,7 +17,7 @@ from dmcopy.io.request import Io, Memory, Op
 from dmcopy.ondisk.bitset import LONG, Bitset
 from dmcopy.ondisk.mirror_log import OFFSET, log_bytes, resume
 from dmcopy.targets.base import TargetError
-from dmcopy.targets.work import Requests, Work
+from dmcopy.targets.work import Requests, Routine
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
 
 REFUSED: Final = "Error creating mirror dirty log"
@@ -105,7 +105,7 @@ class DiskLog(CoreLog):
         label: Callable[[Device], str],
         regions: int,
         sync: str | None,
-        flush_legs: Callable[[], Work[bool]],
+        flush_legs: Callable[[], Routine[bool]],
         event: Callable[[], object],
     ) -> None:
         super().__init__(regions, sync)

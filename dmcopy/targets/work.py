@@ -20,7 +20,7 @@ from dmcopy.io.request import Io
 
 TIMEOUT_SECONDS = 60.0
 _T = TypeVar("_T")
-Work = Coroutine["Calls", None, _T]
+Routine = Coroutine["Calls", None, _T]
 
 
 class Calls:
@@ -68,7 +68,7 @@ class Worker:
     work raises is the reactor's to report, and the next `wake` begins anew.
     """
 
-    def __init__(self, reactor: Reactor, work: Callable[[], Work[None]]) -> None:
+    def __init__(self, reactor: Reactor, work: Callable[[], Routine[None]]) -> None:
         self._reactor = reactor
         self._work = work
         self._woken = False
@@ -101,7 +101,7 @@ class Worker:
         raise error
 
 
-def wait_for(reactor: Reactor, work: Work[_T], waiting_for: str) -> _T:
+def wait_for(reactor: Reactor, work: Routine[_T], waiting_for: str) -> _T:
     """Run a coroutine to its end, and the reactor meanwhile; outside of callbacks only.
 
     Raises what the coroutine raises, and what `run_until` does after `TIMEOUT_SECONDS`.
@@ -116,7 +116,7 @@ def wait_for(reactor: Reactor, work: Work[_T], waiting_for: str) -> _T:
 
 
 def proceed(
-    work: Work[_T], ended: Callable[[_T], Any], failed: Callable[[Exception], object]
+    work: Routine[_T], ended: Callable[[_T], Any], failed: Callable[[Exception], object]
 ) -> None:
     """Begin or continue a coroutine; call one of the two when it is at its end, perhaps now."""
     try:

@@ -21,7 +21,7 @@ from dmcopy.export.fuse.turns import Turns
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import FLUSH, READ, WRITE, Io, Memory
-from dmcopy.targets.work import Work, proceed
+from dmcopy.targets.work import Routine, proceed
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
 
 MAX_BYTES: Final = 256 << 10
@@ -215,7 +215,7 @@ class FuseRequests:
         self._give(room)
         self._turns.end()
 
-    def _alone(self, unique: int, room: int, work: Work[int], body: bytes = b"") -> None:
+    def _alone(self, unique: int, room: int, work: Routine[int], body: bytes = b"") -> None:
         """Do `work` when no write is under way, then answer with `body` or its error."""
 
         def ended(error: int) -> None:
