@@ -38,6 +38,12 @@ class Keeper:
         if self._leaks is not None:
             self._leaks.folders.append(kit.engine.folder)
 
+    @contextlib.contextmanager
+    def not_the_tests(self) -> Iterator[None]:
+        """Have what is made in the block be no leak."""
+        with self._leaks.apart() if self._leaks is not None else contextlib.nullcontext():
+            yield
+
     def check(self) -> None:
         """Remove what the test has left. Raises pytest's failure that tells of it."""
         if self._leaks is None:

@@ -7,9 +7,10 @@ In a guest there is only the test: all that is new is ours.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -83,6 +84,20 @@ class Leaks:
         self._before = Present.now()
         self._noted = _state(ledger)
         self._began = round(time.time(), 3)  # as the ledger notes it
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Take what is made in the block as what was there before."""
+        begun = Present.now()
+        yield
+        now, before = Present.now(), self._before
+        new = {disk: name for disk, name in now.devices.items() if disk not in begun.devices}
+        self._before = Present(
+            {**before.devices, **new},
+            before.loops | (now.loops - begun.loops),
+            (*before.mounts, *(one for one in now.mounts if one not in begun.mounts)),
+            (*before.cookies, *(one for one in now.cookies if one not in begun.cookies)),
+        )
 
     def find(self, kept: Iterable[str] = ()) -> Left:
         """Return what is left. `kept`: nodes of what is to be there still, and is ours."""
