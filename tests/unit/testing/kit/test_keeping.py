@@ -157,6 +157,23 @@ def test_a_loop_device_that_goes_by_itself_is_no_leak(
     assert guest.find().loops == ["loop1"]
 
 
+def test_what_a_fixture_of_a_wider_scope_makes_meanwhile_is_no_leak(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, "_BLOCK", tmp_path)
+    guest = Leaks(ledger, [], alone=True)
+
+    def attach(name: str) -> None:
+        (tmp_path / name / "loop").mkdir(parents=True)
+        (tmp_path / name / "loop/autoclear").write_text("0\n")
+
+    attach("loop0")
+    with guest.apart():
+        attach("loop1")
+    attach("loop2")
+    assert guest.find().loops == ["loop0", "loop2"]
+
+
 def test_a_test_that_hangs_ends_a_second_after_its_limit(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
