@@ -217,18 +217,11 @@ def _read(request: Io) -> None:
 
 def _write(request: Io) -> None:
     assert request.memory is not None
-    device = request.device
-    if request.preflush and not device.write_through:
-        device.flush()
+    if request.preflush and not request.device.write_through:
+        request.device.flush()
     views = request.memory.views(request.extents)
-    # A disk that is written to with RWF_DSYNC, here and not on a ring, is flushed once more than it
-    # need be: the request has FUA, or a flush behind it, and then blkdev_write_iter (block/fops.c)
-    # calls generic_write_sync. Measured on 6.18.
-    flush = request.fua and getattr(device, "is_block", False)
-    flags = os.RWF_DSYNC if request.fua and not flush else 0
-    write_all(device.fileno(), views, request.sector << 9, request.bytes, flags)
-    if flush and not device.write_through:
-        device.flush()
+    flags = os.RWF_DSYNC if request.fua else 0
+    write_all(request.device.fileno(), views, request.sector << 9, request.bytes, flags)
 
 
 def _on_device(operation: Callable[[Device, int, int], None]) -> Callable[[Io], None]:
