@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dmcopy import ledger as ledgers
-from dmcopy.block import file_mounts
+from dmcopy.block import file_mounts, sysfs
 from dmcopy.ledger import Ledger, identity
 from dmcopy.mapper import cookies
 from dmcopy.mapper.cookies import Cookie
@@ -155,6 +155,26 @@ def test_a_loop_device_that_goes_by_itself_is_no_leak(
         (tmp_path / name / "loop").mkdir(parents=True)
         (tmp_path / name / "loop/autoclear").write_text(text)
     assert guest.find().loops == ["loop1"]
+
+
+def test_what_the_machine_mounts_at_a_first_use_is_no_leak(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "self").mkdir()
+    monkeypatch.setattr(sysfs, "LIVE", sysfs.LIVE._replace(proc=str(tmp_path)))
+    guest = Leaks(ledger, [], alone=True)
+    (tmp_path / "self/mountinfo").write_text(
+        "40 1 0:30 / /run/netns rw shared:5 - tmpfs tmpfs rw\n"
+        "41 40 0:4 net:[4026532177] /run/netns/far rw shared:6 - nsfs nsfs rw\n"
+        "42 1 0:31 / /sys/kernel/debug/tracing rw - tracefs tracefs rw\n"
+        "43 1 0:32 / /run/scratch rw - tmpfs tmpfs rw\n"
+        "44 1 8:0 / /sys/fs/mine rw - ext4 /dev/sda rw\n"
+    )
+    assert [one.point for one in guest.find().mounts] == [
+        "/sys/fs/mine",
+        "/run/scratch",
+        "/run/netns/far",
+    ]
 
 
 def test_what_a_fixture_of_a_wider_scope_makes_meanwhile_is_no_leak(
