@@ -37,7 +37,10 @@ _QEMU_CLUSTER: Final = 64 << 10
 """What QEMU copies at a first write, and no less."""
 _MAX_ATTACH: Final = 100.0
 _LIKE_QEMU: Final = Target("of qemu-storage-daemon", "dmcopy", 0.7, ("qemu",))
-_TWICE: Final = Target("of nbdkit's Python", "dmcopy", 2.0, ("nbdkit python",))
+_TWICE: Final = tuple(
+    Target(f"of nbdkit's Python, {ours}", ours, 2.0, ("nbdkit python",))
+    for ours in ("dmcopy", "dmcopy, an origin")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ def again(settings: Settings, place: str, front: str, loads: Sequence[Load]) -> 
             found["nbdkit python"] = servers.nbdkit(fourth, python=True)
         running, failed = _start(found, exits, settings)
         _fio(running["dmcopy, an origin"], FILL, size)
-        against = tuple(one for one in (_LIKE_QEMU, _TWICE) if one.against[0] in running)
+        against = tuple(one for one in (_LIKE_QEMU, *_TWICE) if one.against[0] in running)
         tables = []
         for load in loads:
             unit = _STREAM if load in STREAMS else _UNIT
@@ -104,7 +107,7 @@ def again(settings: Settings, place: str, front: str, loads: Sequence[Load]) -> 
 def first(settings: Settings, place: str, front: str) -> list[Table]:
     """Writes, each of them the first to its 64 KiB: every one has to wait for a copy."""
     _check(front)
-    with settings.disks(place, settings.size // 4, 1) as disks:
+    with settings.disks(place, settings.size // 8, 1) as disks:
         size, (cow,) = _used(disks), disks.dests
         found: dict[str, Server] = {
             "dmcopy": servers.origin(front, disks.source, cow, size, _CHUNK),
@@ -208,7 +211,7 @@ def _first(server: Server, cow: Path, load: Load, size: int, settings: Settings)
 
 
 def _timed(served: Served, load: Load, size: int, *, each_first: bool = False) -> Run:
-    """Let fio work for half a second, or write once to each cluster of the whole device."""
+    """Let fio work for 0.4 seconds, or write once to each cluster of the whole device."""
     used, busy = served.cpu(), machine_busy()
     job = _fio(served, load, size, timed=not each_first, each_first=each_first)
     used, busy = served.cpu() - used, machine_busy() - busy
@@ -233,7 +236,7 @@ def _fio(
     common += "--scramble_buffers=0 --disable_lat=1 --disable_clat=1 --disable_slat=1 --disk_util=0"
     words = ["fio", *shlex.split(common), *where, f"--rw={load.rw}", f"--bs={load.block}"]
     words += [f"--iodepth={load.depth}", f"--size={size}"]
-    words += ["--time_based", "--runtime=500ms"] if timed else []
+    words += ["--time_based", "--runtime=400ms"] if timed else []
     if each_first:
         words += ["--zonemode=strided", "--zonesize=4k", f"--zonerange={_QEMU_CLUSTER}"]
         words += [f"--io_size={size // _QEMU_CLUSTER * 4096}"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -74,6 +76,15 @@ class Serving:
         self.stack.callback(self.shell, '! mountpoint -q "$1" || umount "$1"', point)
         return point
 
+    def umount(self, point: Path) -> None:
+        """Unmount, and wait until the device is free.
+
+        A mount namespace that another test makes meanwhile has the file system mounted, too.
+        """
+        device = self.run("findmnt", "--noheadings", "--output", "SOURCE", point).strip()
+        self.run("umount", point)
+        self.meanwhile(lambda: _wait_until_free(device))
+
     def meanwhile(self, call: Callable[[], _T]) -> _T:
         """Make a call that waits for what is served here."""
         return aside(self.mapper.reactor, call, "what the test does", timeout=SECONDS)
@@ -116,6 +127,20 @@ class Serving:
     def shell(self, script: str, *words: str | os.PathLike[str], code: int = 0) -> str:
         """Run a script of the shell, which has the words as $1, $2 …"""
         return self.run("bash", "-euc", script, "bash", *words, code=code)
+
+
+def _wait_until_free(device: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            assert time.monotonic() < deadline, f"{device} is still mounted elsewhere"
+            time.sleep(0.02)
+        else:
+            return
 
 
 def _run(words: Sequence[str | os.PathLike[str]]) -> subprocess.CompletedProcess[str]:

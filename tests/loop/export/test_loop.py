@@ -50,7 +50,7 @@ def test_a_file_system_and_its_snapshot_live_side_by_side(serving: Serving, kind
     )
     serving.shell(fill, on_live, "old")
     old = serving.shell('sync -f "$1"; cd "$1" && sha256sum old/*', on_live)
-    serving.run("umount", on_live)
+    serving.umount(on_live)
 
     serving.mapper.load("live", Table.parse(f"0 {sectors} snapshot-origin {image}"))
     serving.make("then", f"0 {sectors} snapshot {image} {cow} P 8")
@@ -71,7 +71,7 @@ def test_a_file_system_and_its_snapshot_live_side_by_side(serving: Serving, kind
         {"own", "old"} | ({"lost+found"} if kind == "ext4" else set())
     )
     for point in (on_live, on_then):
-        serving.run("umount", point)
+        serving.umount(point)
     check = ["e2fsck", "-fn"] if kind == "ext4" else ["xfs_repair", "-n"]
     for device in (live, then):
         serving.run(*check, device)

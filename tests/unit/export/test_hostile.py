@@ -255,3 +255,17 @@ def test_transmission_of_anything(server: Server) -> None:
     eventually(lambda: server.connections() == 0, "all connections are over")
     with server.client() as client:
         assert client.ask(3, 0, 0).error == 0
+
+
+def test_the_end_does_not_wait_for_the_rest_of_a_message(server: Server) -> None:
+    """Nor does another client: half a write, half a request and half a handshake are no work."""
+    with server.client() as write, server.client() as request, server.connect() as handshake:
+        write.send(1, 0, 64 << 10, b"x" * 1000)
+        request.socket.sendall(struct.pack("!IHH", 0x25609513, 0, 0))
+        handshake.greet()
+        handshake.socket.sendall(b"IHAVEOPT")
+        with server.client() as other:
+            assert other.read(0, 512) == bytes(512)
+        server.thread.call(lambda _: server.server.close())
+        assert [client.is_closed() for client in (write, request, handshake)] == [True] * 3
+    assert server.file.read_bytes()[: 64 << 10] == bytes(64 << 10)
