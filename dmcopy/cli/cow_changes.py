@@ -162,9 +162,7 @@ def _moving(
 
     with (
         contextlib.closing(renderer),
-        make_mover(
-            dest, chunk_size=chunk_size, mean=work.mean, limit=args.limit, observer=show
-        ) as mover,
+        make_mover(dest, chunk_size=chunk_size, limit=args.limit, observer=show) as mover,
         interrupting(mover),
     ):
         yield mover

@@ -6,10 +6,7 @@ An extent never runs over metadata, since no data chunk's number is an area's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import Final, NamedTuple
-
-_SAMPLE: Final = 1000
+from typing import NamedTuple
 
 
 class Consecutive(NamedTuple):
@@ -32,9 +29,3 @@ def join(pairs: Iterable[tuple[int, int]]) -> Iterator[Consecutive]:
         first_old, first_new, count = old, new, 1
     if count:
         yield Consecutive(first_old, first_new, count)
-
-
-def mean_count(pairs: Iterable[tuple[int, int]]) -> int:
-    """Return how many chunks an extent has on average, judged by the first pairs."""
-    sample = list(islice(pairs, _SAMPLE))
-    return len(sample) // (len(list(join(sample))) or 1)

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from dmcopy.cow.extents import Consecutive, join, mean_count
+from dmcopy.cow.extents import Consecutive, join
 from dmcopy.cow.load import Exceptions, load, load_any
 from dmcopy.cow.moving import Mover
 from dmcopy.cow.store import CowDevice, Entries, Store, read_store
@@ -39,11 +39,6 @@ class Extract(NamedTuple):
         last, rest = divmod(self.origin.count, size)
         has_last = self.exceptions.olds[-1:] == array("Q", [last])
         return len(self.exceptions) * size - (size - rest if rest and has_last else 0)
-
-    @property
-    def mean(self) -> int:
-        """About how long the extents in the store are, in sectors."""
-        return mean_count(self.exceptions) * self.store.header.chunk_size
 
     def _all(self) -> Iterator[Move]:
         """Yield the copies of everything, ascending: so its writes can be long."""

@@ -17,7 +17,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from dmcopy.cow.extents import Consecutive, join, mean_count
+from dmcopy.cow.extents import Consecutive, join
 from dmcopy.cow.extract import check_chunks, exception_move
 from dmcopy.cow.load import load
 from dmcopy.cow.moving import Mover, Write
@@ -59,12 +59,6 @@ class Merge:
         self.entries = entries
         self.exceptions = exceptions
         self.merged = 0
-
-    @property
-    def mean(self) -> int:
-        """About how long the extents in the store are, in sectors."""
-        pairs = (pair for some in self.entries for pair in zip(some.olds, some.news, strict=True))
-        return mean_count(pairs) * self.store.header.chunk_size
 
     @property
     def _limit(self) -> int:

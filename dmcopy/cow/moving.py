@@ -2,13 +2,11 @@
 
     moves → Client.copy_list → 8 windows of 1 MiB under way
 
-A window has 2 MiB of the client's pages, which makes 16 MiB, however much is moved. Long moves are
-quickest with threads, each of which does a window as a whole; short ones on the ring.
+A window has 2 MiB of the client's pages, which makes 16 MiB, however much is moved.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Final, NamedTuple
@@ -29,8 +27,6 @@ WINDOWS: Final = 8
 WINDOW_SECTORS: Final = MAX_SUB_JOB_SECTORS
 WINDOWS_A_SECOND: Final = 8
 """The fewest that begin each second where there is a limit: no long pauses, no bursts."""
-BULK_SECTORS: Final = 64
-"""From this mean length of the moves on, a worker that does a window as a whole is quickest."""
 WRITE_DEPTH: Final = 64
 PROGRESS_SECONDS: Final = 0.1
 FLUSH_SECONDS: Final = 3600.0
@@ -193,14 +189,12 @@ def make_mover(
     dest: Device,
     *,
     chunk_size: int,
-    mean: int,
     limit: int = 0,
     observer: MoveObserver | None = None,
 ) -> Iterator[Mover]:
-    """Yield a mover for moves of about `mean` sectors, on a reactor of its own."""
-    bulk = mean >= BULK_SECTORS and "DMCOPY_IO" not in os.environ
+    """Yield a mover on a reactor of its own."""
     with (
-        Reactor("threads" if bulk else None) as reactor,
+        Reactor() as reactor,
         closing(
             Mover(reactor, dest, chunk_size=chunk_size, limit=limit, observer=observer)
         ) as mover,

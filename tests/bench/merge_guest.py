@@ -54,7 +54,7 @@ def offline(origin: str, cow: str) -> float:
     begin = time.perf_counter()
     with (
         opened_merge(origin, cow) as merge,
-        make_mover(merge.origin.device, chunk_size=CHUNK_SIZE, mean=merge.mean) as mover,
+        make_mover(merge.origin.device, chunk_size=CHUNK_SIZE) as mover,
     ):
         merge.run(mover)
         assert merge.merged == merge.exceptions

@@ -29,6 +29,11 @@ def full_snapshots(seed: int, *, steps: int = 40) -> Cuts:
     return {"cuts": Snapshots(seed, tight=True).play(steps)}
 
 
+def switched_snapshots(seed: int, *, steps: int = 40) -> Cuts:
+    """The same on disks whose volatile caches are switched off and on; not among `cut`'s."""
+    return {"cuts": Snapshots(seed, switching=True).play(steps)}
+
+
 def mirrors(seed: int, *, steps: int = 60) -> Cuts:
     """Mirrors with faults and a log, cut at every event, and what resumes on some of them."""
     return {"cuts": explore_mirror(seed, steps)}

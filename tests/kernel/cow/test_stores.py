@@ -181,7 +181,7 @@ def test_the_kernel_goes_on_with_a_merge(
     monkeypatch.setattr(merging, "BATCH_BYTES", 64 << 10)
     monkeypatch.setattr("dmcopy.cow.moving.Mover", Stopping)
     with opened_merge(disks.origin, disks.cow) as merge:
-        with make_mover(merge.origin.device, chunk_size=8, mean=merge.mean) as mover:
+        with make_mover(merge.origin.device, chunk_size=8) as mover:
             assert isinstance(mover, Stopping)
             mover.cow, mover.stop_after = merge.store.device, 7
             merge.run(mover)

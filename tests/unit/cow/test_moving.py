@@ -11,10 +11,9 @@ import pytest
 
 from dmcopy.cow import merge as merging
 from dmcopy.cow import moving
-from dmcopy.cow.extents import mean_count
 from dmcopy.cow.extract import plan_extract
 from dmcopy.cow.merge import plan_merge
-from dmcopy.cow.moving import WINDOW_SECTORS, Mover, make_mover
+from dmcopy.cow.moving import WINDOW_SECTORS, Mover
 from dmcopy.cow.store import read_store
 from dmcopy.errors import DeviceError, UsageError
 from dmcopy.io.reactor import Reactor
@@ -267,21 +266,6 @@ def test_large_chunks(world: World, monkeypatch: pytest.MonkeyPatch, batch_bytes
     assert bytes(disk.content) == overlay(origin, bytes(cow.content), size, pairs)
 
 
-def test_how_long_extents_are_on_average() -> None:
-    assert mean_count([]) == 0
-    assert mean_count((old, old + 2) for old in range(5000)) == 1000  # as far as is looked
-    assert mean_count((3 * old, old + 2) for old in range(5000)) == 1
-    runs = [(20 * run + place, 16 * run + place) for run in range(50) for place in range(16)]
-    assert mean_count(runs) == 16
-
-
-def test_the_mean_of_an_extract_is_in_sectors(world: World) -> None:
-    """It decides how the copies are done: by the ring, or on threads where they are long."""
-    regions = [IoRegion(disk, 0, ORIGIN_SECTORS) for disk in (world.origin, world.out)]
-    chunks = mean_count(sorted(world.pairs))
-    assert plan_extract(regions[0], world.cow, regions[1]).mean == CHUNK * chunks > CHUNK
-
-
 @pytest.mark.parametrize("which", ["origin", "out"])
 def test_chunks_that_are_no_whole_blocks_are_refused(world: World, which: str) -> None:
     """As by the kernel: each of them would be written with a part of its neighbour's block."""
@@ -315,23 +299,6 @@ def test_the_end_of_an_area_is_cleared_and_nothing_else_of_it(
     monkeypatch.setattr(Mover, "flush", noting)
     plan.run(Mover(world.reactor, world.origin, chunk_size=8))
     assert left == [pairs[:end] for end in (*range(93, 0, -7), 0)]
-
-
-@pytest.mark.parametrize(("mean", "name"), [(8, None), (4096, "threads")])
-def test_long_moves_are_done_by_threads(
-    world: World, monkeypatch: pytest.MonkeyPatch, mean: int, name: str | None
-) -> None:
-    asked: list[str | None] = []
-
-    def make(backend: str | None = None) -> Reactor:
-        asked.append(backend)
-        return Reactor(SimulatedBackend(1))
-
-    monkeypatch.delenv("DMCOPY_IO", raising=False)
-    monkeypatch.setattr("dmcopy.cow.moving.Reactor", make)
-    with make_mover(world.out, chunk_size=CHUNK, mean=mean):
-        pass
-    assert asked == [name]
 
 
 def test_progress_is_told_while_moves_are_under_way(
