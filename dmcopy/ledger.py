@@ -37,7 +37,7 @@ _BROKEN: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionErro
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerEntry:
     """A thing that was made.
 
     `name`: a device's name, a loop device's node, a mount point, a server's command, the key of a
@@ -71,7 +71,7 @@ class Ledger:
 
     def add(self, kind: Kind, name: str, *, uuid: str = "", keep: bool = False) -> str:
         """Note that a thing is about to be made; return the id of the entry."""
-        entry = Entry(
+        entry = LedgerEntry(
             id=os.urandom(16).hex(),
             kind=kind,
             name=name,
@@ -100,7 +100,7 @@ class Ledger:
         """Note what tells the thing of an entry from others, where that is known only later."""
         self._append({"op": "identified", "id": entry_id, "uuid": uuid})
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LedgerEntry]:
         """Return what was made in this boot and not noted as gone, in the order of making."""
         with self._locked() as file:
             content = _Content(_all(file))
@@ -160,7 +160,7 @@ class Ledger:
 class NoLedger(Ledger):
     """Notes nothing: for commands that are only printed."""
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LedgerEntry]:
         return []
 
     def _append(self, line: dict[str, Any]) -> None:
@@ -217,7 +217,7 @@ class _Content:
     def __init__(self, raw: bytes) -> None:
         self.odd: list[bytes] = []
         self._boot = boot_id()
-        self._found: dict[str, Entry] = {}
+        self._found: dict[str, LedgerEntry] = {}
         self._named: dict[tuple[str, str], set[str]] = {}
         for line in raw.split(b"\n"):
             try:
@@ -227,13 +227,13 @@ class _Content:
                 self.odd.append(line)
 
     @property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LedgerEntry]:
         return list(self._found.values())
 
     def _take(self, values: dict[str, Any]) -> None:
         match values.pop("op"):
             case "made":
-                entry = _checked(Entry(**values))
+                entry = _checked(LedgerEntry(**values))
                 self._forget(entry.id)
                 if entry.boot == self._boot:
                     self._note(entry)
@@ -254,7 +254,7 @@ class _Content:
             case other:
                 raise ValueError(other)
 
-    def _note(self, entry: Entry) -> None:
+    def _note(self, entry: LedgerEntry) -> None:
         self._found[entry.id] = entry
         self._named.setdefault((entry.kind, entry.name), set()).add(entry.id)
 
@@ -264,7 +264,7 @@ class _Content:
             self._named[entry.kind, entry.name].discard(entry_id)
 
 
-def _checked(entry: Entry) -> Entry:
+def _checked(entry: LedgerEntry) -> LedgerEntry:
     """Return `entry`, or raise ValueError or TypeError when a value is none of its kind."""
     for text in (entry.id, entry.name, entry.uuid, entry.owner, entry.boot):
         # That takes text only, and no half characters; the locale's encoding may lack some.

@@ -43,7 +43,7 @@ def configure(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def _diff(args: argparse.Namespace) -> int:
     from dmcopy.block import BlockDevice
-    from dmcopy.cow.diff import Kind, diff_origin, diff_stores
+    from dmcopy.cow.diff import Difference, diff_origin, diff_stores
     from dmcopy.cow.store import open_cow, read_store
 
     if (args.other is None) == (args.origin is None):
@@ -56,17 +56,17 @@ def _diff(args: argparse.Namespace) -> int:
         else:
             other = read_store(stack.enter_context(open_cow(resolve(args.other))))
             spans = diff_stores(store, other)
-        counts = dict.fromkeys(Kind, 0)
-        listed: dict[Kind, list[tuple[int, int]]] = {kind: [] for kind in Kind}
+        counts = dict.fromkeys(Difference, 0)
+        listed: dict[Difference, list[tuple[int, int]]] = {kind: [] for kind in Difference}
         for kind, old, count in spans:
             counts[kind] += count
             if args.json:
                 listed[kind].append((old, count))
-            elif kind != Kind.SAME:
+            elif kind != Difference.SAME:
                 print(f"{old if count == 1 else f'{old}-{old + count - 1}'} {kind}")
-    different = sum(counts.values()) - counts[Kind.SAME]
+    different = sum(counts.values()) - counts[Difference.SAME]
     if args.json:
-        ranges = {kind.name.lower(): listed[kind] for kind in Kind}
+        ranges = {kind.name.lower(): listed[kind] for kind in Difference}
         emit_json({"chunk_size": store.header.chunk_size, "same": not different, "chunks": ranges})
     else:
         words = [f"{count} {kind}" for kind, count in counts.items() if count]

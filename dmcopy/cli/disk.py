@@ -15,7 +15,7 @@ from dmcopy.errors import DeviceError, ExitCode, UsageError
 if TYPE_CHECKING:
     from dmcopy.block import BlockDevice
     from dmcopy.export.base import FrontEnd
-    from dmcopy.export.control import Answer
+    from dmcopy.export.control import Reply
     from dmcopy.export.volatile import VolatileDisk
     from dmcopy.io import Reactor
 
@@ -166,7 +166,7 @@ def _listen(
         say(f"dmcopy: {name}: the power was cut")
         served.disconnect(name)
 
-    def cut(request: dict[str, Any], answer: Answer) -> None:
+    def cut(request: dict[str, Any], answer: Reply) -> None:
         seed = request.get("seed")
         if seed is not None and not isinstance(seed, int):
             raise UsageError(f"{seed!r} is no seed")

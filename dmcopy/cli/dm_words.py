@@ -252,11 +252,11 @@ def print_report(mapper: KernelMapper | ServedMapper, words: list[str], devices:
 def as_dmsetup(words: list[str]) -> str:
     """Return what dmsetup would print of userspace devices. Raises UsageError as it complains."""
     from dmcopy.shim.main import run
-    from dmcopy.shim.served import Served
+    from dmcopy.shim.served import ServedDevices
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run(words, Served())
+        code = run(words, ServedDevices())
     if code:
         lines = [line.strip() for line in err.getvalue().splitlines()]
         raise UsageError(_complaint(lines) or "; ".join(lines))

@@ -69,7 +69,7 @@ def make_renderer(how: str, *, at_once: bool = False) -> Renderer:
         how = "bar" if sys.stderr.isatty() else "plain"
     if how == "bar":
         return Bar(0.0 if at_once else BAR_AFTER_SECONDS)
-    kinds: dict[str, type[Renderer]] = {"plain": Plain, "json": JsonLines, "none": Silent}
+    kinds: dict[str, type[Renderer]] = {"plain": Plain, "json": JsonLines, "none": NoProgress}
     return kinds[how]()
 
 
@@ -80,7 +80,7 @@ def following(how: str, report: Callable[[_T], WorkflowProgress]) -> Iterator[Ca
         yield lambda one: renderer.show(report(one))
 
 
-class Silent:
+class NoProgress:
     """Shows nothing, unless it is asked: the summary says it all."""
 
     def show(self, event: events.TransferEvent | WorkflowProgress) -> None:

@@ -34,7 +34,7 @@ from dmcopy.workflows.snapshot import (
     plan_extend,
     plan_take,
 )
-from dmcopy.workflows.snapshot_layout import Layout
+from dmcopy.workflows.snapshot_layout import SnapshotLayout
 from dmcopy.workflows.snapshot_take import DEFAULT_CHUNK
 
 __all__ = ["configure", "run"]
@@ -218,7 +218,7 @@ def _drop(args: argparse.Namespace) -> None:
         print(printable(f"{layout.name} is gone"))
 
 
-def _run_plan(session: Session, plan: Plan) -> Layout:
+def _run_plan(session: Session, plan: Plan) -> SnapshotLayout:
     session.run(plan)
     assert plan.layout is not None  # every plan of a snapshot has one
     return plan.layout

@@ -9,7 +9,7 @@ from dmcopy.cli.progress import in_one_unit, speed
 from dmcopy.errors import ExitCode
 from dmcopy.io.region import IoRegion
 from dmcopy.transfer.destination import Destination, FailedRange, errno_name
-from dmcopy.transfer.opening import Opened
+from dmcopy.transfer.opening import OpenedRegions
 from dmcopy.transfer.outcome import TransferOutcome
 from dmcopy.transfer.session import TransferOptions
 from dmcopy.transfer.settings import Settings
@@ -103,7 +103,7 @@ def _advise(outcome: TransferOutcome) -> None:
 
 
 def describe_plan(
-    opened: Opened, settings: Settings | None, options: TransferOptions, *, as_json: bool
+    opened: OpenedRegions, settings: Settings | None, options: TransferOptions, *, as_json: bool
 ) -> None:
     """Say what would be done. `settings` is None when every destination is still to be made."""
     over = overwritten(opened)
@@ -131,7 +131,7 @@ def describe_plan(
         print(f"would {what} to {printable(path)}, made with {format_sectors(sectors)}")
 
 
-def overwritten(opened: Opened) -> dict[str, str]:
+def overwritten(opened: OpenedRegions) -> dict[str, str]:
     """Return what there is on each destination that was there before, by its path."""
     paths = [dest.device.path for dest in opened.dests if dest.device.path not in opened.created]
     if not paths:

@@ -13,7 +13,7 @@ from dmcopy.cli.signals import interrupting
 from dmcopy.cli.summary import describe_plan, overwritten, print_summary
 from dmcopy.errors import UsageError
 from dmcopy.transfer.events import Overwrites
-from dmcopy.transfer.opening import Opened, TransferRequest, open_all
+from dmcopy.transfer.opening import OpenedRegions, TransferRequest, open_all
 from dmcopy.transfer.outcome import TransferOutcome
 from dmcopy.transfer.session import TransferOptions, TransferSession
 from dmcopy.units import parse_sectors
@@ -44,7 +44,9 @@ def run_transfer(request: TransferRequest, args: argparse.Namespace) -> int:
     return outcome.exit_code
 
 
-def _run(opened: Opened, options: TransferOptions, args: argparse.Namespace) -> TransferOutcome:
+def _run(
+    opened: OpenedRegions, options: TransferOptions, args: argparse.Namespace
+) -> TransferOutcome:
     renderer = make_renderer(args.progress)
     session = TransferSession(opened, options, renderer.show)
     with interrupting(session), contextlib.closing(renderer):

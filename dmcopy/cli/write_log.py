@@ -170,15 +170,15 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _kind(logged: Logged) -> str:
-    from dmcopy.ondisk.write_log import Flag
+    from dmcopy.ondisk.write_log import LogFlag
 
     flags = logged.entry.flags
-    for flag, kind in ((Flag.MARK, "mark"), (Flag.DISCARD, "discard")):
+    for flag, kind in ((LogFlag.MARK, "mark"), (LogFlag.DISCARD, "discard")):
         if flags & flag:
             return kind
     if not logged.entry.nr_sectors:
         return "flush"
-    return "write fua" if flags & Flag.FUA else "write"
+    return "write fua" if flags & LogFlag.FUA else "write"
 
 
 def _dump(args: argparse.Namespace) -> int:
@@ -273,10 +273,10 @@ def _check_log(args: argparse.Namespace, log: LogFile) -> int:
 
 def _point(at: str, replay: Replay) -> Callable[[Logged], bool]:
     """Return whether CMD is to be run behind an entry."""
-    from dmcopy.ondisk.write_log import Flag
+    from dmcopy.ondisk.write_log import LogFlag
 
     if at in _KINDS:
-        flag = Flag[at.upper()]
+        flag = LogFlag[at.upper()]
         return lambda logged: bool(logged.entry.flags & flag)
     first = replay.entries[0].number if replay.entries else 0
     return lambda logged: (logged.number - first + 1) % int(at) == 0

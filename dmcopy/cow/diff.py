@@ -15,7 +15,7 @@ from dmcopy.errors import UsageError
 from dmcopy.units import SECTOR_SHIFT
 
 
-class Kind(enum.StrEnum):
+class Difference(enum.StrEnum):
     """How a chunk of the origin is in two places."""
 
     ONLY_A = "only in A"
@@ -27,7 +27,7 @@ class Kind(enum.StrEnum):
 class Span(NamedTuple):
     """`count` chunks of the origin from `old` on that are alike in this."""
 
-    kind: Kind
+    kind: Difference
     old: int
     count: int  # type: ignore[assignment]  # hides tuple.count, which is not used
 
@@ -81,7 +81,7 @@ def _diff_stores(a: Store, b: Store) -> Iterator[Span]:
         else:
             yield from _compare(a.device, b.device, both, size)
             both.clear()
-            yield Span(Kind.ONLY_B if which else Kind.ONLY_A, old, 1)
+            yield Span(Difference.ONLY_B if which else Difference.ONLY_A, old, 1)
     yield from _compare(a.device, b.device, both, size)
 
 
@@ -94,13 +94,13 @@ def _compare(
         length = min(len(run) * chunk_bytes, (b.sectors << SECTOR_SHIFT) - first.b)
         if len(run) == 1:
             same = _is_same(a, first.a, b, first.b, length)
-            yield Span(Kind.SAME if same else Kind.DIFFERS, first.old, 1)
+            yield Span(Difference.SAME if same else Difference.DIFFERS, first.old, 1)
             continue
         data_a, data_b = read_bytes(a, first.a, length), read_bytes(b, first.b, length)
         for number, pair in enumerate(run):
             chunk = slice(number * chunk_bytes, (number + 1) * chunk_bytes)
             same = data_a[chunk] == data_b[chunk]
-            yield Span(Kind.SAME if same else Kind.DIFFERS, pair.old, 1)
+            yield Span(Difference.SAME if same else Difference.DIFFERS, pair.old, 1)
 
 
 def _is_same(a: CowDevice, at_a: int, b: CowDevice, at_b: int, length: int) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from dmcopy.cow.store import Store
 
 
-class Info(NamedTuple):
+class StoreInfo(NamedTuple):
     """A store in numbers. `allocated`, `total` and `metadata` in sectors, as in a status line.
 
     `areas`: the areas that the kernel would have read. `highest_old`: the last chunk of the origin
@@ -58,7 +58,7 @@ class Info(NamedTuple):
         }
 
 
-def gather(store: Store) -> Info:
+def gather(store: Store) -> StoreInfo:
     """Go through a store once. Raises MetadataError where its areas run past the end.
 
     The next free chunk is behind the highest one in use, as read_exceptions in
@@ -73,7 +73,7 @@ def gather(store: Store) -> Info:
     next_free = layout.after(highest_new)
     # A full area is followed by one that is read, too, and found empty.
     current_area = exceptions // layout.per_area
-    return Info(
+    return StoreInfo(
         valid=store.header.valid,
         version=store.header.version,
         chunk_size=size,

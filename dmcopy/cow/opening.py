@@ -12,7 +12,7 @@ from dmcopy.cow.store import open_cow, read_store
 from dmcopy.errors import UsageError
 from dmcopy.io.region import IoRegion
 from dmcopy.transfer.layout import check_apart
-from dmcopy.transfer.opening import Opened, TransferRequest, is_same, open_all
+from dmcopy.transfer.opening import OpenedRegions, TransferRequest, is_same, open_all
 from dmcopy.units import SECTOR_SHIFT
 
 
@@ -48,7 +48,7 @@ def opened_merge(origin: str, cow: str, *, dry_run: bool = False) -> Iterator[Me
     Raises UsageError, BusyError, DeviceError, MetadataError.
     """
     _check_paths(cow, origin)
-    with open_cow(cow, write=not dry_run) as device, Opened() as opened:
+    with open_cow(cow, write=not dry_run) as device, OpenedRegions() as opened:
         chunk_bytes = read_store(device).layout.chunk_bytes
         under = opened.device(origin, write=not dry_run)
         region = IoRegion(under, 0, under.sectors)
@@ -57,7 +57,7 @@ def opened_merge(origin: str, cow: str, *, dry_run: bool = False) -> Iterator[Me
         yield plan_merge(region, device)
 
 
-def _fitting(opened: Opened, region: IoRegion, chunk_bytes: int, *, write: bool) -> IoRegion:
+def _fitting(opened: OpenedRegions, region: IoRegion, chunk_bytes: int, *, write: bool) -> IoRegion:
     """Return the region on a handle that can address chunks: direct I/O may want larger blocks."""
     device = region.device
     assert isinstance(device, BlockDevice)

@@ -22,9 +22,9 @@ from dmcopy.io.region import Device
 from dmcopy.ondisk.exception_store import (
     ENTRY_BYTES,
     HEADER_BYTES,
-    Header,
-    Layout,
+    AreaLayout,
     StoreError,
+    StoreHeader,
     parse_area,
 )
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
@@ -77,10 +77,10 @@ class Store:
     `areas` of how many areas there is room for.
     """
 
-    def __init__(self, device: CowDevice, header: Header) -> None:
+    def __init__(self, device: CowDevice, header: StoreHeader) -> None:
         self.device = device
         self.header = header
-        self.layout = Layout(header.chunk_size)
+        self.layout = AreaLayout(header.chunk_size)
         self.chunks = device.sectors // header.chunk_size
         self.areas = self.layout.areas_on(self.chunks)
 
@@ -136,14 +136,14 @@ class Store:
         return place, read_bytes(self.device, place.offset, place.length)
 
 
-def read_header(device: CowDevice) -> Header | None:
+def read_header(device: CowDevice) -> StoreHeader | None:
     """Return the header of the store on a device; None where a new store would be begun.
 
     Raises MetadataError for what is no store, naming the byte.
     """
     data = read_bytes(device, 0, min(HEADER_BYTES, device.sectors << SECTOR_SHIFT))
     try:
-        return Header.parse(data)
+        return StoreHeader.parse(data)
     except StoreError as error:
         raise StoreError(error.offset, error.text, device.path) from None
 

@@ -19,7 +19,7 @@ Told = Callable[[Any, Exception | None], object]
 """Is called with what a command came to, or what it raised."""
 
 
-class Command:
+class DeviceChange:
     """One change: `call` does it, or returns the coroutine that does. `names`: its devices."""
 
     def __init__(self, names: Collection[str], call: Callable[[], Any], told: Told) -> None:
@@ -51,10 +51,10 @@ class Commands:
     def __init__(self, reactor: Reactor, timeout: float) -> None:
         self._reactor = reactor
         self._timeout = timeout
-        self._queue: list[Command] = []
-        self._running: list[Command] = []
+        self._queue: list[DeviceChange] = []
+        self._running: list[DeviceChange] = []
 
-    def add(self, command: Command) -> None:
+    def add(self, command: DeviceChange) -> None:
         """Have a command done, soon and in its turn. May be called inside of callbacks."""
         self._queue.append(command)
 
@@ -88,7 +88,7 @@ class Commands:
             command.give_up()
             self.step()
 
-    def _next(self) -> Command | None:
+    def _next(self) -> DeviceChange | None:
         taken: set[str] = set()
         for command in self._running:
             if command.is_due:
@@ -100,7 +100,7 @@ class Commands:
             taken |= command.names
         return None
 
-    def _advance(self, command: Command) -> Any:
+    def _advance(self, command: DeviceChange) -> Any:
         until, command.until = command.until, None
         try:
             if until is None:
@@ -126,7 +126,7 @@ class Commands:
         command.timer = self._reactor.call_later(self._timeout, late)
         return None
 
-    def _why(self, command: Command, until: Until) -> Exception:
+    def _why(self, command: DeviceChange, until: Until) -> Exception:
         if command.late:
             return DeadlineError(f"waited {self._timeout:g} s for {until.waiting_for}")
         name = ", ".join(command.names)

@@ -28,14 +28,14 @@ MAX_CONNECTIONS: Final = 8
 Facts = dict[str, Any] | DmcopyError
 
 
-class Answer(Protocol):
+class Reply(Protocol):
     """Answers a request, and ends the connection: if `held` is given, at the peer's end of it."""
 
     def __call__(self, facts: Facts, held: Callable[[], object] | None = None, /) -> None:
         """Send facts, or an error. `held` is called when the peer is gone."""
 
 
-Verb = Callable[[dict[str, Any], Answer], Callable[[], object] | None]
+Verb = Callable[[dict[str, Any], Reply], Callable[[], object] | None]
 """Does what a request asks for, and calls the answer with facts or an error, then or later.
 
 What it returns is called if the peer is gone before that.
@@ -114,7 +114,7 @@ class Control:
         self._talks[talk] = None
         return True
 
-    def _answer(self, line: bytes, answer: Answer) -> Callable[[], object] | None:
+    def _answer(self, line: bytes, answer: Reply) -> Callable[[], object] | None:
         """Do what a line asks for; see `Verb`. Raises UsageError for what makes no sense."""
         try:
             request = json.loads(line)
@@ -138,7 +138,7 @@ class _Talk:
         self,
         reactor: Reactor,
         sock: socket.socket,
-        ask: Callable[[bytes, Answer], Callable[[], object] | None],
+        ask: Callable[[bytes, Reply], Callable[[], object] | None],
         over: Callable[[_Talk], object],
         max_line: int,
     ) -> None:

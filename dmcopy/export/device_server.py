@@ -17,8 +17,8 @@ from dmcopy import plugins
 from dmcopy.block import freezing
 from dmcopy.errors import DeadlineError, DmcopyError, UsageError
 from dmcopy.export.aside import aside
-from dmcopy.export.commands import Command, Commands
-from dmcopy.export.control import Answer, Control
+from dmcopy.export.commands import Commands, DeviceChange
+from dmcopy.export.control import Control, Reply
 from dmcopy.export.exported import ExportedMapper
 from dmcopy.export.kept import Kept
 from dmcopy.export.nodes import Nodes
@@ -117,7 +117,7 @@ class DeviceServer:
         self._control = self._listen()  # one came at the last moment
         return False
 
-    def _all_verbs(self) -> Mapping[str, Callable[[_Words, Answer], Callable[[], object] | None]]:
+    def _all_verbs(self) -> Mapping[str, Callable[[_Words, Reply], Callable[[], object] | None]]:
         mapper = self.mapper
         looking = {
             "ls": lambda _: [_info(info) for info in mapper.ls()],
@@ -154,14 +154,14 @@ class DeviceServer:
             "wait": self._wait,
         }
 
-    def _look(self, call: Callable[[_Words], object], words: _Words, answer: Answer) -> None:
+    def _look(self, call: Callable[[_Words], object], words: _Words, answer: Reply) -> None:
         try:
             answer({"result": call(words)})
         except Exception as error:
             answer(_told(error))
 
     def _queue(
-        self, call: Callable[[_Words], object], words: _Words, answer: Answer
+        self, call: Callable[[_Words], object], words: _Words, answer: Reply
     ) -> Callable[[], object] | None:
         names = [_text(words, key) for key in ("name", "new_name") if key in words]
 
@@ -173,7 +173,7 @@ class DeviceServer:
                 error = error or failure
             answer({"result": result} if error is None else _told(error))
 
-        command = Command(names if words["do"] in _IN_TURN else (), lambda: call(words), told)
+        command = DeviceChange(names if words["do"] in _IN_TURN else (), lambda: call(words), told)
         self._commands.add(command)
         return command.give_up if words["do"] in _GIVEN_UP else None
 
@@ -208,7 +208,7 @@ class DeviceServer:
 
         self.reactor.call_later(LEAVING_SECONDS, leave)
 
-    def _freeze(self, words: _Words, answer: Answer) -> None:
+    def _freeze(self, words: _Words, answer: Reply) -> None:
         """Note that the file system on a device is about to be frozen, for it to be suspended.
 
         The connection is the freezing's: when that ends and the device is not suspended, its client
@@ -219,7 +219,7 @@ class DeviceServer:
         self._frozen.add(mapped)
 
         def ended() -> None:
-            self._commands.add(Command((mapped.name,), thaw, lambda _, error: _log(error)))
+            self._commands.add(DeviceChange((mapped.name,), thaw, lambda _, error: _log(error)))
 
         def thaw() -> None:
             number = self.mapper.nodes.number(mapped.name)
@@ -231,7 +231,7 @@ class DeviceServer:
 
         answer({"result": None}, ended)
 
-    def _wait(self, words: _Words, answer: Answer) -> Callable[[], object]:
+    def _wait(self, words: _Words, answer: Reply) -> Callable[[], object]:
         name, event, seconds = _text(words, "name"), _number(words, "event"), words.get("timeout")
         if not isinstance(seconds, int | float) or not seconds >= 0:
             raise UsageError(f"{seconds!r:.40} is no number of seconds")
@@ -272,7 +272,7 @@ class _Waiting:
     name: str
     event: int
     now: Callable[[], int]
-    answer: Answer
+    answer: Reply
     timer: Timer | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from dmcopy.errors import DeviceError
-from dmcopy.ondisk.write_log import END, Entry, Flag, Super
+from dmcopy.ondisk.write_log import END, LogEntry, LogFlag, Super
 
 
 class WriteLog:
@@ -30,31 +30,31 @@ class WriteLog:
 
     def write(self, block: int, data: bytes, *, fua: bool = False) -> None:
         count = len(data) // self._block_size
-        self._add(Entry(block, count, Flag.FUA if fua else Flag(0)), data)
+        self._add(LogEntry(block, count, LogFlag.FUA if fua else LogFlag(0)), data)
         if fua:
             self._count()
 
     def discard(self, block: int, count: int) -> None:
         """Note a discard, after which blocks are zeroes."""
-        self._add(Entry(block, count, Flag.DISCARD))
+        self._add(LogEntry(block, count, LogFlag.DISCARD))
 
     def flush(self) -> None:
         """Note a flush: all that was noted before is durable."""
-        self._add(Entry(0, 0, Flag.FLUSH))
+        self._add(LogEntry(0, 0, LogFlag.FLUSH))
         self._count()
 
     def mark(self, text: str) -> None:
         """Note that something happened."""
-        self._add(Entry.mark(os.fsencode(text), self._block_size))
+        self._add(LogEntry.mark(os.fsencode(text), self._block_size))
         self._count()
 
     def close(self) -> None:
         """End the log, with the mark that ends a kernel's."""
-        self._add(Entry.mark(END, self._block_size))
+        self._add(LogEntry.mark(END, self._block_size))
         self._count()
         os.close(self._fd)
 
-    def _add(self, entry: Entry, data: bytes = b"") -> None:
+    def _add(self, entry: LogEntry, data: bytes = b"") -> None:
         text = entry.build(self._block_size) + data
         self._put(text, self._next)
         self._next += len(text)

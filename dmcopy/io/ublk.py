@@ -61,7 +61,7 @@ _PARAMS_BASIC_DISCARD: Final = 1 | 1 << 1
 _BROKEN: Final = re.compile(r"6\.18\.[45](?!\d)|6\.17\.0-10\d\d(?!\d)")
 
 
-class Info(NamedTuple):
+class UblkInfo(NamedTuple):
     """What the driver says of a device. `pid` is its server's, -1 for none."""
 
     number: int
@@ -90,7 +90,7 @@ def new_mark() -> str:
     return os.urandom(8).hex()
 
 
-class Control:
+class UblkControl:
     """Commands about devices, each of which is over when its method returns.
 
     Several threads may use one. Raises OSError with the driver's errno, and TimeoutError for a
@@ -136,7 +136,7 @@ class Control:
         max_bytes: int,
         recoverable: bool,
         number: int | None = None,
-    ) -> Info:
+    ) -> UblkInfo:
         """Make a device of one queue, which is to be started; by default with a free number.
 
         Where its server dies, all fails that is asked of a device and the driver stops it; if it is
@@ -210,13 +210,13 @@ class Control:
         """Continue with a device, once this process waits for all of its requests."""
         self.command(_END_RECOVERY, number, data=os.getpid())
 
-    def info(self, number: int) -> Info:
+    def info(self, number: int) -> UblkInfo:
         """Return what is known of a device."""
         answer = bytearray(_INFO.size)
         self.command(_GET_INFO, number, buffer=answer)
         return _parsed(answer)
 
-    def find(self, mark: str) -> Info | None:
+    def find(self, mark: str) -> UblkInfo | None:
         """Return the device that carries a mark."""
         for number in self.numbers():
             try:
@@ -273,6 +273,6 @@ def _wait_for(ring: Ring) -> int:
     return signed(found[1])
 
 
-def _parsed(info: bytearray) -> Info:
+def _parsed(info: bytearray) -> UblkInfo:
     _, _, state, _, _, number, pid, _, _, mark, *_ = _INFO.unpack(info)
-    return Info(number, state, pid, f"{mark:016x}")
+    return UblkInfo(number, state, pid, f"{mark:016x}")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dmcopy.errors import DeadlineError, DeviceError
-from dmcopy.ledger import Entry, Ledger
+from dmcopy.ledger import Ledger, LedgerEntry
 
 _MAGIC: Final = 0x0D4D
 _IPC_CREAT, _IPC_EXCL, _IPC_NOWAIT, _IPC_RMID, _SETVAL = 0o1000, 0o2000, 0o4000, 0, 16
@@ -99,7 +99,7 @@ def cookie(ledger: Ledger) -> Iterator[Cookie | None]:
         ledger.cancel(entry)
 
 
-def left_behind(entry: Entry) -> Cookie | None:
+def left_behind(entry: LedgerEntry) -> Cookie | None:
     """Return the cookie of an entry of the ledger if it is there and is the one that was noted."""
     for key, semaphore, owner, changed in _semaphores():
         early, late = (entry.made + seconds for seconds in _MADE_SECONDS)

@@ -77,7 +77,7 @@ class DmsetupError(DmcopyError):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class DmsetupCall:
     """A finished call of dmsetup."""
 
     words: tuple[str, ...]
@@ -118,7 +118,9 @@ class Dmsetup:
         """Run dmsetup with `words` and return what it printed; see `finish`."""
         return self.finish(*words, stdin=stdin, timeout=timeout).stdout
 
-    def finish(self, *words: str, stdin: str | None = None, timeout: float | None = None) -> Call:
+    def finish(
+        self, *words: str, stdin: str | None = None, timeout: float | None = None
+    ) -> DmsetupCall:
         """Run dmsetup with `words` and return all that is known of the call.
 
         Raises DmsetupError when it fails, MissingError when it or the kernel's driver is not there,
@@ -147,7 +149,7 @@ class Dmsetup:
                 made.wait(max(deadline - time.monotonic(), _GRACE_SECONDS))
         return printed
 
-    def call(self, words: Sequence[str], stdin: str | None, timeout: float) -> Call:
+    def call(self, words: Sequence[str], stdin: str | None, timeout: float) -> DmsetupCall:
         """Run dmsetup to its end, whatever that is; log it."""
         argv = [self.program, *words]
         started = time.monotonic()
@@ -161,7 +163,7 @@ class Dmsetup:
         except BaseException:
             _stop(process)
             raise
-        call = Call(
+        call = DmsetupCall(
             tuple(words), process.returncode, _text(out), _text(err), time.monotonic() - started
         )
         _log.debug("%s: exit %d, %.3f s, %s", argv, call.code, call.seconds, call.stderr.strip())
@@ -241,7 +243,7 @@ def _waited(words: Sequence[str], timeout: float) -> str:
     )
 
 
-def _failure(call: Call, log: KernelLog) -> DmcopyError:
+def _failure(call: DmsetupCall, log: KernelLog) -> DmcopyError:
     if _NO_DRIVER in call.stderr:
         return _no_driver(call.stderr)
     last = [line for line in call.stderr.splitlines() if line and line != "Command failed."]

@@ -20,7 +20,7 @@ from dmcopy.mapper.mapped import ActiveTable, MappedDevice, Underlying
 from dmcopy.suggest import did_you_mean
 from dmcopy.table import Table
 from dmcopy.targets import TARGETS, TargetError
-from dmcopy.targets.guard import Failed, Guard
+from dmcopy.targets.guard import FailedTarget, Guard
 from dmcopy.units import SECTOR_SHIFT
 
 _T = TypeVar("_T")
@@ -255,7 +255,7 @@ class TableHost:
     def _failed(self, error: BaseException) -> None:
         error.add_note(f"a target of {self.name} raised it: all I/O of its table ends with EIO")
         targets, mapped = list(self._table.targets), self._slot.mapped
-        self._table.targets[:] = map(Failed, targets)
+        self._table.targets[:] = map(FailedTarget, targets)
         if mapped.active is self._table:
             mapped.activate(self._table)
         for target in targets:

@@ -16,7 +16,7 @@ from dmcopy.block.loop import LoopDevice, detach
 from dmcopy.block.sysfs import DISK_MARK, disk_mark
 from dmcopy.errors import BusyError, DeviceError, DmcopyError
 from dmcopy.io import ublk
-from dmcopy.ledger import Entry, Ledger, alive
+from dmcopy.ledger import Ledger, LedgerEntry, alive
 from dmcopy.mapper.base import DmInfo, Mapper
 from dmcopy.mapper.cookies import left_behind
 from dmcopy.mapper.noted import run_tool
@@ -35,8 +35,8 @@ _END_SECONDS = 5.0
 class Reaped:
     """What `reap` did: `removed` and `vanished` (gone already) by kind and name, `left` and why."""
 
-    removed: list[Entry] = field(default_factory=list)
-    vanished: list[Entry] = field(default_factory=list)
+    removed: list[LedgerEntry] = field(default_factory=list)
+    vanished: list[LedgerEntry] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
 
 
@@ -47,7 +47,7 @@ class Reaper:
         self,
         mapper: Mapper,
         ledger: Ledger,
-        wanted: Callable[[Entry], bool] = lambda entry: entry.abandoned,
+        wanted: Callable[[LedgerEntry], bool] = lambda entry: entry.abandoned,
     ) -> None:
         self.mapper = mapper
         self.ledger = ledger
@@ -72,7 +72,7 @@ class Reaper:
         self.ledger.compact()
         return self.result
 
-    def plan(self) -> list[Entry]:
+    def plan(self) -> list[LedgerEntry]:
         """Return what `run` would try to remove, in order."""
         return self._order([entry for entry in self.ledger.entries() if self.wanted(entry)])
 
@@ -96,7 +96,7 @@ class Reaper:
                     words = ["rm", "--", entry.name]
             yield shlex.join(words)
 
-    def _thaw(self, entries: list[Entry]) -> None:
+    def _thaw(self, entries: list[LedgerEntry]) -> None:
         """Resume what was left suspended: what waits for its I/O keeps the devices over it open."""
         ours = {entry.uuid for entry in entries if entry.kind == "dm"}
         for info in self.mapper.ls() if ours else []:
@@ -104,7 +104,7 @@ class Reaper:
                 with contextlib.suppress(DmcopyError):  # if it matters, its removal will say so
                     self.mapper.thaw(info.name)
 
-    def _order(self, entries: list[Entry]) -> list[Entry]:
+    def _order(self, entries: list[LedgerEntry]) -> list[LedgerEntry]:
         """Servers and mounts first, devices from the top down, those below, then cookies."""
         devices = enumerate(self._devices(entries))
         height = {mark: place for place, info in devices for mark in _marks(info)}
@@ -115,12 +115,12 @@ class Reaper:
             key=lambda entry: (rank[entry.kind], height.get(entry.uuid, 0), newest[entry.id]),
         )
 
-    def _devices(self, entries: list[Entry]) -> list[DmInfo]:
+    def _devices(self, entries: list[LedgerEntry]) -> list[DmInfo]:
         if not any(entry.kind == "dm" for entry in entries):
             return []
         return top_down(with_deps(self.mapper))
 
-    def _try(self, entry: Entry) -> bool:
+    def _try(self, entry: LedgerEntry) -> bool:
         """Remove one thing; return whether it is gone."""
         try:
             there = _STEPS[entry.kind](self, entry)
@@ -132,7 +132,7 @@ class Reaper:
         _log.info("%s %s: %s", entry.kind, entry.name, "removed" if there else "gone already")
         return True
 
-    def _device(self, entry: Entry) -> bool:
+    def _device(self, entry: LedgerEntry) -> bool:
         # The UUID says which device it is: the name may be another's by now, or have been changed.
         devices = self.mapper.ls()
         if not entry.uuid and any(info.name == entry.name for info in devices):
@@ -145,7 +145,7 @@ class Reaper:
             self.mapper.remove(info.name, timeout=self._patience)
         return bool(found)
 
-    def _loop(self, entry: Entry) -> bool:
+    def _loop(self, entry: LedgerEntry) -> bool:
         if not entry.name:
             return self._unnamed_loop(entry)
         name = os.path.basename(entry.name)
@@ -159,7 +159,7 @@ class Reaper:
         detach(LoopDevice(entry.name, entry.uuid, mark))
         return True
 
-    def _unnamed_loop(self, entry: Entry) -> bool:
+    def _unnamed_loop(self, entry: LedgerEntry) -> bool:
         # The crash came before the kernel's answer was noted: a loop device over this file may be
         # that one, or not ours.
         found = [one.loop for one in backing.of_all() if backing.is_made_of(one.loop, entry.uuid)]
@@ -171,12 +171,12 @@ class Reaper:
             )
         return False
 
-    def _ublk(self, entry: Entry) -> bool:
+    def _ublk(self, entry: LedgerEntry) -> bool:
         """Remove what a killed server had, though it is mounted: who waits for it gets an error.
 
         Nothing that they were told to be there is lost by it, and to wait is all that they can do.
         """
-        control = ublk.Control()
+        control = ublk.UblkControl()
         found = control.find(entry.uuid)
         pid = entry.owner.partition(" ")[0]
         if found is None or (found.state == ublk.LIVE and str(found.pid) != pid):
@@ -188,7 +188,7 @@ class Reaper:
             raise DeviceError(found.path, "remove it", error.errno or 0) from error
         return True
 
-    def _mount(self, entry: Entry) -> bool:
+    def _mount(self, entry: LedgerEntry) -> bool:
         table = mounts.parse_mountinfo(sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo"))
         if entry.uuid.startswith(file_mounts.SOURCE_PREFIX):
             return self._file_mount(entry)
@@ -197,7 +197,7 @@ class Reaper:
         run_tool("umount", "--", entry.name)
         return True
 
-    def _file_mount(self, entry: Entry) -> bool:
+    def _file_mount(self, entry: LedgerEntry) -> bool:
         try:
             there = file_mounts.unmount(entry.name, entry.uuid)
         except OSError as error:
@@ -205,7 +205,7 @@ class Reaper:
         file_mounts.remove_point(entry.name, entry.uuid)
         return there
 
-    def _server(self, entry: Entry) -> bool:
+    def _server(self, entry: LedgerEntry) -> bool:
         if not alive(entry.uuid):
             if entry.name == SERVER_NAME:  # its devices are given up
                 for path in (kept_path(), control_path()):
@@ -223,14 +223,14 @@ class Reaper:
             raise DmcopyError(f"process {pid} ({entry.name}) does not end")
         return True
 
-    def _cookie(self, entry: Entry) -> bool:
+    def _cookie(self, entry: LedgerEntry) -> bool:
         found = left_behind(entry)
         if found is None:
             return False
         found.remove()
         return True
 
-    def _link(self, entry: Entry) -> bool:
+    def _link(self, entry: LedgerEntry) -> bool:
         with contextlib.suppress(OSError):
             if os.readlink(entry.name) == entry.uuid:
                 os.unlink(entry.name)
@@ -252,7 +252,7 @@ def same_source(shown: str, noted: str) -> bool:
     return shown == noted or os.path.realpath(shown) == os.path.realpath(noted)
 
 
-_STEPS: dict[str, Callable[[Reaper, Entry], bool]] = {
+_STEPS: dict[str, Callable[[Reaper, LedgerEntry], bool]] = {
     "dm": Reaper._device,
     "loop": Reaper._loop,
     "ublk": Reaper._ublk,

@@ -44,7 +44,7 @@ class StoreError(MetadataError):
         super().__init__(f"{path}: byte {offset}: {text}" if path else f"byte {offset}: {text}")
 
 
-class Header(NamedTuple):
+class StoreHeader(NamedTuple):
     """What is at the start of chunk 0; the rest of that chunk is zeroes. `chunk_size` in sectors.
 
     `valid`: false once the snapshot was invalidated, which is for ever. The header says nothing
@@ -89,7 +89,7 @@ class Header(NamedTuple):
         return _HEADER.pack(MAGIC, int(self.valid), self.version, self.chunk_size)
 
 
-class Layout:
+class AreaLayout:
     """Where areas and data chunks are in a store with chunks of `chunk_size` sectors.
 
     `chunk_bytes`: the same in bytes. `per_area`: the entries of one area, and the data chunks

@@ -28,7 +28,7 @@ MAX_REGIONS: Final = (1 << 32) - 1
 _HEADER: Final = struct.Struct("<IIQ")
 
 
-class Header(NamedTuple):
+class LogHeader(NamedTuple):
     """The first 16 bytes of a log: what it is, and how many regions it has."""
 
     magic: int
@@ -90,7 +90,7 @@ class MirrorLog:
         data = bytearray(before[: log_bytes(self.nr_regions, block_size)])
         data.extend(bytes(log_bytes(self.nr_regions, block_size) - len(data)))
         version = VERSION if self.version == 1 else self.version
-        header = Header(MAGIC, version, self.nr_regions).pack()
+        header = LogHeader(MAGIC, version, self.nr_regions).pack()
         data[: len(header)] = header
         data[OFFSET : OFFSET + len(self.clean.data)] = self.clean.data
         return bytes(data)
@@ -100,14 +100,14 @@ class MirrorLog:
         return self.clean.zeroes()
 
 
-def parse_header(data: bytes | bytearray | memoryview, path: str = "the log") -> Header:
+def parse_header(data: bytes | bytearray | memoryview, path: str = "the log") -> LogHeader:
     """Return the header of a log, of which at least 16 bytes are there. Raises MetadataError."""
     if len(data) < _HEADER.size:
         raise MetadataError(
             f"{path}: byte {len(data)}: the log ends before its header does, which is "
             f"{_HEADER.size} bytes long"
         )
-    header = Header.unpack(bytes(data[: _HEADER.size]))
+    header = LogHeader.unpack(bytes(data[: _HEADER.size]))
     if header.magic != MAGIC:
         raise MetadataError(
             f"{path}: byte 0: the magic number is {header.magic:#010x}, not {MAGIC:#010x}: this is "
@@ -168,7 +168,7 @@ def resume(data: bytes | bytearray | None, nr_regions: int, sync: str | None) ->
     new = sync == "nosync"
     version, there, failed = VERSION, 0, data is None
     if data is not None and sync is None:
-        header = Header.unpack(data)
+        header = LogHeader.unpack(data)
         if header.magic == MAGIC and header.version in (1, VERSION):
             there = min(header.nr_regions, nr_regions)
         elif header.magic == MAGIC:

@@ -33,7 +33,7 @@ _ENTRY: Final = struct.Struct("<QQQQ")
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 
 
-class Flag(enum.IntFlag):
+class LogFlag(enum.IntFlag):
     """What kind of entry it is (LOG_*_FLAG)."""
 
     FLUSH = 1
@@ -73,23 +73,23 @@ class Super(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LogEntry:
     """One entry. `sector` and `nr_sectors` count blocks; `text` is a mark's."""
 
     sector: int
     nr_sectors: int
-    flags: Flag
+    flags: LogFlag
     text: bytes = b""
 
     @classmethod
     def mark(cls, text: bytes, block_size: int) -> Self:
         """Return a mark, its text cut to what a block holds, as the kernel does."""
-        return cls(0, 0, Flag.MARK, text[: block_size - _ENTRY.size - 1])
+        return cls(0, 0, LogFlag.MARK, text[: block_size - _ENTRY.size - 1])
 
     @property
     def data_blocks(self) -> int:
         """How many blocks of data follow the entry's own."""
-        return 0 if self.flags & Flag.DISCARD else self.nr_sectors
+        return 0 if self.flags & LogFlag.DISCARD else self.nr_sectors
 
     def build(self, block_size: int) -> bytes:
         """Return the entry's own block."""
@@ -101,7 +101,7 @@ Read = Callable[[int, int], Buffer]
 """Called with a byte of a log and a length, returns what is there; less where the log ends."""
 
 
-def parse_entries(data: Buffer, path: str = "the log") -> Iterator[tuple[Entry, int]]:
+def parse_entries(data: Buffer, path: str = "the log") -> Iterator[tuple[LogEntry, int]]:
     """Yield the entries of the log that `data` begins with, each with the byte of its data.
 
     As many as block 0 counts: what lies behind may be of an older log. Raises MetadataError, which
@@ -110,7 +110,7 @@ def parse_entries(data: Buffer, path: str = "the log") -> Iterator[tuple[Entry, 
     return read_entries(lambda at, count: data[at : at + count], len(data), path)
 
 
-def read_entries(read: Read, size: int, path: str = "the log") -> Iterator[tuple[Entry, int]]:
+def read_entries(read: Read, size: int, path: str = "the log") -> Iterator[tuple[LogEntry, int]]:
     """Yield the same of a log of `size` bytes, of which only the entries' own blocks are read."""
     head = Super.parse(read(0, _SUPER.size), path)
     block = head.block_size
@@ -131,10 +131,10 @@ def read_entries(read: Read, size: int, path: str = "the log") -> Iterator[tuple
         start = end
 
 
-def _entry(block: Buffer, start: int, number: int, path: str) -> Entry:
+def _entry(block: Buffer, start: int, number: int, path: str) -> LogEntry:
     """Return the entry of a block, which is at byte `start`."""
     sector, nr_sectors, flags, length = _ENTRY.unpack_from(block)
-    if flags & ~sum(Flag):
+    if flags & ~sum(LogFlag):
         raise MetadataError(f"{path}: byte {start + 16}: flags {flags:#x} are unknown")
     if not flags and not nr_sectors:  # a write that never was: its block did not reach the disk
         raise MetadataError(
@@ -146,4 +146,4 @@ def _entry(block: Buffer, start: int, number: int, path: str) -> Entry:
             f"{path}: byte {start + 24}: a text of {length} bytes does not fit into a block"
         )
     text = bytes(block[_ENTRY.size : _ENTRY.size + length])
-    return Entry(sector, nr_sectors, Flag(flags), text)
+    return LogEntry(sector, nr_sectors, LogFlag(flags), text)

@@ -9,7 +9,7 @@ import time
 
 from dmcopy.mangling import unmangle
 from dmcopy.shim.devices import Info, Refused, number_at
-from dmcopy.shim.words import Words
+from dmcopy.shim.words import CommandLine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Call:
     """What each verb is given. `multiple`: it is for several devices, and says which is which."""
 
-    def __init__(self, words: Words, devices: Devices) -> None:
+    def __init__(self, words: CommandLine, devices: Devices) -> None:
         self.words = words
         self.devices = devices
         self.multiple = False

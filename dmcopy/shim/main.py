@@ -9,7 +9,7 @@ import sys
 from dmcopy.shim import show, verbs
 from dmcopy.shim.call import Call
 from dmcopy.shim.devices import Refused
-from dmcopy.shim.words import Words, WordsError
+from dmcopy.shim.words import CommandLine, WordsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ def main() -> None:
         stream = getattr(sys, name) or open(os.devnull, "r+")  # noqa: SIM115 - it was closed
         stream.reconfigure(errors="surrogateescape")
         setattr(sys, name, _Terminal(stream) if name != "stdin" and stream.isatty() else stream)
-    from dmcopy.shim.served import Served
+    from dmcopy.shim.served import ServedDevices
 
-    code = run(sys.argv[1:], Served())
+    code = run(sys.argv[1:], ServedDevices())
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -107,7 +107,7 @@ def main() -> None:
 def run(argv: Sequence[str], devices: Devices) -> int:
     """Do what the words say; return the exit code."""
     try:
-        words = Words(list(argv))
+        words = CommandLine(list(argv))
     except WordsError as error:
         sys.stderr.write(f"{error}\nCouldn't process command line.\n")
         return 1

@@ -24,7 +24,7 @@ SECONDS = 90.0
 FOREVER = 1e8
 
 
-class Served:
+class ServedDevices:
     """See `devices.Devices`."""
 
     def infos(self) -> list[Info]:

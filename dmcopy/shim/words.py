@@ -30,7 +30,7 @@ class WordsError(Exception):
     """Words that dmsetup does not take; the text is what it says of them."""
 
 
-class Words:
+class CommandLine:
     """A command line: the options by their long names, then the verb and its operands.
 
     `options` holds the value of each that takes one, of the others how often they were given.

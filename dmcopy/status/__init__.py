@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dmcopy.lazy import attributes
 from dmcopy.status.base import (
     STATUSES,
-    Failed,
+    FailedStatus,
     Silent,
     Status,
     StatusLine,
@@ -65,7 +65,7 @@ __all__ = [
     "DelayStatus",
     "DustStatus",
     "EraStatus",
-    "Failed",
+    "FailedStatus",
     "GroupStatus",
     "IntegrityStatus",
     "LogWritesStatus",

@@ -53,7 +53,7 @@ class Unparsed(Status):
 
 
 @dataclass(frozen=True, slots=True)
-class Failed(Status):
+class FailedStatus(Status):
     """`Fail` (no more I/O is served), `Error` (the state cannot be read) or `-` (not there yet)."""
 
     state: str
@@ -126,7 +126,7 @@ def parse_lines(text: str) -> tuple[StatusLine, ...]:
 
 def _parse(target: str, words: list[str]) -> Status:
     if len(words) == 1 and words[0] in FAILED_WORDS.get(target, ()):
-        return Failed(words[0])
+        return FailedStatus(words[0])
     cls = STATUSES.get(target)
     if not words:
         return Silent()

@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 
 from dmcopy.status.base import Status, register
 from dmcopy.table.record import (
-    Kind,
+    FieldKind,
     Ratio,
     Record,
     Spec,
@@ -81,7 +81,7 @@ class MirrorStatus(Status):
     def take(cls, words: Words) -> Self:
         """Take the value's words off the front of `words`. Raises TableError."""
         members = _take_members(words)
-        sync = Spec(Kind.RATIO).take(words, "in sync")
+        sync = Spec(FieldKind.RATIO).take(words, "in sync")
         health = _health(words, len(members))
         if (words.peek() or "").isdigit():
             return cls(members, sync, health, words.group("log words"))

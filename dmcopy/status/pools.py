@@ -2,7 +2,7 @@
 """The status of targets with a metadata device: thin-pool, thin, cache, era, clone, writecache.
 
 Forms: drivers/md/dm-thin.c, dm-cache-target.c, dm-era-target.c, dm-clone-target.c and
-dm-writecache.c, in 6.1 and 6.12. `Fail` and `Error` alone are `dmcopy.status.Failed`.
+dm-writecache.c, in 6.1 and 6.12. `Fail` and `Error` alone are `dmcopy.status.FailedStatus`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from dmcopy.status.base import Status, register
-from dmcopy.table.record import Kind, Ratio, Spec, device_field, number_field, word_field
+from dmcopy.table.record import FieldKind, Ratio, Spec, device_field, number_field, word_field
 from dmcopy.table.words import TableError, Words
 
 
@@ -126,7 +126,7 @@ class ZonedStatus(Status):
             raise TableError(cls.name, "zones", zones, "must be followed by the word zones")
         kinds = []
         while len(words):
-            kinds.append((Spec(Kind.RATIO).take(words, "unmapped zones"), words.word("kind")))
+            kinds.append((Spec(FieldKind.RATIO).take(words, "unmapped zones"), words.word("kind")))
         return cls(zones, tuple(kinds))
 
     def words(self) -> list[str]:

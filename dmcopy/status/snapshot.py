@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from dmcopy.status.base import Status, register
-from dmcopy.table.record import Kind, Ratio, Spec
+from dmcopy.table.record import FieldKind, Ratio, Spec
 from dmcopy.table.words import Words
 
 INVALID = "Invalid"
@@ -45,7 +45,7 @@ class SnapshotStatus(Status):
             return cls(" ".join(words.take(2, "state")))
         if first in _STATES:
             return cls(words.word("state"))
-        used = Spec(Kind.RATIO).take(words, "used")
+        used = Spec(FieldKind.RATIO).take(words, "used")
         return cls("", used, words.number("metadata") if len(words) else None)
 
     def words(self) -> list[str]:

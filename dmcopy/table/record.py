@@ -18,7 +18,7 @@ MAX32 = (1 << 32) - 1
 MAX64 = (1 << 64) - 1
 
 
-class Kind(Enum):
+class FieldKind(Enum):
     """What a field stands for in the line."""
 
     WORD = auto()
@@ -47,7 +47,7 @@ class Ratio(NamedTuple):
 class Spec:
     """A field's kind and the kernel's rule for it."""
 
-    kind: Kind
+    kind: FieldKind
     low: int = 0
     high: int = MAX64
     power: bool = False
@@ -64,12 +64,12 @@ class Spec:
         if self.dash and words.peek() == "-":
             words.word(what)
             return None
-        if self.kind is Kind.NUMBER:
+        if self.kind is FieldKind.NUMBER:
             return words.number(what)
-        if self.kind is Kind.GROUP:
+        if self.kind is FieldKind.GROUP:
             return words.group(what)
         word = words.word(what)
-        if self.kind is not Kind.RATIO:
+        if self.kind is not FieldKind.RATIO:
             return word
         used, _, total = word.partition("/")
         return Ratio(words.as_number(what, used), words.as_number(what, total))
@@ -78,7 +78,7 @@ class Spec:
         """Return the words that stand for `value`."""
         if value is None:
             return ["-"] if self.dash else []
-        if self.kind is Kind.GROUP:
+        if self.kind is FieldKind.GROUP:
             return [str(len(value)), *value]
         return [str(value)]
 
@@ -87,11 +87,11 @@ class Spec:
         if value is None:
             if not (self.optional or self.dash):
                 raise TableError(target, what, None, "is missing")
-        elif self.kind is Kind.NUMBER:
+        elif self.kind is FieldKind.NUMBER:
             self._check_number(target, what, value)
-        elif self.kind is Kind.GROUP:
+        elif self.kind is FieldKind.GROUP:
             self._check_group(target, what, value)
-        elif self.kind is not Kind.RATIO:
+        elif self.kind is not FieldKind.RATIO:
             self._check_word(target, what, value)
 
     def _check_word(self, target: str, what: str, value: str) -> None:
@@ -141,12 +141,12 @@ def each_feature(
 
 def word_field(*, choices: tuple[str, ...] = (), dash: bool = False, optional: bool = False) -> Any:
     """A field that is one word."""
-    return _field(Spec(Kind.WORD, choices=choices, dash=dash, optional=optional))
+    return _field(Spec(FieldKind.WORD, choices=choices, dash=dash, optional=optional))
 
 
 def device_field(*, dash: bool = False, optional: bool = False) -> Any:
     """A field that is a device: a path or major:minor."""
-    return _field(Spec(Kind.DEVICE, dash=dash, optional=optional))
+    return _field(Spec(FieldKind.DEVICE, dash=dash, optional=optional))
 
 
 def number_field(
@@ -159,12 +159,12 @@ def number_field(
     optional: bool = False,
 ) -> Any:
     """A field that is a decimal number from `low` to `high`."""
-    return _field(Spec(Kind.NUMBER, low, high, power, multiple, optional, dash))
+    return _field(Spec(FieldKind.NUMBER, low, high, power, multiple, optional, dash))
 
 
 def ratio_field() -> Any:
     """A field written `used/total`."""
-    return _field(Spec(Kind.RATIO))
+    return _field(Spec(FieldKind.RATIO))
 
 
 def group_field(
@@ -175,7 +175,7 @@ def group_field(
     An optional group that is None writes nothing, an empty one writes the count 0; to the kernel
     the two are the same.
     """
-    return _field(Spec(Kind.GROUP, high=high, known=known, optional=optional))
+    return _field(Spec(FieldKind.GROUP, high=high, known=known, optional=optional))
 
 
 def _field(spec: Spec) -> Any:
@@ -241,7 +241,7 @@ class Record:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             spec = item.metadata.get("spec")
-            if spec is not None and spec.kind is Kind.DEVICE:
+            if spec is not None and spec.kind is FieldKind.DEVICE:
                 changes[item.name] = value if value is None else rename(value)
             elif isinstance(value, Record):
                 changes[item.name] = value.with_devices(rename)
@@ -258,7 +258,7 @@ class Record:
         changes: dict[str, Any] = {}
         for item, spec in _specs(type(self)):
             value = getattr(self, item.name)
-            if spec.kind is Kind.GROUP and spec.known is not None and value is not None:
+            if spec.kind is FieldKind.GROUP and spec.known is not None and value is not None:
                 changes[item.name] = _ordered(self.name, value, spec)
         return dataclasses.replace(self, **changes) if changes else self
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dmcopy.io.region import Device
-from dmcopy.ondisk.exception_store import Layout
+from dmcopy.ondisk.exception_store import AreaLayout
 
 LAST_SECTOR = (1 << 64) - 1
 """Numbers of sectors and chunks wrap behind it, as the kernel's: a damaged store may name any."""
@@ -18,7 +18,7 @@ class Allocation:
     """The kernel's: upwards from the first data chunk, around the areas.
 
     A chunk that `take` gives must lie on the COW as a whole, and be neither another exception's nor
-    that of the header or of an area (`Layout.is_metadata`).
+    that of the header or of an area (`AreaLayout.is_metadata`).
 
     Attributes:
         cow: the device, which may grow.
@@ -26,7 +26,7 @@ class Allocation:
         next: the chunk that comes next.
     """
 
-    def __init__(self, cow: Device, layout: Layout) -> None:
+    def __init__(self, cow: Device, layout: AreaLayout) -> None:
         self.cow = cow
         self.layout = layout
         self.next = layout.first_data

@@ -1,4 +1,4 @@
-"""What a table does about an exception of a target of its own: `Guard`, and `Failed` in its place.
+"""What a table does about an exception of a target of its own: `Guard`, then `FailedTarget`.
 
 No caller can say how far a callback got that raised, nor what waits for what it did not do. So the
 table stops there as in a crash: its targets write nothing any more, and when the I/O that is under
@@ -132,7 +132,7 @@ class Guard:
             self._stopped()
 
 
-class Failed(Target):
+class FailedTarget(Target):
     """In the place of a target whose table has failed: every bio ends with EIO."""
 
     flush_bios = discard_bios = 1

@@ -17,7 +17,7 @@ from dmcopy.errors import ClosedError
 from dmcopy.io import whole
 from dmcopy.io.region import IoRegion
 from dmcopy.io.request import Io, Memory, Op
-from dmcopy.ondisk.write_log import END, Entry, Flag, Super
+from dmcopy.ondisk.write_log import END, LogEntry, LogFlag, Super
 from dmcopy.table import TableLine
 from dmcopy.targets.base import REMAPPED, Bio, Host, Map, Target, TargetError, register
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
@@ -28,7 +28,7 @@ class _Block:
 
     __slots__ = ("data", "entry", "flushed")
 
-    def __init__(self, entry: Entry, data: bytes = b"") -> None:
+    def __init__(self, entry: LogEntry, data: bytes = b"") -> None:
         self.entry = entry
         self.data = data
         self.flushed: list[_Block] = []
@@ -133,17 +133,17 @@ class LogWrites(Target):
     def _keep(self, bio: Bio) -> _Block:
         sector, count = bio.sector // self._block_sectors, bio.count // self._block_sectors
         if bio.op == Op.FLUSH:
-            block = _Block(Entry(0, 0, Flag.FLUSH))
+            block = _Block(LogEntry(0, 0, LogFlag.FLUSH))
             block.flushed, self._unflushed = self._unflushed, []
             return block
         if bio.op == Op.DISCARD:
-            return _Block(Entry(sector, count, Flag.DISCARD))
+            return _Block(LogEntry(sector, count, LogFlag.DISCARD))
         assert bio.memory is not None
-        flags = Flag.FUA if bio.fua else Flag(0)
-        return _Block(Entry(sector, count, flags), bio.memory.read(bio.extents))
+        flags = LogFlag.FUA if bio.fua else LogFlag(0)
+        return _Block(LogEntry(sector, count, flags), bio.memory.read(bio.extents))
 
     def _mark(self, text: bytes) -> None:
-        self._queue.append(_Block(Entry.mark(text, self._block_size)))
+        self._queue.append(_Block(LogEntry.mark(text, self._block_size)))
         self._write_next()
 
     def _write_next(self) -> None:
@@ -160,7 +160,7 @@ class LogWrites(Target):
                 continue
             self._entries += 1
             self._writing = True
-            self._write(start, data, block.entry.flags & (Flag.FUA | Flag.MARK))
+            self._write(start, data, block.entry.flags & (LogFlag.FUA | LogFlag.MARK))
 
     def _write(self, sector: int, data: bytes, super_follows: int = 0) -> None:
         if len(data) > self._memory.size_bytes:

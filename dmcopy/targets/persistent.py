@@ -21,9 +21,9 @@ from dmcopy.ondisk.exception_store import (
     ENTRY_BYTES,
     HEADER_BYTES,
     VERSION,
-    Header,
-    Layout,
+    AreaLayout,
     StoreError,
+    StoreHeader,
     parse_area,
     words,
 )
@@ -65,7 +65,7 @@ class PersistentStore:
         chunk_size: int,
         *,
         overflow: bool = False,
-        allocation: Callable[[Device, Layout], Allocation] = Allocation,
+        allocation: Callable[[Device, AreaLayout], Allocation] = Allocation,
     ) -> None:
         self.letters = "PO" if overflow else "P"
         block = cow.logical_block_size // SECTOR_SIZE
@@ -85,7 +85,7 @@ class PersistentStore:
         self._set_layout()
 
     def _set_layout(self) -> None:
-        self._layout = Layout(self.chunk_size)
+        self._layout = AreaLayout(self.chunk_size)
         self._allocation = self._make_allocation(self._cow, self._layout)
         # Requests on an area are whole pages, or whole chunks where these are smaller.
         self._unit = min(self._layout.chunk_bytes, max(PAGE_SIZE, self._cow.logical_block_size))
@@ -148,7 +148,7 @@ class PersistentStore:
         self._valid = False
         self._busy += 1
         memory = Memory(1)
-        memory.view[:HEADER_BYTES] = Header(False, VERSION, self.chunk_size).build()
+        memory.view[:HEADER_BYTES] = StoreHeader(False, VERSION, self.chunk_size).build()
         size = self._unit
         region = IoRegion(self._cow, 0, size >> SECTOR_SHIFT)
 
@@ -196,9 +196,9 @@ class PersistentStore:
             self._allocation.merged(self._area, first)
         return not error
 
-    def _read_header(self) -> Header | None:
+    def _read_header(self) -> StoreHeader | None:
         count = self._unit >> SECTOR_SHIFT
-        return Header.parse(whole.read(self._reactor, self._cow, 0, count))
+        return StoreHeader.parse(whole.read(self._reactor, self._cow, 0, count))
 
     def _make_new(self) -> None:
         """Zero the first area, then write a header (persistent_read_metadata, a new snapshot).
@@ -216,7 +216,7 @@ class PersistentStore:
             whole.zero(self._reactor, self._cow, self._unit >> SECTOR_SHIFT, rest)
         whole.flush(self._reactor, self._cow)
         first = bytearray(self._unit)
-        first[:HEADER_BYTES] = Header(True, VERSION, self.chunk_size).build()
+        first[:HEADER_BYTES] = StoreHeader(True, VERSION, self.chunk_size).build()
         whole.write(self._reactor, self._cow, 0, bytes(first), fua=True)
         if not has_area:
             area.check()
@@ -361,7 +361,7 @@ def _last_run(entries: Sequence[int], end: int) -> MergeRun:
 class _AreaReader:
     """Reads the areas of a store piece by piece, several ahead."""
 
-    def __init__(self, reactor: Reactor, cow: Device, layout: Layout) -> None:
+    def __init__(self, reactor: Reactor, cow: Device, layout: AreaLayout) -> None:
         self._reactor = reactor
         self._cow = cow
         self._layout = layout

@@ -33,7 +33,7 @@ from dmcopy.mapper.engines import EngineName
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.testing.disks import Disks
-from dmcopy.testing.harness import Harness, Result, View, has_ended, result
+from dmcopy.testing.harness import Harness, RequestResult, View, has_ended, result
 from dmcopy.testing.steps import Access, Burst, Step
 from dmcopy.units import PAGE_SIZE, SECTOR_SHIFT
 
@@ -42,7 +42,7 @@ __all__ = [
     "DifferenceError",
     "Disks",
     "Harness",
-    "Result",
+    "RequestResult",
     "View",
     "first_byte",
     "first_difference",

@@ -65,7 +65,7 @@ def devices(kit: Kit) -> str:
     for device in kit.devices:
         lines.append(f"{device.name}:")
         try:
-            lines += kit.engine.call(functools.partial(_device, device.name))
+            lines += kit.environment.call(functools.partial(_device, device.name))
         except DmcopyError as error:
             lines.append(f"  {error}")
     return "\n".join(lines)

@@ -48,7 +48,7 @@ class Lost:
 
 
 @dataclass(frozen=True)
-class Settings:
+class GuestSettings:
     """How guests are made and what runs in them; `argv` is pytest's, without the tests.
 
     `boot` boots a guest, each time with the same disks; `close` ends what is between its calls.
@@ -73,7 +73,7 @@ class GuestRun:
     others: Sequence[GuestRun] = ()
 
     def __init__(
-        self, settings: Settings, tests: Sequence[Test], warned: Callable[[Report], object]
+        self, settings: GuestSettings, tests: Sequence[Test], warned: Callable[[Report], object]
     ) -> None:
         self.settings = settings
         self.machine = ""

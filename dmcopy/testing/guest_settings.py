@@ -14,7 +14,7 @@ import pytest
 from dmcopy.closing import Closing
 from dmcopy.errors import UsageError
 from dmcopy.testing import options
-from dmcopy.testing.guest_run import Settings
+from dmcopy.testing.guest_run import GuestSettings
 from dmcopy.testing.needs import Needs
 from dmcopy.units import parse_bytes
 
@@ -44,11 +44,11 @@ class DiskFolder(Closing):
 
 def settings(
     config: pytest.Config, kernel: str, items: Sequence[pytest.Item], folder: Path
-) -> Settings:
+) -> GuestSettings:
     """Return the settings of a kernel's guests for `items`, with their disks in `folder`."""
     found = _with_files(disks(config, items), folder / Path(kernel).name)
     boot, close = _provided(config, kernel, found)
-    return Settings(
+    return GuestSettings(
         boot=boot,
         close=close,
         argv=arguments(config),

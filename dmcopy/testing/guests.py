@@ -25,7 +25,7 @@ import pytest
 
 from dmcopy.errors import DmcopyError
 from dmcopy.testing import guest_settings, options
-from dmcopy.testing.guest_run import GuestRun, Lost, Report, Settings, Test
+from dmcopy.testing.guest_run import GuestRun, GuestSettings, Lost, Report, Test
 
 _NO_LIMIT: Final = 0.0
 
@@ -181,7 +181,7 @@ class Guests:
         mine_now.others = [run for run in self._runs.values() if run is not mine_now]
         return mine_now
 
-    def _settings(self, kernel: str, items: Sequence[GuestItem]) -> Settings:
+    def _settings(self, kernel: str, items: Sequence[GuestItem]) -> GuestSettings:
         if self._folder is None:
             self._folder = guest_settings.DiskFolder()
         originals = [item.original for item in items]

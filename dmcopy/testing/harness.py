@@ -31,7 +31,7 @@ _MOMENT: Final = 0.003
 
 
 @dataclass(frozen=True)
-class Result:
+class RequestResult:
     """What became of a request: the name of its errno, "" if it went well, and what was read."""
 
     op: str
@@ -224,7 +224,7 @@ class Harness:
 
         self.reactor.submit(Io(Op.FLUSH, IoRegion(device, 0, 0), notify=flushed))
 
-    def perform(self, *accesses: Access) -> list[Result]:
+    def perform(self, *accesses: Access) -> list[RequestResult]:
         """Have requests in flight together, and wait for all of them."""
         requests = [self.start(access) for access in accesses]
         self.reactor.run_until(lambda: all(map(has_ended, requests)), WAIT_SECONDS, f"{accesses}")
@@ -250,9 +250,9 @@ class Harness:
         except DeviceError as error:
             return errno.errorcode.get(error.errno, "EIO")
 
-    def contents(self, names: Iterable[str] | None = None) -> dict[str, list[Result]]:
+    def contents(self, names: Iterable[str] | None = None) -> dict[str, list[RequestResult]]:
         """Read every device, or those of `names`, that has a table and is not suspended."""
-        found: dict[str, list[Result]] = {}
+        found: dict[str, list[RequestResult]] = {}
         for name in self.devices if names is None else names:
             info = self.mapper.info(self.prefix + name)
             if info.live and not info.suspended:
@@ -269,13 +269,13 @@ def has_ended(request: Io) -> bool:
     return request.context is True
 
 
-def result(request: Io) -> Result:
+def result(request: Io) -> RequestResult:
     """Return what became of a request that has ended."""
     error = errno.errorcode.get(request.error, str(request.error)) if request.error else ""
     data = b""
     if request.op == Op.READ and not error and request.memory is not None:
         data = request.memory.read(request.extents)
-    return Result(request.op.name, error, data)
+    return RequestResult(request.op.name, error, data)
 
 
 def _end(request: Io) -> None:

@@ -18,13 +18,13 @@ from dmcopy.testing.kit.leaks import Leaks
 
 if TYPE_CHECKING:
     from dmcopy.testing.kit.kit import Kit
-    from dmcopy.testing.kit.watch import Watch
+    from dmcopy.testing.kit.watchdog import Watchdog
 
 
 class Keeper:
     """Is there from before the first device of a test until after the last."""
 
-    watch: Watch | None = None
+    watch: Watchdog | None = None
 
     def __init__(self, leaks: Leaks | None, log: KernelLog | None) -> None:
         self._leaks = leaks
@@ -36,7 +36,7 @@ class Keeper:
         """Have what a kit makes be no leak, and in the report."""
         self._kit = kit
         if self._leaks is not None:
-            self._leaks.folders.append(kit.engine.folder)
+            self._leaks.folders.append(kit.environment.folder)
 
     @contextlib.contextmanager
     def not_the_tests(self) -> Iterator[None]:

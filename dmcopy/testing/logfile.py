@@ -15,7 +15,7 @@ from typing import NamedTuple
 from dmcopy.block import BlockDevice
 from dmcopy.closing import Closing
 from dmcopy.errors import DeviceError, UsageError
-from dmcopy.ondisk.write_log import END, Entry, Flag, Super, read_entries
+from dmcopy.ondisk.write_log import END, LogEntry, LogFlag, Super, read_entries
 from dmcopy.units import SECTOR_SHIFT
 
 
@@ -23,7 +23,7 @@ class Logged(NamedTuple):
     """Entry `number` of a log, whose data is at byte `at` of it."""
 
     number: int
-    entry: Entry
+    entry: LogEntry
     at: int
 
 
@@ -66,7 +66,7 @@ class LogFile(Closing):
     def data(self, logged: Logged) -> bytes:
         """Return what an entry wrote: zeroes for a discard, nothing for a flush or a mark."""
         length = logged.entry.nr_sectors * self.block_size
-        if logged.entry.flags & Flag.DISCARD:
+        if logged.entry.flags & LogFlag.DISCARD:
             return bytes(length)
         return self._read(logged.at, length)
 
@@ -124,10 +124,10 @@ class Selection:
         self._check_end(log)
         return found
 
-    def _ends_with(self, entry: Entry, end_mark: bytes | None) -> bool:
+    def _ends_with(self, entry: LogEntry, end_mark: bytes | None) -> bool:
         return bool(
-            (self.next_flush and entry.flags & Flag.FLUSH)
-            or (self.next_fua and entry.flags & Flag.FUA)
+            (self.next_flush and entry.flags & LogFlag.FLUSH)
+            or (self.next_fua and entry.flags & LogFlag.FUA)
             or (end_mark is not None and is_mark(entry, end_mark))
         )
 
@@ -144,12 +144,12 @@ class Selection:
             raise UsageError(f"{log.path} has no {' or '.join(kinds)} {where}")
 
 
-def is_mark(entry: Entry, text: bytes | None) -> bool:
+def is_mark(entry: LogEntry, text: bytes | None) -> bool:
     """Return whether an entry is the mark with that text; None: any mark."""
-    return bool(entry.flags & Flag.MARK) and (text is None or entry.text == text)
+    return bool(entry.flags & LogFlag.MARK) and (text is None or entry.text == text)
 
 
-def is_end(entry: Entry) -> bool:
+def is_end(entry: LogEntry) -> bool:
     """Return whether an entry is what a log ends with whose device was removed."""
     return is_mark(entry, END)
 

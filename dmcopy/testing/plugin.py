@@ -30,7 +30,7 @@ from dmcopy.testing.needs import MARK, Needs, lacking, missing_here
 
 if TYPE_CHECKING:
     from dmcopy.status import Status
-    from dmcopy.testing.kit import Device, Disk, Faults, Kit, Mirror, PowerCut, Snapshot
+    from dmcopy.testing.kit import Faults, Kit, Mapped, Mirror, PowerCut, ScratchDisk, Snapshot
 
 if "--vm-report" in sys.argv:  # it keeps the descriptor 1 of before pytest's capture
     from dmcopy.testing import reporter
@@ -129,8 +129,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     if KIT not in item.stash:
         return (yield)
-    from dmcopy.testing.kit.engine import LackingError
-    from dmcopy.testing.kit.watch import watched
+    from dmcopy.testing.kit.environment import LackingError
+    from dmcopy.testing.kit.watchdog import watched
 
     keeper = item.stash[options.KEEPER]
     try:
@@ -220,7 +220,7 @@ def dm(request: pytest.FixtureRequest, dm_place: str) -> Iterator[Kit]:
 
 
 @pytest.fixture
-def scratch_disk(dm: Kit) -> Callable[..., Disk]:
+def scratch_disk(dm: Kit) -> Callable[..., ScratchDisk]:
     """Make a disk, all zeroes: `scratch_disk(size="64M", serial=…, block_size=512)`."""
     return dm.scratch_disk
 
@@ -232,13 +232,13 @@ def scratch_file(dm: Kit) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def linear(dm: Kit) -> Callable[..., Device[Status]]:
+def linear(dm: Kit) -> Callable[..., Mapped[Status]]:
     """Make a device that is a part of another: `linear(disk, start=0, length=…)`."""
     return dm.linear
 
 
 @pytest.fixture
-def striped(dm: Kit) -> Callable[..., Device[Status]]:
+def striped(dm: Kit) -> Callable[..., Mapped[Status]]:
     """Make a device with stripes on others: `striped(one, two, chunk_size=128)`."""
     return dm.striped
 
@@ -256,7 +256,7 @@ def mirror(dm: Kit) -> Callable[..., Mirror]:
 
 
 @pytest.fixture
-def stack(dm: Kit) -> Callable[..., dict[str, Device[Status]]]:
+def stack(dm: Kit) -> Callable[..., dict[str, Mapped[Status]]]:
     """Make devices on top of each other: `stack({"low": …, "top": "0 8192 … {low}"})`."""
     return dm.stack
 

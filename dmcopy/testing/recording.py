@@ -19,7 +19,7 @@ from dmcopy.io.layer import Layer
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device, IoRegion
 from dmcopy.io.request import FLUSH, READ, WRITE, Io
-from dmcopy.ondisk.write_log import Flag
+from dmcopy.ondisk.write_log import LogFlag
 from dmcopy.testing.logfile import LogFile
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
 
@@ -76,14 +76,14 @@ class Recording:
         note = recording.note
         for logged in log.entries():
             entry = logged.entry
-            if entry.flags & Flag.MARK:
+            if entry.flags & LogFlag.MARK:
                 note(Marked(entry.text.decode(errors="replace")))
                 continue
-            if entry.flags & Flag.FLUSH:  # of a write that has it, too, the flush is the first
+            if entry.flags & LogFlag.FLUSH:  # of a write that has it, too, the flush is the first
                 note(Flushed(0, len(recording.events)))
             if entry.nr_sectors:
                 sector = entry.sector * log.block_sectors
-                fua = bool(entry.flags & Flag.FUA)
+                fua = bool(entry.flags & LogFlag.FUA)
                 note(Done(note(Sent(0, sector, log.data(logged), fua))))
         return recording
 

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from dmcopy.block import BlockDevice
 from dmcopy.errors import UsageError
-from dmcopy.ondisk.write_log import Flag
+from dmcopy.ondisk.write_log import LogFlag
 from dmcopy.testing.logfile import LogFile, Logged
 from dmcopy.testing.recording import fates
 from dmcopy.transfer.opening import is_same
@@ -57,7 +57,7 @@ class _Written(NamedTuple):
     @property
     def tearable(self) -> int:
         """How many sectors of it a power cut may undo by themselves: a discard is undone whole."""
-        return 1 if self.logged.entry.flags & Flag.DISCARD else self.sectors
+        return 1 if self.logged.entry.flags & LogFlag.DISCARD else self.sectors
 
 
 class Replay:
@@ -119,7 +119,7 @@ class Replay:
             sectors = {
                 written.logged.number: written.tearable
                 for written in self._unflushed
-                if not written.logged.entry.flags & Flag.FUA
+                if not written.logged.entry.flags & LogFlag.FUA
             }
             seen: list[Mapping[int, int]] = []
             for seed, kept in fates(logged.number, sectors, seeds):
@@ -174,7 +174,7 @@ class Replay:
         """Return the sectors that an entry is to write, None for none."""
         unit = self._log.block_sectors
         sector, count = logged.entry.sector * unit, logged.entry.nr_sectors * unit
-        is_left_out = bool(logged.entry.flags & Flag.DISCARD) and not self._part.discards
+        is_left_out = bool(logged.entry.flags & LogFlag.DISCARD) and not self._part.discards
         if not count or is_left_out or not self._part.has(sector, count):
             return None
         return sector, count
@@ -182,7 +182,7 @@ class Replay:
     def _write(self, device: BlockDevice, logged: Logged) -> None:
         place = self._place(logged)
         if self._unflushed is not None:
-            flushes = bool(logged.entry.flags & Flag.FLUSH)
+            flushes = bool(logged.entry.flags & LogFlag.FLUSH)
             if self._flushed or (flushes and logged.entry.nr_sectors):  # a flush before a write
                 self._unflushed.clear()
             self._flushed = flushes and not logged.entry.nr_sectors
@@ -192,7 +192,7 @@ class Replay:
             self._put(device, logged, *place)
 
     def _put(self, device: BlockDevice, logged: Logged, sector: int, count: int) -> None:
-        if logged.entry.flags & Flag.DISCARD:
+        if logged.entry.flags & LogFlag.DISCARD:
             device.zero_out(sector, count)
         else:
             device.pwrite(sector, self._log.data(logged))

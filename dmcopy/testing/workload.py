@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dmcopy.io.request import Op
-from dmcopy.ondisk.exception_store import Layout
+from dmcopy.ondisk.exception_store import AreaLayout
 from dmcopy.testing.steps import (
     Access,
     AwaitMerge,
@@ -50,7 +50,7 @@ MOST_CHUNKS = 160
 
 
 @dataclass
-class Snapshot:
+class HistorySnapshot:
     """A snapshot of the history. `sectors` of its COW; `tight`: it is made to fill up."""
 
     number: int
@@ -94,7 +94,7 @@ class Workload:
         chunks = rng.randint(12, MOST_CHUNKS)
         tail = rng.choice((0, 0, rng.randrange(self.chunk)))
         self.sectors = min(self.chunk * chunks, DISK_SECTORS // 2 - self.chunk) + tail
-        self.snapshots: dict[int, Snapshot] = {}
+        self.snapshots: dict[int, HistorySnapshot] = {}
         self._modes = random.Random(f"{seed} {depth} read-only")
         self._readonly: set[str] = set()
         self._suspended: set[str] = set()
@@ -141,7 +141,7 @@ class Workload:
         yield from steps
         yield Resume("origin")
 
-    def _table(self, one: Snapshot) -> str:
+    def _table(self, one: HistorySnapshot) -> str:
         words = f"@low0 @{one.cow} {one.store} {one.chunk}{one.features}"
         return f"0 {self.sectors} snapshot {words}"
 
@@ -151,7 +151,7 @@ class Workload:
         if not free:
             return
         larger = min(self.chunk << rng.choice((0, 0, 1, 2, 3)), LONGEST_CHUNK)
-        one = Snapshot(rng.choice(free), rng.choice(("P", "P", "PO", "N")), larger, 0, False)
+        one = HistorySnapshot(rng.choice(free), rng.choice(("P", "P", "PO", "N")), larger, 0, False)
         one.features = rng.choice(("", "", " 1 discard_zeroes_cow",
                                    " 2 discard_zeroes_cow discard_passdown_origin"))  # fmt: skip
         one.tight = self.depth == 1 and rng.random() < 0.3
@@ -163,10 +163,10 @@ class Workload:
             self._load(one.name, self._table(one)), Suspend(one.name), Resume(one.name)
         )
 
-    def _cow_sectors(self, one: Snapshot) -> int:
+    def _cow_sectors(self, one: HistorySnapshot) -> int:
         if not one.tight:
             return DISK_SECTORS
-        per_area = Layout(one.chunk).per_area
+        per_area = AreaLayout(one.chunk).per_area
         few, edge = self._rng.randint(2, 9), 2 + per_area + self._rng.randint(-1, 1)
         chunks = self._rng.choice((few, edge))
         return min(chunks * one.chunk + self._rng.randrange(one.chunk), DISK_SECTORS)
@@ -257,7 +257,7 @@ class Workload:
 
     # I/O
 
-    def _any(self) -> Snapshot | None:
+    def _any(self) -> HistorySnapshot | None:
         """Return one of the snapshots, if there are any."""
         return self._rng.choice(list(self.snapshots.values())) if self.snapshots else None
 

@@ -15,7 +15,7 @@ from dmcopy.lazy import attributes
 if TYPE_CHECKING:
     from dmcopy.transfer.copy import Transfer
     from dmcopy.transfer.destination import Destination, FailedRange
-    from dmcopy.transfer.opening import Opened, TransferRequest, open_all
+    from dmcopy.transfer.opening import OpenedRegions, TransferRequest, open_all
     from dmcopy.transfer.outcome import TransferOutcome
     from dmcopy.transfer.plan import Piece, TransferPlan
     from dmcopy.transfer.session import TransferOptions, TransferSession
@@ -24,7 +24,7 @@ else:
         __name__,
         copy="Transfer",
         destination="Destination FailedRange",
-        opening="Opened TransferRequest open_all",
+        opening="OpenedRegions TransferRequest open_all",
         outcome="TransferOutcome",
         plan="Piece TransferPlan",
         session="TransferOptions TransferSession",
@@ -33,7 +33,7 @@ else:
 __all__ = [
     "Destination",
     "FailedRange",
-    "Opened",
+    "OpenedRegions",
     "Piece",
     "Transfer",
     "TransferOptions",

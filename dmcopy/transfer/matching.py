@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dmcopy.errors import UsageError
 from dmcopy.ranges import RangeSet
-from dmcopy.transfer.state import DestState, Place, TransferState
+from dmcopy.transfer.state import DestState, Endpoint, TransferState
 from dmcopy.units import format_sectors
 
 
@@ -20,8 +20,8 @@ class Matching:
     """
 
     path: str
-    source: Place | None
-    dests: Sequence[Place]
+    source: Endpoint | None
+    dests: Sequence[Endpoint]
     count: int
     created: Collection[str] = ()
     trust: bool = False
@@ -95,17 +95,17 @@ class Matching:
             )
         return [has for _, has in sorted(had.items())]
 
-    def _is_new(self, place: Place) -> bool:
+    def _is_new(self, place: Endpoint) -> bool:
         return place.path in self.created
 
-    def _doubtful(self, what: str, before: Place, now: Place, doubt: str) -> str:
+    def _doubtful(self, what: str, before: Endpoint, now: Endpoint, doubt: str) -> str:
         return (
             f"{self.path} is the map of {what}, and {now.path} may be another one than "
             f"{before.path} was, since {doubt}: give --trust-map if it is the same, else another "
             f"--map"
         )
 
-    def _unlike(self, now: Place, named: DestState | None, states: Sequence[DestState]) -> str:
+    def _unlike(self, now: Endpoint, named: DestState | None, states: Sequence[DestState]) -> str:
         """Say why a destination is none of those that the map is about."""
         what = f"a copy to {', '.join(known.place.path for known in states)}"
         like = named or next((known for known in states if known.place.fits(now)), None)

@@ -36,7 +36,7 @@ class TransferRequest(NamedTuple):
     count: int | None = None  # type: ignore[assignment]  # hides tuple.count
 
 
-class Opened:
+class OpenedRegions:
     """The open regions of a copy; a context manager. `created`: the files that it made."""
 
     def __init__(self) -> None:
@@ -66,14 +66,14 @@ class Opened:
         self.created.clear()
 
 
-def open_all(request: TransferRequest, *, create: bool = True) -> Opened:
+def open_all(request: TransferRequest, *, create: bool = True) -> OpenedRegions:
     """Open everything that `request` names. Raises UsageError, BusyError, DeviceError.
 
     Files that are not there are created, sparse and as long as needed; without `create` they are
     only listed in `missing`, with their length in sectors.
     """
     _check_names(request)
-    opened = Opened()
+    opened = OpenedRegions()
     try:
         _open_source(opened, request)
         for path in request.dests:
@@ -99,7 +99,7 @@ def _check_names(request: TransferRequest) -> None:
         seen[key] = path
 
 
-def _open_source(opened: Opened, request: TransferRequest) -> None:
+def _open_source(opened: OpenedRegions, request: TransferRequest) -> None:
     if request.source is None:
         return
     device = opened.device(request.source, write=False)
@@ -121,7 +121,7 @@ def _open_source(opened: Opened, request: TransferRequest) -> None:
     opened.source = IoRegion(_reachable(opened, device, start, count, write=False), start, count)
 
 
-def _open_dest(opened: Opened, request: TransferRequest, path: str, create: bool) -> None:
+def _open_dest(opened: OpenedRegions, request: TransferRequest, path: str, create: bool) -> None:
     start = request.dest_start
     count = opened.source.count if opened.source else request.count
     if start + (count or 0) > MAX_COUNT >> SECTOR_SHIFT:
@@ -158,7 +158,7 @@ def _what_to_do(device: BlockDevice, start: int) -> str:
 
 
 def _reachable(
-    opened: Opened, device: BlockDevice, start: int, count: int, *, write: bool
+    opened: OpenedRegions, device: BlockDevice, start: int, count: int, *, write: bool
 ) -> BlockDevice:
     """Return a handle that can address the range: direct I/O on a file may want larger blocks."""
     misfit = ((start | count) << SECTOR_SHIFT) % device.logical_block_size
@@ -189,7 +189,7 @@ def _check_creatable(path: str) -> str:
     return folder
 
 
-def _create(opened: Opened, path: str, sectors: int) -> None:
+def _create(opened: OpenedRegions, path: str, sectors: int) -> None:
     folder = _check_creatable(path)
     try:
         _create_whole(path, folder, sectors << SECTOR_SHIFT)
@@ -224,7 +224,7 @@ def _create_whole(path: str, folder: str, size: int) -> None:
         os.close(fd)
 
 
-def _check(opened: Opened) -> None:
+def _check(opened: OpenedRegions) -> None:
     if opened.dests:
         check_regions(opened.source, opened.dests)
     check_apart(opened.source, opened.dests)

@@ -15,7 +15,7 @@ from dmcopy.ranges import RangeSet
 from dmcopy.transfer import events
 from dmcopy.transfer.copy import OnError, Transfer
 from dmcopy.transfer.durability import INTERVAL_SECONDS
-from dmcopy.transfer.opening import Opened, is_same
+from dmcopy.transfer.opening import OpenedRegions, is_same
 from dmcopy.transfer.outcome import TransferOutcome
 from dmcopy.transfer.plan import TransferPlan, block_of, find_holes
 from dmcopy.transfer.settings import Settings, choose
@@ -50,7 +50,7 @@ class TransferSession:
 
     def __init__(
         self,
-        opened: Opened,
+        opened: OpenedRegions,
         options: TransferOptions,
         observer: events.TransferObserver = events.ignore,
     ) -> None:

@@ -24,7 +24,7 @@ _NUMBERS: Final = {name: number for number, name in errno.errorcode.items()}
 
 
 @dataclass(frozen=True)
-class Place:
+class Endpoint:
     """One side of a copy. `sectors`: how long the whole device was; `start`: where the copy is."""
 
     path: str
@@ -32,7 +32,7 @@ class Place:
     sectors: int
     start: int
 
-    def fits(self, other: Place) -> bool:
+    def fits(self, other: Endpoint) -> bool:
         """Whether the same range of a device of the same length is meant."""
         return (self.sectors, self.start) == (other.sectors, other.start)
 
@@ -41,12 +41,12 @@ class Place:
 class DestState:
     """A destination: what it has, and what could not be written to it."""
 
-    place: Place
+    place: Endpoint
     count: int
     written: RangeSet
     failed: tuple[FailedRange, ...]
 
-    def is_of(self, place: Place) -> bool:
+    def is_of(self, place: Endpoint) -> bool:
         """Whether it is a destination's. One that has nothing yet may be another file by now."""
         same = self.place.identity.is_of(place.identity)
         return self.place.fits(place) and (
@@ -58,7 +58,7 @@ class DestState:
 class TransferState:
     """The whole: what is copied, which of its sectors are bad, what each destination has."""
 
-    source: Place | None
+    source: Endpoint | None
     count: int
     errors: tuple[FailedRange, ...]
     destinations: tuple[DestState, ...]
@@ -123,10 +123,10 @@ def _dest(row: Any, most: int) -> DestState:
     )
 
 
-def _place(row: Any) -> Place:
+def _place(row: Any) -> Endpoint:
     known = row["identity"]
     identity = Identity(*(_text(known[key]) for key in ("always", "boot", "doubt")))
-    return Place(_text(row["path"]), identity, _number(row["sectors"]), _number(row["start"]))
+    return Endpoint(_text(row["path"]), identity, _number(row["sectors"]), _number(row["start"]))
 
 
 def _failures(rows: Any, most: int) -> tuple[FailedRange, ...]:

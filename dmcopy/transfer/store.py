@@ -29,7 +29,7 @@ from dmcopy.transfer.identity import identify
 from dmcopy.transfer.mapfile import BAD, DONE, Block, MapFile
 from dmcopy.transfer.mapping import extent, inward, make_map, offsets_of
 from dmcopy.transfer.matching import Matching
-from dmcopy.transfer.state import DestState, Place, TransferState
+from dmcopy.transfer.state import DestState, Endpoint, TransferState
 
 SUFFIX: Final = ".dests"
 _MOST_BYTES: Final = 1 << 28  # a map of two million blocks; a longer file is an image, not a map
@@ -48,8 +48,8 @@ class StateStore:
         self.fresh = not _is_there(path)
         self._saved = False
         self._trust = trust
-        self._source: Place | None = None
-        self._dests: list[Place] = []
+        self._source: Endpoint | None = None
+        self._dests: list[Endpoint] = []
         self._created: Collection[str] = ()
         self._around: list[Block] = []
         if _is_there(self.dests_path) and self.fresh:
@@ -93,7 +93,9 @@ class StateStore:
         plan = transfer.plan
         regions = (*plan.dests, *([plan.source] if plan.source else []))
         places = [
-            Place(region.device.path, identify(region.device), region.device.sectors, region.sector)
+            Endpoint(
+                region.device.path, identify(region.device), region.device.sectors, region.sector
+            )
             for region in regions
         ]
         self._dests = places[: len(plan.dests)]

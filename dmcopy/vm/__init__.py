@@ -7,9 +7,9 @@ with vm.guest(kernel="6.1", disks=[Disk("1G", serial="a")]) as g:
 from __future__ import annotations
 
 from dmcopy.vm.base import Guest
-from dmcopy.vm.channel import Command, Result
+from dmcopy.vm.channel import Command, CommandResult
 from dmcopy.vm.disks import Disk
 from dmcopy.vm.kernels import check
 from dmcopy.vm.qemu import QemuGuest as guest  # noqa: N813 - it reads as the verb that it is
 
-__all__ = ["Command", "Disk", "Guest", "Result", "check", "guest"]
+__all__ = ["Command", "CommandResult", "Disk", "Guest", "check", "guest"]

@@ -32,7 +32,7 @@ FRAME_BYTES: Final = 16 << 20
 """The longest payload of a frame: what is longer was not packed by us."""
 
 
-class Kind(enum.IntEnum):
+class FrameKind(enum.IntEnum):
     """What a frame says."""
 
     RUN = 1
@@ -47,7 +47,7 @@ class Kind(enum.IntEnum):
     EXIT = 20
 
 
-def pack(kind: Kind, number: int, payload: bytes = b"") -> bytes:
+def pack(kind: FrameKind, number: int, payload: bytes = b"") -> bytes:
     return _HEADER.pack(kind, number, len(payload)) + payload
 
 
@@ -57,7 +57,7 @@ class Decoder:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[tuple[Kind, int, bytes]]:
+    def feed(self, data: bytes) -> list[tuple[FrameKind, int, bytes]]:
         """Return the frames that `data` completes. Raises ValueError for what is no frame."""
         self._buffer += data
         frames = []
@@ -69,7 +69,7 @@ class Decoder:
             end = at + _HEADER.size + length
             if len(self._buffer) < end:
                 break
-            frames.append((Kind(kind), number, bytes(self._buffer[at + _HEADER.size : end])))
+            frames.append((FrameKind(kind), number, bytes(self._buffer[at + _HEADER.size : end])))
             at = end
         del self._buffer[:at]
         return frames
@@ -86,13 +86,13 @@ class _Command:
         if request.get("tty"):
             ours, theirs = os.openpty()
             child = (theirs, theirs, theirs)
-            self.stdin, self.outputs = os.dup(ours), {ours: Kind.OUT}
+            self.stdin, self.outputs = os.dup(ours), {ours: FrameKind.OUT}
         else:
             their_in, self.stdin = os.pipe()
             out, their_out = os.pipe()
             err, their_err = os.pipe()
             child = (their_in, their_out, their_err)
-            self.outputs = {out: Kind.OUT, err: Kind.ERR}
+            self.outputs = {out: FrameKind.OUT, err: FrameKind.ERR}
         self.pid = os.fork()
         if self.pid == 0:
             _become(request, child)
@@ -183,7 +183,7 @@ class Agent:
 
     def serve(self) -> None:
         """Run the host's commands until the end."""
-        self._send(Kind.HELLO, 0, json.dumps({"release": os.uname().release}).encode())
+        self._send(FrameKind.HELLO, 0, json.dumps({"release": os.uname().release}).encode())
         while True:
             poll, owners = self._poll()
             for fd, _ in poll.poll():
@@ -214,7 +214,7 @@ class Agent:
                 while self._read_output(command, output):
                     pass
             del self._commands[command.number]
-            self._send(Kind.EXIT, command.number, bytes([command.close()]))
+            self._send(FrameKind.EXIT, command.number, bytes([command.close()]))
         elif fd in command.outputs:
             self._read_output(command, fd)
         else:
@@ -237,7 +237,7 @@ class Agent:
     def _pass_stdin(self, command: _Command) -> None:
         taken = command.write_pending()
         if taken:
-            self._send(Kind.TAKEN, command.number, taken.to_bytes(4, "big"))
+            self._send(FrameKind.TAKEN, command.number, taken.to_bytes(4, "big"))
 
     def _read_port(self) -> bool:
         try:
@@ -248,25 +248,25 @@ class Agent:
             return False
         return all(self._obey(*frame) for frame in self._decoder.feed(data))
 
-    def _obey(self, kind: Kind, number: int, payload: bytes) -> bool:
-        if kind == Kind.BYE:
+    def _obey(self, kind: FrameKind, number: int, payload: bytes) -> bool:
+        if kind == FrameKind.BYE:
             return False
-        if kind == Kind.RUN:
+        if kind == FrameKind.RUN:
             self._commands[number] = _Command(number, json.loads(payload))
         command = self._commands.get(number)
         if command is None:
             return True  # it ended while this was on its way
-        if kind == Kind.STDIN:
+        if kind == FrameKind.STDIN:
             command.pending += payload
             command.ending = command.ending or not payload
             self._pass_stdin(command)
-        elif kind == Kind.SIGNAL:
+        elif kind == FrameKind.SIGNAL:
             command.signal(payload[0])
-        elif kind == Kind.RESIZE:
+        elif kind == FrameKind.RESIZE:
             fcntl.ioctl(next(iter(command.outputs)), 0x5414, payload)  # TIOCSWINSZ
         return True
 
-    def _send(self, kind: Kind, number: int, payload: bytes) -> None:
+    def _send(self, kind: FrameKind, number: int, payload: bytes) -> None:
         data = memoryview(pack(kind, number, payload))
         while data:
             try:

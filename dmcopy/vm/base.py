@@ -13,7 +13,7 @@ from typing import IO, ClassVar, Final, Self, TypeVar
 
 from dmcopy.errors import ClosedError, LostVMError
 from dmcopy.vm.cache import keep_log
-from dmcopy.vm.channel import Channel, ChannelLostError, Command, Result, Sink
+from dmcopy.vm.channel import Channel, ChannelLostError, Command, CommandResult, Sink
 from dmcopy.vm.disks import Disk, check_disks
 
 BOOT_TIMEOUT: Final = 180.0
@@ -70,7 +70,7 @@ class Guest(ABC):
             tty=tty,
         )
 
-    def wait(self, command: Command, timeout: float = RUN_TIMEOUT) -> Result:
+    def wait(self, command: Command, timeout: float = RUN_TIMEOUT) -> CommandResult:
         """Wait for a started command. Raises DeadlineError, LostVMError."""
         return self._follow(command.wait, timeout)
 
@@ -92,7 +92,7 @@ class Guest(ABC):
         stdin: IO[bytes] | bytes | None = None,
         stdout: Sink | None = None,
         stderr: Sink | None = None,
-    ) -> Result:
+    ) -> CommandResult:
         """Run a command to its end; a status other than 0 is not an error.
 
         Output goes to the sinks piece by piece, and what has no sink is in the result. After

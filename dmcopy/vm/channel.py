@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import IO, Final
 
 from dmcopy.errors import ClosedError, DeadlineError
-from dmcopy.vm.agent import STDIN_WINDOW, Decoder, Kind, pack
+from dmcopy.vm.agent import STDIN_WINDOW, Decoder, FrameKind, pack
 
 _PIECE: Final = 256 << 10
 _GRACE: Final = 15.0
-_ABOUT_COMMANDS: Final = {Kind.OUT, Kind.ERR, Kind.TAKEN, Kind.EXIT}
+_ABOUT_COMMANDS: Final = {FrameKind.OUT, FrameKind.ERR, FrameKind.TAKEN, FrameKind.EXIT}
 KEPT_BYTES: Final = 512 << 20
 """The most output of a command that is kept in memory, where no sink takes it."""
 
@@ -38,7 +38,7 @@ class _ForeignError(ChannelLostError):
 
 
 @dataclass(frozen=True)
-class Result:
+class CommandResult:
     """What became of a command. `status` is what a shell sees: 128 + N after signal N."""
 
     argv: tuple[str, ...]
@@ -88,10 +88,10 @@ class Channel:
         request = {"argv": list(argv), "cwd": cwd, "env": dict(env), "tty": tty}
         command = Command(self, self._number, tuple(argv), stdin, stdout, stderr)
         self._commands[self._number] = command
-        self.send(Kind.RUN, self._number, json.dumps(request).encode())
+        self.send(FrameKind.RUN, self._number, json.dumps(request).encode())
         return command
 
-    def send(self, kind: Kind, number: int, payload: bytes = b"") -> None:
+    def send(self, kind: FrameKind, number: int, payload: bytes = b"") -> None:
         """Queue one frame; it leaves during the next wait."""
         self._outgoing += pack(kind, number, payload)
         self._write()
@@ -157,13 +157,13 @@ class Channel:
         except ValueError as error:
             raise _ForeignError(str(error)) from None
         for kind, number, payload in frames:
-            if kind == Kind.HELLO:
+            if kind == FrameKind.HELLO:
                 self.release = _release(payload)
             elif kind not in _ABOUT_COMMANDS:
                 raise _ForeignError(f"a frame {kind.name}, which is the host's to send")
             elif number in self._commands:
                 self._commands[number].take(kind, payload)
-                if kind == Kind.EXIT:
+                if kind == FrameKind.EXIT:
                     del self._commands[number]
 
 
@@ -192,15 +192,15 @@ class Command:
         self._channel = channel
         self._number = number
         self._argv = argv
-        self._kept = {Kind.OUT: bytearray(), Kind.ERR: bytearray()}
-        self._sinks = {Kind.OUT: stdout, Kind.ERR: stderr}
+        self._kept = {FrameKind.OUT: bytearray(), FrameKind.ERR: bytearray()}
+        self._sinks = {FrameKind.OUT: stdout, FrameKind.ERR: stderr}
         self._file = None if isinstance(stdin, bytes) else stdin
         self._bytes = stdin if isinstance(stdin, bytes) else b""
         self._window = STDIN_WINDOW
         self._ended = False
         self.status: int | None = None
 
-    def wait(self, timeout: float) -> Result:
+    def wait(self, timeout: float) -> CommandResult:
         """Wait until the command has ended.
 
         After `timeout` seconds it is killed: DeadlineError. ChannelLostError means that the
@@ -211,8 +211,11 @@ class Command:
         if not self._channel.move_until(self._has_ended, deadline):
             self._give_up(timeout)
         assert self.status is not None
-        return Result(
-            self._argv, self.status, bytes(self._kept[Kind.OUT]), bytes(self._kept[Kind.ERR])
+        return CommandResult(
+            self._argv,
+            self.status,
+            bytes(self._kept[FrameKind.OUT]),
+            bytes(self._kept[FrameKind.ERR]),
         )
 
     def poll(self, timeout: float) -> int | None:
@@ -224,11 +227,11 @@ class Command:
 
     def signal(self, number: int) -> None:
         """Send a signal to the command and whatever it started."""
-        self._channel.send(Kind.SIGNAL, self._number, bytes([number]))
+        self._channel.send(FrameKind.SIGNAL, self._number, bytes([number]))
 
     def resize(self, size: bytes) -> None:
         """Tell the command's terminal its size, a packed `struct winsize`."""
-        self._channel.send(Kind.RESIZE, self._number, size)
+        self._channel.send(FrameKind.RESIZE, self._number, size)
 
     def wants_input(self) -> int | None:
         """The descriptor to read input from when there is room for it, else None."""
@@ -242,13 +245,13 @@ class Command:
         read = getattr(self._file, "read1", self._file.read)
         self._send_input(read(min(self._window, 32 << 10)))
 
-    def take(self, kind: Kind, payload: bytes) -> None:
+    def take(self, kind: FrameKind, payload: bytes) -> None:
         """Take a frame that the guest sent about this command."""
-        if kind == Kind.EXIT:
+        if kind == FrameKind.EXIT:
             if len(payload) != 1:
                 raise _ForeignError("an EXIT without a status")
             self.status = payload[0]
-        elif kind == Kind.TAKEN:
+        elif kind == FrameKind.TAKEN:
             self._window += int.from_bytes(payload, "big")
             if self._window > STDIN_WINDOW:
                 raise _ForeignError("a TAKEN of more input than it was given")
@@ -256,7 +259,7 @@ class Command:
         else:
             self._take_output(kind, payload)
 
-    def _take_output(self, kind: Kind, payload: bytes) -> None:
+    def _take_output(self, kind: FrameKind, payload: bytes) -> None:
         sink = self._sinks[kind]
         if sink is not None:
             sink(payload)
@@ -285,7 +288,7 @@ class Command:
     def _send_input(self, data: bytes) -> None:
         self._window -= len(data)
         self._ended = not data
-        self._channel.send(Kind.STDIN, self._number, data)
+        self._channel.send(FrameKind.STDIN, self._number, data)
 
     def _give_up(self, timeout: float) -> None:
         self.signal(signal.SIGKILL)

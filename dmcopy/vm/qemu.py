@@ -21,7 +21,7 @@ from typing import Final
 from dmcopy.errors import DeadlineError, LostVMError, MissingError, UsageError
 from dmcopy.units import parse_bytes
 from dmcopy.vm import accel, initramfs, kernels, machine
-from dmcopy.vm.agent import Kind
+from dmcopy.vm.agent import FrameKind
 from dmcopy.vm.base import BOOT_TIMEOUT, Guest, end_of, lost
 from dmcopy.vm.channel import Channel, ChannelLostError
 from dmcopy.vm.disk_server import DiskServer
@@ -87,7 +87,7 @@ class QemuGuest(Guest):
     def close(self) -> None:
         if self._channel is not None and self._qemu is not None:
             try:
-                self._channel.send(Kind.BYE, 0)
+                self._channel.send(FrameKind.BYE, 0)
                 self._channel.move_until(lambda: False, time.monotonic() + _SHUTDOWN_TIMEOUT)
             except ChannelLostError:
                 self._qemu.wait(_SHUTDOWN_TIMEOUT)

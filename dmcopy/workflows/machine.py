@@ -33,7 +33,7 @@ from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.names import mangle, unmangle
 from dmcopy.mapper.served import ServedMapper
 from dmcopy.mapper.served_script import ServedScript
-from dmcopy.ondisk.exception_store import Header
+from dmcopy.ondisk.exception_store import StoreHeader
 from dmcopy.units import SECTOR_SHIFT, SECTOR_SIZE
 
 _STORE_MAGIC: Final = b"SnAp"
@@ -122,13 +122,13 @@ class Machine:
         """Return whether an exception store begins on a device, whatever state it is in."""
         return self._first_sector(device)[:4] == _STORE_MAGIC
 
-    def store(self, device: str) -> Header | None:
+    def store(self, device: str) -> StoreHeader | None:
         """Return the header of the exception store on a device; None where there is none.
 
         Raises StoreError for what only begins like one.
         """
         data = self._first_sector(device)
-        return Header.parse(data) if data[:4] == _STORE_MAGIC else None
+        return StoreHeader.parse(data) if data[:4] == _STORE_MAGIC else None
 
     def stable(self, device: str) -> str:
         """Return a name for a device of a table that means the same after a reboot.

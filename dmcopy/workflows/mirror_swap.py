@@ -29,7 +29,7 @@ REPLACE: Final = "replace"
 """As swap; undone, the legs from before are copied to again: they have missed writes."""
 
 
-class Swap:
+class TableSwap:
     """Loads a table, suspends, resumes; done already, it does nothing. See the verbs above.
 
     A table that was planned when all was well with a leg is not loaded over a mirror in which that
@@ -98,7 +98,7 @@ class Swap:
 def swaps(mapper: Mapper, machine: Machine, *, trial: bool = False) -> dict[str, Action]:
     """Return the actions by verb; in a `trial`, nothing is there to be checked."""
     verbs = (SWAP, SETTLE, FREEZE, REPLACE)
-    return {verb: Swap(mapper, machine, verb, trial=trial) for verb in verbs}
+    return {verb: TableSwap(mapper, machine, verb, trial=trial) for verb in verbs}
 
 
 def _mirrors(mapper: Mapper, name: str) -> list[MirrorStatus]:

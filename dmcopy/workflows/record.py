@@ -21,7 +21,7 @@ from dmcopy.errors import DmcopyError
 from dmcopy.ledger import alive, boot_id
 from dmcopy.mapper.base import check_name
 from dmcopy.table import Table
-from dmcopy.workflows.snapshot_layout import Layout
+from dmcopy.workflows.snapshot_layout import SnapshotLayout
 from dmcopy.workflows.step import Step
 
 VERBS: Final = {
@@ -56,7 +56,7 @@ class Plan:
     devices: tuple[str, ...] = ()
     wait: str = ""
     undo_failed: bool = False
-    layout: Layout | None = None
+    layout: SnapshotLayout | None = None
     total: int = 0
     committed: bool = False
 
@@ -82,7 +82,7 @@ class PlanRecord:
     devices: tuple[str, ...] = ()
     wait: str = ""
     undo_failed: bool = False
-    layout: Layout | None = None
+    layout: SnapshotLayout | None = None
     total: int = 0
     committed: bool = False
     settled: int = 0

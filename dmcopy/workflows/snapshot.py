@@ -29,7 +29,7 @@ from dmcopy.workflows.snapshot_find import (
     others,
     parts_of,
 )
-from dmcopy.workflows.snapshot_layout import Layout
+from dmcopy.workflows.snapshot_layout import SnapshotLayout
 from dmcopy.workflows.snapshot_status import read
 from dmcopy.workflows.snapshot_take import plan_take
 from dmcopy.workflows.step import Step
@@ -94,7 +94,7 @@ def plan_merge(mapper: Mapper, name: str) -> Plan:
     return _plan("merge", layout, steps, total=total)
 
 
-def merge(session: Session, name: str, *, timeout: float | None = None) -> Layout:
+def merge(session: Session, name: str, *, timeout: float | None = None) -> SnapshotLayout:
     """Roll the origin back to the snapshot `name`; return when it is done.
 
     Called again after an interruption, also by a reboot, it continues. Raises what `plan_merge` and
@@ -176,7 +176,7 @@ def _plan_drop_merge(site: Site, found: Found) -> Plan:
     return _plan("drop", layout, layouts.merge_end(layout, now, last=last, wipe=0))
 
 
-def _plan(verb: str, layout: Layout, steps: Iterable[Step], *, total: int = 0) -> Plan:
+def _plan(verb: str, layout: SnapshotLayout, steps: Iterable[Step], *, total: int = 0) -> Plan:
     done = list(steps)
     return Plan(
         *("snapshot", verb, layout.name, done),
@@ -203,7 +203,7 @@ def _with(
 
 
 def _files(
-    site: Site, layout: Layout, parts: list[tuple[int, Linear]], missing: int
+    site: Site, layout: SnapshotLayout, parts: list[tuple[int, Linear]], missing: int
 ) -> dict[str, int]:
     """Return the file to be made longer, and how long; refuse when there is no room."""
     length, last = parts[-1]

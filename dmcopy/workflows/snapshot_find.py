@@ -8,7 +8,7 @@ from typing import Final
 from dmcopy.errors import DmcopyError, UsageError
 from dmcopy.table import Linear, Snapshot, SnapshotMerge, SnapshotOrigin, Table
 from dmcopy.workflows.site import Site
-from dmcopy.workflows.snapshot_layout import Layout
+from dmcopy.workflows.snapshot_layout import SnapshotLayout
 
 REAL: Final = "-real"
 COW: Final = "-cow"
@@ -83,7 +83,7 @@ def origin_of(site: Site, base: str) -> str:
     return ""
 
 
-def layout_of(site: Site, found: Found) -> Layout:
+def layout_of(site: Site, found: Found) -> SnapshotLayout:
     """Return how a snapshot that is there is laid out, in names that outlive a reboot."""
     origin = origin_of(site, found.base)
     base = site.mapped(found.base)
@@ -93,7 +93,7 @@ def layout_of(site: Site, found: Found) -> Layout:
     ours = cow if cow == f"{name}{COW}" else ""
     parts = site.stable(site.table(ours)) if ours else Table()
     files = [file for file in parts.devices if site.machine.is_file(file)]
-    return Layout(
+    return SnapshotLayout(
         name=name,
         origin=origin,
         real=real,
@@ -110,7 +110,7 @@ def layout_of(site: Site, found: Found) -> Layout:
     )
 
 
-def changeable(site: Site, found: Found) -> Layout:
+def changeable(site: Site, found: Found) -> SnapshotLayout:
     """Return the layout of a snapshot that a workflow may change. Raises UsageError, DmcopyError.
 
     One of LVM's is not, nor one of which a device is suspended.

@@ -20,7 +20,7 @@ from dmcopy.workflows.step import Step
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class SnapshotLayout:
     """The names and tables of a snapshot; every path in it outlives a reboot.
 
     Attributes:
@@ -86,7 +86,7 @@ class Layout:
         return (self.base, self.cow_path, self.store, self.chunk_size, self.features)
 
 
-def take(layout: Layout, origin_now: str, *, joining: bool, wipe: int) -> Iterator[Step]:
+def take(layout: SnapshotLayout, origin_now: str, *, joining: bool, wipe: int) -> Iterator[Step]:
     """Yield the steps that take a snapshot. `origin_now`: the origin's active table, "" if none.
 
     `wipe`: sectors at the beginning of the COW; 0 to continue the store that is there.
@@ -117,7 +117,7 @@ def take(layout: Layout, origin_now: str, *, joining: bool, wipe: int) -> Iterat
     yield Step("resume", layout.origin, before=origin_now, joined=True)
 
 
-def drop(layout: Layout, origin_now: str, *, last: bool) -> Iterator[Step]:
+def drop(layout: SnapshotLayout, origin_now: str, *, last: bool) -> Iterator[Step]:
     """Yield the steps that remove a snapshot; with the `last` one, the origin is as before.
 
     Once the snapshot is gone it cannot come back: writes to the origin are not seen any more.
@@ -133,7 +133,7 @@ def drop(layout: Layout, origin_now: str, *, last: bool) -> Iterator[Step]:
     yield from _remove_cow(layout)
 
 
-def merge(layout: Layout, origin_now: str) -> Iterator[Step]:
+def merge(layout: SnapshotLayout, origin_now: str) -> Iterator[Step]:
     """Yield the steps that begin to merge: the exceptions go over to the origin's new table.
 
     The snapshot must be suspended when the origin is resumed (snapshot_preresume in dm-snap.c).
@@ -145,7 +145,7 @@ def merge(layout: Layout, origin_now: str) -> Iterator[Step]:
     yield Step("remove", layout.name, before=layout.snapshot_table)
 
 
-def merge_again(layout: Layout, origin_now: str, there: Collection[str]) -> Iterator[Step]:
+def merge_again(layout: SnapshotLayout, origin_now: str, there: Collection[str]) -> Iterator[Step]:
     """Yield the steps that continue a merge whose devices a reboot or another program has removed.
 
     `origin_now`: "" for no device; `there`: which of the others are.
@@ -168,13 +168,13 @@ def merge_again(layout: Layout, origin_now: str, there: Collection[str]) -> Iter
     yield Step("resume", layout.origin, before=origin_now, joined=True)
 
 
-def merge_anew(layout: Layout) -> Iterator[Step]:
+def merge_anew(layout: SnapshotLayout) -> Iterator[Step]:
     """Yield the steps that continue a merge which stopped at an error: a new device forgets it."""
     yield Step("remove", layout.origin)
     yield Step("create", layout.origin, table=layout.merge_table)
 
 
-def merge_end(layout: Layout, origin_now: str, *, last: bool, wipe: int) -> Iterator[Step]:
+def merge_end(layout: SnapshotLayout, origin_now: str, *, last: bool, wipe: int) -> Iterator[Step]:
     """Yield the steps after a merge: the origin is as before the snapshot was taken.
 
     The store, which is empty now, is wiped: the COW device can be used for the next snapshot.
@@ -192,7 +192,9 @@ def merge_end(layout: Layout, origin_now: str, *, last: bool, wipe: int) -> Iter
     yield from (Step("detach", file) for file in layout.files)
 
 
-def extend(layout: Layout, parts: str, cow_now: str, files: dict[str, int]) -> Iterator[Step]:
+def extend(
+    layout: SnapshotLayout, parts: str, cow_now: str, files: dict[str, int]
+) -> Iterator[Step]:
     """Yield the steps that make the COW longer, file by file and then the table `parts`.
 
     Nothing else is to be told: the kernel looks at the size of the COW device whenever it needs
@@ -205,7 +207,7 @@ def extend(layout: Layout, parts: str, cow_now: str, files: dict[str, int]) -> I
     yield Step("resume", layout.cow, before=cow_now, joined=True)
 
 
-def _make_real(layout: Layout) -> Iterator[Step]:
+def _make_real(layout: SnapshotLayout) -> Iterator[Step]:
     """Yield the steps that make the hidden device; its table waits until the origin is suspended.
 
     Until then it is as long as it will be and reads as zeroes: a device without any table has no
@@ -215,7 +217,7 @@ def _make_real(layout: Layout) -> Iterator[Step]:
     yield Step("load", layout.real, table=layout.plain)
 
 
-def _swap_origin(layout: Layout, origin_now: str, *, last: bool) -> Iterator[Step]:
+def _swap_origin(layout: SnapshotLayout, origin_now: str, *, last: bool) -> Iterator[Step]:
     yield Step("suspend", layout.origin)
     if last and layout.real:
         # Two devices with one table are never active together: a mirror's log would have two users.
@@ -225,7 +227,7 @@ def _swap_origin(layout: Layout, origin_now: str, *, last: bool) -> Iterator[Ste
         yield Step("remove", layout.real, before=layout.plain)
 
 
-def _remove_cow(layout: Layout) -> Iterator[Step]:
+def _remove_cow(layout: SnapshotLayout) -> Iterator[Step]:
     if layout.cow:
         yield Step("remove", layout.cow, before=layout.parts)
     yield from (Step("detach", file) for file in layout.files)

@@ -19,7 +19,7 @@ from dmcopy.workflows import snapshot_layout as layouts
 from dmcopy.workflows.record import PlanRecord
 from dmcopy.workflows.site import Site, pause
 from dmcopy.workflows.snapshot_find import snapshots
-from dmcopy.workflows.snapshot_layout import Layout
+from dmcopy.workflows.snapshot_layout import SnapshotLayout
 from dmcopy.workflows.step import Step
 from dmcopy.workflows.steps import Runner
 
@@ -196,14 +196,14 @@ class Merging:
             remaining = POLL_SECONDS if timeout is None else min(POLL_SECONDS, timeout - seconds)
             pause(self._mapper, layout.origin, remaining)
 
-    def _status(self, layout: Layout) -> SnapshotMergeStatus:
+    def _status(self, layout: SnapshotLayout) -> SnapshotMergeStatus:
         for line in self._mapper.status(layout.origin):
             if isinstance(line.status, SnapshotMergeStatus):
                 return line.status
         raise DmcopyError(f"{layout.origin} has another table than that of a merge by now")
 
 
-def _layout(record: PlanRecord) -> Layout:
+def _layout(record: PlanRecord) -> SnapshotLayout:
     assert record.layout is not None  # `record.parse` has seen to that
     return record.layout
 

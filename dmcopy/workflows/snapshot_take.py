@@ -16,7 +16,7 @@ from dmcopy.workflows import snapshot_layout as layouts
 from dmcopy.workflows.record import Plan, PlanRecord
 from dmcopy.workflows.site import Site
 from dmcopy.workflows.snapshot_find import COW, LVM_UUID, REAL, merging_into, origin_of
-from dmcopy.workflows.snapshot_layout import Layout
+from dmcopy.workflows.snapshot_layout import SnapshotLayout
 
 DEFAULT_CHUNK: Final = 32
 """Sectors: what the kernel takes for a chunk size of 0 (DM_CHUNK_SIZE_DEFAULT_SECTORS)."""
@@ -44,7 +44,7 @@ def plan_take(
 
     A mapped origin stays in use, with a file system mounted on it, which is frozen while the
     tables are exchanged. One that is not mapped must not be in use, and is used through the new
-    device `Layout.origin` from then on.
+    device `SnapshotLayout.origin` from then on.
 
     `force`: whatever is on `cow` is overwritten. `reuse`: the store on it is this snapshot's, from
     before a restart, and keeps its own chunk size. Raises UsageError or BusyError saying
@@ -147,7 +147,7 @@ class _Checker:
                 "and that for the origin"
             )
 
-    def _mapped(self, origin: str, cow: str) -> tuple[Layout, str, bool]:
+    def _mapped(self, origin: str, cow: str) -> tuple[SnapshotLayout, str, bool]:
         """Return the layout, the origin's active table, and whether it is an origin already."""
         table = self._site.table(origin)
         info = self._site.infos[origin]
@@ -177,7 +177,7 @@ class _Checker:
         layout = self._layout(origin, table.length, base, cow, real=real, plain=plain)
         return layout, str(table), False
 
-    def _unmapped(self, path: str, cow: str) -> tuple[Layout, str, bool]:
+    def _unmapped(self, path: str, cow: str) -> tuple[SnapshotLayout, str, bool]:
         if self._machine.is_file(path):
             raise UsageError(f"{path} is a file: give a device (losetup --find --show {path})")
         name = f"{os.path.basename(path)}-origin"
@@ -197,7 +197,7 @@ class _Checker:
 
     def _layout(
         self, origin: str, length: int, base: str, cow: str, *, real: str = "", plain: str = ""
-    ) -> Layout:
+    ) -> SnapshotLayout:
         name = f"{self._asked.name}{COW}"
         sectors = self._machine.sectors(cow)
         least = LEAST_CHUNKS * self._asked.chunk_size
@@ -206,7 +206,7 @@ class _Checker:
                 f"{cow} has {format_sectors(sectors)}, but the exceptions need at least "
                 f"{LEAST_CHUNKS} chunks, {format_sectors(least)}"
             )
-        return Layout(
+        return SnapshotLayout(
             name=self._asked.name,
             origin=origin,
             real=real,

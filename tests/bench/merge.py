@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dmcopy.ondisk.exception_store import VERSION, Header, Layout
+from dmcopy.ondisk.exception_store import VERSION, AreaLayout, StoreHeader
 from tests.bench.disks import Disks, settle
 from tests.bench.figures import Run, Table, Target, Unit
 from tests.bench.process import ROOT, BenchError, run
@@ -28,7 +28,7 @@ LIMIT = 100_000_000
 
 def fill_store(cow: Path, origin_bytes: int, run_chunks: int = RUN_CHUNKS) -> int:
     """Write a store of half the origin's 4 KiB chunks, in runs; return their size in bytes."""
-    layout = Layout(8)
+    layout = AreaLayout(8)
     runs = list(range(0, origin_bytes // PAGE // 2 * 2, run_chunks))
     random.Random(9).shuffle(runs)
     wanted = origin_bytes // PAGE // 2
@@ -38,7 +38,7 @@ def fill_store(cow: Path, origin_bytes: int, run_chunks: int = RUN_CHUNKS) -> in
         pairs.append((old, new))
         new = layout.after(new)
     with cow.open("r+b") as file:
-        file.write(Header(True, VERSION, 8).build().ljust(PAGE, b"\0"))
+        file.write(StoreHeader(True, VERSION, 8).build().ljust(PAGE, b"\0"))
         for area in range(len(pairs) // layout.per_area + 1):
             entries = pairs[area * layout.per_area : (area + 1) * layout.per_area]
             file.seek(layout.area_location(area) * PAGE)

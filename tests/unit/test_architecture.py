@@ -80,6 +80,20 @@ def test_what_a_package_lists_is_there_and_documented() -> None:
             assert not callable(value) or value.__doc__, f"{module.__name__}.{name} says nothing"
 
 
+def test_a_name_means_one_thing() -> None:
+    """A class has a name of its own, but for those that the README names."""
+    found: dict[str, list[str]] = {}
+    for place, path in modules():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(place)
+    several = {name: places for name, places in found.items() if len(places) > 1}
+    beside = {"Mirror": ["testing", "workflows"], "Snapshot": ["testing"]}
+    for name in [name for name, places in several.items() if "targets" in places]:
+        assert sorted(several.pop(name)) == sorted(["table", "targets", *beside.get(name, [])])
+    assert several == {"Step": ["testing", "workflows"]}
+
+
 def only_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 

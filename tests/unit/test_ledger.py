@@ -17,7 +17,7 @@ import pytest
 
 from dmcopy import ledger as ledgers
 from dmcopy.errors import DeviceError, UsageError
-from dmcopy.ledger import Entry, Ledger
+from dmcopy.ledger import Ledger, LedgerEntry
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def names(ledger: Ledger) -> list[str]:
 
 
 def _made(**changes: Any) -> bytes:
-    entry = Entry("1", "dm", "x", "U", "1 1", ledgers.boot_id())
+    entry = LedgerEntry("1", "dm", "x", "U", "1 1", ledgers.boot_id())
     return json.dumps({"op": "made", **asdict(entry), **changes}).encode()
 
 

@@ -9,7 +9,7 @@ from dmcopy.export.base import FrontEnd, Place
 from dmcopy.export.ublk.served import UblkDevice
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
-from dmcopy.io.ublk import Control
+from dmcopy.io.ublk import UblkControl
 from dmcopy.ledger import Ledger
 
 
@@ -30,7 +30,7 @@ class UblkDevices(FrontEnd):
         *,
         ledger: Ledger | None = None,
         recoverable: bool = False,
-        control: Control | None = None,
+        control: UblkControl | None = None,
     ) -> None:
         super().__init__(reactor, place)
         self._ledger = ledger or Ledger()
@@ -41,7 +41,7 @@ class UblkDevices(FrontEnd):
     @classmethod
     def why_not(cls) -> str:
         """It takes root, io_uring, and a driver that is not known to hang."""
-        return Control().why_not()
+        return UblkControl().why_not()
 
     def add(self, name: str, device: Device, *, left: str = "") -> str:
         """Serve a device; return its node. See `FrontEnd.add`.

@@ -29,7 +29,7 @@ class Answers(Protocol):
         """See `Queue`."""
 
 
-class Requests:
+class UblkRequests:
     """Requests by their tags, each of which has `MAX_BYTES` of memory; on `device`.
 
     `queue` is to be set before the first of them; `under_way`: how many the device has.

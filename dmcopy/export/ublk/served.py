@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, UsageError
 from dmcopy.export.aside import aside
 from dmcopy.export.ublk.queue import Queue
-from dmcopy.export.ublk.requests import DEPTH, MAX_BYTES, Requests
+from dmcopy.export.ublk.requests import DEPTH, MAX_BYTES, UblkRequests
 from dmcopy.export.users import check_unused
 from dmcopy.io import ublk
 from dmcopy.io.reactor import Reactor
@@ -40,7 +40,7 @@ class UblkDevice:
         ledger: Ledger,
         recoverable: bool = False,
         left: str = "",
-        control: ublk.Control | None = None,
+        control: ublk.UblkControl | None = None,
     ) -> None:
         if device.logical_block_size > PAGE_SIZE:
             raise UsageError(
@@ -51,9 +51,9 @@ class UblkDevice:
         self._device = device
         self._ledger = ledger
         self._recoverable = recoverable
-        self._control = control or ublk.Control()
+        self._control = control or ublk.UblkControl()
         self._number: int | None = None
-        self._requests: Requests | None = None
+        self._requests: UblkRequests | None = None
         self._queue: Queue | None = None
         self.mark = left or ublk.new_mark()
         self.path = device.path
@@ -151,7 +151,7 @@ class UblkDevice:
 
     def _serve(self) -> None:
         assert self._number is not None
-        requests = self._requests = Requests(self._reactor, self._device)
+        requests = self._requests = UblkRequests(self._reactor, self._device)
         queue = Queue(self._reactor, self._number, requests.addresses, requests.arrived)
         self._queue = requests.queue = queue
 

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING
 from dmcopy.lazy import attributes
 
 if TYPE_CHECKING:
-    from dmcopy.testing.kit.devices import Device, Disk, Faults, Mirror, Opened, Snapshot
+    from dmcopy.testing.kit.devices import Faults, Mapped, Mirror, Opened, ScratchDisk, Snapshot
     from dmcopy.testing.kit.kit import Kit
     from dmcopy.testing.kit.power import PowerCut
 else:
     __getattr__ = attributes(
-        __name__, devices="Device Disk Faults Mirror Opened Snapshot", kit="Kit", power="PowerCut"
+        __name__,
+        devices="Faults Mapped Mirror Opened ScratchDisk Snapshot",
+        kit="Kit",
+        power="PowerCut",
     )
 
-__all__ = ["Device", "Disk", "Faults", "Kit", "Mirror", "Opened", "PowerCut", "Snapshot"]
+__all__ = ["Faults", "Kit", "Mapped", "Mirror", "Opened", "PowerCut", "ScratchDisk", "Snapshot"]

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 from dmcopy.closing import Closing
 from dmcopy.errors import ClosedError, DeadlineError
 from dmcopy.io import whole
-from dmcopy.io.region import Device as IoDevice
+from dmcopy.io.region import Device
 from dmcopy.mapper.faults import Faulty, Range
 from dmcopy.status import MirrorStatus, SnapshotStatus, Status, StatusLine
 from dmcopy.table import Error, Table
 
 if TYPE_CHECKING:
     from dmcopy.mapper.base import DmInfo, Mapper
-    from dmcopy.testing.kit.engine import Engine
+    from dmcopy.testing.kit.environment import Environment
 
 _SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.02
@@ -35,8 +35,8 @@ class Opened(Closing):
     Each call waits for its I/O, 30 s at most. Raises DeviceError with the kernel's errno.
     """
 
-    def __init__(self, engine: Engine, device: IoDevice) -> None:
-        self._engine = engine
+    def __init__(self, environment: Environment, device: Device) -> None:
+        self._environment = environment
         self._device = device
         self._closed = False
 
@@ -73,7 +73,7 @@ class Opened(Closing):
         """Close it: a mapped device that is open cannot be removed."""
         close = getattr(self._device, "close", None)
         if not self._closed and close is not None:
-            self._engine.perform(lambda _: close())
+            self._environment.perform(lambda _: close())
         self._closed = True
 
     def _perform(self, what: Callable[[Any], _T]) -> _T:
@@ -81,14 +81,14 @@ class Opened(Closing):
             raise ClosedError(
                 f"{self._device.path}: it was closed, or its power cut: open it again"
             )
-        return self._engine.perform(what)
+        return self._environment.perform(what)
 
 
 class _Openable:
     """What disks and mapped devices have in common. `word`: by which tables call it."""
 
-    def __init__(self, engine: Engine, word: str) -> None:
-        self._engine = engine
+    def __init__(self, environment: Environment, word: str) -> None:
+        self._environment = environment
         self._handles: list[Opened] = []
         self.word = word
 
@@ -101,11 +101,11 @@ class _Openable:
     @property
     def path(self) -> str:
         """Where programs find it: a node; a file where only the model's devices can be that."""
-        return self._engine.path(self.word)
+        return self._environment.path(self.word)
 
     def open(self) -> Opened:
         """Open it for I/O; it is closed with a `with` block, or at the end of the test."""
-        handle = Opened(self._engine, self._engine.device(self.word))
+        handle = Opened(self._environment, self._environment.device(self.word))
         self._handles.append(handle)
         return handle
 
@@ -115,29 +115,29 @@ class _Openable:
             self._handles.pop().close()
 
 
-class Disk(_Openable):
+class ScratchDisk(_Openable):
     """A scratch disk of `sectors`. `serial`: what the test called it, or disk0, disk1 …."""
 
-    def __init__(self, engine: Engine, word: str, sectors: int, serial: str) -> None:
-        super().__init__(engine, word)
+    def __init__(self, environment: Environment, word: str, sectors: int, serial: str) -> None:
+        super().__init__(environment, word)
         self.sectors = sectors
         self.serial = serial
 
     def __repr__(self) -> str:
-        return f"<Disk {self.serial} of {self.sectors} sectors at {self.word}>"
+        return f"<ScratchDisk {self.serial} of {self.sectors} sectors at {self.word}>"
 
 
-class Device(_Openable, Generic[S]):
+class Mapped(_Openable, Generic[S]):
     """A mapped device. `S` is the type of its status."""
 
-    def __init__(self, engine: Engine, name: str, table: Table) -> None:
-        super().__init__(engine, engine.call(lambda mapper: mapper.path(name)))
+    def __init__(self, environment: Environment, name: str, table: Table) -> None:
+        super().__init__(environment, environment.call(lambda mapper: mapper.path(name)))
         self.name = name
         self.table = table
         """The table that it has, or will have after the next resume."""
 
     def __repr__(self) -> str:
-        return f"<Device {self.name}>"
+        return f"<Mapped {self.name}>"
 
     @property
     def sectors(self) -> int:
@@ -147,7 +147,7 @@ class Device(_Openable, Generic[S]):
     @property
     def info(self) -> DmInfo:
         """What the engine knows of it: events, open count, whether it is suspended."""
-        return self._engine.call(lambda mapper: mapper.info(self.name))
+        return self._environment.call(lambda mapper: mapper.info(self.name))
 
     def status(self) -> S:
         """Return the status of the first line of the table, which for most devices is all."""
@@ -155,7 +155,7 @@ class Device(_Openable, Generic[S]):
 
     def statuses(self) -> tuple[StatusLine, ...]:
         """Return the status of every line of the table."""
-        return self._engine.call(lambda mapper: mapper.status(self.name))
+        return self._environment.call(lambda mapper: mapper.status(self.name))
 
     @contextlib.contextmanager
     def paused(self, *, flush: bool = True) -> Iterator[None]:
@@ -169,58 +169,64 @@ class Device(_Openable, Generic[S]):
     def swap(self, table: Table | str, *, flush: bool = True) -> None:
         """Replace the table under suspend; after an error the old one stays."""
         new = self._table(table)
-        self._engine.call(lambda mapper: mapper.swap(self.name, new, flush=flush, lockfs=flush))
+        self._environment.call(
+            lambda mapper: mapper.swap(self.name, new, flush=flush, lockfs=flush)
+        )
         self.table = new
 
     def load(self, table: Table | str) -> None:
         """Load a table, which the next resume makes active."""
         new = self._table(table)
-        self._engine.call(lambda mapper: mapper.load(self.name, new))
+        self._environment.call(lambda mapper: mapper.load(self.name, new))
         self.table = new
 
     def suspend(self, *, flush: bool = True) -> None:
         """Hold new I/O, and wait for what is in flight; without `flush` keep what is queued."""
-        self._engine.call(lambda mapper: mapper.suspend(self.name, flush=flush, lockfs=flush))
+        self._environment.call(lambda mapper: mapper.suspend(self.name, flush=flush, lockfs=flush))
 
     def resume(self) -> None:
-        self._engine.call(lambda mapper: mapper.resume(self.name))
+        self._environment.call(lambda mapper: mapper.resume(self.name))
 
     def message(self, *words: str, sector: int = 0) -> str:
         """Send words to the target at `sector`; return its answer."""
-        return self._engine.call(lambda mapper: mapper.message(self.name, *words, sector=sector))
+        return self._environment.call(
+            lambda mapper: mapper.message(self.name, *words, sector=sector)
+        )
 
     def wait(self, event: int, *, timeout: float = _SECONDS) -> int:
         """Wait until the event number (`info.events`) is another than `event`; return it."""
-        return self._engine.call(lambda mapper: mapper.wait(self.name, event, timeout=timeout))
+        return self._environment.call(lambda mapper: mapper.wait(self.name, event, timeout=timeout))
 
     def create(self) -> None:
         """Make the device on the engine, with the table that it has here."""
-        self._engine.call(lambda mapper: mapper.create(self.name, self.table))
+        self._environment.call(lambda mapper: mapper.create(self.name, self.table))
 
     def remove(self) -> None:
         """Remove the device from the engine. Raises BusyError naming its users."""
         self.close()
-        self._engine.hide(self.word)
-        self._engine.call(lambda mapper: mapper.remove(self.name))
+        self._environment.hide(self.word)
+        self._environment.call(lambda mapper: mapper.remove(self.name))
 
     def cut_loose(self) -> None:
         """End all I/O that waits for the device with EIO: nothing is flushed."""
         failed = Table.of(self.table.length or 8, Error())
-        self._engine.call(lambda mapper: mapper.swap(self.name, failed, flush=False, lockfs=False))
+        self._environment.call(
+            lambda mapper: mapper.swap(self.name, failed, flush=False, lockfs=False)
+        )
 
     def _table(self, table: Table | str) -> Table:
         read = Table.parse(table) if isinstance(table, str) else table
-        return read.with_devices(self._engine.word_of)
+        return read.with_devices(self._environment.word_of)
 
 
-class Snapshot(Device[SnapshotStatus]):
+class Snapshot(Mapped[SnapshotStatus]):
     """A snapshot of `origin`: what is written to that device is copied to the disk `cow` first."""
 
-    origin: Device[Status]
+    origin: Mapped[Status]
     cow: _Openable
 
 
-class Mirror(Device[MirrorStatus]):
+class Mirror(Mapped[MirrorStatus]):
     """A mirror. `legs`: what it is made of."""
 
     legs: tuple[_Openable, ...] = ()
@@ -231,10 +237,10 @@ class Mirror(Device[MirrorStatus]):
         while not self.status().in_sync:
             if time.monotonic() > deadline:
                 raise DeadlineError(f"{self.name} is not in sync after {timeout:g} s")
-            self._engine.call(lambda mapper: mapper.sleep(_POLL_SECONDS))
+            self._environment.call(lambda mapper: mapper.sleep(_POLL_SECONDS))
 
 
-class Faults(Device[Status]):
+class Faults(Mapped[Status]):
     """A device over a disk whose sectors can be made to fail, and `restore`d.
 
     A range is `"from:count"` or `(from, count)`, in sectors; without one it is the whole device. A
@@ -274,4 +280,4 @@ class Faults(Device[Status]):
             what(faulty)
             return faulty.table
 
-        self.table = self._engine.call(put)
+        self.table = self._environment.call(put)

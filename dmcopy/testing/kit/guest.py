@@ -8,13 +8,13 @@ from pathlib import Path
 from dmcopy.block import BlockDevice
 from dmcopy.block.loop import attach
 from dmcopy.ledger import Ledger
-from dmcopy.testing.kit.engine import LackingError
-from dmcopy.testing.kit.host import Host
+from dmcopy.testing.kit.environment import LackingError
+from dmcopy.testing.kit.host import ThisHost
 from dmcopy.units import SECTOR_SHIFT, format_bytes
 
 
-class InGuest(Host):
-    """See `Engine`. `phase`: how many power cuts the test has behind it.
+class InGuest(ThisHost):
+    """See `Environment`. `phase`: how many power cuts the test has behind it.
 
     With `volatile` all disks are real ones of the guest, which the host takes the power of, the
     smallest that is large enough each; a loop device over it has the size and the blocks that were

@@ -24,15 +24,15 @@ from dmcopy.io.thread import ReactorThread
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.testing.kit.engine import Engine, LackingError
+from dmcopy.testing.kit.environment import Environment, LackingError
 from dmcopy.testing.kit.model import load_fuse, lose_cache
 from dmcopy.testing.kit.switched import SwitchedDisk
 
 _T = TypeVar("_T")
 
 
-class Host(Engine):
-    """See `Engine`. Words are nodes."""
+class ThisHost(Environment):
+    """See `Environment`. Words are nodes."""
 
     label = "host"
 

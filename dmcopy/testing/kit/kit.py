@@ -1,4 +1,4 @@
-"""The maker of all that a test uses, on one engine; at the end everything goes, newest first."""
+"""The maker of all that a test uses, in one place; at the end everything goes, newest first."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dmcopy.status import Status
 from dmcopy.table import CoreLog, DiskLog, Leg, Linear, SnapshotOrigin, Striped, Table
 from dmcopy.table import Mirror as MirrorTarget
 from dmcopy.table import Snapshot as SnapshotTarget
-from dmcopy.testing.kit.devices import Device, Disk, Faults, Mirror, Snapshot
-from dmcopy.testing.kit.engine import Engine
+from dmcopy.testing.kit.devices import Faults, Mapped, Mirror, ScratchDisk, Snapshot
+from dmcopy.testing.kit.environment import Environment
 from dmcopy.testing.kit.mounted import unmount
 from dmcopy.units import SECTOR_SHIFT, parse_bytes
 
-AnyDevice: TypeAlias = Disk | Device[Any]
+AnyDevice: TypeAlias = ScratchDisk | Mapped[Any]
 Size: TypeAlias = str | int
 BLOCK_SIZES: Final = (512, 1024, 2048, 4096)
-_D = TypeVar("_D", bound=Device[Any])
+_D = TypeVar("_D", bound=Mapped[Any])
 
 
 class Kit(Closing):
@@ -33,19 +33,21 @@ class Kit(Closing):
     `kit(table)` makes a device of a table. Names are made up: `name` is only their end.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.disks: list[Disk] = []
-        self.devices: list[Device[Any]] = []
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.disks: list[ScratchDisk] = []
+        self.devices: list[Mapped[Any]] = []
         self._prefix = f"{PREFIX}{os.urandom(3).hex()}-"
         self._numbers: dict[str, int] = {}
 
     @property
     def label(self) -> str:
         """Where this is: model or host."""
-        return self.engine.label
+        return self.environment.label
 
-    def scratch_disk(self, size: Size = "64M", *, serial: str = "", block_size: int = 512) -> Disk:
+    def scratch_disk(
+        self, size: Size = "64M", *, serial: str = "", block_size: int = 512
+    ) -> ScratchDisk:
         """Make a disk, all zeroes, with blocks of `block_size` bytes."""
         if block_size not in BLOCK_SIZES:
             raise UsageError(f"blocks of {block_size} bytes: choose one of {BLOCK_SIZES}")
@@ -55,33 +57,33 @@ class Kit(Closing):
         serial = serial or f"disk{len(self.disks)}"
         if serial in [disk.serial for disk in self.disks]:
             raise UsageError(f"there is a disk {serial} already")
-        file = self.engine.folder / serial
+        file = self.environment.folder / serial
         with file.open("xb") as made:
             made.truncate(size_bytes)
-        word = self.engine.make_disk(file, block_size)
-        self.disks.append(Disk(self.engine, word, size_bytes >> SECTOR_SHIFT, serial))
+        word = self.environment.make_disk(file, block_size)
+        self.disks.append(ScratchDisk(self.environment, word, size_bytes >> SECTOR_SHIFT, serial))
         return self.disks[-1]
 
     def scratch_file(self, size: Size = "64M") -> Path:
         """Make a file in memory, all zeroes."""
         self._numbers["file"] = number = self._numbers.get("file", -1) + 1
-        file = self.engine.folder / f"file{number}.img"
+        file = self.environment.folder / f"file{number}.img"
         with file.open("xb") as made:
             made.truncate(size if isinstance(size, int) else parse_bytes(size))
         return file
 
-    def __call__(self, table: Table | str, *, name: str = "dm") -> Device[Status]:
+    def __call__(self, table: Table | str, *, name: str = "dm") -> Mapped[Status]:
         """Make a device of a table."""
-        return self._make(Device[Status], table, name)
+        return self._make(Mapped[Status], table, name)
 
     def linear(
         self, below: AnyDevice, *, start: int = 0, length: int | None = None
-    ) -> Device[Status]:
+    ) -> Mapped[Status]:
         """Make a device that is `length` sectors of another, from `start`; by default the rest."""
         length = below.sectors - start if length is None else length
         return self(Table.of(length, Linear(below.word, start)), name="linear")
 
-    def striped(self, *below: AnyDevice, chunk_size: int = 128) -> Device[Status]:
+    def striped(self, *below: AnyDevice, chunk_size: int = 128) -> Mapped[Status]:
         """Make a device with stripes of `chunk_size` sectors on two or more others, of one size."""
         each = min(one.sectors for one in below) // chunk_size * chunk_size
         legs = tuple(Leg(one.word, 0) for one in below)
@@ -133,9 +135,9 @@ class Kit(Closing):
         made.legs = legs
         return made
 
-    def stack(self, tables: Mapping[str, str | Table]) -> dict[str, Device[Status]]:
+    def stack(self, tables: Mapping[str, str | Table]) -> dict[str, Mapped[Status]]:
         """Make devices in order; a table calls those before it by their names: `{low}`."""
-        made: dict[str, Device[Status]] = {}
+        made: dict[str, Mapped[Status]] = {}
         for name, table in tables.items():
             text = string.Formatter().vformat(str(table), (), made)
             made[name] = self(text, name=name)
@@ -157,22 +159,22 @@ class Kit(Closing):
         closed, and each mapped device is made again with the table that it had: so a snapshot or
         mirror begins with what is on its disks. Raises BusyError where a process uses one.
         """
-        self.engine.power.off = True
+        self.environment.power.off = True
         for one in [*self.devices, *self.disks]:
             one.close()
         unmount(self.words())
         for device in reversed(self.devices):
             device.remove()
         for disk in self.disks:
-            self.engine.hide(disk.word)
-        self.engine.lose(seed)
-        self.engine.power.off, self.engine.power.writes_left = False, None
+            self.environment.hide(disk.word)
+        self.environment.lose(seed)
+        self.environment.power.off, self.environment.power.writes_left = False, None
         for device in self.devices:
             device.create()
 
     def words(self) -> list[str]:
         """Return where all that there is can be seen by programs."""
-        return [self.engine.node(one.word) for one in [*self.devices, *self.disks]]
+        return [self.environment.node(one.word) for one in [*self.devices, *self.disks]]
 
     def close(self) -> None:
         """Remove everything, newest first. Raises the first error, with others as its notes."""
@@ -192,19 +194,21 @@ class Kit(Closing):
             functools.partial(_remove, device) for device in reversed(self.devices)
         ]
         steps += [disk.close for disk in self.disks]
-        steps += [lambda word=disk.word: self.engine.drop_disk(word) for disk in self.disks[::-1]]  # type: ignore[misc]
-        return [*steps, self.engine.close]
+        steps += [
+            lambda word=disk.word: self.environment.drop_disk(word) for disk in self.disks[::-1]
+        ]  # type: ignore[misc]
+        return [*steps, self.environment.close]
 
     def _make(self, kind: type[_D], table: Table | str, name: str) -> _D:
         read = Table.parse(table) if isinstance(table, str) else table
-        read = read.with_devices(self.engine.word_of)
+        read = read.with_devices(self.environment.word_of)
         number = self._numbers[name] = self._numbers.get(name, -1) + 1
-        made = kind(self.engine, f"{self._prefix}{name}{number or ''}", read)
+        made = kind(self.environment, f"{self._prefix}{name}{number or ''}", read)
         made.create()
         self.devices.append(made)
         return made
 
-    def _origin_of(self, below: AnyDevice) -> Device[Status]:
+    def _origin_of(self, below: AnyDevice) -> Mapped[Status]:
         """Return the device whose writes are copied to the snapshots of `below`; one for all."""
         table = Table.of(below.sectors, SnapshotOrigin(below.word))
         for device in self.devices:
@@ -213,7 +217,7 @@ class Kit(Closing):
         return self(table, name="origin")
 
 
-def _remove(device: Device[Any]) -> None:
+def _remove(device: Mapped[Any]) -> None:
     """Remove a device; one that I/O waits for is cut loose first, so that its users let go."""
     try:
         device.remove()

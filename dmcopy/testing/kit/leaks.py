@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from dmcopy.block import sysfs, tools
 from dmcopy.block.mounts import Mount, parse_mountinfo
 from dmcopy.errors import DmcopyError
-from dmcopy.ledger import Entry, Ledger, alive, identity
+from dmcopy.ledger import Ledger, LedgerEntry, alive, identity
 from dmcopy.mapper import cookies
 from dmcopy.mapper.cookies import Cookie
 from dmcopy.mapper.names import unmangle
@@ -62,8 +62,8 @@ class Left:
     """What a test has left: each with the words that tell of it."""
 
     mounts: list[Mount] = field(default_factory=list)
-    servers: list[Entry] = field(default_factory=list)
-    cookies: list[Entry] = field(default_factory=list)
+    servers: list[LedgerEntry] = field(default_factory=list)
+    cookies: list[LedgerEntry] = field(default_factory=list)
     semaphores: list[Cookie] = field(default_factory=list)
     devices: dict[str, str] = field(default_factory=dict)
     loops: list[str] = field(default_factory=list)
@@ -171,7 +171,7 @@ class Leaks:
         result = Reaper(mapper, self._ledger, lambda entry: entry.id in wanted).run()
         failed += result.left.values()
 
-    def _entries(self) -> list[Entry]:
+    def _entries(self) -> list[LedgerEntry]:
         """Return what the ledger has since the beginning, by this process or one that ended."""
         if _state(self._ledger) == self._noted:
             return []

@@ -5,37 +5,37 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from dmcopy.testing.kit.engine import Engine
+from dmcopy.testing.kit.environment import Environment
 from dmcopy.testing.kit.kit import Kit
-from dmcopy.testing.kit.power import Machine
+from dmcopy.testing.kit.power import PowerSwitch
 from dmcopy.testing.needs import Needs
 
 
 @contextlib.contextmanager
 def kit(
-    place: str, needs: Needs, fixtures: Sequence[str], machine: Machine | None, nodeid: str
+    place: str, needs: Needs, fixtures: Sequence[str], machine: PowerSwitch | None, nodeid: str
 ) -> Iterator[Kit]:
-    """Start the engine of a place for the length of a `with` block, and make a kit of it.
+    """Prepare a place for the length of a `with` block, and make a kit of it.
 
     `fixtures`: what the test uses. Where it cuts the power, its disks can lose it.
     """
     phase = 0 if machine is None else machine.phase(nodeid)
-    with Kit(_engine(place, volatile="power_cut" in fixtures, phase=phase)) as made:
+    with Kit(_environment(place, volatile="power_cut" in fixtures, phase=phase)) as made:
         for disk in needs.vm_disks():
             made.scratch_disk(disk.size, serial=disk.serial)
         yield made
 
 
-def _engine(place: str, *, volatile: bool, phase: int) -> Engine:
+def _environment(place: str, *, volatile: bool, phase: int) -> Environment:
     match place:
         case "model":
             from dmcopy.testing.kit.model import Model
 
             return Model(volatile=volatile)
         case "host":
-            from dmcopy.testing.kit.host import Host
+            from dmcopy.testing.kit.host import ThisHost
 
-            return Host(volatile=volatile)
+            return ThisHost(volatile=volatile)
         case _:
             from dmcopy.testing.kit.guest import InGuest
 

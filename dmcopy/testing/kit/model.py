@@ -25,14 +25,14 @@ from dmcopy.io.thread import ReactorThread
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.userspace import UserMapper
-from dmcopy.testing.kit.engine import Engine, LackingError
+from dmcopy.testing.kit.environment import Environment, LackingError
 from dmcopy.testing.kit.switched import SwitchedDisk
 
 _T = TypeVar("_T")
 
 
-class Model(Engine):
-    """See `Engine`."""
+class Model(Environment):
+    """See `Environment`."""
 
     label = "model"
 

@@ -18,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ParamSpec, Protocol
 
-from dmcopy.testing.kit.engine import LackingError
+from dmcopy.testing.kit.environment import LackingError
 from dmcopy.testing.kit.kit import Kit
 
 P = ParamSpec("P")
 
 
-class Machine(Protocol):
+class PowerSwitch(Protocol):
     """What can kill the machine that this runs on."""
 
     def phase(self, nodeid: str) -> int:
@@ -37,7 +37,7 @@ class Machine(Protocol):
 class PowerCut:
     """The fixture `power_cut`. `machine`: where it is one that is really killed."""
 
-    def __init__(self, kit: Kit, nodeid: str, machine: Machine | None = None) -> None:
+    def __init__(self, kit: Kit, nodeid: str, machine: PowerSwitch | None = None) -> None:
         self._kit = kit
         self._nodeid = nodeid
         self._machine = machine
@@ -73,7 +73,7 @@ class PowerCut:
                 work()
                 self._machine.cut_power(self._nodeid, seed)
             return
-        power = self._kit.engine.power
+        power = self._kit.environment.power
         power.writes_left = after_writes
         try:
             work()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dmcopy.export.daemon import _listens
-from dmcopy.io.ublk import Control
+from dmcopy.io.ublk import UblkControl
 from dmcopy.ledger import Ledger, alive
 from dmcopy.runtime import control_path
 from tests.kernel.programs import run
@@ -33,14 +33,14 @@ SECTORS = SIZE >> 9
 def _driver() -> Iterator[None]:
     done = subprocess.run(["modprobe", "ublk_drv"], check=False, capture_output=True)
     if done.returncode:
-        assert "(modprobe ublk_drv)" in Control().why_not()
+        assert "(modprobe ublk_drv)" in UblkControl().why_not()
         pytest.skip("this kernel has no ublk driver")  # as Debian 12's 6.1
-    assert Control().why_not() == ""
+    assert UblkControl().why_not() == ""
     yield
-    left = Control().numbers()
+    left = UblkControl().numbers()
     for number in left:  # so that no other test fails by it
-        Control().stop(number)
-        Control().delete(number, wait=False)
+        UblkControl().stop(number)
+        UblkControl().delete(number, wait=False)
     assert left == []
     run("modprobe", "-r", "ublk_drv")  # other tests go without; and it is in no use
 
@@ -165,14 +165,14 @@ def test_what_a_killed_server_left_is_given_up(here: Here) -> None:
     assert writer.error is None
     assert writer.kept <= kept + 1
     # Another's is left alone.
-    other = Control().add("00000000000000aa", depth=4, max_bytes=4096, recoverable=True)
+    other = UblkControl().add("00000000000000aa", depth=4, max_bytes=4096, recoverable=True)
     here.dm("reap")
     until(lambda: not writer.is_alive(), "the writer to end")
     assert writer.error is not None
     here.run("umount", point)
     assert Ledger().entries() == []
-    assert [Control().info(one).mark for one in Control().numbers()] == ["00000000000000aa"]
-    Control().delete(other.number)
+    assert [UblkControl().info(one).mark for one in UblkControl().numbers()] == ["00000000000000aa"]
+    UblkControl().delete(other.number)
     here.run("e2fsck", "-fy", image, code=None)
     run("mount", image, point)
     try:
@@ -210,7 +210,7 @@ def test_tables_change_while_it_is_written(here: Here) -> None:
     with open(node, "rb"):
         here.dm("load", "data", "--table", smaller)
         here.dm("resume", "data")
-        if not Control().can_resize:
+        if not UblkControl().can_resize:
             assert size(node) == SIZE
     here.dm("load", "data", "--table", one)
     here.dm("resume", "data")
@@ -282,7 +282,7 @@ def test_one_that_is_served_in_the_foreground(tmp_path: Path) -> None:
     serving.process.communicate()
     assert fio.wait(SECONDS) != 0
     run(sys.executable, "-m", "dmcopy", "dm", "reap")
-    assert Control().numbers() == []
+    assert UblkControl().numbers() == []
     serving = Serving("--via", "ublk", disk)
     run("mkfs.ext4", "-q", *serving.found)
     (tmp_path / "mnt").mkdir()
@@ -295,4 +295,4 @@ def test_one_that_is_served_in_the_foreground(tmp_path: Path) -> None:
     assert f"{tmp_path}/mnt" in said
     assert "they were cut off" in said
     run("umount", tmp_path / "mnt")
-    until(lambda: Control().numbers() == [], "the device to go with its last user")
+    until(lambda: UblkControl().numbers() == [], "the device to go with its last user")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dmcopy.errors import BusyError, DeadlineError, DeviceError
-from dmcopy.ledger import Entry, Ledger
+from dmcopy.ledger import Ledger, LedgerEntry
 from dmcopy.mapper.dmsetup import Dmsetup
 from dmcopy.mapper.events import follow
 from dmcopy.mapper.kernel import KernelMapper
@@ -301,7 +301,7 @@ def test_a_device_that_another_program_left_suspended_is_named(
             assert time.monotonic() < deadline
 
 
-def _is_top(entry: Entry) -> bool:
+def _is_top(entry: LedgerEntry) -> bool:
     return entry.name == "dmcopy-top"
 
 

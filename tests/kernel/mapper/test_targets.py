@@ -10,7 +10,7 @@ import pytest
 
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.status import (
-    Failed,
+    FailedStatus,
     IntegrityStatus,
     MirrorStatus,
     Silent,
@@ -166,7 +166,7 @@ def numbered(table: Table) -> Table:
 
 def check_status(target: Target, status: Status) -> None:
     """Check that a status is typed: only a target that has nothing to say is Silent."""
-    assert not isinstance(status, Unparsed | Failed)
+    assert not isinstance(status, Unparsed | FailedStatus)
     assert isinstance(status, Silent) == (target.name in SILENT)
     assert status.trouble in ("", "corruption was found")
 

@@ -19,7 +19,7 @@ from dmcopy.targets.mirror import Mirror
 from dmcopy.targets.mirror_set import Module
 from dmcopy.testing.compare import (
     Harness,
-    Result,
+    RequestResult,
     View,
     first_byte,
     has_ended,
@@ -129,7 +129,7 @@ class MirrorSide(Harness):
         self._requests.append(self.start(access))
         return len(self._requests) - 1
 
-    def perform(self, *accesses: Access) -> list[Result]:
+    def perform(self, *accesses: Access) -> list[RequestResult]:
         """Begin requests, and wait for those that are not held. What became of them is `seen`."""
         self.finish([self.begin(access) for access in accesses])
         return []

@@ -9,7 +9,7 @@ from pathlib import Path
 from dmcopy.errors import DeviceError
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.userspace import UserMapper
-from dmcopy.ondisk.exception_store import Header, Layout, parse_area
+from dmcopy.ondisk.exception_store import AreaLayout, StoreHeader, parse_area
 from dmcopy.testing.compare import Harness, kernel_reactor
 from dmcopy.testing.disks import Disks
 from dmcopy.testing.steps import AwaitMerge
@@ -29,15 +29,15 @@ class Engine(Harness):
         """Return the words of the status behind the target's name."""
         return self.words(name)
 
-    def header(self, disk: str) -> Header | None:
+    def header(self, disk: str) -> StoreHeader | None:
         """Return the header of the exception store on a disk."""
-        return Header.parse(self.peek(disk, 0, 1))
+        return StoreHeader.parse(self.peek(disk, 0, 1))
 
     def exceptions(self, disk: str) -> list[tuple[int, int]]:
         """Return the exceptions of the store on a disk, (old, new), in their order."""
         header = self.header(disk)
         assert header is not None
-        layout, size = Layout(header.chunk_size), header.chunk_size
+        layout, size = AreaLayout(header.chunk_size), header.chunk_size
         found: list[tuple[int, int]] = []
         for area in range(layout.areas_on(SECTORS // size)):
             pairs = parse_area(self.peek(disk, layout.area_location(area) * size, size))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.testing.compare import Comparison, DifferenceError, Result, View
+from dmcopy.testing.compare import Comparison, DifferenceError, RequestResult, View
 from dmcopy.testing.steps import AwaitMerge, Burst, Load, Resume, Step
 from dmcopy.testing.workload import NOTHING, SNAPSHOTS, Workload
 from tests.kernel.udevd import without_udevd
@@ -119,7 +119,7 @@ class History(Comparison):
                 self.same(f"the exceptions of snap{number}", *olds)
 
 
-def _contents(engine: Engine) -> dict[str, list[Result]]:
+def _contents(engine: Engine) -> dict[str, list[RequestResult]]:
     """Read every device that is not suspended."""
     if any(engine.mapper.info(name).suspended for name in LOWS):
         return {}

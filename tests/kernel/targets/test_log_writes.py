@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.ondisk.write_log import END, Entry, Flag, parse_entries
+from dmcopy.ondisk.write_log import END, LogEntry, LogFlag, parse_entries
 from dmcopy.testing.logfile import LogFile
 from dmcopy.testing.replay import Replay
 
@@ -46,21 +46,21 @@ def test_the_log(
     assert (ours.status, ours.table) == (kernels.status, kernels.table)
     assert ours.disks == kernels.disks
     unit = block_size >> 9
-    flush = Entry(0, 0, Flag.FLUSH)
+    flush = LogEntry(0, 0, LogFlag.FLUSH)
     assert [entry for entry, _ in parse_entries(kernels.disks["B"])] == [
-        Entry(0, 8 // unit, Flag(0)),
-        Entry(24 // unit, 16 // unit, Flag(0)),
+        LogEntry(0, 8 // unit, LogFlag(0)),
+        LogEntry(24 // unit, 16 // unit, LogFlag(0)),
         flush,
-        Entry.mark(b"hello", block_size),
-        Entry(48 // unit, 8 // unit, Flag.FUA),
+        LogEntry.mark(b"hello", block_size),
+        LogEntry(48 // unit, 8 // unit, LogFlag.FUA),
         flush,
-        Entry.mark(b"x" * 600, block_size),
-        Entry(64 // unit, 64 // unit, Flag.DISCARD),
-        Entry(8 // unit, 8 // unit, Flag(0)),
+        LogEntry.mark(b"x" * 600, block_size),
+        LogEntry(64 // unit, 64 // unit, LogFlag.DISCARD),
+        LogEntry(8 // unit, 8 // unit, LogFlag(0)),
         flush,
         flush,
-        Entry(0, 8 // unit, Flag(0)),
-        Entry.mark(END, block_size),
+        LogEntry(0, 8 // unit, LogFlag(0)),
+        LogEntry.mark(END, block_size),
     ]
     assert replayed(tmp_path, kernels.disks["B"], FIRST) == kernels.disks["A"]
 

@@ -15,7 +15,7 @@ import pytest
 
 from dmcopy.shim import main
 from dmcopy.shim.devices import Info
-from dmcopy.shim.served import Served
+from dmcopy.shim.served import ServedDevices
 from dmcopy.shim.tables import number_of
 from tests.loop.conftest import LoopFactory
 from tests.loop.export.here import Here, of_its_own
@@ -25,7 +25,7 @@ from tests.unit.shim.test_session import FILES, recorded
 pytestmark = pytest.mark.loop
 
 
-class Renumbered(Served):
+class Renumbered(ServedDevices):
     """Devices by the numbers that a kernel gives them: 253 and the first minor that is free."""
 
     def __init__(self, disks: dict[str, str]) -> None:

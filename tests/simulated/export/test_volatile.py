@@ -18,7 +18,7 @@ from dmcopy.export.volatile import VolatileDisk
 from dmcopy.export.write_log import WriteLog
 from dmcopy.io import Io, IoRegion, Memory, Op, Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
-from dmcopy.ondisk.write_log import Flag, parse_entries
+from dmcopy.ondisk.write_log import LogFlag, parse_entries
 from tests.simulated.conftest import Seeds
 
 SECTORS = 64
@@ -251,7 +251,7 @@ def test_the_log_is_what_became_durable(seeds: Seeds, tmp_path: Path) -> None:
         entries = list(parse_entries(data))
         for entry, at in entries:
             length = entry.nr_sectors << 9
-            content = bytes(length) if entry.flags & Flag.DISCARD else data[at : at + length]
+            content = bytes(length) if entry.flags & LogFlag.DISCARD else data[at : at + length]
             replayed[entry.sector << 9 : (entry.sector << 9) + length] = content
         assert replayed == play.below.read(0, SECTORS)
         assert entries[-1][0].text == b"dm-log-writes-end"

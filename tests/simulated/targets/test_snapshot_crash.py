@@ -14,7 +14,7 @@ from dmcopy.io.parts import FlushFirst
 from dmcopy.io.request import Io, Op, Request
 from dmcopy.io.simulated import Outcome, SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
-from dmcopy.ondisk.exception_store import HEADER_BYTES, VERSION, Header, Layout
+from dmcopy.ondisk.exception_store import HEADER_BYTES, VERSION, AreaLayout, StoreHeader
 from dmcopy.status import SnapshotStatus
 from dmcopy.table import Table
 from dmcopy.targets.merge import SnapshotMerge
@@ -88,7 +88,7 @@ def test_a_commit_flushes_a_cow_that_has_a_cache_and_no_other() -> None:
 
 def no_skip_after_reload(patch: pytest.MonkeyPatch) -> None:
     """next_free may land on an area after a reload (a kernel of 2009; data over metadata)."""
-    patch.setattr(Layout, "is_metadata", lambda _self, _chunk: False)
+    patch.setattr(AreaLayout, "is_metadata", lambda _self, _chunk: False)
 
 
 def no_flush_in_merge(patch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def header_in_the_buffer_of_the_area(patch: pytest.MonkeyPatch) -> None:
 
     def invalidate(self: Any, notify: Callable[[], object]) -> None:
         self._busy += 1
-        self._memory.view[:HEADER_BYTES] = Header(False, VERSION, self.chunk_size).build()
+        self._memory.view[:HEADER_BYTES] = StoreHeader(False, VERSION, self.chunk_size).build()
 
         def written(_io: Io) -> None:
             self._busy -= 1

@@ -6,14 +6,14 @@ import random
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from dmcopy.ondisk.exception_store import Header, Layout, build_entry
+from dmcopy.ondisk.exception_store import AreaLayout, StoreHeader, build_entry
 
 Pairs = list[tuple[int, int]]
 
 
 def data_chunks(chunk_size: int) -> Iterator[int]:
     """Yield the data chunks in the order in which they are given out."""
-    layout = Layout(chunk_size)
+    layout = AreaLayout(chunk_size)
     chunk = 0
     while True:
         chunk = layout.after(chunk)
@@ -29,10 +29,10 @@ def build(
     chunk_size: int, pairs: Pairs, chunks: int, *, valid: bool = True, seed: int = 1
 ) -> bytearray:
     """Return a COW of so many chunks, random where there is no metadata."""
-    layout = Layout(chunk_size)
+    layout = AreaLayout(chunk_size)
     size = layout.chunk_bytes
     cow = bytearray(random.Random(seed).randbytes(chunks * size))
-    cow[:size] = Header(valid, 1, chunk_size).build().ljust(size, b"\0")
+    cow[:size] = StoreHeader(valid, 1, chunk_size).build().ljust(size, b"\0")
     entries = iter(pairs)
     for area in range(len(pairs) // layout.per_area + 1):
         at = layout.area_location(area) * size

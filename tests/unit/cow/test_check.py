@@ -17,7 +17,7 @@ from dmcopy.cow.check import LISTED, Problem, StoreReport, check
 from dmcopy.cow.load import load
 from dmcopy.cow.store import Store, read_header, read_store
 from dmcopy.errors import MetadataError
-from dmcopy.ondisk.exception_store import Layout, StoreError, build_entry
+from dmcopy.ondisk.exception_store import AreaLayout, StoreError, build_entry
 from tests.unit.cow.conftest import Run
 from tests.unit.cow.memory import MemoryDisk
 from tests.unit.cow.stores import allocate, build, scattered
@@ -279,7 +279,7 @@ def test_a_check_remembers_little() -> None:
 
 def test_a_hundred_gibibytes(cow: Run) -> None:
     """A hundred areas, on a sparse file."""
-    layout = Layout(8)
+    layout = AreaLayout(8)
     with open("cow", "wb") as file:
         file.truncate(100 << 30)
         file.write(bytes.fromhex("536e4170010000000100000008000000"))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dmcopy.errors import DeadlineError, DeviceError
-from dmcopy.export.commands import Command, Commands
+from dmcopy.export.commands import Commands, DeviceChange
 from dmcopy.io import Reactor
 from dmcopy.io.simulated import SimulatedBackend
 from dmcopy.mapper.waiting import Until
@@ -27,7 +27,7 @@ class Waiting:
         self.log: list[str] = []
         self.told: dict[str, Any] = {}
 
-    def begin(self, what: str, *names: str, waits: bool = True) -> Command:
+    def begin(self, what: str, *names: str, waits: bool = True) -> DeviceChange:
         async def change() -> str:
             self.log.append(f"{what} begins")
             try:
@@ -42,7 +42,7 @@ class Waiting:
         def told(result: object, error: Exception | None) -> None:
             self.told[what] = error or result
 
-        command = Command(names, change, told)
+        command = DeviceChange(names, change, told)
         self.commands.add(command)
         self.work()
         return command
@@ -120,7 +120,7 @@ def test_what_a_command_raises_is_told(waiting: Waiting) -> None:
         raise ValueError("wrong")
 
     told: list[Any] = []
-    waiting.commands.add(Command((), fails, lambda *words: told.append(words)))
+    waiting.commands.add(DeviceChange((), fails, lambda *words: told.append(words)))
     waiting.work()
     ((result, error),) = told
     assert result is None

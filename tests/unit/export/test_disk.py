@@ -18,7 +18,7 @@ from dmcopy.errors import DmcopyError
 from dmcopy.export import control
 from dmcopy.export.control import MAX_LINE, Control
 from dmcopy.io.thread import ReactorThread
-from dmcopy.ondisk.write_log import END, Flag, parse_entries
+from dmcopy.ondisk.write_log import END, LogFlag, parse_entries
 
 from .client import DEADLINE, Client
 from .serving import Serving
@@ -98,14 +98,14 @@ def test_a_log_of_all_that_became_durable(tmp_path: Path, monkeypatch: pytest.Mo
         assert serving.end()[0] == 0
     data = log.read_bytes()
     entries = [one for one, _ in parse_entries(data)]
-    told = [(one.sector, one.nr_sectors, one.flags) for one in entries if one.flags != Flag.MARK]
+    told = [(one.sector, one.nr_sectors, one.flags) for one in entries if one.flags != LogFlag.MARK]
     assert told[:4] == [
-        (8, 1, Flag.FUA),
-        (16, 8, Flag.DISCARD),
-        (1, 2, Flag(0)),
-        (0, 0, Flag.FLUSH),
+        (8, 1, LogFlag.FUA),
+        (16, 8, LogFlag.DISCARD),
+        (1, 2, LogFlag(0)),
+        (0, 0, LogFlag.FLUSH),
     ]
-    assert [one.text for one in entries if one.flags == Flag.MARK] == [b"dmcopy-cut", END]
+    assert [one.text for one in entries if one.flags == LogFlag.MARK] == [b"dmcopy-cut", END]
 
 
 def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

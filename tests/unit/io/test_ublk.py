@@ -66,7 +66,7 @@ def test_layouts_and_numbers_are_the_kernels(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def control(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ublk.Control:
+def control(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ublk.UblkControl:
     """One for root, on a kernel that has a driver; `features` must not be asked for otherwise."""
     node = tmp_path / "ublk-control"
     node.touch()
@@ -74,7 +74,7 @@ def control(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ublk.Control:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(ublk, "probe_ring", lambda: "")
     running(monkeypatch, "6.12.117+deb13-amd64")
-    made = ublk.Control()
+    made = ublk.UblkControl()
     monkeypatch.setattr(made, "features", lambda: 0x1FE)
     return made
 
@@ -83,7 +83,7 @@ def running(patch: pytest.MonkeyPatch, release: str) -> None:
     patch.setattr(os, "uname", lambda: SimpleNamespace(release=release, machine="x86_64"))
 
 
-def test_it_works_where_nothing_is_against_it(control: ublk.Control) -> None:
+def test_it_works_where_nothing_is_against_it(control: ublk.UblkControl) -> None:
     assert control.why_not() == ""
 
 
@@ -103,7 +103,7 @@ def test_it_works_where_nothing_is_against_it(control: ublk.Control) -> None:
     ],
 )
 def test_a_kernel_that_would_hang_is_not_asked(
-    control: ublk.Control, monkeypatch: pytest.MonkeyPatch, release: str, *, bad: bool
+    control: ublk.UblkControl, monkeypatch: pytest.MonkeyPatch, release: str, *, bad: bool
 ) -> None:
     running(monkeypatch, release)
     assert (f"kernel {release} never returns" in control.why_not()) == bad
@@ -113,7 +113,9 @@ def refuse(number: int) -> int:
     raise OSError(number, os.strerror(number))
 
 
-def test_what_is_against_it_is_said(control: ublk.Control, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_against_it_is_said(
+    control: ublk.UblkControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def reason(where: object, name: str, value: object) -> str:
         with monkeypatch.context() as patch:
             patch.setattr(where, name, value)
@@ -153,7 +155,7 @@ def test_a_node_without_a_driver_refuses_commands(
     (tmp_path / "control").touch()
     monkeypatch.setattr(ublk, "CONTROL", str(tmp_path / "control"))
     with pytest.raises(OSError, match=os.strerror(errno.EOPNOTSUPP)):
-        ublk.Control().info(0)
+        ublk.UblkControl().info(0)
 
 
 def test_what_the_driver_may_still_write_to_is_kept(
@@ -167,5 +169,5 @@ def test_what_the_driver_may_still_write_to_is_kept(
     lent: list[ctypes.Array[ctypes.c_char]] = []
     monkeypatch.setattr(ublk, "_LENT", lent)
     with pytest.raises(TimeoutError):
-        ublk.Control().info(0)
+        ublk.UblkControl().info(0)
     assert [len(one) for one in lent] == [ublk._INFO.size]

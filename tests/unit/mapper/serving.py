@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from dmcopy.errors import ClosedError
-from dmcopy.export.commands import Command
+from dmcopy.export.commands import DeviceChange
 from dmcopy.export.device_server import DeviceServer
 from dmcopy.export.nodes import Nodes
 from dmcopy.io.reactor import Reactor, log_exception
@@ -115,7 +115,7 @@ class Served:
             else:
                 future.set_exception(error)
 
-        command = Command((), what, told)
+        command = DeviceChange((), what, told)
         self.server.reactor.call_soon_threadsafe(lambda: self.server._commands.add(command))
         return future.result(SECONDS)
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from dmcopy.errors import MetadataError
 from dmcopy.ondisk.exception_store import (
     MAX_CHUNK_SIZE,
-    Header,
-    Layout,
+    AreaLayout,
     StoreError,
+    StoreHeader,
     build_entry,
     build_words,
     is_chunk_size,
@@ -27,22 +27,22 @@ _SIZES = st.integers(0, 21).map(lambda shift: 1 << shift)
 
 def test_the_header_that_kernels_write() -> None:
     written = bytes.fromhex("536e4170010000000100000008000000")
-    assert Header.parse(written) == Header(True, 1, 8)
-    assert Header(True, 1, 8).build() == written
+    assert StoreHeader.parse(written) == StoreHeader(True, 1, 8)
+    assert StoreHeader(True, 1, 8).build() == written
     invalidated = bytes.fromhex("536e4170000000000100000008000000")
-    assert Header.parse(invalidated) == Header(False, 1, 8)
-    assert Header(False, 1, 8).build() == invalidated
+    assert StoreHeader.parse(invalidated) == StoreHeader(False, 1, 8)
+    assert StoreHeader(False, 1, 8).build() == invalidated
 
 
 def test_a_brand_new_store_has_no_header() -> None:
-    assert Header.parse(bytes(16)) is None
-    assert Header.parse(b"\0\0\0\0" + b"\xff" * 4092) is None  # only the magic counts
+    assert StoreHeader.parse(bytes(16)) is None
+    assert StoreHeader.parse(b"\0\0\0\0" + b"\xff" * 4092) is None  # only the magic counts
 
 
 @given(st.booleans(), _SIZES)
 def test_the_header_comes_back(valid: bool, chunk_size: int) -> None:
-    header = Header(valid, 1, chunk_size)
-    assert Header.parse(header.build() + b"\xff" * 100) == header
+    header = StoreHeader(valid, 1, chunk_size)
+    assert StoreHeader.parse(header.build() + b"\xff" * 100) == header
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_header_comes_back(valid: bool, chunk_size: int) -> None:
 )
 def test_a_header_that_is_wrong(fields: tuple[int, ...], what: str) -> None:
     with pytest.raises(StoreError, match=what) as raised:
-        Header.parse(struct.pack("<4I", *fields))
+        StoreHeader.parse(struct.pack("<4I", *fields))
     error = raised.value
     assert str(error) == f"byte {error.offset}: {error.text}"
     assert str(StoreError(8, "odd", "/dev/a")) == "/dev/a: byte 8: odd"
@@ -67,7 +67,7 @@ def test_a_header_that_is_wrong(fields: tuple[int, ...], what: str) -> None:
 @pytest.mark.parametrize("length", [0, 1, 15])
 def test_a_header_that_is_cut_off(length: int) -> None:
     with pytest.raises(MetadataError, match=f"byte {length}: the header is cut off"):
-        Header.parse(Header(True, 1, 8).build()[:length])
+        StoreHeader.parse(StoreHeader(True, 1, 8).build()[:length])
 
 
 def test_the_chunk_sizes() -> None:
@@ -81,7 +81,7 @@ def test_the_chunk_sizes() -> None:
     [(1, 32, [1, 34, 67]), (8, 256, [1, 258, 515]), (16, 512, [1, 514, 1027])],
 )
 def test_where_areas_are(chunk_size: int, per_area: int, areas: list[int]) -> None:
-    layout = Layout(chunk_size)
+    layout = AreaLayout(chunk_size)
     assert layout.per_area == per_area
     assert layout.chunk_bytes == chunk_size * 512
     assert [layout.area_location(area) for area in range(3)] == areas
@@ -90,17 +90,17 @@ def test_where_areas_are(chunk_size: int, per_area: int, areas: list[int]) -> No
 
 @given(_SIZES, st.integers(0, 5000))
 def test_data_chunks_are_what_is_not_metadata(chunk_size: int, chunk: int) -> None:
-    layout = Layout(chunk_size)
+    layout = AreaLayout(chunk_size)
     following = chunk + 1
     while layout.is_metadata(following):
         following += 1
     assert layout.after(chunk) == following
-    assert layout.after(0) == Layout.first_data == 2
+    assert layout.after(0) == AreaLayout.first_data == 2
 
 
 @given(_SIZES, st.integers(0, 5000))
 def test_areas_on_a_device(chunk_size: int, cow_chunks: int) -> None:
-    layout = Layout(chunk_size)
+    layout = AreaLayout(chunk_size)
     areas = layout.areas_on(cow_chunks)
     assert areas == sum(layout.is_metadata(chunk) for chunk in range(1, cow_chunks))
 

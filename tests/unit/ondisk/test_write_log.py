@@ -7,29 +7,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmcopy.errors import MetadataError
-from dmcopy.ondisk.write_log import Entry, Flag, Super, parse_entries
+from dmcopy.ondisk.write_log import LogEntry, LogFlag, Super, parse_entries
 
 BLOCK_SIZES = st.sampled_from([512, 1024, 4096])
 U64 = st.integers(0, (1 << 64) - 1)
 
 
-def log(entries: list[tuple[Entry, bytes]], block_size: int = 512) -> bytes:
+def log(entries: list[tuple[LogEntry, bytes]], block_size: int = 512) -> bytes:
     blocks = b"".join(entry.build(block_size) + data for entry, data in entries)
     return Super(len(entries), block_size).build() + blocks
 
 
 @st.composite
-def entries(draw: st.DrawFn, block_size: int) -> tuple[Entry, bytes]:
-    kind = draw(st.sampled_from([Flag(0), Flag.FUA, Flag.FLUSH, Flag.DISCARD, Flag.MARK]))
-    if kind == Flag.MARK:
-        return Entry.mark(draw(st.binary(max_size=600)), block_size), b""
-    if kind == Flag.FLUSH:
-        return Entry(0, 0, kind), b""
-    if kind == Flag.DISCARD:
-        return Entry(draw(U64), draw(U64), kind), b""
+def entries(draw: st.DrawFn, block_size: int) -> tuple[LogEntry, bytes]:
+    kind = draw(
+        st.sampled_from([LogFlag(0), LogFlag.FUA, LogFlag.FLUSH, LogFlag.DISCARD, LogFlag.MARK])
+    )
+    if kind == LogFlag.MARK:
+        return LogEntry.mark(draw(st.binary(max_size=600)), block_size), b""
+    if kind == LogFlag.FLUSH:
+        return LogEntry(0, 0, kind), b""
+    if kind == LogFlag.DISCARD:
+        return LogEntry(draw(U64), draw(U64), kind), b""
     count = draw(st.integers(1, 3))
     data = draw(st.binary(min_size=1, max_size=8)) * block_size * count
-    return Entry(draw(U64), count, kind), data[: block_size * count]
+    return LogEntry(draw(U64), count, kind), data[: block_size * count]
 
 
 @given(st.data(), BLOCK_SIZES)
@@ -48,24 +50,24 @@ def test_the_bytes() -> None:
         "7268737766736a00 0100000000000000 0300000000000000 0002000000000000"
     )
     assert head[32:] == bytes(480)
-    block = Entry(8, 2, Flag.FUA | Flag.METADATA).build(4096)
+    block = LogEntry(8, 2, LogFlag.FUA | LogFlag.METADATA).build(4096)
     assert block[:32].hex(" ", 8) == (
         "0800000000000000 0200000000000000 1200000000000000 0000000000000000"
     )
     assert block[32:] == bytes(4064)
-    mark = Entry.mark(b"hello", 512).build(512)
+    mark = LogEntry.mark(b"hello", 512).build(512)
     assert mark[16:40].hex(" ", 8) == "0800000000000000 0500000000000000 68656c6c6f000000"
 
 
 @pytest.mark.parametrize(("length", "kept"), [(478, 478), (479, 479), (480, 479), (4000, 479)])
 def test_a_text_is_cut_to_its_block(length: int, kept: int) -> None:
-    mark = Entry.mark(b"x" * length, 512)
+    mark = LogEntry.mark(b"x" * length, 512)
     assert len(mark.text) == kept
     assert len(mark.build(512)) == 512
 
 
 def test_what_the_header_counts_is_the_log() -> None:
-    image = bytearray(log([(Entry.mark(b"one", 512), b""), (Entry.mark(b"old", 512), b"")]))
+    image = bytearray(log([(LogEntry.mark(b"one", 512), b""), (LogEntry.mark(b"old", 512), b"")]))
     image[16] = 1
     assert [entry.text for entry, _ in parse_entries(image)] == [b"one"]
 
@@ -85,7 +87,9 @@ def test_what_the_header_counts_is_the_log() -> None:
     ],
 )
 def test_what_is_no_log(byte: int, value: int, words: str) -> None:
-    image = bytearray(log([(Entry(0, 2, Flag(0)), bytes(1024)), (Entry(0, 0, Flag.FLUSH), b"")]))
+    image = bytearray(
+        log([(LogEntry(0, 2, LogFlag(0)), bytes(1024)), (LogEntry(0, 0, LogFlag.FLUSH), b"")])
+    )
     image[byte] = value
     with pytest.raises(MetadataError, match=words):
         list(parse_entries(image, "log"))
@@ -93,7 +97,7 @@ def test_what_is_no_log(byte: int, value: int, words: str) -> None:
 
 def test_a_text_may_fill_its_block() -> None:
     """The kernel leaves a zero byte behind a mark's; another writer need not."""
-    entry = Entry(0, 0, Flag.MARK, b"x" * 480)
+    entry = LogEntry(0, 0, LogFlag.MARK, b"x" * 480)
     assert [found for found, _ in parse_entries(log([(entry, b"")]))] == [entry]
 
 

@@ -6,11 +6,11 @@ import shlex
 
 import pytest
 
-from dmcopy.shim.words import Words, WordsError, atoi, strtoull
+from dmcopy.shim.words import CommandLine, WordsError, atoi, strtoull
 
 
 def read(line: str) -> tuple[list[str], dict[str, str | int]]:
-    words = Words(shlex.split(line))
+    words = CommandLine(shlex.split(line))
     return words.operands, {**words.counts, **words.options}
 
 

@@ -9,7 +9,7 @@ from dmcopy.status import (
     STATUSES,
     DelayStatus,
     EraStatus,
-    Failed,
+    FailedStatus,
     MirrorStatus,
     Ratio,
     Silent,
@@ -103,7 +103,7 @@ def test_values_of_some_statuses() -> None:
     assert status("delay 1 2 3") == DelayStatus(1, 2, 3)
     assert status("era 8 9/1024 1 -") == EraStatus(8, Ratio(9, 1024), 1, None)
     assert status("thin 0 -") == ThinStatus(0, None)
-    assert status("thin -") == Failed("-")
+    assert status("thin -") == FailedStatus("-")
     assert status("linear") == Silent()
     mirror = status("mirror 2 7:1 7:2 3/4 1 AD 3 disk 7:3 F")
     assert isinstance(mirror, MirrorStatus)

@@ -39,7 +39,7 @@ from dmcopy.table import (
     read_concise,
 )
 from dmcopy.table.devices import VDO_SKIPPED
-from dmcopy.table.record import MAX64, Kind, Record, Spec
+from dmcopy.table.record import MAX64, FieldKind, Record, Spec
 from dmcopy.table.words import join, split
 
 # A word is anything without a zero byte; what ends or cuts a word has to come back all the same.
@@ -58,9 +58,9 @@ LEGS = st.builds(Leg, NAMES, NUMBERS)
 
 
 def _value(spec: Spec) -> st.SearchStrategy[Any]:
-    if spec.kind is Kind.NUMBER:
+    if spec.kind is FieldKind.NUMBER:
         value: st.SearchStrategy[Any] = NUMBERS
-    elif spec.kind is Kind.GROUP:
+    elif spec.kind is FieldKind.GROUP:
         value = GROUPS
     else:
         value = st.sampled_from(spec.choices) if spec.choices else NAMES

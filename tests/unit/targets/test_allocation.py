@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dmcopy.io.simulated import SimulatedDisk
-from dmcopy.ondisk.exception_store import Layout
+from dmcopy.ondisk.exception_store import AreaLayout
 from dmcopy.targets.allocation import LAST_SECTOR, Allocation
 
-LAYOUT = Layout(1)  # of 32 entries: the areas are chunks 1, 34, 67, …
+LAYOUT = AreaLayout(1)  # of 32 entries: the areas are chunks 1, 34, 67, …
 
 
 def allocation(sectors: int = 100) -> Allocation:
@@ -61,6 +61,6 @@ def test_a_merge_gives_back_what_was_taken_last(area: int, left: int) -> None:
 
 
 def test_a_chunk_that_is_cut_off_is_not_taken() -> None:
-    layout = Layout(8)
+    layout = AreaLayout(8)
     assert Allocation(SimulatedDisk(24), layout).take() == 2
     assert Allocation(SimulatedDisk(23), layout).take() is None

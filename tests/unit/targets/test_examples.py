@@ -15,7 +15,7 @@ from dmcopy.io import IoRegion, Reactor
 from dmcopy.io.request import Io, Memory, Op, Request
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
-from dmcopy.ondisk.exception_store import Layout
+from dmcopy.ondisk.exception_store import AreaLayout
 from dmcopy.table import Table
 from tests.unit.targets.examples import forgotten, load
 
@@ -88,7 +88,7 @@ def test_chunks_from_the_end_hold_what_the_kernels_do(store: str, bench: Bench) 
 def test_no_chunk_from_the_end_is_given_twice_or_an_areas() -> None:
     from_end = load("from_end")
     for sectors in (*range(10), 31, 32, 33, 34, 35, 66, 67, 100):
-        disk, layout = SimulatedDisk(sectors + 1, "cow"), Layout(1)
+        disk, layout = SimulatedDisk(sectors + 1, "cow"), AreaLayout(1)
         ours = from_end.FromTheEnd(disk, layout)
         theirs = from_end.Allocation(disk, layout)
         taken = list(iter(ours.take, None))

@@ -11,7 +11,7 @@ from dmcopy.errors import DeviceError, MissingError
 from dmcopy.io import Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
-from dmcopy.ondisk.exception_store import Header
+from dmcopy.ondisk.exception_store import StoreHeader
 from dmcopy.table import Table
 from dmcopy.targets import persistent
 
@@ -49,7 +49,7 @@ def test_a_machine_too_small_for_the_chunks(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         with pytest.raises(MissingError, match="no memory for 1 GiB"):
             mapper.create("s", Table.parse(f"0 {SECTORS} snapshot origin cow P {1 << 21}"))
-        cow.load(Header(True, 1, 1 << 21).build() + bytes(SECTORS * 512 - 16))
+        cow.load(StoreHeader(True, 1, 1 << 21).build() + bytes(SECTORS * 512 - 16))
         before = cow.read(0, 8)
         with pytest.raises(DeviceError, match="no memory for 1 GiB"):
             mapper.create("s", Table.parse(f"0 {SECTORS} snapshot origin cow P 8"))

@@ -13,13 +13,13 @@ from dmcopy.io import IoRegion
 from dmcopy.io.request import Io, Memory, Op
 from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.mapper.mapped import MappedDevice
-from dmcopy.ondisk.write_log import END, Entry, Flag, Super, parse_entries
+from dmcopy.ondisk.write_log import END, LogEntry, LogFlag, Super, parse_entries
 from dmcopy.table import Table
 
 from .conftest import Engine
 
 TEXT = "0 64 log-writes a log"
-WRITE, FLUSH, FUA = Flag(0), Entry(0, 0, Flag.FLUSH), Flag.FUA
+WRITE, FLUSH, FUA = LogFlag(0), LogEntry(0, 0, LogFlag.FLUSH), LogFlag.FUA
 
 
 class LogEngine(Engine):
@@ -41,14 +41,14 @@ class LogEngine(Engine):
     def image(self) -> bytes:
         return bytes(self.disks["log"].content)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[LogEntry]:
         return [entry for entry, _ in parse_entries(self.image)]
 
-    def ended(self) -> list[Entry]:
+    def ended(self) -> list[LogEntry]:
         """Remove the device; return the log without its end."""
         self.mapper.remove("d")
         *entries, end = self.entries()
-        assert end == Entry.mark(END, 512)
+        assert end == LogEntry.mark(END, 512)
         return entries
 
 
@@ -75,12 +75,12 @@ def test_a_log_from_start_to_end(engine: LogEngine) -> None:
     settle(engine, "5 14")
     engine.mapper.remove("d")
     expected = Super(6, 512).build()
-    expected += Entry(0, 8, WRITE).build(512) + b"a" * 4096
+    expected += LogEntry(0, 8, WRITE).build(512) + b"a" * 4096
     expected += FLUSH.build(512)
-    expected += Entry.mark(b"hello", 512).build(512)
-    expected += Entry(16, 1, FUA).build(512) + b"b" * 512
+    expected += LogEntry.mark(b"hello", 512).build(512)
+    expected += LogEntry(16, 1, FUA).build(512) + b"b" * 512
     expected += FLUSH.build(512)
-    expected += Entry.mark(END, 512).build(512)
+    expected += LogEntry.mark(END, 512).build(512)
     assert engine.image[: len(expected)] == expected
     assert not any(engine.image[len(expected) :])
     assert engine.disks["a"].read(0, 8) == b"a" * 4096
@@ -119,17 +119,17 @@ def test_writes_wait_for_a_flush_that_began_after_them(engine: LogEngine) -> Non
     device.flush()
     entries = engine.ended()
     first = entries.index(FLUSH)
-    assert Entry(0, 1, WRITE) in entries[:first]
-    assert Entry(24, 1, FUA) in entries
-    assert Entry(8, 1, WRITE) not in entries[:first]
-    later = [Entry(8, 1, WRITE), Entry(32, 4, Flag.DISCARD), Entry(40, 1, WRITE), FLUSH]
+    assert LogEntry(0, 1, WRITE) in entries[:first]
+    assert LogEntry(24, 1, FUA) in entries
+    assert LogEntry(8, 1, WRITE) not in entries[:first]
+    later = [LogEntry(8, 1, WRITE), LogEntry(32, 4, LogFlag.DISCARD), LogEntry(40, 1, WRITE), FLUSH]
     assert [one for one in entries[first + 1 :] if one.sector != 24] == later
 
 
 def test_what_was_not_flushed_is_logged_at_the_end(engine: LogEngine) -> None:
     device = engine.logged()
     device.write(8, b"x" * 1024)
-    assert engine.ended() == [Entry(8, 2, WRITE)]
+    assert engine.ended() == [LogEntry(8, 2, WRITE)]
     assert engine.disks["log"].read(2, 2) == b"x" * 1024
 
 
@@ -137,7 +137,7 @@ def test_the_data_is_that_of_the_moment(engine: LogEngine) -> None:
     device = engine.logged()
     device.write(0, b"1" * 512)
     device.write(0, b"2" * 512)
-    assert engine.ended() == [Entry(0, 1, WRITE)] * 2
+    assert engine.ended() == [LogEntry(0, 1, WRITE)] * 2
     assert (engine.disks["log"].read(2, 1), engine.disks["log"].read(4, 1)) == (
         b"1" * 512,
         b"2" * 512,
@@ -154,8 +154,11 @@ def test_the_unit_is_the_block_of_the_device(block_size: int) -> None:
         device.write(8, b"x" * 8192)
         device.discard(16, 8)
         engine.mapper.remove("d")
-        entries = [Entry(8 // sectors, 16 // sectors, WRITE)]
-        entries += [Entry(16 // sectors, 8 // sectors, Flag.DISCARD), Entry.mark(END, block_size)]
+        entries = [LogEntry(8 // sectors, 16 // sectors, WRITE)]
+        entries += [
+            LogEntry(16 // sectors, 8 // sectors, LogFlag.DISCARD),
+            LogEntry.mark(END, block_size),
+        ]
         assert engine.entries() == entries
         assert Super.parse(engine.image) == (3, block_size)
 
@@ -163,7 +166,7 @@ def test_the_unit_is_the_block_of_the_device(block_size: int) -> None:
 def test_a_line_in_the_middle_keeps_its_sectors(engine: LogEngine) -> None:
     device = engine.logged("0 8 zero\n8 40 log-writes a log")
     device.write(12, b"m" * 512)
-    assert engine.ended() == [Entry(12, 1, WRITE)]
+    assert engine.ended() == [LogEntry(12, 1, WRITE)]
     assert engine.disks["a"].read(12, 1) == b"m" * 512
 
 
@@ -178,7 +181,7 @@ def test_a_full_log_is_given_up_and_the_data_is_written() -> None:
         device.write(16, b"c" * 512, fua=True)
         assert engine.mapper.status("d")[0].status.trouble
         engine.mapper.remove("d")
-        assert engine.entries() == [Entry(0, 4, FUA)]
+        assert engine.entries() == [LogEntry(0, 4, FUA)]
         assert engine.disks["a"].read(8, 6) == b"b" * 3072
         assert engine.disks["a"].read(16, 1) == b"c" * 512
 
@@ -193,7 +196,7 @@ def test_a_log_that_fails_is_given_up_and_the_data_is_written(engine: LogEngine)
     device.write(2, b"c" * 512)
     device.flush()
     engine.mapper.remove("d")
-    assert engine.entries() == [Entry(0, 1, FUA)]
+    assert engine.entries() == [LogEntry(0, 1, FUA)]
     assert engine.disks["a"].read(0, 3) == b"a" * 512 + b"b" * 512 + b"c" * 512
 
 
@@ -202,13 +205,13 @@ def test_a_write_that_fails_is_logged_all_the_same(engine: LogEngine) -> None:
     engine.disks["a"].fail(Op.WRITE, 4, 1)
     with pytest.raises(DeviceError):
         device.write(4, b"x" * 512)
-    assert engine.ended() == [Entry(4, 1, WRITE)]
+    assert engine.ended() == [LogEntry(4, 1, WRITE)]
 
 
 def test_a_discard_is_logged_where_the_device_has_none(engine: LogEngine) -> None:
     engine.disks["a"].fail(Op.DISCARD, 0, 64, error=errno.EOPNOTSUPP)
     engine.logged().discard(8, 8)
-    assert engine.ended() == [Entry(8, 8, Flag.DISCARD)]
+    assert engine.ended() == [LogEntry(8, 8, LogFlag.DISCARD)]
 
 
 def test_reads_are_not_logged(engine: LogEngine) -> None:
@@ -285,7 +288,7 @@ def test_a_replay_of_the_log_is_the_disk(seed: int) -> None:
         for entry, start in parse_entries(engine.image):
             size = entry.nr_sectors << 9
             data = engine.image[start : start + size]
-            is_discard = entry.flags & Flag.DISCARD
+            is_discard = entry.flags & LogFlag.DISCARD
             at = entry.sector << 9
             replayed[at : at + size] = bytes(size) if is_discard else data
         assert replayed == engine.disks["a"].content

@@ -17,7 +17,7 @@ from dmcopy.errors import DeviceError
 from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.mapper.mapped import MappedDevice
 from dmcopy.mapper.userspace import UserMapper
-from dmcopy.ondisk.exception_store import ENTRY, Header
+from dmcopy.ondisk.exception_store import ENTRY, StoreHeader
 from dmcopy.table import Table
 from dmcopy.targets.linear import Linear
 
@@ -36,7 +36,7 @@ def chunk_of(letter: str) -> bytes:
 def store(exceptions: Sequence[tuple[int, int]]) -> bytes:
     """Return a COW that says so; COW chunk n holds the letter number n."""
     data = bytearray(COW_CHUNKS * CHUNK_BYTES)
-    header = Header(True, 1, CHUNK).build()
+    header = StoreHeader(True, 1, CHUNK).build()
     data[: len(header)] = header
     for index, exception in enumerate(exceptions):
         ENTRY.pack_into(data, CHUNK_BYTES + index * ENTRY.size, *exception)

@@ -10,7 +10,7 @@ import pytest
 from dmcopy.errors import DeviceError
 from dmcopy.io.request import Op
 from dmcopy.io.simulated import SimulatedDisk
-from dmcopy.ondisk.exception_store import ENTRY, Header
+from dmcopy.ondisk.exception_store import ENTRY, StoreHeader
 from dmcopy.ondisk.exceptions import ExceptionTable
 from dmcopy.table import Table
 from dmcopy.targets.persistent import PersistentStore
@@ -118,7 +118,7 @@ def test_areas_are_filled_one_after_the_other(bench: Bench) -> None:
 def test_a_run_is_consecutive_on_both_sides(
     bench: Bench, exceptions: Sequence[tuple[int, int]], run: tuple[int, int, int] | None
 ) -> None:
-    content = bytearray(Header(True, 1, 1).build().ljust(SECTORS << 9, b"\0"))
+    content = bytearray(StoreHeader(True, 1, 1).build().ljust(SECTORS << 9, b"\0"))
     for index, exception in enumerate(exceptions):
         ENTRY.pack_into(content, 512 + index * ENTRY.size, *exception)
     bench.disks["c"].load(content)
@@ -141,7 +141,7 @@ def test_a_run_is_consecutive_on_both_sides(
 def test_runs_from_the_end_as_many_as_fit_and_no_chunk_twice(
     bench: Bench, most: int, runs: list[tuple[int, int, int]]
 ) -> None:
-    content = bytearray(Header(True, 1, 1).build().ljust(SECTORS << 9, b"\0"))
+    content = bytearray(StoreHeader(True, 1, 1).build().ljust(SECTORS << 9, b"\0"))
     exceptions = [(10, 2), (4, 3), (5, 4), (20, 5), (9, 6), (10, 7)]
     for index, exception in enumerate(exceptions):
         ENTRY.pack_into(content, 512 + index * ENTRY.size, *exception)
@@ -160,7 +160,7 @@ def test_what_lies_behind_the_end_does_not_count_when_the_end_moves_on(
     sectors = 8192
     bench.disks |= {name: SimulatedDisk(sectors, name) for name in "oc"}
     size = chunk_size << 9
-    content = bytearray(Header(True, 1, chunk_size).build().ljust(sectors << 9, b"\0"))
+    content = bytearray(StoreHeader(True, 1, chunk_size).build().ljust(sectors << 9, b"\0"))
     for index in (*range(good), good + 1):
         ENTRY.pack_into(content, size + index * ENTRY.size, index, 2 + index)
     bench.disks["c"].load(content)

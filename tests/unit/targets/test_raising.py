@@ -17,7 +17,7 @@ from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.kcopyd import Client
 from dmcopy.table import Table
 from dmcopy.targets import TARGETS
-from dmcopy.targets.guard import Failed, Guard
+from dmcopy.targets.guard import FailedTarget, Guard
 from dmcopy.targets.mirror_set import Module
 from dmcopy.targets.origin import SnapshotModule
 
@@ -245,7 +245,7 @@ def has_failed(engine: Engine) -> dict[str, bool]:
         table = engine.mapper.open(info.name).active
         assert table is not None
         says_so = engine.status(info.name) == "Invalid" or bool(engine.disks["b"].faults)
-        found[info.name] = says_so or isinstance(table.targets[0], Failed)
+        found[info.name] = says_so or isinstance(table.targets[0], FailedTarget)
     return found
 
 

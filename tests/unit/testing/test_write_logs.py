@@ -13,7 +13,7 @@ from dmcopy.block import BlockDevice
 from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode, MetadataError, UsageError
 from dmcopy.export.write_log import WriteLog
-from dmcopy.ondisk.write_log import Flag
+from dmcopy.ondisk.write_log import LogFlag
 from dmcopy.testing.fsck import Fsck
 from dmcopy.testing.logfile import LogFile, Logged, Selection, is_end
 from dmcopy.testing.recording import Recording, moments
@@ -256,11 +256,11 @@ def test_a_power_cut_undoes_only_what_was_not_flushed(tmp_path: Path) -> None:
                 for logged in replay.entries[played : state.logged.number + 1]:
                     if flushed:
                         may_be = [versions[-1:] for versions in may_be]
-                    flushed = bool(logged.entry.flags & Flag.FLUSH)
+                    flushed = bool(logged.entry.flags & LogFlag.FLUSH)
                     data = found.data(logged)
                     for at in range(logged.entry.nr_sectors):
                         versions = may_be[logged.entry.sector + at]
-                        if logged.entry.flags & Flag.FUA:
+                        if logged.entry.flags & LogFlag.FUA:
                             versions.clear()
                         versions.append(data[at << 9 : at + 1 << 9])
                 played = state.logged.number + 1
@@ -343,7 +343,7 @@ def test_a_write_that_flushes_is_behind_its_flush(tmp_path: Path) -> None:
     log.close()
     data = bytearray(Path(path).read_bytes())
     at = data.index(b"b" * 512) - 512 + 16
-    data[at : at + 8] = Flag.FLUSH.to_bytes(8, "little")
+    data[at : at + 8] = LogFlag.FLUSH.to_bytes(8, "little")
     Path(path).write_bytes(data)
     disk.write_bytes(bytes(4 << 9))
     with LogFile(path) as found:
@@ -356,7 +356,7 @@ def test_a_write_that_flushes_is_behind_its_flush(tmp_path: Path) -> None:
 
 
 def _is_flush(logged: Logged) -> bool:
-    return bool(logged.entry.flags & Flag.FLUSH)
+    return bool(logged.entry.flags & LogFlag.FLUSH)
 
 
 def test_from_python(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from dmcopy.transfer.destination import FailedRange
 from dmcopy.transfer.identity import Identity
 from dmcopy.transfer.mapping import inward
 from dmcopy.transfer.plan import find_holes
-from dmcopy.transfer.state import DestState, Place, TransferState
+from dmcopy.transfer.state import DestState, Endpoint, TransferState
 
 SECTORS = 64
 SIZE = SECTORS * 512
@@ -361,7 +361,7 @@ json_values = st.recursive(
 
 
 def example() -> TransferState:
-    place = Place("/dev/a", Identity("wwn 1", "boot 2"), 100, 8)
+    place = Endpoint("/dev/a", Identity("wwn 1", "boot 2"), 100, 8)
     written, failed = RangeSet([(0, 8), (16, 24)]), (FailedRange(8, 16, errno.ENOSPC),)
     bad = (FailedRange(24, 32, errno.EIO),)
     return TransferState(place, 64, bad, (DestState(place, 64, written, failed),))

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from dmcopy.errors import DeadlineError
 from dmcopy.vm import channel as host
-from dmcopy.vm.agent import FRAME_BYTES, Decoder, Kind, pack
-from dmcopy.vm.channel import Channel, ChannelLostError, Command, Result
+from dmcopy.vm.agent import FRAME_BYTES, Decoder, FrameKind, pack
+from dmcopy.vm.channel import Channel, ChannelLostError, Command, CommandResult
 
 from .conftest import LocalAgent
 
@@ -30,16 +30,16 @@ def start(agent: LocalAgent, *argv: str, **options: object) -> Command:
     return agent.channel.start(argv, cwd="/", env=env, **options)  # type: ignore[arg-type]
 
 
-def run(agent: LocalAgent, *argv: str, timeout: float = 30, **options: object) -> Result:
+def run(agent: LocalAgent, *argv: str, timeout: float = 30, **options: object) -> CommandResult:
     return start(agent, *argv, **options).wait(timeout)
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(Kind), st.integers(0, 2**32 - 1), st.binary())),
+    st.lists(st.tuples(st.sampled_from(FrameKind), st.integers(0, 2**32 - 1), st.binary())),
     st.lists(st.integers(1, 9), min_size=1),
 )
 def test_frames_survive_any_cut(
-    frames: list[tuple[Kind, int, bytes]], sizes: Sequence[int]
+    frames: list[tuple[FrameKind, int, bytes]], sizes: Sequence[int]
 ) -> None:
     stream = b"".join(pack(*frame) for frame in frames)
     decoder = Decoder()
@@ -183,20 +183,23 @@ class HostileGuest:
     ("said", "complaint"),
     [
         (struct.pack("!BII", 99, 1, 0), "99"),
-        (struct.pack("!BII", Kind.OUT, 1, FRAME_BYTES + 1), "a frame of 16777217 bytes"),
-        (struct.pack("!BII", Kind.OUT, 1, 0xFFFFFFFF), "a frame of 4294967295 bytes"),
-        (pack(Kind.RUN, 1, b"{}"), "a frame RUN, which is the host's to send"),
-        (pack(Kind.BYE, 1), "a frame BYE, which is the host's to send"),
-        (pack(Kind.HELLO, 0, b"{x}"), "a HELLO without the kernel's release"),
-        (pack(Kind.HELLO, 0, b"\xff"), "a HELLO without the kernel's release"),
-        (pack(Kind.HELLO, 0, b"[" * 100_000), "a HELLO without the kernel's release"),
-        (pack(Kind.HELLO, 0, b"[]"), "a HELLO without the kernel's release"),
-        (pack(Kind.HELLO, 0, b"{}"), "a HELLO without the kernel's release"),
-        (pack(Kind.HELLO, 0, b'{"release": "\\u001b[2J"}'), "a HELLO without the kernel's release"),
-        (pack(Kind.EXIT, 1), "an EXIT without a status"),
-        (pack(Kind.EXIT, 1, b"12"), "an EXIT without a status"),
-        (pack(Kind.TAKEN, 1, b"\xff" * 4), "a TAKEN of more input than it was given"),
-        (pack(Kind.TAKEN, 1, b"\xff" * 4000), "a TAKEN of more input than it was given"),
+        (struct.pack("!BII", FrameKind.OUT, 1, FRAME_BYTES + 1), "a frame of 16777217 bytes"),
+        (struct.pack("!BII", FrameKind.OUT, 1, 0xFFFFFFFF), "a frame of 4294967295 bytes"),
+        (pack(FrameKind.RUN, 1, b"{}"), "a frame RUN, which is the host's to send"),
+        (pack(FrameKind.BYE, 1), "a frame BYE, which is the host's to send"),
+        (pack(FrameKind.HELLO, 0, b"{x}"), "a HELLO without the kernel's release"),
+        (pack(FrameKind.HELLO, 0, b"\xff"), "a HELLO without the kernel's release"),
+        (pack(FrameKind.HELLO, 0, b"[" * 100_000), "a HELLO without the kernel's release"),
+        (pack(FrameKind.HELLO, 0, b"[]"), "a HELLO without the kernel's release"),
+        (pack(FrameKind.HELLO, 0, b"{}"), "a HELLO without the kernel's release"),
+        (
+            pack(FrameKind.HELLO, 0, b'{"release": "\\u001b[2J"}'),
+            "a HELLO without the kernel's release",
+        ),
+        (pack(FrameKind.EXIT, 1), "an EXIT without a status"),
+        (pack(FrameKind.EXIT, 1, b"12"), "an EXIT without a status"),
+        (pack(FrameKind.TAKEN, 1, b"\xff" * 4), "a TAKEN of more input than it was given"),
+        (pack(FrameKind.TAKEN, 1, b"\xff" * 4000), "a TAKEN of more input than it was given"),
     ],
 )
 def test_a_guest_that_sends_what_no_agent_sends_is_lost(said: bytes, complaint: str) -> None:
@@ -208,9 +211,9 @@ def test_a_guest_that_sends_what_no_agent_sends_is_lost(said: bytes, complaint: 
 
 def test_frames_about_commands_that_are_not_there_are_passed_over() -> None:
     with HostileGuest() as guest:
-        for kind in (Kind.OUT, Kind.ERR, Kind.TAKEN, Kind.EXIT):
+        for kind in (FrameKind.OUT, FrameKind.ERR, FrameKind.TAKEN, FrameKind.EXIT):
             guest.socket.sendall(pack(kind, 77, b"anything"))
-        guest.socket.sendall(pack(Kind.EXIT, 1, b"\x05"))
+        guest.socket.sendall(pack(FrameKind.EXIT, 1, b"\x05"))
         assert guest.command.wait(30).status == 5
 
 
@@ -219,7 +222,7 @@ def test_a_guest_that_never_stops_talking_is_given_up_in_time(
 ) -> None:
     monkeypatch.setattr("dmcopy.vm.channel._GRACE", 0.1)
     with HostileGuest() as guest:
-        noise = pack(Kind.OUT, 77, bytes(1000))
+        noise = pack(FrameKind.OUT, 77, bytes(1000))
 
         def talk() -> None:
             try:
@@ -240,7 +243,9 @@ def test_a_guest_that_never_stops_talking_is_given_up_in_time(
 def test_output_that_nothing_takes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "KEPT_BYTES", 1000)
     with HostileGuest() as guest:
-        guest.socket.sendall(pack(Kind.OUT, 1, bytes(1000)) + pack(Kind.ERR, 1, bytes(1000)))
-        guest.socket.sendall(pack(Kind.OUT, 1, b"x"))
+        guest.socket.sendall(
+            pack(FrameKind.OUT, 1, bytes(1000)) + pack(FrameKind.ERR, 1, bytes(1000))
+        )
+        guest.socket.sendall(pack(FrameKind.OUT, 1, b"x"))
         with pytest.raises(ChannelLostError, match="x wrote more than 0 MiB, which nothing takes"):
             guest.command.wait(30)

@@ -20,7 +20,7 @@ from dmcopy.workflows.machine import Machine, machine_of
 from dmcopy.workflows.record import Plan
 from dmcopy.workflows.session import Session
 from dmcopy.workflows.snapshot import Growth, merge, plan_drop, plan_extend, plan_take
-from dmcopy.workflows.snapshot_layout import Layout
+from dmcopy.workflows.snapshot_layout import SnapshotLayout
 
 from .fake import FakeMapper, Mapped
 
@@ -305,23 +305,25 @@ machine_of.register(World, lambda world: world.machine)
 class Process(Session):
     """A process that runs one workflow, as a command does."""
 
-    def take(self, name: str, origin: str, cow: str, **options: Any) -> Layout:
+    def take(self, name: str, origin: str, cow: str, **options: Any) -> SnapshotLayout:
         self.check_free(name, origin)
         return self._done(plan_take(self.mapper, name, origin, cow, **options))
 
-    def drop(self, name: str) -> Layout:
+    def drop(self, name: str) -> SnapshotLayout:
         self.check_free(name)
         return self._done(plan_drop(self.mapper, name))
 
-    def extend(self, name: str, size: int, *, more: str = "", force: bool = False) -> Layout:
+    def extend(
+        self, name: str, size: int, *, more: str = "", force: bool = False
+    ) -> SnapshotLayout:
         self.check_free(name)
         plan = plan_extend(self.mapper, name, Growth(size), more=more, force=force)
         return self._done(plan)
 
-    def merge(self, name: str) -> Layout:
+    def merge(self, name: str) -> SnapshotLayout:
         return merge(self, name)
 
-    def _done(self, plan: Plan) -> Layout:
+    def _done(self, plan: Plan) -> SnapshotLayout:
         self.run(plan)
         assert plan.layout is not None
         return plan.layout

@@ -17,13 +17,13 @@ from dmcopy.mapper.userspace import UserMapper
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.record import Plan, PlanRecord
 from dmcopy.workflows.session import Session
-from dmcopy.workflows.snapshot_layout import Layout
+from dmcopy.workflows.snapshot_layout import SnapshotLayout
 from dmcopy.workflows.snapshot_status import states
 from dmcopy.workflows.step import Step
 
 GONE = "1 0"  # a process that has ended
 
-LAYOUT = Layout(
+LAYOUT = SnapshotLayout(
     name="snap",
     origin="data",
     real="data-real",

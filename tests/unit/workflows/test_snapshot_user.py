@@ -11,12 +11,12 @@ import pytest
 
 from dmcopy.errors import MetadataError, UsageError
 from dmcopy.mapper.userspace import UserMapper
-from dmcopy.ondisk.exception_store import HEADER_BYTES, VERSION, Header
+from dmcopy.ondisk.exception_store import HEADER_BYTES, VERSION, StoreHeader
 from dmcopy.table import Linear, Table
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.session import Session
 from dmcopy.workflows.snapshot import Growth, merge, plan_drop, plan_extend, plan_take
-from dmcopy.workflows.snapshot_layout import Layout
+from dmcopy.workflows.snapshot_layout import SnapshotLayout
 from dmcopy.workflows.snapshot_status import states
 
 SECTORS = 2048
@@ -32,7 +32,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
         yield Session(mapper, Journal(tmp_path / "workflows"))
 
 
-def take(session: Session, name: str, cow: str, **options: Any) -> Layout:
+def take(session: Session, name: str, cow: str, **options: Any) -> SnapshotLayout:
     plan = plan_take(session.mapper, name, "data", cow, **options)
     session.run(plan)
     assert plan.layout is not None
@@ -93,9 +93,9 @@ def test_a_store_that_cannot_go_on(session: Session, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="in memory only"):
         take(session, "snap", str(cow), store="N", reuse=True)
     for header, error, says in (
-        (Header(False, VERSION, 8), UsageError, "it is invalid"),
-        (Header(True, 2, 8), MetadataError, "the version is 2"),
-        (Header(True, VERSION, 1024), UsageError, "at least 3 chunks, 3072s"),
+        (StoreHeader(False, VERSION, 8), UsageError, "it is invalid"),
+        (StoreHeader(True, 2, 8), MetadataError, "the version is 2"),
+        (StoreHeader(True, VERSION, 1024), UsageError, "at least 3 chunks, 3072s"),
     ):
         before = header.build() + bytes(512 * 512 - HEADER_BYTES)
         cow.write_bytes(before)

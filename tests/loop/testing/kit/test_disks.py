@@ -10,11 +10,11 @@ import pytest
 
 from dmcopy.block import file_mounts
 from dmcopy.ledger import Ledger
-from dmcopy.testing.kit import Disk, Kit, PowerCut
+from dmcopy.testing.kit import Kit, PowerCut, ScratchDisk
 from dmcopy.testing.kit import guest as guests
-from dmcopy.testing.kit.engine import LackingError
+from dmcopy.testing.kit.environment import LackingError
 from dmcopy.testing.kit.guest import InGuest
-from dmcopy.testing.kit.host import Host
+from dmcopy.testing.kit.host import ThisHost
 from tests.loop.conftest import LoopFactory
 
 served = pytest.mark.skipif(bool(file_mounts.why_not()), reason=file_mounts.why_not())
@@ -30,7 +30,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 @pytest.mark.usefixtures("loops")
 def test_a_disk_is_a_loop_device_with_its_blocks(ledger: Ledger) -> None:
-    with Kit(Host(ledger)) as kit:
+    with Kit(ThisHost(ledger)) as kit:
         disk = kit.scratch_disk("1M", block_size=4096)
         assert disk.path == str(disk)
         with disk.open() as io:
@@ -42,7 +42,7 @@ def test_a_disk_is_a_loop_device_with_its_blocks(ledger: Ledger) -> None:
     assert not Path("/sys/block", os.path.basename(node), "loop").exists()
 
 
-def write(disk: Disk, *, sync: bool) -> None:
+def write(disk: ScratchDisk, *, sync: bool) -> None:
     with open(disk, "r+b", buffering=0) as file:
         file.write(b"x" * PAGE)
         if sync:
@@ -54,7 +54,7 @@ def write(disk: Disk, *, sync: bool) -> None:
 @pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("sync", [False, True])
 def test_a_power_cut_takes_what_a_program_did_not_sync(ledger: Ledger, sync: bool) -> None:
-    with Kit(Host(ledger, volatile=True)) as kit:
+    with Kit(ThisHost(ledger, volatile=True)) as kit:
         disk = kit.scratch_disk("1M", block_size=4096)
         node = disk.path
         PowerCut(kit, "test")(write, disk, sync=sync)
@@ -66,12 +66,12 @@ def test_a_power_cut_takes_what_a_program_did_not_sync(ledger: Ledger, sync: boo
 @served
 @pytest.mark.usefixtures("loops")
 def test_a_cut_in_the_middle(ledger: Ledger) -> None:
-    def work(disk: Disk) -> None:
+    def work(disk: ScratchDisk) -> None:
         with disk.open() as io:
             for number in range(9):
                 io.write(8 * number, bytes([number + 1]) * PAGE, fua=True)
 
-    with Kit(Host(ledger, volatile=True)) as kit:
+    with Kit(ThisHost(ledger, volatile=True)) as kit:
         disk = kit.scratch_disk("1M")
         PowerCut(kit, "test").cut(lambda: work(disk), after_writes=3)
         with disk.open() as io:
@@ -95,7 +95,7 @@ def attached(loops: LoopFactory, monkeypatch: pytest.MonkeyPatch) -> dict[str, s
     return nodes
 
 
-def content(disk: Disk) -> bytes:
+def content(disk: ScratchDisk) -> bytes:
     with open(disk, "rb") as file:
         return file.read(PAGE)
 

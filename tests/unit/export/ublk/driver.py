@@ -45,7 +45,7 @@ class Device:
     stopping: bool = False
 
 
-class Driver(ublk.Control):
+class Driver(ublk.UblkControl):
     """Devices, whose queues are files in `folder`; `fails`: errnos by the numbers of commands."""
 
     def __init__(self, folder: Path, *, features: int = 0x1FE) -> None:

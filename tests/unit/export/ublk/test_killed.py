@@ -12,7 +12,7 @@ import pytest
 from dmcopy.export.nodes import Nodes
 from dmcopy.io import Reactor, ublk
 from dmcopy.io.simulated import SimulatedDisk
-from dmcopy.ledger import Entry, Ledger
+from dmcopy.ledger import Ledger, LedgerEntry
 from dmcopy.mapper.reap import Reaper
 from tests.unit.export.ublk.driver import READ, WRITE, Driver, result
 
@@ -70,7 +70,7 @@ def left_by(pid: int, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the entries of a ledger be those of a process that has ended."""
     entries = ledger.entries()
 
-    def others(_: Ledger) -> list[Entry]:
+    def others(_: Ledger) -> list[LedgerEntry]:
         return [replace(entry, owner=f"{pid} 1") for entry in entries]
 
     monkeypatch.setattr(Ledger, "entries", others)

@@ -186,7 +186,7 @@ def test_what_a_test_raises_is_its_failure_though_cleaning_up_fails(
         """
         import os, pytest
         def test_it(dm, scratch_disk):
-            print("folder", dm.engine.folder)
+            print("folder", dm.environment.folder)
             dm.devices.append(None)      # what cannot be removed
             raise RuntimeError("the test's own")
         """

@@ -29,7 +29,7 @@ def ledger(tmp_path: Path) -> Ledger:
 @pytest.fixture
 def kit(ledger: Ledger) -> Iterator[Kit]:
     with Kit(Model(ledger)) as made:
-        folder = made.engine.folder
+        folder = made.environment.folder
         yield made
     assert not folder.exists()
     assert ledger.entries() == []
@@ -217,4 +217,4 @@ def test_what_is_in_use_is_told_by_its_user(ledger: Ledger) -> None:
     device = kit.linear(kit.scratch_disk("1M"))
     with open(device, "rb"), pytest.raises(BusyError, match=str(os.getpid())):
         kit.close()
-    assert not kit.engine.folder.exists()
+    assert not kit.environment.folder.exists()

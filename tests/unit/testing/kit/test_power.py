@@ -12,8 +12,8 @@ import pytest
 from dmcopy.block import file_mounts
 from dmcopy.errors import BusyError, ClosedError, DeviceError
 from dmcopy.ledger import Ledger
-from dmcopy.testing.kit import Device, Kit, PowerCut
-from dmcopy.testing.kit.engine import LackingError
+from dmcopy.testing.kit import Kit, Mapped, PowerCut
+from dmcopy.testing.kit.environment import LackingError
 from dmcopy.testing.kit.model import Model
 
 PAGE = 4096
@@ -34,7 +34,7 @@ def power_cut(kit: Kit) -> PowerCut:
     return PowerCut(kit, "test")
 
 
-def write(device: Device, *, flush: bool) -> None:  # type: ignore[type-arg]
+def write(device: Mapped, *, flush: bool) -> None:  # type: ignore[type-arg]
     with device.open() as io:
         io.write(0, b"a" * PAGE)
         if flush:

@@ -18,7 +18,7 @@ from dmcopy.testing.kit.kit import Kit
 LATER_SECONDS: Final = 1.0
 
 
-class Watch:
+class Watchdog:
     """What became of a test that is watched. `said`: what was done, "" for nothing."""
 
     said = ""
@@ -42,9 +42,9 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watched(kit: Kit, limit: float) -> Iterator[Watch]:
+def watched(kit: Kit, limit: float) -> Iterator[Watchdog]:
     """Watch a test for the length of a `with` block, if it has a limit in seconds."""
-    watch = Watch(kit, LATER_SECONDS)
+    watch = Watchdog(kit, LATER_SECONDS)
     if not limit:
         yield watch
         return

@@ -24,8 +24,8 @@ class LackingError(MissingError):
     """This machine lacks what a test wants of the place where it runs."""
 
 
-class Engine(Closing, abc.ABC):
-    """The engine of one test, with the files of its disks in a folder of its own, in memory.
+class Environment(Closing, abc.ABC):
+    """The place where one test runs, with the files of its disks in a folder of its own, in memory.
 
     A disk has a word, by which tables call it, and so has a mapped device. All methods are called
     on the test's thread. `volatile`: a disk has a write cache whose power can be cut.
