@@ -118,7 +118,7 @@ class Ledger:
             size = file.seek(0, os.SEEK_END)
             # A crash may have cut the last line short.
             torn = size and os.pread(file.fileno(), 1, size - 1) != b"\n"
-            left = memoryview(b"\n" * bool(torn) + _line(line))
+            left = memoryview(b"\n" + _line(line) if torn else _line(line))
             while left:
                 left = left[file.write(left) :]
             os.fsync(file.fileno())
@@ -134,7 +134,9 @@ class Ledger:
                 _keep(aside, content.odd)
                 _log.warning(
                     "%s: passed over what is none of the ledger's (lines: %d); it is kept in %s",
-                    *(self.path, len(content.odd), aside),
+                    self.path,
+                    len(content.odd),
+                    aside,
                 )
             replace_file(self.path, _line({"op": "new", "size": len(lines)}) + lines)
         except (OSError, UsageError) as error:

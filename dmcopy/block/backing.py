@@ -62,8 +62,10 @@ def mark(loop: str, roots: Roots = LIVE) -> str:
     """
     if not sysfs.backing_file(loop, roots):
         return ""
-    known = sysfs.disk_mark(sysfs.devno(loop, roots), roots)
-    return known or ((found := of(loop, roots)) and f"{found.identity}") or ""
+    if known := sysfs.disk_mark(sysfs.devno(loop, roots), roots):
+        return known
+    found = of(loop, roots)
+    return str(found.identity) if found else ""
 
 
 def is_made_of(loop: str, file: str, roots: Roots = LIVE) -> bool:

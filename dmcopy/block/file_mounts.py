@@ -92,7 +92,9 @@ def mount(point: str, source: str, *, max_bytes: int, read_only: bool) -> int:
     if os.geteuid() == 0:
         return _mount_as_root(point, source, max_bytes=max_bytes, read_only=read_only)
     words = [f"fsname={source}", "subtype=dmcopy", f"max_read={max_bytes}"]
-    return _mount_by_program(point, ",".join(words + ["ro"] * read_only))
+    if read_only:
+        words.append("ro")
+    return _mount_by_program(point, ",".join(words))
 
 
 def _mount_as_root(point: str, source: str, *, max_bytes: int, read_only: bool) -> int:
@@ -158,7 +160,7 @@ def unmount(point: str, source: str, *, lazily: bool = False) -> bool:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), point)
     else:
-        said = _run("-u", *["-z"] * lazily, "--", point)
+        said = _run("-uz" if lazily else "-u", "--", point)
         if source_of(point) == source:
             busy = said.endswith(os.strerror(errno.EBUSY))
             raise OSError(errno.EBUSY if busy else errno.EPERM, said, point)

@@ -40,18 +40,18 @@ examples:
 _CALL_SECONDS: Final = 10.0
 # dmsetup's other verbs: run as they are, since there is nothing to add to them.
 PASSED_ON: Final = (
-    *("mknodes", "measure", "setgeometry", "splitname", "mangle", "target-version"),
-    *("udevcookies", "udevcreatecookie", "udevreleasecookie", "udevcomplete", "udevflags"),
-)
+    "mknodes", "measure", "setgeometry", "splitname", "mangle", "target-version",
+    "udevcookies", "udevcreatecookie", "udevreleasecookie", "udevcomplete", "udevflags",
+)  # fmt: skip
 # Those that reach what others have made, and what to do instead.
 NEVER: Final = {
     "remove_all": "would remove devices that dmcopy did not make",
     "udevcomplete_all": "would let others continue before udev is done with their devices",
 }
 DMSETUPS: Final = (
-    *("create", "load", "reload", "suspend", "resume", "wipe_table", "clear", "remove", "rename"),
-    *("message", "wait", "ls", "info", "status", "table", "deps", "targets", "version"),
-)
+    "create", "load", "reload", "suspend", "resume", "wipe_table", "clear", "remove", "rename",
+    "message", "wait", "ls", "info", "status", "table", "deps", "targets", "version",
+)  # fmt: skip
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

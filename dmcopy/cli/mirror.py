@@ -103,7 +103,8 @@ def _configure_make(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "(default: core)",
     )
     make.add_argument(
-        *("-R", "--region-size"),
+        "-R",
+        "--region-size",
         type=size,
         metavar="S",
         help=f"sectors, or 512K … (default: {format_sectors(REGION_SIZE)})",
@@ -157,7 +158,8 @@ def _configure_changes(verbs: argparse._SubParsersAction[argparse.ArgumentParser
     move.add_argument("dest", metavar="TO", help="the disk that it is to be on")
     move.add_argument("--at", type=size, default=0, metavar="S", help="where on TO (default: 0)")
     move.add_argument(
-        *("-R", "--region-size"),
+        "-R",
+        "--region-size",
         type=size,
         default=REGION_SIZE,
         metavar="S",

@@ -41,7 +41,8 @@ def configure_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("legs", metavar="LEG", nargs="+", help="2 to 9 devices or files")
     parser.add_argument("--log", metavar="LOG", help="the mirror's log device, or a copy of it")
     parser.add_argument(
-        *("-R", "--region-size"),
+        "-R",
+        "--region-size",
         type=size,
         metavar="S",
         help=f"of the mirror's table (default: {format_sectors(REGION_SIZE)})",

@@ -73,7 +73,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     take.add_argument("origin", metavar="ORIGIN", help="a mapped device's name, or a path")
     take.add_argument("cow", metavar="COW", help="device or file for what changes")
     take.add_argument(
-        *("-c", "--chunk-size"),
+        "-c",
+        "--chunk-size",
         type=size,
         default=DEFAULT_CHUNK,
         metavar="S",

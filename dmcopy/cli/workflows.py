@@ -89,10 +89,11 @@ def add_change(
 def add_forget(verbs: argparse._SubParsersAction[argparse.ArgumentParser], noun: str) -> None:
     """Declare the verb that gives a workflow up."""
     text = "give up what was interrupted, and change no device"
-    parser = add_verb(
-        *(verbs, "forget", text),
-        lambda args: emit_done(args, open_session(args).forget(noun, args.name)),
-    )
+
+    def forget(args: argparse.Namespace) -> None:
+        emit_done(args, open_session(args).forget(noun, args.name))
+
+    parser = add_verb(verbs, "forget", text, forget)
     parser.add_argument("name", metavar="NAME", help=f"the {noun}")
     add_json(parser)
 

@@ -333,7 +333,9 @@ def _undone(state: State) -> list[dict[str, Any]]:
 
 
 def _words(state: State) -> str:
-    torn = [f"of entry {one['entry']} only sectors {one['kept']}" for one in _undone(state)
-            if one["kept"]]  # fmt: skip
     lost = [str(entry) for entry, bits in state.kept.items() if not bits]
-    return ", ".join([f"without entry {' and '.join(lost)}"] * bool(lost) + torn)
+    said = [f"without entry {' and '.join(lost)}"] if lost else []
+    for one in _undone(state):
+        if one["kept"]:
+            said.append(f"of entry {one['entry']} only sectors {one['kept']}")
+    return ", ".join(said)

@@ -234,7 +234,13 @@ def start_server(*, resume: bool = False) -> None:
     ours, theirs = os.pipe()
     try:
         started = subprocess.Popen(
-            [sys.executable, "-m", "dmcopy.export.daemon", str(theirs), *["resume"] * resume],
+            [
+                sys.executable,
+                "-m",
+                "dmcopy.export.daemon",
+                str(theirs),
+                *(["resume"] if resume else []),
+            ],
             cwd="/",
             env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, paths))},
             stdin=subprocess.DEVNULL,

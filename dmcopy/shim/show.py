@@ -45,7 +45,8 @@ def long(call: Call, info: Info) -> bool:
     state = "SUSPENDED" if info.suspended else "ACTIVE"
     state += " (READ-ONLY)" if info.readonly else ""
     state += " (DEFERRED REMOVE)" if info.deferred else ""
-    tables = ["LIVE"] * info.live + ["INACTIVE"] * info.inactive
+    there = {"LIVE": info.live, "INACTIVE": info.inactive}
+    tables = [slot for slot, is_there in there.items() if is_there]
     opened = "" if "noopencount" in call.words else f"Open count:        {info.opened}\n"
     call.say(
         f"Name:              {info.name}\n"
@@ -93,9 +94,7 @@ def _lines(call: Call, words: list[str], ioctl: str, lines: Callable[[Info], lis
             found = lines(info) or [""]
         except Refused as error:
             return call.refused(ioctl, info.name, error)
-        # The kernel has a blank behind a target without words of its own.
-        found = [line + " " * (line.count(" ") == 2) for line in found]
-        wanted = _of_target(call, found)
+        wanted = _of_target(call, [_as_printed(line) for line in found])
         for index, line in enumerate(wanted):
             if verbose and not index:
                 long(call, info)
@@ -105,6 +104,11 @@ def _lines(call: Call, words: list[str], ioctl: str, lines: Callable[[Info], lis
         return True
 
     return each(call, words, show, ioctl)
+
+
+def _as_printed(line: str) -> str:
+    """Return a line with the blank that the kernel has behind a target without words of its own."""
+    return f"{line} " if line.count(" ") == 2 else line
 
 
 def _of_target(call: Call, lines: list[str]) -> list[str]:
@@ -121,8 +125,8 @@ def _concise(call: Call, info: Info) -> bool:
     if not lines:
         return True
     fields = [quoted(info.name), quoted(info.uuid), str(info.minor)]
-    lines = [line + " " * (line.count(" ") == 2) for line in lines if line]
-    fields += ["ro" if info.readonly else "rw", *map(quoted, lines)]
+    fields += ["ro" if info.readonly else "rw"]
+    fields += [quoted(_as_printed(line)) for line in lines if line]
     call.say((";" if call.said_concise else "") + ",".join(fields), end="")
     call.said_concise = True
     return True

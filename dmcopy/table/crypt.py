@@ -52,13 +52,13 @@ VERITY_FEATURES = {
 }
 INTEGRITY_OPTIONS = dict.fromkeys(
     [
-        *("meta_device:", "block_size:", "recalculate", "reset_recalculate", "allow_discards"),
-        *("journal_sectors:", "interleave_sectors:", "buffer_sectors:", "journal_watermark:"),
-        *("commit_time:", "sectors_per_bit:", "bitmap_flush_interval:", "fix_padding"),
-        *("fix_hmac", "legacy_recalculate", "internal_hash:", "journal_crypt:", "journal_mac:"),
+        "meta_device:", "block_size:", "recalculate", "reset_recalculate", "allow_discards",
+        "journal_sectors:", "interleave_sectors:", "buffer_sectors:", "journal_watermark:",
+        "commit_time:", "sectors_per_bit:", "bitmap_flush_interval:", "fix_padding",
+        "fix_hmac", "legacy_recalculate", "internal_hash:", "journal_crypt:", "journal_mac:",
     ],
     0,
-)
+)  # fmt: skip
 _KEY = re.compile(r"(?:[0-9a-fA-F]{2})+|:\d+:(?:logon|user|encrypted|trusted):.+|-")
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
 

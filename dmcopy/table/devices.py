@@ -122,7 +122,8 @@ class Vdo(Target):
             *([] if self.blocks is None else [str(self.blocks)]),
             str(self.logical_block),
             *self.skipped[:before],
-            *(str(self.cache), str(self.era)),
+            str(self.cache),
+            str(self.era),
             *self.skipped[before:],
             *self.options,
         ]

@@ -299,7 +299,7 @@ def _inherited(target: type[Target], registry: Registry[Any], default: Any = Non
     """Return a new type like that of the target which `target` derives from."""
     names = (str(vars(base).get("name")) for base in target.__mro__[1:])
     base = next((registry[name] for name in names if name in registry), default)
-    return base and type(target.__name__, (base,), {"__slots__": ()})
+    return None if base is None else type(target.__name__, (base,), {"__slots__": ()})
 
 
 def _named(target: type[Target], cls: Any) -> Any:

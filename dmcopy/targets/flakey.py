@@ -149,8 +149,8 @@ class Flakey(Target):
             ("error_writes", self._error_writes, Op.WRITE),
             ("error_reads", self._error_reads, Op.READ),
         ):
-            corrupts = self._probability[op] or (self._byte and self._byte.op == op)
-            if is_set and corrupts:
+            has_byte = self._byte is not None and self._byte.op == op
+            if is_set and (self._probability[op] or has_byte):
                 raise TargetError(
                     f"{name} is incompatible with random_{op.name.lower()}_corrupt or "
                     f"corrupt_bio_byte with the {op.name} flag set"

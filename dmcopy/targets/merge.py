@@ -122,10 +122,8 @@ class SnapshotMerge(Snapshot):
         self._stopping = True
         try:
             with contextlib.suppress(ClosedError):  # it has failed
-                self.host.reactor.run_until(
-                    *(lambda: self._worker.idle, WAIT_SECONDS),
-                    f"the merge of {self.host.name} to stop",
-                )
+                what = f"the merge of {self.host.name} to stop"
+                self.host.reactor.run_until(lambda: self._worker.idle, WAIT_SECONDS, what)
         finally:
             self._stopping = False
 

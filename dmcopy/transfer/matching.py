@@ -51,7 +51,8 @@ class Matching:
     def _check_source(self, found: TransferState) -> None:
         """Refuse the state of a copy of another source, or of another range of it."""
         before, now = found.source, self.source
-        here = found.count == self.count and (before and before.start) == (now and now.start)
+        starts = [None if one is None else one.start for one in (before, now)]
+        here = found.count == self.count and starts[0] == starts[1]
         if before is None or now is None:
             what = f"a copy of {before.path if before else 'zeroes'}"
             what = "" if before is now and here else what

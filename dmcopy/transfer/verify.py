@@ -151,13 +151,10 @@ class Verifier:
             self._memory.fill([(start, size)], bytes(size))
         else:
             places.insert(0, (0, source))
-        reads = [
-            Io(
-                *(Op.READ, region.slice(piece.start, piece.length), self._memory),
-                [check.extent(place)],
-            )
-            for place, region in places
-        ]
+        reads = []
+        for place, region in places:
+            part = region.slice(piece.start, piece.length)
+            reads.append(Io(Op.READ, part, self._memory, [check.extent(place)]))
         submit_all(self._reactor.submit, reads, partial(self._read_done, check))
 
     def _read_done(self, check: _Check, reads: Sequence[Io]) -> None:

@@ -64,10 +64,10 @@ def try_kvm(qemu: str, image: Path, cpu: str = "host") -> str:
     folder = Path(tempfile.mkdtemp(prefix="dmcopy-vm-"))
     console = folder / "console"
     argv = [
-        *(qemu, "-accel", "kvm", "-cpu", cpu, "-m", "256M", "-nodefaults", "-no-reboot"),
-        *("-no-user-config", "-display", "none", "-serial", f"file:{console}"),
-        *("-kernel", str(image), "-append", "console=ttyS0 panic=-1"),
-    ]
+        qemu, "-accel", "kvm", "-cpu", cpu, "-m", "256M", "-nodefaults", "-no-reboot",
+        "-no-user-config", "-display", "none", "-serial", f"file:{console}",
+        "-kernel", str(image), "-append", "console=ttyS0 panic=-1",
+    ]  # fmt: skip
     process = Leashed(folder, argv)
     try:
         if process.wait(TRIAL_SECONDS) is None:

@@ -148,8 +148,11 @@ def _filter() -> list[tuple[int, int, int, int]]:
     for syscall, flags in _OPENS.items():
         when(
             syscall,
-            *(argument(flags), (jump_set, 0, 3, os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY)),
-            *(argument(flags + 1), (jump_set, 0, 1, 0o6000), refuse),
+            argument(flags),
+            (jump_set, 0, 3, os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY),
+            argument(flags + 1),
+            (jump_set, 0, 1, 0o6000),
+            refuse,
         )
     for syscall, mode in _NODES.items():
         for kind in (stat.S_IFCHR, stat.S_IFBLK):

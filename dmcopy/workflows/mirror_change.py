@@ -88,7 +88,11 @@ def plan_replace(
     steps = [swap(mapper, mirror, REPLACE, mirror.table(legs, first))]
     after = [Step(SETTLE, name, str(mirror.table(legs, final)))] if first != final else []
     return Plan(
-        *("mirror", "replace", name, steps, [*after, *remove_hidden(site, name, old, legs)]),
+        "mirror",
+        "replace",
+        name,
+        steps,
+        after=[*after, *remove_hidden(site, name, old, legs)],
         devices=touched(site, name, old),
         wait="resync",
         undo_failed=not dirty_only,
@@ -116,7 +120,11 @@ def plan_drop(mapper: Mapper, name: str, word: str) -> Plan:
     gone = [*leaving, *(legs if len(legs) == 1 else ())]
     after += [step for leg in gone for step in remove_hidden(site, name, leg, ())]
     return Plan(
-        *("mirror", "split", name, steps, after),
+        "mirror",
+        "split",
+        name,
+        steps,
+        after=after,
         devices=touched(site, name, *leaving, *legs),
         wait="resync" if len(legs) > 1 else "",
     )

@@ -92,7 +92,11 @@ def plan_from_device(
         Step(SWAP, name, str(first), before=str(table)),
     ]
     return Plan(
-        *("mirror", "make", name, steps, [Step(SETTLE, name, str(final))]),
+        "mirror",
+        "make",
+        name,
+        steps,
+        after=[Step(SETTLE, name, str(final))],
         devices=(name, hidden),
         wait="resync",
         undo_failed=True,
@@ -130,8 +134,11 @@ def plan_from_legs(mapper: Mapper, name: str, legs: Sequence[str], options: Mirr
     create = Step("create", name, str(_table(length, first, all_legs, options)))
     after = [Step(SETTLE, name, str(_table(length, final, all_legs, options)))]
     return Plan(
-        *("mirror", "make", name, [create]),
-        after if first != final else (),
+        "mirror",
+        "make",
+        name,
+        [create],
+        after=after if first != final else (),
         devices=(name,),
         wait="" if options.nosync else "resync",
         undo_failed=True,

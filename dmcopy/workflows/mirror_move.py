@@ -59,8 +59,11 @@ def plan_move(
     mirrored.check()
     final.check()
     return Plan(
-        *("mirror", "move", name, [Step(SWAP, name, str(mirrored), before=str(table))]),
-        [Step(SETTLE, name, str(final), final=True)],
+        "mirror",
+        "move",
+        name,
+        steps=[Step(SWAP, name, str(mirrored), before=str(table))],
+        after=[Step(SETTLE, name, str(final), final=True)],
         devices=(name,),
         wait="resync",
         undo_failed=True,

@@ -179,7 +179,10 @@ def _plan_drop_merge(site: Site, found: Found) -> Plan:
 def _plan(verb: str, layout: SnapshotLayout, steps: Iterable[Step], *, total: int = 0) -> Plan:
     done = list(steps)
     return Plan(
-        *("snapshot", verb, layout.name, done),
+        "snapshot",
+        verb,
+        layout.name,
+        done,
         devices=layout.devices,
         wait="merge" if verb == "merge" else "",
         layout=layout,

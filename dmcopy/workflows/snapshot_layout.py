@@ -122,7 +122,7 @@ def drop(layout: SnapshotLayout, origin_now: str, *, last: bool) -> Iterator[Ste
 
     Once the snapshot is gone it cannot come back: writes to the origin are not seen any more.
     """
-    restored = last and layout.real
+    restored = last and bool(layout.real)
     if restored:
         yield Step("load", layout.origin, table=layout.plain)
     yield Step("remove", layout.name, before=layout.snapshot_table, final=True)
@@ -153,7 +153,7 @@ def merge_again(layout: SnapshotLayout, origin_now: str, there: Collection[str])
     yield from (Step("attach", file) for file in layout.files)
     if layout.cow and layout.cow not in there:
         yield Step("create", layout.cow, table=layout.parts)
-    make_real = layout.real and layout.real not in there
+    make_real = bool(layout.real) and layout.real not in there
     if not origin_now:
         if make_real:
             yield Step("create", layout.real, table=layout.plain)

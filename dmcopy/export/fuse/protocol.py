@@ -126,9 +126,9 @@ def init_reply(offer: Init, *, max_bytes: int, depth: int) -> bytes:
     """
     flags = offer.flags & _WANTED
     return _INIT_OUT.pack(
-        *(MAJOR, min(offer.minor, MINOR), offer.readahead, flags & 0xFFFFFFFF),
-        *(depth, depth * 3 // 4, max_bytes, 1, max_bytes // 4096 + 1, 0, flags >> 32),
-    )
+        MAJOR, min(offer.minor, MINOR), offer.readahead, flags & 0xFFFFFFFF,
+        depth, depth * 3 // 4, max_bytes, 1, max_bytes // 4096 + 1, 0, flags >> 32,
+    )  # fmt: skip
 
 
 def parse_setattr(body: bytes) -> SetAttr:
@@ -154,10 +154,10 @@ def attr_reply(size: int, *, mode: int, owner: tuple[int, int], seconds: int) ->
     through all loop devices so. The server, which claims disks, too, would wait for itself.
     """
     return _ATTR_OUT.pack(
-        *(_FOR_EVER, 0),
-        *(ROOT, size, size >> 9, seconds, seconds, seconds),
-        *(0, 0, 0, stat.S_IFREG | mode, 1, *owner, 0, 4096, 0),
-    )
+        _FOR_EVER, 0,
+        ROOT, size, size >> 9, seconds, seconds, seconds,
+        0, 0, 0, stat.S_IFREG | mode, 1, *owner, 0, 4096, 0,
+    )  # fmt: skip
 
 
 def resized() -> bytes:

@@ -48,7 +48,7 @@ class Pieces:
         if self._zeroes is None:
             self._zeroes = Memory(_ZERO_BYTES // PAGE_SIZE)
         whole, rest = divmod(piece.count << SECTOR_SHIFT, _ZERO_BYTES)
-        extents = [(0, _ZERO_BYTES)] * whole + [(0, rest)] * bool(rest)
+        extents = [(0, _ZERO_BYTES)] * whole + ([(0, rest)] if rest else [])
         self._reactor.submit(Io(WRITE, piece, self._zeroes, extents, self._piece_done))
 
     def _piece_done(self, io: Io) -> None:

@@ -138,7 +138,7 @@ def option_reply(option: int, kind: int, data: bytes = b"") -> bytes:
 
 def simple_reply(cookie: int, error: int = 0) -> bytes:
     """Return a reply without data; what a read has read follows it. `error`: an errno."""
-    return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error and error_number(error), cookie)
+    return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error_number(error) if error else 0, cookie)
 
 
 def read_reply(cookie: int, offset: int, length: int) -> bytes:
