@@ -2,12 +2,12 @@
 
     ```console          a session: lines after `$ ` are commands, what follows is their output
     ```python           a program
-    ```text             neither: it is in NOT_RUN, which says why
+    ```text             lines that a test reads from the page, see READ_BY, and runs with stand-ins
 
 A word behind the language says where a block runs: `guest` (real device-mapper, as root, with the
 empty disks /dev/vda to /dev/vdd), `loop` (here, as root with loop devices and FUSE, in a mount
-namespace with nothing of others in /mnt and dmcopy's folders), `rig` (here, and it boots guests);
-without one it runs anywhere.
+namespace with nothing of others in /mnt and dmcopy's folders), `rig` (here, and it boots guests),
+`checkout` (here, at the top of the checkout); without one it runs anywhere.
 A word with a dot in it is the name of a file, which is written for the blocks that follow. All
 blocks of a page that run in one place run in order, in one folder.
 
@@ -37,17 +37,14 @@ FILES: Final = [
     )
     if path.exists()
 ]
-PLACES: Final = ("", "guest", "loop", "rig")
-NOT_RUN: Final = {
-    ("README.md", "./scripts/dmcopy demo"): "these tests, and tests/unit/cli/test_demo.py",
-    ("README.md", "pytest --dm=model,host"): "guide/testing.md and guide/rig.md run the same",
-    ("CONTRIBUTING.md", "./scripts/test --quick"): "these tests",
-    ("dmcopy/guide/mirrors.md", "far#  nbd-server"): "tests/kernel/workflows/test_mirror_nbd.py",
-    ("dmcopy/guide/serve.md", "dmcopy serve --listen"): "tests/loop/export/test_strangers.py",
-    ("dmcopy/guide/targets.md", "[project.entry-points"): "tests/unit/test_plugins.py",
-    ("dmcopy/guide/testing.md", "set -eux"): "tests/unit/examples/test_ci.py",
+PLACES: Final = ("", "checkout", "guest", "loop", "rig")
+READ_BY: Final = {
+    "dmcopy/guide/mirrors.md": "tests/kernel/workflows/test_mirror_nbd.py",  # two machines
+    "dmcopy/guide/serve.md": "tests/loop/export/test_strangers.py",  # a server that has a name
+    "dmcopy/guide/targets.md": "tests/unit/test_plugins.py",  # an installed package
+    "dmcopy/guide/testing.md": "tests/unit/examples/test_ci.py",  # a CI service, and its packages
 }
-"""Blocks that are not run as they stand, by page and beginning, and where their content is."""
+"""Pages with a block that runs with stand-ins, for what is said behind; and the test that does."""
 LANGUAGES: Final = ("console", "python", "text")
 SECONDS: Final = 280
 _SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -97,6 +94,12 @@ def blocks(path: Path, place: str | None = None) -> list[Block]:
     return runs and [block for block in found if block in runs or block.is_file]
 
 
+def read_block(page: str) -> str:
+    """Return the text of a page's one block that a test of its own runs."""
+    (found,) = [block for block in blocks(ROOT / page) if block.language == "text"]
+    return found.text
+
+
 def _parse(path: Path) -> Iterator[Block]:
     begin: tuple[int, str, str] | None = None
     lines: list[str] = []
@@ -134,6 +137,8 @@ def run(block: Block, folder: Path, *wrapper: str) -> None:
 
     `wrapper`: the words of a command that runs the words behind it.
     """
+    if block.place == "checkout":
+        folder = ROOT
     if block.is_file:
         (folder / block.place).write_text(block.text)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dmcopy.status import StatusLine
 from dmcopy.table import TARGETS as TABLE_TARGETS
 from dmcopy.table import Line, Raw, Table, TableError, device_field, number_field
 from dmcopy.targets import TARGETS
+from tests.docs.blocks import read_block
 from tests.unit.targets.examples import forgotten
 
 ROTATE = '''
@@ -275,6 +277,12 @@ def test_a_message_that_raises_is_refused(make: Make, mapper: UserMapper) -> Non
     mapper.create("d", Table.parse(TABLE.format("a")))
     with pytest.raises(DeviceError, match="'rotate' raised KeyError: 'word'"):
         mapper.message("d", "word")
+
+
+def test_the_entry_point_that_the_guide_shows() -> None:
+    (groups,) = tomllib.loads(read_block("dmcopy/guide/targets.md"))["project"].values()
+    assert list(groups) == [plugins.GROUP]
+    assert "rotate" in groups[plugins.GROUP]
 
 
 def test_an_entry_point_is_imported_when_a_table_names_its_target(make: Make) -> None:

@@ -1,10 +1,14 @@
-"""A leg on another machine: a stock NBD server in another network namespace, lost and found."""
+"""A leg on another machine: a stock NBD server in another network namespace, lost and found.
+
+The commands are those of the guide, where the far machine is called so.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import mmap
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,21 +19,26 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.cli.main import main
 from dmcopy.errors import PartialError
+from dmcopy.table import Linear, Table
 from dmcopy.workflows.mirror import Mirror
-from dmcopy.workflows.mirror_change import plan_replace
-from dmcopy.workflows.mirror_make import MirrorOptions, plan_from_legs
 from dmcopy.workflows.mirror_resync import Waiter
+from tests.docs.blocks import read_block
 from tests.kernel.programs import run
 
 from .mirror_rig import DEADLINE, SECTORS, Rig, content, eventually
 
 pytestmark = [pytest.mark.kernel(either=True), pytest.mark.timeout(900)]
 
+SERVE, CONNECT, MAKE, CONNECT_AGAIN, REPLACE = (
+    shlex.split(line.partition("# ")[2], comments=True)
+    for line in read_block("dmcopy/guide/mirrors.md").splitlines()
+)
 REGION = 1024
 SPACE = "dmcopy-far"
 ADDRESS = "10.99.0.2"
-PORT = "10809"
+PORT = SERVE[-1]
 
 
 class Far:
@@ -44,7 +53,8 @@ class Far:
         self.server: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        words = ["ip", "netns", "exec", SPACE, "nbd-server", "-d", "-C", str(self._config), PORT]
+        words = [str(self._config) if word == self._config.name else word for word in SERVE]
+        words[:1] = ["ip", "netns", "exec", SPACE, words[0], "-d"]
         self.server = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
         eventually(self._answers, "the NBD server answers")
 
@@ -68,7 +78,9 @@ class Far:
 
 
 @pytest.fixture
-def far(rig: Rig, tmp_path: Path) -> Iterator[Far]:
+def far(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Far]:
+    monkeypatch.setattr("dmcopy.ledger.default_path", lambda: rig.mapper.ledger.path)
+    monkeypatch.setattr("dmcopy.workflows.journal.default_folder", lambda: tmp_path / "journal")
     for program in ("nbd-server", "nbd-client", "ip"):
         if shutil.which(program) is None:
             pytest.skip(f"no {program} (apt-get install nbd-server nbd-client iproute2)")
@@ -90,9 +102,11 @@ def far(rig: Rig, tmp_path: Path) -> Iterator[Far]:
     run("ip", "netns", "delete", SPACE)
 
 
-def connect(node: str) -> None:
+def connect(words: list[str]) -> None:
     # Without a timeout what was on its way when the server died never ends (nbd_xmit_timeout).
-    run("nbd-client", "-N", "leg", "-b", "512", "-timeout", "3", ADDRESS, PORT, node)
+    assert words[words.index("-timeout") + 1] == "10"
+    run(*({"far": ADDRESS, "10": "3"}.get(word, word) for word in words))
+    node = words[-1]
     eventually(lambda: int(sectors(node)) == SECTORS, f"{node} has its size")
 
 
@@ -129,11 +143,11 @@ def write(*regions: int) -> None:
 
 def test_a_leg_over_the_network_is_cut_off_mid_write_and_comes_back(rig: Rig, far: Far) -> None:
     mapper = rig.mapper
-    connect("/dev/nbd0")
-    options = MirrorOptions(log=rig.c, region_size=REGION)
-    legs = [rig.a, "/dev/nbd0"]
-    rig.session().run(plan_from_legs(mapper, "home", legs, options), timeout=DEADLINE)
-    write(3, 7, 20)
+    connect(CONNECT)
+    mapper.create("home", Table.of(SECTORS, Linear(rig.a, 0)), keep=True)
+    make = [rig.c if word == "/dev/sdc" else word for word in MAKE[1:]]
+    assert main([*make, f"--region-size={REGION}"]) == 0
+    write(3, 7, 12)
     eventually(lambda: not dirty(rig), "the log is all clean: nothing is being written")
 
     far.freeze()
@@ -144,17 +158,16 @@ def test_a_leg_over_the_network_is_cut_off_mid_write_and_comes_back(rig: Rig, fa
     assert Mirror.read(mapper, "home").status.health == "AD"
     with pytest.raises(PartialError, match="leg 1, /dev/nbd0: a write failed"):
         Waiter(mapper).wait("home", DEADLINE)
-    more = Writer(20)  # held as well: a leg has failed
+    more = Writer(12)  # held as well: a leg has failed
     time.sleep(0.5)
     assert held.is_alive()
 
     far.start()
-    connect("/dev/nbd1")
+    connect(CONNECT_AGAIN)
     before, lost = sectors_written("/dev/nbd1"), dirty(rig)
     assert 9 in lost
     assert len(lost) <= 2
-    plan = plan_replace(mapper, "home", "1", "/dev/nbd1", dirty_only=True)
-    rig.session().run(plan, timeout=DEADLINE)
+    assert main(REPLACE[1:]) == 0
     for writer in (held, more):
         writer.join(DEADLINE)
         assert not writer.is_alive()
@@ -162,6 +175,7 @@ def test_a_leg_over_the_network_is_cut_off_mid_write_and_comes_back(rig: Rig, fa
     assert Mirror.read(mapper, "home").status.health == "AA"
     held_writes = 2 * 4096 // 512
     assert sectors_written("/dev/nbd1") - before <= len(lost) * REGION + held_writes
+    assert main(["mirror", "drop", "home"]) == 0
     rig.remove("home")
     assert content(rig.a) == content(rig.b)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.docs.blocks import read_block
 from tests.loop.export.strangers import SECTORS, Pair, content, run, served_pair
 from tests.unit.export.certificates import Certificates
 from tests.unit.export.serving import Serving
@@ -149,23 +152,34 @@ def test_the_holes_of_a_file_are_seen(tmp_path: Path) -> None:
         run("qemu-img", "compare", "-f", "raw", "-F", "qcow2", uri, image)
 
 
-def test_by_tls_with_certificates(tmp_path: Path) -> None:
+def test_by_tls_as_the_guide_shows(tmp_path: Path) -> None:
     made = Certificates(tmp_path / "tls")
-    disk, socket = tmp_path / "disk", tmp_path / "socket"
+    disk = tmp_path / "disk.img"
     disk.write_bytes(os.urandom(8 << 20))
-    words = ["--via", "nbd", "--socket", socket, "--tls-creds", made.server]
-    with Serving(disk, *words) as serving:
+    lines = re.findall(r"(?m)^\w+\$ ((?:.*\\\n)*.*)", read_block("dmcopy/guide/serve.md"))
+    serve, *clients = [
+        line.replace("0.0.0.0:10809", "127.0.0.1:0")
+        .replace("/etc/pki/dmcopy", str(made.server))
+        .replace("/home/me/pki", str(made.client))
+        for line in lines
+    ]
+    noun, *words = shlex.split(serve)[1:]
+    assert words.pop() == disk.name
+    with Serving(*words, disk, noun=noun) as serving:
         (uri,) = serving.found
-        assert uri.startswith("nbds+unix:///disk?")
-        mine = f"{uri}&tls-certificates={made.client}"
-        found = json.loads(run("nbdinfo", "--json", "--no-content", mine))
-        assert found["TLS"]
+        assert uri.startswith("nbds://127.0.0.1:")
+        port = uri.removesuffix("/disk.img").rpartition(":")[2]
+        assert len(clients) == 2
+        for line in clients:
+            here = line.replace("//server/", f"//localhost:{port}/").replace("10809", port)
+            run(*shlex.split(here.replace("host=server", "host=localhost")))
+        mine = f"{uri}?tls-certificates={made.client}"
+        assert json.loads(run("nbdinfo", "--json", "--no-content", mine))["TLS"]
         assert content(mine, tmp_path) == disk.read_bytes()
-        theirs = f"{uri}&tls-certificates={made.stranger()}"
-        run("nbdinfo", theirs, code=1)
+        run("nbdinfo", f"{uri}?tls-certificates={made.stranger()}", code=1)
         run("nbdinfo", uri.replace("nbds", "nbd"), code=1)
         creds = f"tls-creds-x509,id=tls,endpoint=client,dir={made.client}"
-        image = f"driver=nbd,path={socket},export=disk,tls-creds=tls,tls-hostname=localhost"
+        image = f"driver=nbd,host=localhost,port={port},export=disk.img,tls-creds=tls"
         commands = ["-c", "write -P 7 1M 1M", "-c", "flush", "-c", "read -P 7 1M 1M"]
         said = run("qemu-io", "--object", creds, "--image-opts", image, *commands)
         assert "verification failed" not in said

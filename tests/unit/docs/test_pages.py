@@ -10,8 +10,8 @@ import pytest
 from tests.docs.blocks import (
     FILES,
     LANGUAGES,
-    NOT_RUN,
     PLACES,
+    READ_BY,
     ROOT,
     Step,
     blocks,
@@ -20,10 +20,13 @@ from tests.docs.blocks import (
     steps,
 )
 
+ROOTS = [ROOT / place for place in (".", "dmcopy", "dmcopy/testing", "tests/unit")]
+"""What paths in the pages for those who change the code are relative to."""
+
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_block_runs_as_printed(path: Path, tmp_path: Path) -> None:
-    for block in blocks(path, ""):
+    for block in [*blocks(path, ""), *blocks(path, "checkout")]:
         run(block, tmp_path)
 
 
@@ -38,20 +41,34 @@ def test_every_block_says_how_it_is_run(path: Path) -> None:
     assert "\n\n    " not in prose, "a block without a fence is not run"
 
 
-def test_no_block_is_left_out_without_a_reason() -> None:
+def test_every_block_that_is_not_run_as_printed_is_run_by_a_test() -> None:
     left = [
-        (str(block.path.relative_to(ROOT)), block)
+        str(path.relative_to(ROOT))
         for path in FILES
         for block in blocks(path)
         if block.language == "text"
     ]
-    for page, block in left:
-        reasons = [one for one in NOT_RUN if one[0] == page and block.text.startswith(one[1])]
-        assert len(reasons) == 1, f"{block.where} is run by nothing"
-    assert len(left) == len(NOT_RUN), "a reason without a block"
-    for reason in NOT_RUN.values():
-        for place in re.findall(r"tests/\S+\.py", reason):
-            assert (ROOT / place).exists(), place
+    assert left == sorted(READ_BY)
+    for page, test in READ_BY.items():
+        assert f'read_block("{page}")' in (ROOT / test).read_text(), test
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "dmcopy/README.md"])
+def test_what_is_named_for_those_who_change_the_code_is_there(page: str) -> None:
+    """Its paths, and what a line with the path of a module says is in there."""
+    count = 0
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        for name in re.findall(r"(?<![\w/.-])(?:\./)?((?:[a-z_][\w-]*/)+[a-z_.][\w.-]*\b)", line):
+            found = [place / f"{name}{end}" for place in ROOTS for end in ("", ".py")]
+            path = next((path for path in found if path.exists()), None)
+            assert path is not None or "NAME" in name, f"{page}: {name}"
+            count += 1
+            for cls, method in re.findall(r"\b([A-Z]\w+)\.(\w+)", line):
+                assert path is not None
+                source = path.read_text(encoding="utf-8")
+                assert f"class {cls}" in source, f"{page}: no {cls} in {name}"
+                assert f"def {method}(" in source, f"{page}: no {cls}.{method} in {name}"
+    assert count > 20
 
 
 def test_the_readme_stays_short() -> None:

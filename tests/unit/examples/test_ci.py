@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from dmcopy.block import file_mounts, tools
-from tests.docs.blocks import blocks
+from tests.docs.blocks import ROOT, read_block
 
-ROOT = Path(__file__).parents[3]
 STUBS = {
     "bin/sudo": """echo "$@" >> "$LOG" """,
     "bin/python3": """test "$*" = "-m venv .venv"; mkdir -p .venv/bin; cp stubs/* .venv/bin""",
@@ -26,7 +25,6 @@ KNOWN = {"python3-venv", "busybox-static", "zstd", "udev", "kmod", *tools.PACKAG
 @pytest.mark.skipif(bool(file_mounts.why_not()), reason=file_mounts.why_not())
 def test_the_recipe(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     guests = pytestconfig.getoption("--vm")
-    recipe = next(one for one in blocks(ROOT / "dmcopy/guide/testing.md") if one.place == "ci.sh")
     project = tmp_path / "project"
     shutil.copytree(ROOT / "tests/examples/backup", project)
     for name, script in STUBS.items():
@@ -43,7 +41,7 @@ def test_the_recipe(tmp_path: Path, pytestconfig: pytest.Config) -> None:
         "LOG": str(project / "log"),
     }
     done = subprocess.run(
-        ["bash", "-c", recipe.text],
+        ["bash", "-c", read_block("dmcopy/guide/testing.md")],
         cwd=project,
         env=environment,
         stdout=subprocess.PIPE,
