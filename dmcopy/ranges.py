@@ -72,7 +72,6 @@ class RangeSet:
         return both
 
     def copy(self) -> RangeSet:
-        """Return an independent copy."""
         twin = RangeSet()
         twin._starts, twin._ends = self._starts[:], self._ends[:]
         return twin

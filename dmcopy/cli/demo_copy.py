@@ -203,7 +203,6 @@ def _show(stage: Stage, job: CopyJob) -> None:
 
 
 def _hold(regions: Sequence[IoRegion], sector: int, count: int) -> bool:
-    """Return whether it is one region, with these sectors in it."""
     if len(regions) != 1:
         return False
     return regions[0].sector <= sector and sector + count <= regions[0].end

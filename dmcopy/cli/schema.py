@@ -57,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Return the schema of each command."""
     import json
     from importlib import resources
 

@@ -38,7 +38,6 @@ class Shown(io.TextIOWrapper):
         return len(text)
 
     def draw(self, text: str) -> int:
-        """Write text as it is."""
         return super().write(text)
 
 

@@ -65,7 +65,6 @@ class Messages(io.RawIOBase):
         return self._number
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
         return os.isatty(self._number)
 
     def writable(self) -> bool:

@@ -47,7 +47,6 @@ class ExportedMapper(UserMapper):
 
     @property
     def has_devices(self) -> bool:
-        """Whether there is any device."""
         return bool(self._slots)
 
     @property

@@ -73,7 +73,6 @@ class LoopDevices(FrontEnd):
         return made.path
 
     def node(self, name: str) -> str:
-        """Return the node of a device."""
         return self._loops[name].path
 
     def resized(self, name: str) -> None:

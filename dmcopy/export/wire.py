@@ -52,7 +52,6 @@ class Wire:
 
     @property
     def reading(self) -> bool:
-        """Whether `readable` is called."""
         return self._reading
 
     @reading.setter

@@ -315,7 +315,6 @@ class Outcome(NamedTuple):
         return self.of.after(self.kept)
 
     def disk(self) -> SimulatedDisk:
-        """Return such a disk."""
         return SimulatedDisk.holding(self.content(), self.of.path, self.of.logical_block_size)
 
 

@@ -228,7 +228,6 @@ class UblkControl:
         return None
 
     def numbers(self) -> list[int]:
-        """Return the numbers of all devices."""
         try:
             names = os.listdir("/sys/class/ublk-char")
         except OSError:

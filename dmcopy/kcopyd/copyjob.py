@@ -63,7 +63,6 @@ class CopyJob(Job, Work):
 
     @property
     def job(self) -> CopyJob:
-        """The job that it is of as a request: itself."""
         return self
 
     @property

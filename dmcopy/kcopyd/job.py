@@ -192,7 +192,6 @@ class Work(CopyIo):
 
     @property
     def job(self) -> Job:
-        """The job that it is of."""
         raise NotImplementedError
 
     def start(self, reactor: Reactor) -> None:

@@ -119,7 +119,6 @@ class Window(Work, ListCopyIo):
 
     @property
     def job(self) -> ListJob:
-        """The list that it is of."""
         return self._job
 
     def book(self, totals: Totals) -> ListJob:

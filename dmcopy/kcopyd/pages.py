@@ -33,7 +33,6 @@ class PagePool:
 
     @property
     def free(self) -> int:
-        """How many pages are free."""
         return self._free // PAGE_SIZE
 
     def take(self, size: int) -> Extents | None:

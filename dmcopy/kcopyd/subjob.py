@@ -66,7 +66,6 @@ class SlicedCopy(CopyJob):
         return super().may_go_on
 
     def cut(self) -> SubJob:
-        """Return its next slice."""
         offset = self._cursor
         count = min(self._longest, self.count - offset)
         self._cursor += count
@@ -91,7 +90,6 @@ class SubJob(Work):
 
     @property
     def job(self) -> SlicedCopy:
-        """The job that it is a slice of."""
         return self._job
 
     @property

@@ -109,7 +109,6 @@ def left_behind(entry: LedgerEntry) -> Cookie | None:
 
 
 def present() -> list[Cookie]:
-    """Return all cookies that there are."""
     return [Cookie(key, semaphore) for key, semaphore, *_ in _semaphores() if key >> 16 == _MAGIC]
 
 

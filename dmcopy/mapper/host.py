@@ -53,7 +53,6 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """The name that it has now."""
         return self.mapped.name
 
     def is_above(self, other: Slot) -> bool:

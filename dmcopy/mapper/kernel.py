@@ -185,7 +185,6 @@ class KernelMapper(NodedMapper):
             raise DeviceError(name, "set its UUID", number, hint) from error
 
     def ls(self) -> list[DmInfo]:
-        """Return every mapped device of this kernel, by name."""
         return sorted(self._infos(), key=lambda info: info.name)
 
     def info(self, name: str) -> DmInfo:
@@ -276,7 +275,6 @@ class KernelMapper(NodedMapper):
         return ""
 
     def exists(self, name: str) -> bool:
-        """Return whether there is a device of this name."""
         try:
             self.info(name)
         except DeviceError as error:

@@ -91,7 +91,6 @@ class MappedDevice(MappedIo):
 
     @property
     def sectors(self) -> int:
-        """The size of the active table."""
         return self.active.sectors if self.active else 0
 
     @property
@@ -101,12 +100,10 @@ class MappedDevice(MappedIo):
 
     @property
     def read_only(self) -> bool:
-        """Whether the active table was loaded read-only."""
         return self.active is not None and self.active.readonly
 
     @property
     def identity(self) -> Hashable:
-        """The object is the device."""
         return self
 
     def fileno(self) -> int:

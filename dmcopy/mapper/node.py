@@ -44,7 +44,6 @@ class NodeIo(MappedIo):
 
     @property
     def sectors(self) -> int:
-        """The size of the active table."""
         return syscalls.byte_size(self.fileno()) >> SECTOR_SHIFT
 
     @property
@@ -54,7 +53,6 @@ class NodeIo(MappedIo):
 
     @property
     def read_only(self) -> bool:
-        """Whether the active table was loaded read-only."""
         return syscalls.block_is_read_only(self.fileno())
 
     @property
@@ -63,7 +61,6 @@ class NodeIo(MappedIo):
         return self._node.identity
 
     def fileno(self) -> int:
-        """Return the open file descriptor. Raises ClosedError."""
         return self._node.fileno()
 
     def submit(self, request: Io) -> None:

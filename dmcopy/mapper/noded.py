@@ -27,7 +27,6 @@ class NodedMapper(Mapper):
         return self._reactor
 
     def close(self) -> None:
-        """Close the reactor if it is the mapper's own."""
         if self._owns_reactor and self._reactor is not None:
             self._reactor.close()
             self._reactor = None

@@ -41,7 +41,6 @@ class OwnDevices:
         return {info.name: info for info in self._ls()}
 
     def path(self, name: str) -> str:
-        """Return the node of a device."""
         return node_path(name)
 
     def resolve(self, word: str) -> str:

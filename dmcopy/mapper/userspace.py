@@ -232,7 +232,6 @@ class UserMapper(Mapper):
         slot.events += slot.mapped.active is not None  # dm_hash_rename in dm-ioctl.c
 
     def ls(self) -> list[DmInfo]:
-        """Return every device of this engine, by name."""
         return [self.info(name) for name in sorted(self._slots)]
 
     def info(self, name: str) -> DmInfo:

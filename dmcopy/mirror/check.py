@@ -177,7 +177,6 @@ class LegComparison:
         self._told = self._began
 
     def run(self) -> MirrorReport:
-        """Compare; return what was found."""
         self._fill()
         self._reactor.run_until(lambda: not self._active)
         self._tell(final=True)

@@ -73,11 +73,9 @@ class Bitset:
         return other
 
     def copy(self) -> Bitset:
-        """Return an independent copy."""
         return Bitset(self.size, self.data)
 
     def count(self) -> int:
-        """Return how many bits are 1."""
         data = self.data
         return sum(
             int.from_bytes(data[start : start + _PIECE], "little").bit_count()

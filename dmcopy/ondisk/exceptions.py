@@ -102,7 +102,6 @@ class ExceptionTable:
                     yield base | low, new
 
     def _put(self, block: array[int], old: int, new: int) -> None:
-        """Put an exception into its block."""
         self._scattered.pop(old)
         self._in_blocks -= block[old & _LAST] != _ABSENT
         block[old & _LAST] = new

@@ -40,11 +40,9 @@ class ServedDevices:
         return [_info(values, numbers, mounts) for values in found]
 
     def table(self, name: str, *, inactive: bool) -> list[str]:
-        """Return the lines of a table."""
         return self._lines("table", name=name, inactive=inactive)
 
     def status(self, name: str, *, flush: bool) -> list[str]:
-        """Return the lines of the status."""
         del flush
         return self._lines("status", name=name)
 
@@ -56,7 +54,6 @@ class ServedDevices:
         return text.splitlines()
 
     def targets(self) -> dict[str, list[int]]:
-        """Return the versions of all targets."""
         found: dict[str, list[int]] = self._do("targets", start=True)
         return found
 
@@ -116,7 +113,6 @@ class ServedDevices:
         self._do("rename", name=name, new_name=new)
 
     def set_uuid(self, name: str, uuid: str) -> None:
-        """Give a device a UUID."""
         self._do("set_uuid", name=name, uuid=uuid)
 
     def message(self, name: str, sector: int, text: str) -> str:
@@ -124,7 +120,6 @@ class ServedDevices:
         return answer
 
     def wait(self, name: str, event: int) -> None:
-        """Wait for an event."""
         self._do("wait", name=name, event=event, timeout=FOREVER, seconds=FOREVER)
 
     def _info(self, name: str) -> Info:

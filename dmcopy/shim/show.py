@@ -203,7 +203,6 @@ def _deps_line(call: Call, info: Info) -> bool:
 
 
 def targets(call: Call, words: list[str]) -> bool:
-    """Show the targets and their versions."""
     del words
     for name, version in call.devices.targets().items():
         call.say(_version_line(name, version))
@@ -211,7 +210,6 @@ def targets(call: Call, words: list[str]) -> bool:
 
 
 def target_version(call: Call, words: list[str]) -> bool:
-    """Show the version of one target."""
     version = call.devices.targets().get(words[0])
     if version is None:
         return call.refused("target-version", words[0], Refused(errno.EINVAL))

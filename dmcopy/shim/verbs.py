@@ -279,7 +279,6 @@ def message(call: Call, words: list[str]) -> bool:
 
 
 def wait(call: Call, words: list[str]) -> bool:
-    """Wait for an event."""
     words = list(words)
     if not call.addressed and not words:
         return call.fail("No device specified.")

@@ -44,11 +44,9 @@ class Unparsed(Status):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take every word that is left."""
         return cls(words.take(len(words), "words"))
 
     def words(self) -> list[str]:
-        """Return the words as they were."""
         return list(self.text)
 
 
@@ -59,12 +57,10 @@ class FailedStatus(Status):
     state: str
 
     def words(self) -> list[str]:
-        """Return the word as it was."""
         return [self.state]
 
     @property
     def trouble(self) -> str:
-        """What is wrong with the device."""
         return {
             "Fail": "the target has failed and serves no more I/O: its metadata needs repair",
             "Error": "the target cannot read its own state",

@@ -79,7 +79,6 @@ class MirrorStatus(Status):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         members = _take_members(words)
         sync = Spec(FieldKind.RATIO).take(words, "in sync")
         health = _health(words, len(members))
@@ -89,7 +88,6 @@ class MirrorStatus(Status):
         return cls(members, sync, health, words.take(len(words), "log words"))
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         head = [str(len(self.members)), *(member.device for member in self.members)]
         log = [str(len(self.log)), *self.log]
         if self.log[2:] == ("COM_FAILURE",):
@@ -131,12 +129,10 @@ class StripedStatus(Status):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         members = _take_members(words)
         return cls(members, _health(words, len(members)))
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         devices = [member.device for member in self.members]
         return [str(len(devices)), *devices, "1", self.health]
 
@@ -194,7 +190,6 @@ class GroupStatus(Record):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         state, selector = words.word("state"), words.group("selector words")
         count, each = words.number("number of paths"), words.number("words for each path")
         paths = []
@@ -206,7 +201,6 @@ class GroupStatus(Record):
         return cls(state, selector, tuple(paths))
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         each = len(self.paths[0].arguments) if self.paths else 0
         found = [self.state, str(len(self.selector)), *self.selector]
         found += [str(len(self.paths)), str(each)]
@@ -227,14 +221,12 @@ class MultipathStatus(Status):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         features, handler = words.group("features"), words.group("handler words")
         count, next_group = words.number("number of groups"), words.number("next group")
         groups = tuple(GroupStatus.take(words) for _ in range(count))
         return cls(features, handler, next_group, groups)
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         found = [str(len(self.features)), *self.features]
         found += [str(len(self.handler)), *self.handler]
         found += [str(len(self.groups)), str(self.next_group)]

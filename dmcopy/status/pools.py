@@ -154,5 +154,4 @@ class WritecacheStatus(Status):
 
     @property
     def trouble(self) -> str:
-        """Whether there was an error."""
         return f"the cache failed with error {self.error}" if self.error else ""

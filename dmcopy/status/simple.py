@@ -120,7 +120,6 @@ class ZonedStatus(Status):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         zones = words.number("zones")
         if words.word("zones") != "zones":
             raise TableError(cls.name, "zones", zones, "must be followed by the word zones")
@@ -130,5 +129,4 @@ class ZonedStatus(Status):
         return cls(zones, tuple(kinds))
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         return [str(self.zones), "zones", *(str(part) for kind in self.kinds for part in kind)]

@@ -39,7 +39,6 @@ class SnapshotStatus(Status):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         first = words.peek() or ""
         if first == "Merge":
             return cls(" ".join(words.take(2, "state")))
@@ -49,7 +48,6 @@ class SnapshotStatus(Status):
         return cls("", used, words.number("metadata") if len(words) else None)
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         if self.used is None:
             return self.state.split()
         return [str(self.used)] if self.metadata is None else [str(self.used), str(self.metadata)]
@@ -71,7 +69,6 @@ class SnapshotStatus(Status):
 
     @property
     def trouble(self) -> str:
-        """What is wrong with the snapshot, in words."""
         return _STATES.get(self.state, "")
 
 

@@ -100,7 +100,6 @@ class Crypt(Target):
             raise self._wrong("sector_size", size, f"must divide the length, {length} sectors")
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return f"is {self.device} from sector {self.offset} on, encrypted with {self.cipher}"
 
 
@@ -146,7 +145,6 @@ class Verity(Target):
         return dataclasses.replace(value, features=tuple(features)) if features else value
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return (
             f"is {self.data_device}, read-only, each block checked against the {self.algorithm} "
             f"tree on {self.hash_device}"
@@ -191,5 +189,4 @@ class Integrity(Target):
         return dataclasses.replace(Target.with_devices(self, rename), options=options)
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return f"is {self.device} from sector {self.offset} on, with a checksum for every block"

@@ -52,14 +52,12 @@ class Zoned(Target):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         members = [ZonedDevice(words.word("device"))]
         while len(words):
             members.append(ZonedDevice(words.word("device")))
         return cls(tuple(members))
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         return [member.device for member in self.members]
 
     def _check(self, length: int) -> None:
@@ -68,7 +66,6 @@ class Zoned(Target):
             raise self._wrong("device", None, "is missing")
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return f"is an ordinary disk made of the zones of {', '.join(self.words())}"
 
 
@@ -97,7 +94,6 @@ class Vdo(Target):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         version = "V0"
         if _VERSION.fullmatch(words.peek() or ""):
             version = words.word("version")
@@ -114,7 +110,6 @@ class Vdo(Target):
         return cls(version, device, blocks, logical_block, cache, era, options, skipped)
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         before = VDO_SKIPPED[self.version][0] if self.version in VDO_SKIPPED else 0
         return [
             *([] if self.version == "V0" else [self.version]),
@@ -179,6 +174,5 @@ class Vdo(Target):
             threads[key] = value
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         size = "" if self.blocks is None else f", {self.blocks} blocks of 4 KiB"
         return f"is deduplicated and compressed onto {self.device}{size}"

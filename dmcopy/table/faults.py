@@ -101,7 +101,6 @@ class Flakey(Target):
         return value
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         names = [one[0] for one in each_feature(self.name, self.features or (), FEATURES)]
         bad = ", ".join(names) or "every read and write fails"
         return (
@@ -141,14 +140,12 @@ class Delay(Target):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         found = [Delayed.take(words)]
         while len(words) and len(found) < 3:
             found.append(Delayed.take(words))
         return cls(*found)
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         return [word for one in (self.read, self.write, self.flush) if one for word in one.words()]
 
     def _check(self, length: int) -> None:
@@ -160,7 +157,6 @@ class Delay(Target):
                 one.check_words()
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         if self.write is None:
             return f"goes to {self.read}"
         text = f"reads from {self.read} and writes to {self.write}"
@@ -188,7 +184,6 @@ class Dust(Target):
             raise self._wrong("block_size", self.block_size, rule)
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return (
             f"is {self.device} from sector {self.offset} on, with bad blocks of "
             f"{self.block_size} bytes once messages add and enable them"
@@ -206,5 +201,4 @@ class LogWrites(Target):
     log_device: str = device_field()
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return f"is {self.device}; every write is also logged on {self.log_device}"

@@ -25,7 +25,6 @@ class Linear(Target):
     offset: int = number_field()
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return f"is {self.device} from sector {self.offset} on"
 
 
@@ -44,12 +43,10 @@ class Striped(Target):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         count = words.number("number of stripes")
         return cls(words.number("chunk_size"), take_legs(words, count, "stripes"))
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         return [str(len(self.legs)), str(self.chunk_size), *leg_words(self.legs)]
 
     def _check(self, length: int) -> None:
@@ -61,7 +58,6 @@ class Striped(Target):
             raise self._wrong("chunk_size", self.chunk_size, rule)
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         legs = ", ".join(map(str, self.legs))
         return f"goes in chunks of {self.chunk_size} sectors to {legs} in turn"
 
@@ -91,7 +87,6 @@ class Unstriped(Target):
             raise self._wrong("chunk_size", self.chunk_size, rule)
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return (
             f"is stripe {self.stripe} of the {self.stripes} that {self.device} is made of, "
             f"in chunks of {self.chunk_size} sectors"
@@ -114,14 +109,12 @@ class Switch(Target):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         count = words.number("number of paths")
         size = words.number("region_size")
         options = words.group("options")
         return cls(size, take_legs(words, count, "paths"), options)
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         head = [str(len(self.legs)), str(self.region_size), str(len(self.options)), *self.options]
         return head + leg_words(self.legs)
 
@@ -134,7 +127,6 @@ class Switch(Target):
         check_legs(self, self.legs)
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         legs = ", ".join(map(str, self.legs))
         return f"goes in regions of {self.region_size} sectors to one of {legs}, as messages say"
 
@@ -147,7 +139,6 @@ class Zero(Target):
     name: ClassVar[str] = "zero"
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return "reads as zeroes and drops writes"
 
 
@@ -166,11 +157,9 @@ class Error(Target):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         return cls(*take_legs(words, 1, "devices")) if len(words) else cls()
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         return leg_words((self.limits,)) if self.limits else []
 
     def _check(self, length: int) -> None:
@@ -183,7 +172,6 @@ class Error(Target):
         return type(self)()
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return "fails every read and write with EIO"
 
 
@@ -208,5 +196,4 @@ class Ebs(Target):
             raise self._wrong("offset", self.offset, f"must be less than the length, {length}")
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return f"is {self.device} from sector {self.offset}, in blocks of {self.emulated} sectors"

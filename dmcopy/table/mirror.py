@@ -59,7 +59,6 @@ class OtherLog(Record):
     arguments: tuple[str, ...] = ()
 
     def words(self) -> list[str]:
-        """Return the words as they were."""
         return list(self.arguments)
 
 
@@ -84,13 +83,11 @@ class Mirror(Target):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         log = _take_log(words)
         legs = take_legs(words, words.number("number of legs"), "legs")
         return cls(log, legs, words.group("features") if len(words) else None)
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         kind = self.log.log_type if isinstance(self.log, OtherLog) else self.log.name
         found = self.log.words()
         found = [kind, str(len(found)), *found, str(len(self.legs)), *leg_words(self.legs)]
@@ -136,7 +133,6 @@ class Mirror(Target):
         return f"log '{self.log.log_type}'{hint}"
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         legs = ", ".join(map(str, self.legs))
         return f"is written to each of {legs}; what differs is tracked {_where(self.log)}"
 

@@ -40,7 +40,6 @@ class PathGroup(Record):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         selector = words.word("path selector")
         selector_words = words.group("selector words")
         count = words.number("number of paths")
@@ -51,7 +50,6 @@ class PathGroup(Record):
         return cls(selector, selector_words, paths)
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         each = len(self.paths[0].arguments) if self.paths else 0
         found = [self.selector, str(len(self.selector_words)), *self.selector_words]
         found += [str(len(self.paths)), str(each)]
@@ -77,7 +75,6 @@ class Multipath(Target):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         features = words.group("features")
         handler = words.group("handler words")
         count = words.number("number of groups")
@@ -86,7 +83,6 @@ class Multipath(Target):
         return cls(features, handler, next_group, groups)
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         found = [str(len(self.features)), *self.features]
         found += [str(len(self.handler)), *self.handler]
         found += [str(len(self.groups)), str(self.next_group)]
@@ -116,6 +112,5 @@ class Multipath(Target):
             raise self._wrong("queue_mode", feature[1], "must be bio, rq or mq")
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         paths = ", ".join(path.device for group in self.groups for path in group.paths)
         return f"is one disk reached by {paths or 'no path'} (path groups: {len(self.groups)})"

@@ -81,7 +81,6 @@ class ThinPool(Target):
             raise self._wrong("data", self.data, "must be another device than the metadata")
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return (
             f"is a pool for thin devices: blocks of {self.block_size} sectors on {self.data}, "
             f"mapped by {self.metadata}"
@@ -108,7 +107,6 @@ class Thin(Target):
             raise self._wrong("origin", self.origin, "must be another device than the pool")
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         over = f" over {self.origin}" if self.origin else ""
         return f"is thin device {self.id} of pool {self.pool}{over}"
 
@@ -142,7 +140,6 @@ class Cache(Target):
             raise self._wrong("number of policy words", len(self.policy_words), rule)
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         mode = next((one for one in self.features if one.lower() in CACHE_MODES), "writeback")
         return (
             f"is {self.origin} with its hot blocks of {self.block_size} sectors on {self.cache} "
@@ -178,7 +175,6 @@ class Writecache(Target):
             _check_values(self, option, _WRITECACHE_LIMITS)
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return (
             f"is {self.origin}; writes go to {self.cache} first, in {self.block_size}-byte blocks"
         )
@@ -199,7 +195,6 @@ class Era(Target):
     block_size: int = number_field(8, MAX32, multiple=8)
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return (
             f"is {self.origin}; {self.metadata} notes which blocks of {self.block_size} sectors "
             "are written in which era"
@@ -234,7 +229,6 @@ class Clone(Target):
             _check_values(self, pair, {})
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return (
             f"is a copy of {self.source} being made on {self.dest} in regions of "
             f"{self.region_size} sectors, tracked by {self.metadata}"

@@ -82,7 +82,6 @@ class Raid(Target):
 
     @classmethod
     def take(cls, words: Words) -> Self:
-        """Take the value's words off the front of `words`. Raises TableError."""
         level = words.word("level")
         parameters = Words(words.target, words.group("raid words"))
         chunk_size = parameters.number("chunk_size")
@@ -92,7 +91,6 @@ class Raid(Target):
         return cls(level, chunk_size, options, legs)
 
     def words(self) -> list[str]:
-        """Return the value as the words of a line."""
         head = [self.level, str(len(self.options) + 1), str(self.chunk_size), *self.options]
         return [*head, str(len(self.legs)), *(word for leg in self.legs for word in leg.words())]
 
@@ -154,7 +152,6 @@ class Raid(Target):
         return type(self)(self.level, self.chunk_size, tuple(options), legs)
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         data = ", ".join(leg.data or "a missing device" for leg in self.legs)
         chunks = f" in chunks of {self.chunk_size} sectors" if self.chunk_size else ""
         return f"is a {self.level} array{chunks} of {data}"

@@ -27,7 +27,6 @@ class SnapshotOrigin(Target):
     origin: str = device_field()
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return f"is {self.origin}; a write first copies old data to its snapshots"
 
 
@@ -91,7 +90,6 @@ class Snapshot(_Snapshot):
     name: ClassVar[str] = "snapshot"
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         size = f"{self.chunk_size} sectors" if self.chunk_size else "the default size, 32 sectors"
         kept = "on disk" if self.persistent else "in memory only"
         return (
@@ -116,5 +114,4 @@ class SnapshotMerge(_Snapshot):
             raise self._wrong("store", self.store, "must be P or PO: only those can be merged")
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return f"is {self.origin}, into which the chunks of snapshot store {self.cow} are merged"

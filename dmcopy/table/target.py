@@ -74,7 +74,6 @@ class Line(Target):
         dataclass(frozen=True)(cls)
 
     def describe(self) -> str:
-        """Say in words what the line does."""
         return f"is handled by target '{self.name}' of module {type(self).__module__}"
 
 
@@ -86,7 +85,6 @@ class Raw(Target):
     arguments: tuple[str, ...] = ()
 
     def words(self) -> list[str]:
-        """Return the words as they were."""
         return list(self.arguments)
 
     @property

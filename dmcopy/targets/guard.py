@@ -150,7 +150,6 @@ class FailedTarget(Target):
         self._target = target
 
     def map(self, bio: Bio) -> Map:
-        """End it with EIO."""
         del bio
         return KILL
 

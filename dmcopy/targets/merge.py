@@ -80,7 +80,6 @@ class SnapshotMerge(Snapshot):
         return REMAPPED
 
     def status(self) -> str:
-        """Return one of the five forms."""
         return "Merge failed" if self.valid and self._failed else super().status()
 
     def presuspend(self) -> None:

@@ -112,7 +112,6 @@ class Legs:
 
     @property
     def letters(self) -> str:
-        """The health of all of them."""
         return "".join(leg.letter for leg in self._legs)
 
     def choose(self) -> Leg | None:

@@ -79,7 +79,6 @@ class RegionHash:
         self.flush_failure = False
 
     def state(self, number: int) -> RegionState:
-        """Return the state of a region."""
         region = self._regions.get(number)
         if region is not None:
             return region.state

@@ -180,7 +180,6 @@ class Snapshot(Target):
         return self._write_new(bio, chunk)
 
     def end_io(self, bio: Bio) -> bool:
-        """Count a tracked bio as ended."""
         if bio.data is not None:
             self.tracked.ended(bio.data)
         return True
@@ -322,7 +321,6 @@ class Snapshot(Target):
     # Status
 
     def status(self) -> str:
-        """Return one of the five forms (snapshot_status)."""
         if not self.valid:
             return "Invalid"
         if self.overflowed:

@@ -95,7 +95,6 @@ class Comparison:
         self.at_end()
 
     def do(self, step: Step) -> None:
-        """Play one step, and compare."""
         self.steps.append(step)
         accesses = step.accesses if isinstance(step, Burst) else ()
         results = [harness.do(step) for harness in self.both]

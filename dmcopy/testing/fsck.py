@@ -44,7 +44,6 @@ class Fsck:
 
     @property
     def wants_copy(self) -> bool:
-        """Whether it gets a copy."""
         return self.has(_HOLE)
 
     def judge(self, disk: str) -> Verdict:

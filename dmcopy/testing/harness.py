@@ -153,7 +153,6 @@ class Harness:
         return self.mapper.message(self.prefix + name, *words, sector=sector)
 
     def status(self, name: str) -> str:
-        """Return the status lines."""
         return self.plain(self.mapper.status(self.prefix + name))
 
     def words(self, name: str) -> str:
@@ -161,7 +160,6 @@ class Harness:
         return "; ".join(str(line.status) for line in self.mapper.status(self.prefix + name))
 
     def table(self, name: str, *, inactive: bool = False) -> str:
-        """Return the lines of the table."""
         return self.plain(self.mapper.table(self.prefix + name, inactive=inactive))
 
     def events(self, name: str) -> int:

@@ -20,7 +20,6 @@ class LentDisk(SimulatedDisk):
         self._before: list[tuple[int, bytes]] = []
 
     def load(self, data: bytes | bytearray) -> None:
-        """Set the whole content."""
         self.write(0, bytes(data))
 
     def write(self, sector: int, data: bytes, *, durable: bool = False) -> None:

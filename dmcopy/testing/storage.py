@@ -41,7 +41,6 @@ class StorageDisk:
         return self.path
 
     def read(self, sector: int, count: int) -> bytes:
-        """Return what is there."""
         raise NotImplementedError
 
     def write(self, sector: int, data: bytes, *, fua: bool = False) -> None:

@@ -111,7 +111,6 @@ class Verifier:
         return dest.written & RangeSet(holes.gaps(0, dest.region.count))
 
     def run(self) -> Verified:
-        """Verify; return what was found."""
         self._began = self._reactor.time()
         for region in self._plan.regions:
             _forget_cache(region)

@@ -38,7 +38,6 @@ class Archive:
         self.add(name, stat.S_IFREG | mode, data)
 
     def finish(self) -> bytes:
-        """Return the whole archive."""
         self.add("TRAILER!!!", 0)
         return b"".join(self._parts)
 

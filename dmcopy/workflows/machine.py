@@ -221,15 +221,12 @@ class FileMachine(Machine):
         return False
 
     def can_grow(self, device: str) -> bool:
-        """Return whether it is a file."""
         return Path(device).is_file()
 
     def usable(self, device: str) -> str:
-        """Return a device or file as it is."""
         return device
 
     def grow(self, file: str, sectors: int) -> None:
-        """Make a file that long, never shorter."""
         _lengthen(file, sectors)
 
 

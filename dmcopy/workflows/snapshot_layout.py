@@ -68,12 +68,10 @@ class SnapshotLayout:
 
     @property
     def origin_table(self) -> str:
-        """The table of the origin while it has snapshots."""
         return str(Table.of(self.length, SnapshotOrigin(self.base)))
 
     @property
     def snapshot_table(self) -> str:
-        """The table of the snapshot."""
         return str(Table.of(self.length, Snapshot(*self._words)))
 
     @property

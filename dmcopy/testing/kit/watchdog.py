@@ -28,7 +28,6 @@ class Watchdog:
         self._seconds = seconds
 
     def cut_loose(self) -> None:
-        """Cut the devices loose."""
         waiting = []
         for device in reversed(self._kit.devices):
             with contextlib.suppress(DmcopyError):
