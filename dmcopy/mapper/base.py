@@ -210,10 +210,6 @@ class Mapper(abc.ABC):
         The way to find out whether a target has a feature: versions do not tell.
         """
 
-    def supports(self, table: Table) -> bool:
-        """Return whether the engine takes `table`, by trying it."""
-        return not self.refusal(table)
-
     def exists(self, name: str) -> bool:
         """Return whether there is a device of this name."""
         return any(info.name == name for info in self.ls())
@@ -269,12 +265,6 @@ class Mapper(abc.ABC):
             raise
         self._finish(made)
 
-    @contextlib.contextmanager
-    def stack(self) -> Iterator[Stack]:
-        """Make several devices for the length of a `with` block; removed last made first."""
-        with contextlib.ExitStack() as exits:
-            yield Stack(self, exits)
-
     def thaw(self, name: str) -> None:
         """Resume a device that was left suspended, with the table that it had."""
         info = self.info(name)
@@ -290,17 +280,6 @@ class Mapper(abc.ABC):
             # A process that waits for I/O on a suspended device keeps it open; resumed, it lets go.
             self.thaw(made.name)
             self.remove(made.name)
-
-
-class Stack:
-    """Devices that are removed in the opposite order of their making."""
-
-    def __init__(self, mapper: Mapper, exits: contextlib.ExitStack) -> None:
-        self._mapper = mapper
-        self._exits = exits
-
-    def device(self, name: str, table: Table, *, readonly: bool = False) -> DmDevice:
-        return self._exits.enter_context(self._mapper.device(name, table, readonly=readonly))
 
 
 def check_name(name: str) -> str:

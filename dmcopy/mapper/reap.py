@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shlex
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from dmcopy.block import backing, file_mounts, holders, mounts, sysfs
+from dmcopy.block import backing, file_mounts, holders, mounts, sysfs, tools
 from dmcopy.block.loop import LoopDevice, detach
 from dmcopy.block.sysfs import DISK_MARK, disk_mark
 from dmcopy.errors import BusyError, DeviceError, DmcopyError
@@ -19,7 +20,6 @@ from dmcopy.io import ublk
 from dmcopy.ledger import Ledger, LedgerEntry, alive
 from dmcopy.mapper.base import DmInfo, Mapper
 from dmcopy.mapper.cookies import left_behind
-from dmcopy.mapper.noted import run_tool
 from dmcopy.mapper.tree import top_down, with_deps
 from dmcopy.runtime import SERVER_NAME, control_path, kept_path
 
@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 REMOVE_SECONDS = 3.0
 LATER_SECONDS = 0.5
 _END_SECONDS = 5.0
+_UMOUNT_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -194,7 +195,9 @@ class Reaper:
             return self._file_mount(entry)
         if not any(m.point == entry.name and same_source(m.source, entry.uuid) for m in table):
             return False
-        run_tool("umount", "--", entry.name)
+        done = tools.run(("umount", "--", entry.name), timeout=_UMOUNT_SECONDS)
+        if done.returncode:
+            raise DeviceError(entry.name, "umount", errno.EIO, done.stderr.strip())
         return True
 
     def _file_mount(self, entry: LedgerEntry) -> bool:

@@ -114,9 +114,6 @@ class Model(Environment):
                 front = self._front
                 exits.callback(lambda: self._thread.call(lambda _: front.close()))
 
-    def _new_mapper(self, reactor: Reactor) -> UserMapper:
-        return UserMapper(reactor, open_device=self._open)
-
     def _close_files(self) -> None:
         for word in list(self._files):
             self._files.pop(word).close()

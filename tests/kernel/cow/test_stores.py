@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -105,10 +106,10 @@ def status(mapper: Mapper, table: Table) -> str:
 def snapshot_with_changes(mapper: Mapper, disks: Disks, chunk_size: int, changed: int) -> bytes:
     """Have the kernel write a store with so many changed sectors; return the snapshot's content."""
     rnd = random.Random(chunk_size)
-    with mapper.stack() as stack:
-        snap = stack.device("dmcopy-cow-snap", snapshot(disks, chunk_size))
+    with contextlib.ExitStack() as stack:
+        snap = stack.enter_context(mapper.device("dmcopy-cow-snap", snapshot(disks, chunk_size)))
         table = Table.of(ORIGIN_SECTORS, SnapshotOrigin(disks.origin))
-        origin = stack.device("dmcopy-cow-origin", table)
+        origin = stack.enter_context(mapper.device("dmcopy-cow-origin", table))
         done = 0
         while done < changed:
             length = min(rnd.choice((8, 64, 256)), changed - done)
@@ -199,12 +200,14 @@ def test_the_kernel_goes_on_with_a_merge(
 
 def test_a_snapshot_that_overflowed(mapper: Mapper, disks: Disks, run: Run, tmp_path: Path) -> None:
     """Three chunks of 1 MiB hold one exception: the second chunk that changes is too much."""
-    with mapper.stack() as stack:
-        cow = stack.device("dmcopy-cow-small", Table.of(3 * 2048, Linear(disks.cow, 0)))
+    with contextlib.ExitStack() as stack:
+        cow = stack.enter_context(
+            mapper.device("dmcopy-cow-small", Table.of(3 * 2048, Linear(disks.cow, 0)))
+        )
         table = Table.of(ORIGIN_SECTORS, Snapshot(disks.origin, cow.path, "P", 2048))
-        snap = stack.device("dmcopy-cow-snap", table)
+        snap = stack.enter_context(mapper.device("dmcopy-cow-snap", table))
         table = Table.of(ORIGIN_SECTORS, SnapshotOrigin(disks.origin))
-        origin = stack.device("dmcopy-cow-origin", table)
+        origin = stack.enter_context(mapper.device("dmcopy-cow-origin", table))
         write(origin.path, 0, b"x" * 4096)
         write(origin.path, ORIGIN_SECTORS - 8, b"y" * 4096)
         assert str(mapper.status(snap.name)[0]).endswith("snapshot Invalid")

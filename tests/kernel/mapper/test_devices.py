@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -132,9 +133,9 @@ def test_a_device_that_is_open_is_waited_for_and_its_holder_named(mapper: Kernel
 def test_a_device_under_a_file_system_or_a_device_is_named(
     mapper: KernelMapper, disks: Disks
 ) -> None:
-    with mapper.stack() as stack:
-        low = stack.device("low", Table.of(8, Linear(disks.a, 0)))
-        stack.device("top", Table.of(8, Linear(low.path, 0)))
+    with contextlib.ExitStack() as stack:
+        low = stack.enter_context(mapper.device("low", Table.of(8, Linear(disks.a, 0))))
+        stack.enter_context(mapper.device("top", Table.of(8, Linear(low.path, 0))))
         with pytest.raises(BusyError, match="dm device dmcopy-top"):
             mapper.remove(low.name, timeout=0.5)
         (node,) = tree(with_deps(mapper))

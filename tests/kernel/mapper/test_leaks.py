@@ -68,16 +68,16 @@ def test_cycles_with_somebody_opening_the_nodes(
 
 
 VICTIM = """
-import os, sys, time
+import contextlib, os, sys, time
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.ledger import Ledger
 from dmcopy.table import Linear, Table
 
 mapper = KernelMapper(ledger=Ledger(sys.argv[1]))
-with mapper.stack() as stack:
+with contextlib.ExitStack() as stack:
     below = sys.argv[2]
     for name in ("one", "two", "three"):
-        below = stack.device(name, Table.of(64, Linear(below, 0))).path
+        below = stack.enter_context(mapper.device(name, Table.of(64, Linear(below, 0)))).path
     mapper.load("dmcopy-two", Table.of(8, Linear(sys.argv[2], 0)))
     mapper.suspend("dmcopy-two")
     print("ready", flush=True)
@@ -150,17 +150,18 @@ def test_the_command_line_reaps(
 
 
 STUCK = """
-import sys
+import contextlib, sys
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.table import Linear, Table
 
 mapper = KernelMapper(ledger=Ledger(sys.argv[1]))
-with mapper.stack() as stack:
-    below = stack.device("below", Table.of(64, Linear(sys.argv[2], 0)))
+with contextlib.ExitStack() as stack:
+    below = stack.enter_context(mapper.device("below", Table.of(64, Linear(sys.argv[2], 0))))
     below.suspend()
     print("ready", flush=True)
-    stack.device("top", Table.of(64, Linear(below.path, 0)))  # udev's look at it never ends
+    # udev's look at it never ends
+    stack.enter_context(mapper.device("top", Table.of(64, Linear(below.path, 0))))
 """
 
 
@@ -193,9 +194,8 @@ WHOLE = """
 import subprocess, sys, time
 from pathlib import Path
 from dmcopy.mapper.kernel import KernelMapper
-from dmcopy.ledger import Ledger
+from dmcopy.ledger import Ledger, identity
 from dmcopy.block.loop import loop_device
-from dmcopy.mapper.noted import mount, server
 from dmcopy.table import Linear, Table
 
 folder = Path(sys.argv[2])
@@ -204,12 +204,15 @@ folder = Path(sys.argv[2])
 ledger = Ledger(sys.argv[1])
 mapper = KernelMapper(ledger=ledger)
 table = Table.of(8192, Linear("", 0))
-with server(ledger, ["sleep", "600"]), loop_device(folder / "disk", ledger=ledger) as loop:
+process = subprocess.Popen(["sleep", "600"])
+ledger.add("server", "sleep", uuid=identity(process.pid))
+with loop_device(folder / "disk", ledger=ledger) as loop:
     with mapper.device("whole", table.with_devices(lambda _: loop.path)) as device:
         subprocess.run(["mkfs.ext4", "-q", device.path], check=True)
-        with mount(ledger, device, folder / "mnt"):
-            print("ready", flush=True)
-            time.sleep(600)
+        ledger.add("mount", str(folder / "mnt"), uuid=device.path)
+        subprocess.run(["mount", device.path, folder / "mnt"], check=True)
+        print("ready", flush=True)
+        time.sleep(600)
 """
 
 

@@ -127,4 +127,4 @@ def twins_4k(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
 def is_new(twins: Twins) -> bool:
     """Whether the kernel's targets are those of 6.12, not those of 6.1: flakey tells."""
     text = "0 8 flakey @A 0 0 9 1 error_reads"
-    return twins.kernel.mapper.supports(twins.kernel.parse(text))
+    return not twins.kernel.mapper.refusal(twins.kernel.parse(text))

@@ -1,5 +1,6 @@
 """The kernel mapper against a dmsetup that replays real ones: words, input, answers, errors."""
 
+import contextlib
 import errno
 import logging
 import time
@@ -381,9 +382,9 @@ def test_a_stack_goes_from_the_top_and_a_suspended_device_is_resumed(
     fake.answer(
         failed("remove", "--", "dmcopy-top", stderr=busy, times=1), info(suspended), {"words": []}
     )
-    with mapper.stack() as stack:
-        low = stack.device("low", ZERO)
-        stack.device("top", Table.of(8, Linear(low.path, 0)))
+    with contextlib.ExitStack() as stack:
+        low = stack.enter_context(mapper.device("low", ZERO))
+        stack.enter_context(mapper.device("top", Table.of(8, Linear(low.path, 0))))
     tail = [(call["words"][0], call["words"][-1]) for call in fake.calls[2:]]
     assert tail == [
         ("remove", "dmcopy-top"),
@@ -405,7 +406,7 @@ def test_paused_resumes_whatever_happens(mapper: KernelMapper, fake: Fake) -> No
 
 def test_a_table_is_tried_on_a_device_that_never_runs(mapper: KernelMapper, fake: Fake) -> None:
     fake.answer({"words": []})
-    assert mapper.supports(ZERO)
+    assert mapper.refusal(ZERO) == ""
     assert [call["words"][0] for call in fake.calls] == ["create", "load", "remove"]
     bad = ioctl("reload", "x (254:9)", "Invalid argument")
     fake.answer(failed("load", stderr=bad), {"words": []})
