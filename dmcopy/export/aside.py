@@ -1,6 +1,6 @@
 """Calls that wait for what this very process serves: on a thread, while the reactor works.
 
-Whatever looks at a device that is served here (stat(2), losetup, umount) asks its server. On the
+A program that looks at a device served here (stat(2), losetup, umount) asks its server. On the
 reactor's thread that would be a process that waits for itself, which only SIGKILL ends.
 """
 

@@ -19,7 +19,7 @@ from dmcopy.suggest import did_you_mean
 
 
 class Place(NamedTuple):
-    """Where a front end is to be found: what was asked for; each takes what it knows.
+    """Where a front end listens, as the user asked; each kind takes the fields that it knows.
 
     `socket`: the path of a Unix socket. `listen`: ADDRESS:PORT, or the port alone. `at`: the path
     of a file that is made. `tls_creds`: a folder of certificates and keys, see `dmcopy.export.tls`.
@@ -86,13 +86,13 @@ class FrontEnd(Closing):
         """
 
     def disconnect(self, name: str) -> None:
-        """Cut off the users of `name`, as far as this kind can; others may come. May be called
+        """Cut off the users of `name`, as far as this kind can; new ones may connect. May be called
         inside of callbacks."""
 
     def close(self) -> None:
-        """Serve nothing any more, and leave nothing behind; as often as you like.
+        """Serve nothing any more, and leave nothing behind. May be called again.
 
-        Raises BusyError naming those who used what they had to be cut off from.
+        Raises BusyError naming the users that had to be cut off.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Commands that change devices, each until it ends: those for one device in turn, others beside.
+"""Commands that change devices: for one device one after another, for several in parallel.
 
 What the kernel does under a device's own lock (suspend_lock in dm.c) is in turn here: a resume
 waits for the end of a suspend of its device, and for no other (measured on 6.12).
@@ -41,12 +41,12 @@ class DeviceChange:
 
     @property
     def is_due(self) -> bool:
-        """Whether it can continue: what it waits for has come, or is awaited no more."""
+        """Whether it can continue: its event has come, or it was given up."""
         return self.until is not None and bool(self.late or self.given_up or self.until.done())
 
 
 class Commands:
-    """What is to be done on a reactor, and what is under way. `timeout`: of each wait, seconds."""
+    """The queued and the running commands of a reactor. `timeout`: of each wait, in seconds."""
 
     def __init__(self, reactor: Reactor, timeout: float) -> None:
         self._reactor = reactor
@@ -55,7 +55,7 @@ class Commands:
         self._running: list[DeviceChange] = []
 
     def add(self, command: DeviceChange) -> None:
-        """Have a command done, soon and in its turn. May be called inside of callbacks."""
+        """Queue a command; it runs soon, and in its turn. May be called inside of callbacks."""
         self._queue.append(command)
 
     def due(self) -> bool:

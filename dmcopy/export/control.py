@@ -29,7 +29,7 @@ Facts = dict[str, Any] | DmcopyError
 
 
 class Reply(Protocol):
-    """Answers a request, and ends the connection: if `held` is given, at the peer's end of it."""
+    """Answers a request, and closes the connection; if `held` is given, when the peer closes it."""
 
     def __call__(self, facts: Facts, held: Callable[[], object] | None = None, /) -> None:
         """Send facts, or an error. `held` is called when the peer is gone."""
@@ -73,7 +73,7 @@ class Control:
         return len(self._talks)
 
     def retire(self) -> None:
-        """Let no more peers come; those that are here are answered still."""
+        """Accept no more peers; those that are connected are still answered."""
         if self._listener.fileno() < 0:
             return
         self._listener.remove()
@@ -83,7 +83,7 @@ class Control:
         self._listener.close()
 
     def close(self) -> None:
-        """Answer no more; as often as you like."""
+        """Answer no more. May be called again."""
         if self._listener.fileno() >= 0:
             self._reactor.unwatch(self._listener.fileno())
             self._listener.close()

@@ -2,8 +2,8 @@
 
     python -m dmcopy.export.daemon READY [resume]
 
-READY is the number of a descriptor: when the server can be asked, a line of JSON is written to it,
-or what is in its way. With `resume` it has the devices that a killed one had.
+READY is the number of a descriptor: when the server is ready, a line of JSON is written to it, or
+why it cannot start. With `resume` it has the devices that a killed one had.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _serve(ready: Callable[[], object], *, resume: bool) -> None:
 def _only_one(path: str, control: str) -> Iterator[bool]:
     """Hold the lock of a user's only server; give False where another has begun to listen.
 
-    One that is about to end has the lock, and listens no more: it is waited for.
+    A server that is about to end still has the lock, but listens no more: it is waited for.
     """
     from dmcopy.errors import DeadlineError
 
@@ -116,7 +116,7 @@ def _listens(path: str) -> bool:
 
 
 def _log_to(path: str) -> None:
-    """Keep what goes wrong in a file that stays small, in memory as the folder is."""
+    """Log errors to a file that stays small; its folder is in memory."""
     import logging
     from logging.handlers import RotatingFileHandler
 

@@ -1,4 +1,4 @@
-"""The device server: what a user's userspace devices live in, and what does as it is asked.
+"""The device server: the process that holds a user's userspace devices and changes them on request.
 
 `dmcopy.mapper.served` asks it; `dmcopy.export.daemon` is the process.
 """
@@ -37,7 +37,7 @@ MAX_LINE: Final = 4 << 20
 MAX_CONNECTIONS: Final = 64
 # In the kernel a device's own lock is held for them, and for renaming ours has a node to move.
 _IN_TURN: Final = frozenset(("create", "suspend", "resume", "remove", "rename"))
-# Who is killed in one of them ends it: the device is not suspended then.
+# A client that is killed in one of them ends it: the device is not suspended then.
 _GIVEN_UP: Final = frozenset(("suspend", "resume"))
 
 _Words = dict[str, Any]
@@ -46,7 +46,7 @@ _Words = dict[str, Any]
 class DeviceServer:
     """Answers at `path` for the devices of one engine, until the last one is gone.
 
-    What only looks is answered immediately, within callbacks; what may wait for I/O is done
+    A question is answered immediately, within callbacks; a change, which may wait for I/O, is made
     outside of them, see `Commands`, and `wait` is answered when its event has come.
     """
 
@@ -68,7 +68,7 @@ class DeviceServer:
         self._control = self._listen()
 
     def stop(self) -> None:
-        """End soon, whatever there is. May be called from a signal handler."""
+        """End soon, even with devices left. May be called from a signal handler."""
 
         def stop() -> None:
             self._stopping = True
@@ -197,7 +197,7 @@ class DeviceServer:
         self._leave_later()
 
     def _leave_later(self) -> None:
-        """Soon try again to remove what was in use."""
+        """Try again soon to remove devices that were in use."""
         if not self.mapper.leaving:
             return
 

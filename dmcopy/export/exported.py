@@ -32,7 +32,7 @@ class ExportedMapper(UserMapper):
         self._devices.notice = notify
 
     def events(self, name: str) -> Callable[[], int]:
-        """Return what returns the event number of a device, whatever it is called by then.
+        """Return a function that returns the event number of a device, even after a rename.
 
         That raises DeviceError once it has gone.
         """
@@ -121,13 +121,13 @@ class ExportedMapper(UserMapper):
 
     @property
     def marks(self) -> dict[str, str]:
-        """By what the next server takes over the nodes of devices, by their names."""
+        """The marks by which the next server takes over the nodes of devices, by device name."""
         return {name: mark for name in self._slots if (mark := self.nodes.mark(name))}
 
     def restore(self, devices: list[ConciseDevice], marks: Mapping[str, str]) -> None:
         """Make the devices that another server had, then their nodes, see `marks`.
 
-        All or nothing: where that fails, what could be taken over can be so by another.
+        All or nothing: where that fails, another server can still take the nodes over.
         """
         restore(self, devices)
         try:

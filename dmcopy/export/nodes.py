@@ -107,7 +107,7 @@ class Nodes:
         return ""
 
     def mark(self, name: str) -> str:
-        """Return by what the next server takes over the node of a device, "" where it cannot."""
+        """Return the mark by which the next server finds a device's node, "" where it cannot."""
         return self._nodes[name].mark if name in self._nodes else ""
 
     def add(self, name: str, device: Device, *, left: str = "") -> None:
@@ -203,7 +203,7 @@ class Nodes:
                 node.number = split_devno(os.stat(node.path).st_rdev)
 
     def let_go(self) -> None:
-        """Serve no longer what the next server can take over, and let it be."""
+        """Stop serving the nodes that the next server can take over, and leave them in place."""
         for node in self._nodes.values():
             for front_end in node.front_ends:
                 if isinstance(front_end, UblkDevices):

@@ -1,4 +1,4 @@
-"""Who uses a block device that is served here. Not to be asked on the reactor's thread."""
+"""The users of a block device that is served here. Not to be asked on the reactor's thread."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Log(Protocol):
         """Note a flush: all that was noted before is durable."""
 
     def mark(self, text: str) -> None:
-        """Note that something happened."""
+        """Note a point in time by a text."""
 
 
 class VolatileDisk(Layer):
@@ -169,7 +169,7 @@ class VolatileDisk(Layer):
         self._exclude(partial(self._drain, request, self._held.number, None), request)
 
     def _exclude(self, begin: Callable[[], None], request: Io | None) -> None:
-        """Begin this when what was to be done before is done."""
+        """Begin this when the requests before it have ended."""
         self._exclusive.append((begin, request))
         if len(self._exclusive) == 1:
             begin()

@@ -97,7 +97,7 @@ class Wire:
             self.close()
 
     def close(self) -> None:
-        """Close; what waits to be sent is lost. As often as you like."""
+        """Close; data that waits to be sent is lost. May be called again."""
         if not self.is_open:
             return
         self.is_open = False
@@ -129,7 +129,7 @@ class Wire:
             raise
 
     def _look_again(self) -> None:
-        """Have what is decrypted already be read: the descriptor does not tell of it."""
+        """Schedule a read of data that is decrypted already: the descriptor does not tell of it."""
         if self._pending is not None and self._reading and self.is_open and self._pending():
             self.reactor.call_soon(partial(self._ready, select.EPOLLIN))
 

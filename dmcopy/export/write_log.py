@@ -44,7 +44,7 @@ class WriteLog:
         self._count()
 
     def mark(self, text: str) -> None:
-        """Note that something happened."""
+        """Note a point in time by a text."""
         self._add(LogEntry.mark(os.fsencode(text), self._block_size))
         self._count()
 

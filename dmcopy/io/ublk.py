@@ -139,7 +139,7 @@ class UblkControl:
     ) -> UblkInfo:
         """Make a device of one queue, which is to be started; by default with a free number.
 
-        Where its server dies, all fails that is asked of a device and the driver stops it; if it is
+        Where its server dies, all requests of a device fail and the driver stops it; if it is
         `recoverable` all waits for the next server, which is asked what the other did not answer.
         """
         flags = _IOCTL_ENCODE | (_RECOVERY | _REISSUE) * recoverable
@@ -173,7 +173,7 @@ class UblkControl:
     def stop(self, number: int) -> None:
         """Let a device vanish; what is asked of it from then on fails.
 
-        What its server is doing is waited for. What is still to be written of a page cache fails.
+        Requests that its server has are waited for. Later writes of a page cache fail.
         """
         self.command(_STOP, number)
 

@@ -122,7 +122,7 @@ class Window(Work, ListCopyIo):
         return self._job
 
     def book(self, totals: Totals) -> ListJob:
-        """Note what became of it. What cannot be read? Each unit tells that by itself."""
+        """Note the outcome of each unit: each tells by itself whether it could be read."""
         if self.error and not self.is_unit:
             self.again = list(self._units())
             return self._job

@@ -94,4 +94,4 @@ class MappedIo(Closing, StackedDevice):
         return self.mapper.table(self.name)
 
     def close(self) -> None:
-        """Close the device, as often as you like. I/O that was given up may keep it busy."""
+        """Close the device. May be called again. I/O that was given up may keep it busy."""

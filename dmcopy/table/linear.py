@@ -168,7 +168,7 @@ class Error(Target):
             check_legs(self, (self.limits,))
 
     def canonical(self) -> Self:
-        """Return the value as the kernel would echo it: without the lender of limits."""
+        """Return the value as the kernel would echo it: without the device whose limits it has."""
         return type(self)()
 
     def describe(self) -> str:

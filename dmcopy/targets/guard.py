@@ -158,7 +158,7 @@ class FailedTarget(Target):
         raise TargetError("the target has failed; the device needs another table", EIO)
 
     def destroy(self) -> None:
-        """Destroy the target, as far as its books allow it."""
+        """Destroy the target, as far as its state allows that."""
         try:
             self._target.destroy()
         except DeadlineError:

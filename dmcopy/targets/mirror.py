@@ -192,7 +192,7 @@ class Mirror(Target):
     def _wait_idle(self, waiting_for: str) -> None:
         with contextlib.suppress(
             ClosedError
-        ):  # then there is none any more, whatever its books say
+        ):  # then there is none any more, whatever its counts say
             self.host.reactor.run_until(
                 lambda: self.work.idle, TIMEOUT_SECONDS, f"{waiting_for} of {self.host.name}"
             )

@@ -362,7 +362,7 @@ class Snapshot(Target):
 
     def wait_idle(self) -> None:
         """Wait until nothing is copied or written for the store any more."""
-        with contextlib.suppress(ClosedError):  # nothing is, then, whatever its books say
+        with contextlib.suppress(ClosedError):  # nothing is, then, whatever its counts say
             self.host.reactor.run_until(
                 lambda: not len(self.pending) and self.store.is_idle,
                 WAIT_SECONDS,

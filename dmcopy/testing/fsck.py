@@ -19,7 +19,7 @@ _SHOWN: Final = 2000
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a command said of a disk: its exit code, and the end of what it printed."""
+    """A command's verdict on a disk: its exit code, and the end of what it printed."""
 
     code: int
     output: str

@@ -1,8 +1,8 @@
 """On the host: the guest of one kernel, pytest in it, and what becomes of each test.
 
-One pytest process in the guest collects what it may be asked for, and runs what it is asked for,
-in that order. When the guest dies or hangs, the test that it was running has failed, and the next
-one that is asked for boots another guest: so a test can wreck the kernel, and no other one suffers.
+One pytest process in the guest collects all tests of the kernel, and runs those that it is asked
+for, in that order. When the guest dies or hangs, the test that it was running has failed, and the
+next one that is asked for boots another guest: so a test can wreck the kernel, and no other fails.
 """
 
 from __future__ import annotations

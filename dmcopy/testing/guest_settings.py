@@ -1,4 +1,4 @@
-"""What a guest is made of, and what pytest in it is told: options, disks, folders, environment."""
+"""The settings of a guest and of pytest in it: options, disks, folders, environment."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def settings(
 def _provided(
     config: pytest.Config, kernel: str, found: Sequence[Disk]
 ) -> tuple[Callable[[], Guest], Callable[[], None]]:
-    """Return what boots a guest of a kernel, and what is called when no more are wanted."""
+    """Return a function that boots a guest of a kernel, and one to call when no more are wanted."""
     from dmcopy import vm
 
     memory = config.getoption("--vm-memory")
@@ -86,7 +86,7 @@ def _provided(
 
 
 def _nothing() -> None:
-    """A guest under QEMU leaves nothing between two boots."""
+    """Do nothing: a guest under QEMU leaves nothing between two boots."""
 
 
 def check(session: pytest.Session, kernels: Iterable[str]) -> None:

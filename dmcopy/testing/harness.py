@@ -237,7 +237,7 @@ class Harness:
             self.step()
 
     def step(self, seconds: float = _MOMENT) -> None:
-        """Let a moment pass."""
+        """Let a few milliseconds pass."""
         with contextlib.suppress(DeadlineError):
             self.reactor.run_until(lambda: False, seconds)
 

@@ -1,4 +1,4 @@
-"""What goes with each test of block devices: that it leaves nothing, and what its report says."""
+"""Around each test of block devices: a check that it leaves nothing, and facts for its report."""
 
 from __future__ import annotations
 

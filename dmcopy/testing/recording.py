@@ -1,4 +1,4 @@
-"""What was written to disks and flushed, and what any power cut would have left of it.
+"""The writes and flushes of disks, recorded, and what a power cut at any moment would leave.
 
 A `RecordedDisk` is put over any device and writes down each write with its data when it is sent and
 when it is done, each flush, and marks: what the program had done by then. From the record the

@@ -35,7 +35,7 @@ def _never(_logged: Logged) -> bool:
 
 
 class State(NamedTuple):
-    """What a disk is at entry `logged`: with all until there, or what a power cut left of it.
+    """A disk's content at entry `logged`: with all until there, or what a power cut left of it.
 
     `kept`: of the entries that the power cut undid which sectors stayed, bit by bit; 0: none, it is
     lost. `seed`: by which that was chosen, None where whatever the seeds are it is tried.

@@ -1,4 +1,4 @@
-"""Where the rig keeps kernels, logs and what it found out about this machine; and its locks."""
+"""Where the rig keeps kernels, logs and its findings about this machine; and its locks."""
 
 from __future__ import annotations
 

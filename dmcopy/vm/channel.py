@@ -31,7 +31,7 @@ class ChannelLostError(Exception):
 
 
 class _ForeignError(ChannelLostError):
-    """The guest sent what no agent of ours sends: nothing that it says can be trusted."""
+    """The guest sent a frame that no agent of ours sends: nothing from it can be trusted."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"the guest sent {what}")
@@ -107,7 +107,7 @@ class Channel:
     def move(self, deadline: float) -> None:
         """Move what can be moved, waiting for something to happen, until `deadline` at most.
 
-        Raises ChannelLostError when the guest has gone, or sends what no agent of ours sends.
+        Raises ChannelLostError when the guest has gone, or sends a frame that is not our agent's.
         """
         ours = self._socket.fileno()
         inputs = {

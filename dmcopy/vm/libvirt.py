@@ -83,7 +83,7 @@ def start(domain: str) -> None:
 
 
 def destroy(domain: str) -> None:
-    """Pull the plug of a domain, if it is on.
+    """Cut the power of a domain, if it is on.
 
     `virsh destroy` lets QEMU end by itself, and it flushes its disks then (seen with QEMU 7.2), so
     it is killed first.

@@ -1,4 +1,4 @@
-"""The machine that QEMU makes: its arguments, in pairs, with a word on each that is not plain."""
+"""The machine that QEMU makes: its arguments, in pairs, with reasons where they are not obvious."""
 
 from __future__ import annotations
 

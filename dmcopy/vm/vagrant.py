@@ -108,7 +108,7 @@ class VagrantMachine(Closing):
         self._is_up = True
 
     def power_off(self) -> None:
-        """Pull the plug."""
+        """Cut the power."""
         destroy(_NAME)
 
     def _prepare(self, memory_mib: int, project: Path) -> None:

@@ -97,7 +97,7 @@ class FuseRequests:
             self._send(protocol.resized())
 
     def close(self) -> None:
-        """Answer nothing any more: those who wait get ECONNABORTED. The device is let go later."""
+        """Answer nothing any more: callers get ECONNABORTED. The device is released later."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             if not self._paused:

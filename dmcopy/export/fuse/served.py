@@ -57,7 +57,7 @@ class FuseFile:
             raise
 
     def close(self, *, force: bool = False) -> None:
-        """Unmount and remove the file, as often as you like.
+        """Unmount and remove the file. May be called again.
 
         Raises BusyError naming who has it open; then it is still served. `force` takes it from
         them: what they wait for, and all that they do with it from then on, fails.

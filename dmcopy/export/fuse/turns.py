@@ -1,4 +1,4 @@
-"""Whose turn it is: writes go side by side, what must not meet another goes alone."""
+"""Order among requests: writes run in parallel, one that must not overlap others runs alone."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class UblkDevices(FrontEnd):
         del self._devices[name]
 
     def let_go(self) -> None:
-        """Serve nothing any more, and let the devices wait for the next server."""
+        """Stop serving, and leave the devices in place for the next server."""
         for device in self._devices.values():
             device.let_go()
         self._devices.clear()

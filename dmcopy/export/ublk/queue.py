@@ -81,7 +81,7 @@ class Queue:
             self._reactor.call_before_io(self._go)
 
     def close(self) -> None:
-        """Wait for nothing any more. What was not answered waits for the device's next server."""
+        """Take no more requests. Those not answered wait for the device's next server."""
         self._closed = True
         self._reactor.unwatch(self._bell)
         self._exits.close()
@@ -107,7 +107,7 @@ class Queue:
         self._go()
 
     def _go(self) -> None:
-        """Hand over what was committed, and take what has arrived."""
+        """Hand over results, and take new requests."""
         if self._closed:
             return
         self._scheduled = False

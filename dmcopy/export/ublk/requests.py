@@ -1,4 +1,4 @@
-"""What is asked of a ublk device, carried out on the device behind it, many requests at a time."""
+"""The requests of a ublk device, carried out on the device behind it, many at a time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class UblkRequests:
         self.under_way += 1
         try:
             self._begin(tag)
-        except Exception as error:  # who asked must not wait for ever
+        except Exception as error:  # the caller must not wait for ever
             self._end(tag, -errno.EIO)
             self._reactor.report(error)
 

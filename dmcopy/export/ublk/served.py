@@ -69,7 +69,7 @@ class UblkDevice:
             raise
 
     def close(self, *, force: bool = False) -> None:
-        """Remove the device, as often as you like.
+        """Remove the device. May be called again.
 
         Raises BusyError naming who uses it; then it is still served. `force` takes it from them:
         all that they do with it from then on fails.
@@ -81,7 +81,7 @@ class UblkDevice:
         self._ledger.cancel(self._entry)
 
     def let_go(self) -> None:
-        """Serve it no longer, and let it be: what is asked of it waits for the next server."""
+        """Stop serving it, and leave it in place: its requests wait for the next server."""
         self._end_queue()
         self._number = None
 

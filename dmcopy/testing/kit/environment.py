@@ -1,4 +1,4 @@
-"""What a place where tests run has to offer: disks, a mapper, I/O, and paths for programs."""
+"""The interface of a place where tests run: disks, a mapper, I/O, and paths for programs."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Leaks:
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
-        """Take what is made in the block as what was there before."""
+        """Count devices that are made in the block as there before."""
         begun = Present.now()
         yield
         now, before = Present.now(), self._before

@@ -25,7 +25,7 @@ P = ParamSpec("P")
 
 
 class PowerSwitch(Protocol):
-    """What can kill the machine that this runs on."""
+    """Kills the machine that this runs on."""
 
     def phase(self, nodeid: str) -> int:
         """Return how many power cuts a test has behind it."""

@@ -1,4 +1,4 @@
-"""Ends what a test that hangs on a device of its own waits for.
+"""Ends the I/O that a hanging test waits for.
 
 A process that waits for I/O of the kernel's takes no signal, so its time limit changes nothing. A
 second after it the devices of the test are cut loose: what waits for them ends with EIO, and the
