@@ -84,3 +84,16 @@ def test_in_guests(project: Path, pytestconfig: pytest.Config) -> None:
         pytest.skip("boots guests: only with --vm")
     count = 6 * len(kernels.split(","))
     assert f"{count} passed" in outcome(project, f"--vm={kernels}", "--dm-strict")
+
+
+def test_what_comes_with_the_wheel(project: Path) -> None:
+    venv = project.parent / "venv"
+    for words, said in {
+        "guide snapshots": "# Snapshots",
+        "schema cow info": '"$id"',
+        "completion bash": "complete -o",
+        "completion zsh": "#compdef dmcopy",
+        "completion fish": "complete -c dmcopy",
+    }.items():
+        assert said in run(venv / "bin/dmcopy", *words.split(), cwd=project), words
+    assert (venv / "share/man/man1/dmcopy-snapshot.1").is_file()
