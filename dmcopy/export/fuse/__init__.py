@@ -1,0 +1,1 @@
+"""The front end `fuse`: devices as files, by FUSE."""
