@@ -194,9 +194,8 @@ class Kit(Closing):
             functools.partial(_remove, device) for device in reversed(self.devices)
         ]
         steps += [disk.close for disk in self.disks]
-        steps += [
-            lambda word=disk.word: self.environment.drop_disk(word) for disk in self.disks[::-1]
-        ]  # type: ignore[misc]
+        drop = self.environment.drop_disk
+        steps += [functools.partial(drop, disk.word) for disk in reversed(self.disks)]
         return [*steps, self.environment.close]
 
     def _make(self, kind: type[_D], table: Table | str, name: str) -> _D:

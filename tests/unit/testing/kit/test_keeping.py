@@ -15,7 +15,7 @@ from dmcopy.ledger import Ledger, identity
 from dmcopy.mapper import cookies
 from dmcopy.mapper.cookies import Cookie
 from dmcopy.testing import facts, keeping
-from dmcopy.testing.kit import leaks, watch
+from dmcopy.testing.kit import leaks, watchdog
 from dmcopy.testing.kit.leaks import Leaks
 
 pytest_plugins = ["pytester"]
@@ -197,7 +197,7 @@ def test_what_a_fixture_of_a_wider_scope_makes_meanwhile_is_no_leak(
 def test_a_test_that_hangs_ends_a_second_after_its_limit(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "LATER_SECONDS", 0.0)
+    monkeypatch.setattr(watchdog, "LATER_SECONDS", 0.0)
     pytester.makepyfile(
         """
         import pytest, time
