@@ -158,7 +158,8 @@ def test_by_tls_as_the_guide_shows(tmp_path: Path) -> None:
     disk.write_bytes(os.urandom(8 << 20))
     lines = re.findall(r"(?m)^\w+\$ ((?:.*\\\n)*.*)", read_block("dmcopy/guide/serve.md"))
     serve, *clients = [
-        line.replace("0.0.0.0:10809", "127.0.0.1:0")
+        line.replace("\\\n", "")
+        .replace("0.0.0.0:10809", "127.0.0.1:0")
         .replace("/etc/pki/dmcopy", str(made.server))
         .replace("/home/me/pki", str(made.client))
         for line in lines
