@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from dmcopy.block import backing, mounts, processes, sysfs
 from dmcopy.block.devno import DevNo, split_devno
-from dmcopy.block.processes import Identity
+from dmcopy.block.processes import Identity, block_identity
 from dmcopy.block.sysfs import LIVE, Roots
 from dmcopy.errors import DeviceError, UsageError
 from dmcopy.units import SECTOR_SHIFT
@@ -189,7 +189,7 @@ def _stacked(name: str, asked: str, roots: Roots) -> Iterator[Holder]:
 
 def _identity(name: str, roots: Roots) -> Identity | None:
     number = sysfs.devno(name, roots)
-    return ("block", os.makedev(*number)) if number else None
+    return block_identity(number) if number else None
 
 
 def _loops(identity: Identity | None, name: str, note: str, roots: Roots) -> list[Holder]:

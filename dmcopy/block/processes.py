@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 from dmcopy.block import sysfs
+from dmcopy.block.devno import DevNo
 from dmcopy.block.sysfs import LIVE, Roots
 
 Identity: TypeAlias = tuple[str, int] | tuple[str, int, int]
@@ -19,6 +20,11 @@ def identity_of(status: os.stat_result) -> Identity:
     if stat.S_ISBLK(status.st_mode):
         return ("block", status.st_rdev)
     return ("file", status.st_dev, status.st_ino)
+
+
+def block_identity(number: DevNo) -> Identity:
+    """Return the identity of a block device."""
+    return ("block", os.makedev(*number))
 
 
 def identity_at(path: str | os.PathLike[str]) -> Identity | None:

@@ -12,7 +12,8 @@ from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dmcopy.block import backing, sysfs
-from dmcopy.block.devno import DevNo, parse_devno, split_devno
+from dmcopy.block.devno import parse_devno, split_devno
+from dmcopy.block.processes import block_identity
 from dmcopy.block.sysfs import LIVE, Roots
 from dmcopy.errors import DmcopyError
 from dmcopy.units import SECTOR_SHIFT
@@ -126,7 +127,7 @@ class _Search:
 
     def _identity(self, name: str) -> Hashable:
         number = sysfs.devno(name, self._roots)
-        return _block(number) if number else ("gone", name)
+        return block_identity(number) if number else ("gone", name)
 
 
 def _places(target: Target) -> list[tuple[str, int]] | None:
@@ -148,11 +149,7 @@ def _places(target: Target) -> list[tuple[str, int]] | None:
 
 def _of_table(device: str) -> Hashable:
     """Return the identity of a table's device; the kernel prints numbers."""
-    return _block(parse_devno(device)) if ":" in device else ("gone", device)
-
-
-def _block(number: DevNo) -> Hashable:
-    return ("block", os.makedev(*number))
+    return block_identity(parse_devno(device)) if ":" in device else ("gone", device)
 
 
 def _table(name: str, roots: Roots) -> Table | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from dmcopy.block.devno import devno_text
 from dmcopy.block.sysfs import LIVE, Roots
 
 
@@ -17,7 +18,7 @@ class WriteCache:
     """
 
     def __init__(self, number: int, roots: Roots = LIVE) -> None:
-        self._directory = f"{roots.sys}/dev/block/{os.major(number)}:{os.minor(number)}"
+        self._directory = f"{roots.sys}/dev/block/{devno_text(number)}"
         self._fd: int | None = None
 
     def is_none(self) -> bool:
