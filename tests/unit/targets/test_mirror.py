@@ -79,6 +79,19 @@ class Bench(BareEngine):
         self.mapper.create("m", self.table(features, log=log, legs=legs, sync=sync))
         self.device = self.mapper.open("m")
 
+    def settled(
+        self, features: str = "", *, log: str = "disk", legs: str = "ab", sync: str = ""
+    ) -> None:
+        """Make a mirror, and let its recovery end."""
+        self.make(features, log=log, legs=legs, sync=sync)
+        self.settle()
+
+    def cycle(self, *, flush: bool = True) -> None:
+        """Suspend and resume, and let everything end that can."""
+        self.mapper.suspend("m", flush=flush)
+        self.mapper.resume("m")
+        self.settle()
+
     def status(self) -> str:
         return str(self.mapper.status("m")[0]).partition(" mirror ")[2]
 
@@ -108,6 +121,12 @@ class Bench(BareEngine):
         self.reactor.submit(request)
         return request
 
+    def settled_write(self, sector: int) -> Io:
+        """Begin a write, and let it come as far as it does by itself."""
+        write = self.start_write(sector)
+        self.settle()
+        return write
+
     def log(self) -> MirrorLog:
         return MirrorLog.parse(self.disks["l"].content)
 
@@ -131,8 +150,7 @@ KEEP = "2 handle_errors keep_log"
 @pytest.mark.parametrize("log", ["core", "disk"])
 def test_the_legs_are_made_equal_with_one_event(bench: Bench, legs: str, log: str) -> None:
     before = bytes(bench.disks["a"].content)
-    bench.make(legs=legs, log=log)
-    bench.settle()
+    bench.settled(legs=legs, log=log)
     assert bench.agree(legs)
     assert bench.disks["a"].content == before
     words = "3 disk l A" if log == "disk" else "1 core"
@@ -143,8 +161,7 @@ def test_the_legs_are_made_equal_with_one_event(bench: Bench, legs: str, log: st
 
 
 def test_nosync_copies_nothing_and_raises_no_event(bench: Bench) -> None:
-    bench.make(log="core", sync="nosync")
-    bench.settle()
+    bench.settled(log="core", sync="nosync")
     assert not bench.agree()
     assert (bench.status(), bench.events) == ("2 a b 16/16 1 AA 1 core", 0)
 
@@ -152,9 +169,7 @@ def test_nosync_copies_nothing_and_raises_no_event(bench: Bench) -> None:
 def test_nosync_of_a_disk_log_counts_at_every_resume(bench: Bench) -> None:
     bench.make(sync="nosync")
     bench.disks["l"].content[1024] = 0
-    bench.mapper.suspend("m")
-    bench.mapper.resume("m")
-    bench.settle()
+    bench.cycle()
     assert bench.log().clean.count() == REGIONS
     assert not bench.agree()
 
@@ -167,8 +182,7 @@ def test_the_table_comes_back_as_the_kernel_prints_it(bench: Bench) -> None:
 
 
 def test_writes_reach_every_leg_and_the_log_says_clean_again(bench: Bench) -> None:
-    bench.make(legs="abc")
-    bench.settle()
+    bench.settled(legs="abc")
     data = random.Random(5).randbytes(40 << 9)
     bench.device.write(10, data)  # three regions
     bench.device.flush()
@@ -180,8 +194,7 @@ def test_writes_reach_every_leg_and_the_log_says_clean_again(bench: Bench) -> No
 
 
 def test_a_log_in_memory_holds_up_no_write(bench: Bench) -> None:
-    bench.make(HANDLE, log="core")
-    bench.settle()
+    bench.settled(HANDLE, log="core")
     data = random.Random(6).randbytes(8 << 9)
     bench.device.write(10, data)
     assert bench.agree()
@@ -190,8 +203,7 @@ def test_a_log_in_memory_holds_up_no_write(bench: Bench) -> None:
 
 
 def test_the_log_is_dirty_while_a_write_is_under_way(bench: Bench) -> None:
-    bench.make()
-    bench.settle()
+    bench.settled()
     seen = []
     disk = bench.disks["b"]
     plain = disk.write
@@ -215,11 +227,9 @@ def test_the_log_is_dirty_while_a_write_is_under_way(bench: Bench) -> None:
     [("", 0, 0), (HANDLE, "held", 1), (KEEP, 0, 1)],
 )
 def test_a_leg_fails_a_write(bench: Bench, features: str, outcome: int | str, events: int) -> None:
-    bench.make(features)
-    bench.settle()
+    bench.settled(features)
     bench.disks["b"].fail(Op.WRITE, REGION, 1)
-    write = bench.start_write(REGION)
-    bench.settle()
+    write = bench.settled_write(REGION)
     assert (write.error if write.context else "held") == outcome
     assert bench.status() == "2 a b 15/16 1 AD 3 disk l A"
     assert list(bench.log().dirty()) == [1]
@@ -227,11 +237,9 @@ def test_a_leg_fails_a_write(bench: Bench, features: str, outcome: int | str, ev
 
 
 def test_a_held_write_goes_on_after_a_suspend_without_flush(bench: Bench) -> None:
-    bench.make(HANDLE)
-    bench.settle()
+    bench.settled(HANDLE)
     fault = bench.disks["b"].fail(Op.WRITE, REGION, 1)
-    write = bench.start_write(REGION)
-    bench.settle()
+    write = bench.settled_write(REGION)
     fault.times = 0
     bench.mapper.suspend("m", flush=False)
     assert not write.context
@@ -247,8 +255,7 @@ def test_a_held_write_goes_on_after_a_suspend_without_flush(bench: Bench) -> Non
 @pytest.mark.parametrize("op", [Op.WRITE, Op.WRITE_ZEROES])
 def test_of_a_write_that_was_cut_only_what_is_held_goes_on(bench: Bench, op: Op) -> None:
     """The part that has ended is not written again, so its region can be recovered (6.1, 6.12)."""
-    bench.make(HANDLE, sync="sync")
-    bench.settle()
+    bench.settled(HANDLE, sync="sync")
     fault = bench.disks["b"].fail(Op.WRITE, SECTORS - REGION, REGION)
     region = IoRegion(bench.device, SECTORS - 2 * REGION, 2 * REGION)
     ended: list[Io] = []
@@ -258,53 +265,41 @@ def test_of_a_write_that_was_cut_only_what_is_held_goes_on(bench: Bench, op: Op)
     bench.settle()
     fault.times = 0
     assert not ended
-    bench.mapper.suspend("m", flush=False)
-    bench.mapper.resume("m")
-    bench.settle()
+    bench.cycle(flush=False)
     if bench.is_several:  # the recovery of the last region begins before the write comes
         assert f" {REGIONS}/{REGIONS} 1 AA " in bench.status()
     else:
         # The last region waits for the write, and that for a leg that is not called failed.
         assert f" {REGIONS - 1}/{REGIONS} 1 AD " in bench.status()
         bench.mapper.load("m", bench.table(HANDLE, sync="sync"))
-        bench.mapper.suspend("m", flush=False)
-        bench.mapper.resume("m")
-        bench.settle()
+        bench.cycle(flush=False)
     assert [io.error for io in ended] == [0]
     assert bench.agree()
     memory.close()
 
 
 def test_a_held_write_goes_on_with_a_table_without_the_leg(bench: Bench) -> None:
-    bench.make(HANDLE)
-    bench.settle()
+    bench.settled(HANDLE)
     bench.disks["b"].fail(Op.WRITE, 0, SECTORS)
-    write = bench.start_write(REGION)
-    bench.settle()
+    write = bench.settled_write(REGION)
     bench.mapper.load("m", Table.parse(f"0 {SECTORS} linear a 0"))
-    bench.mapper.suspend("m", flush=False)
-    bench.mapper.resume("m")
-    bench.settle()
+    bench.cycle(flush=False)
     assert (write.context, write.error) == (True, 0)
 
 
 def test_a_held_write_fails_at_a_suspend_with_flush(bench: Bench) -> None:
-    bench.make(HANDLE)
-    bench.settle()
+    bench.settled(HANDLE)
     bench.disks["b"].fail(Op.WRITE, REGION, 1)
-    write = bench.start_write(REGION)
-    bench.settle()
+    write = bench.settled_write(REGION)
     bench.mapper.suspend("m")
     assert (write.context, write.error) == (True, errno.EIO)
 
 
 def test_a_held_write_fails_at_any_suspend_when_no_leg_is_left(bench: Bench) -> None:
     """As the kernel mostly does, 6.1 and 6.12: it tries it again before it takes it back."""
-    bench.make(HANDLE)
-    bench.settle()
+    bench.settled(HANDLE)
     faults = [bench.disks["a"].fail(Op.WRITE, REGION, 1), bench.disks["b"].fail(Op.READ, REGION, 1)]
-    write = bench.start_write(REGION)
-    bench.settle()
+    write = bench.settled_write(REGION)
     with pytest.raises(DeviceError):
         bench.device.read(REGION, 1)
     for fault in faults:
@@ -314,8 +309,7 @@ def test_a_held_write_fails_at_any_suspend_when_no_leg_is_left(bench: Bench) -> 
 
 
 def test_a_held_flush_is_done_at_a_suspend_without_flush(bench: Bench) -> None:
-    bench.make(HANDLE)
-    bench.settle()
+    bench.settled(HANDLE)
     fault = bench.disks["b"].fail(Op.FLUSH, 0, 1)
     flushes: list[Io] = []
     bench.reactor.submit(Io(Op.FLUSH, IoRegion(bench.device, 0, 0), notify=flushes.append))
@@ -327,21 +321,18 @@ def test_a_held_flush_is_done_at_a_suspend_without_flush(bench: Bench) -> None:
 
 
 def test_after_a_failure_writes_to_regions_out_of_sync_are_held_too(bench: Bench) -> None:
-    bench.make(HANDLE)
-    bench.settle()
+    bench.settled(HANDLE)
     bench.disks["b"].fail(Op.WRITE, REGION, 1)
     bench.start_write(REGION)
     bench.settle()
     second = bench.start_write(REGION + 1)
-    other = bench.start_write(5 * REGION)
-    bench.settle()
+    other = bench.settled_write(5 * REGION)
     assert not second.context
     assert (other.context, other.error) == (True, 0)
 
 
 def test_with_keep_log_writes_to_regions_out_of_sync_go_on(bench: Bench) -> None:
-    bench.make(KEEP)
-    bench.settle()
+    bench.settled(KEEP)
     bench.disks["b"].fail(Op.WRITE, REGION, 1)
     bench.device.write(REGION, bytes(512))
     bench.device.write(REGION + 1, b"x" * 512)
@@ -352,12 +343,10 @@ def test_with_keep_log_writes_to_regions_out_of_sync_go_on(bench: Bench) -> None
 
 @pytest.mark.parametrize("features", ["", HANDLE, KEEP])
 def test_all_legs_fail_a_write(bench: Bench, features: str) -> None:
-    bench.make(features)
-    bench.settle()
+    bench.settled(features)
     for leg in "ab":
         bench.disks[leg].fail(Op.WRITE, 0, SECTORS)
-    write = bench.start_write(REGION)
-    bench.settle()
+    write = bench.settled_write(REGION)
     assert (write.context, write.error) == (True, errno.EIO)
     assert bench.status() == "2 a b 15/16 1 DD 3 disk l A"
     assert bench.events == (2 if features else 1)
@@ -365,28 +354,23 @@ def test_all_legs_fail_a_write(bench: Bench, features: str) -> None:
 
 @pytest.mark.parametrize(("features", "outcome"), [("", 0), (HANDLE, "held"), (KEEP, errno.EIO)])
 def test_the_log_fails(bench: Bench, features: str, outcome: int | str) -> None:
-    bench.make(features)
-    bench.settle()
+    bench.settled(features)
     fault = bench.disks["l"].fail(Op.WRITE, 0, 1)
-    write = bench.start_write(REGION)
-    bench.settle()
+    write = bench.settled_write(REGION)
     assert (write.error if write.context else "held") == outcome
     assert bench.status() == "2 a b 16/16 1 AA 3 disk l D"
     assert bench.events == 2
     # It stays failed until there is another table, though the device works again.
     fault.times = 0
-    later = bench.start_write(3 * REGION)
-    bench.settle()
+    later = bench.settled_write(3 * REGION)
     assert (later.error if later.context else "held") == outcome
     assert bench.status().endswith(" D")
 
 
 def test_a_flush_of_the_log_fails(bench: Bench) -> None:
-    bench.make(HANDLE)
-    bench.settle()
+    bench.settled(HANDLE)
     bench.disks["l"].fail(Op.FLUSH, 0, 1, times=1)
-    write = bench.start_write(REGION)
-    bench.settle()
+    write = bench.settled_write(REGION)
     assert not write.context
     assert bench.status() == "2 a b 16/16 1 AA 3 disk l F"
 
@@ -404,8 +388,7 @@ def test_the_log_cannot_be_read(bench: Bench) -> None:
 def test_a_log_of_a_future_version_counts_as_failed_and_keeps_its_version(bench: Bench) -> None:
     bench.disks["l"].load(MirrorLog.parse(_log_of(16)).build() + bytes((SECTORS << 9) - 1536))
     bench.disks["l"].content[4] = 9
-    bench.make()
-    bench.settle()
+    bench.settled()
     assert bench.status() == "2 a b 16/16 1 AA 3 disk l D"
     assert bench.disks["l"].content[4] == 9
 
@@ -420,8 +403,7 @@ def _log_of(regions: int) -> bytes:
 
 
 def test_a_leg_fails_the_flush_before_a_bit_becomes_clean(bench: Bench) -> None:
-    bench.make(HANDLE)
-    bench.settle()
+    bench.settled(HANDLE)
     bench.disks["b"].fail(Op.FLUSH, 0, 1, times=1)
     bench.device.write(REGION, bytes(512))
     bench.settle()
@@ -437,8 +419,7 @@ def test_a_leg_fails_the_flush_before_a_bit_becomes_clean(bench: Bench) -> None:
 def test_a_flush_of_the_mirror_fails_on_a_leg(
     bench: Bench, features: str, outcome: int | str
 ) -> None:
-    bench.make(features)
-    bench.settle()
+    bench.settled(features)
     bench.disks["b"].fail(Op.FLUSH, 0, 1, times=1)
     ended: list[Io] = []
     flush = Io(Op.FLUSH, IoRegion(bench.device, 0, 0), notify=ended.append)
@@ -456,8 +437,7 @@ def test_a_flush_of_the_mirror_fails_on_a_leg(
 
 
 def test_a_read_that_fails_is_done_on_another_leg(bench: Bench) -> None:
-    bench.make(HANDLE, legs="abc")
-    bench.settle()
+    bench.settled(HANDLE, legs="abc")
     bench.disks["a"].fail(Op.READ, 0, SECTORS)
     expected = bench.disks["b"].read(3, 2)
     assert bench.device.read(3, 2) == expected
@@ -468,8 +448,7 @@ def test_a_read_that_fails_is_done_on_another_leg(bench: Bench) -> None:
 
 
 def test_without_handle_errors_a_failed_read_is_repeated_without_an_event(bench: Bench) -> None:
-    bench.make()
-    bench.settle()
+    bench.settled()
     bench.disks["a"].fail(Op.READ, 0, SECTORS)
     assert bench.device.read(3, 2) == bench.disks["b"].read(3, 2)
     assert bench.status() == "2 a b 16/16 1 RA 3 disk l A"
@@ -477,8 +456,7 @@ def test_without_handle_errors_a_failed_read_is_repeated_without_an_event(bench:
 
 
 def test_a_read_fails_when_all_legs_do(bench: Bench) -> None:
-    bench.make(HANDLE)
-    bench.settle()
+    bench.settled(HANDLE)
     for leg in "ab":
         bench.disks[leg].fail(Op.READ, 0, SECTORS)
     for _ in range(2):
@@ -490,8 +468,7 @@ def test_a_read_fails_when_all_legs_do(bench: Bench) -> None:
 
 def test_reads_out_of_sync_come_from_the_default_leg_only(bench: Bench) -> None:
     bench.disks["b"].fail(Op.WRITE, 0, SECTORS)
-    bench.make(HANDLE)
-    bench.settle()
+    bench.settled(HANDLE)
     assert bench.status() == "2 a b 0/16 1 AS 3 disk l A"
     assert bench.device.read(3, 2) == bench.disks["a"].read(3, 2)
     assert bench.events == 1
@@ -499,8 +476,7 @@ def test_reads_out_of_sync_come_from_the_default_leg_only(bench: Bench) -> None:
 
 def test_the_primary_fails_while_out_of_sync(bench: Bench) -> None:
     bench.disks["a"].fail(Op.READ, 0, SECTORS)
-    bench.make(HANDLE)
-    bench.settle()
+    bench.settled(HANDLE)
     assert bench.status() == "2 a b 0/16 1 SA 3 disk l A"
     with pytest.raises(DeviceError):
         bench.device.read(0, 1)
@@ -510,8 +486,7 @@ def test_the_primary_fails_while_out_of_sync(bench: Bench) -> None:
 def test_with_keep_log_the_primary_changes_even_out_of_sync(bench: Bench) -> None:
     bench.disks["a"].fail(Op.READ, 0, REGION, times=1)
     before = {leg: bench.disks[leg].read(REGION, SECTORS - REGION) for leg in "ab"}
-    bench.make(KEEP)
-    bench.settle()
+    bench.settled(KEEP)
     assert bench.status() == "2 a b 15/16 1 SA 3 disk l A"
     assert bench.device.read(0, 1) == bench.disks["b"].read(0, 1)
     # Regions behind the first are copied the other way round, if they had not begun.
@@ -521,8 +496,7 @@ def test_with_keep_log_the_primary_changes_even_out_of_sync(bench: Bench) -> Non
 
 
 def test_the_default_leg_fails_a_write_in_sync_and_another_takes_over(bench: Bench) -> None:
-    bench.make(KEEP, legs="abc")
-    bench.settle()
+    bench.settled(KEEP, legs="abc")
     bench.disks["a"].fail(Op.WRITE, 0, SECTORS)
     data = random.Random(1).randbytes(512)
     bench.device.write(REGION, data)
@@ -536,8 +510,7 @@ def test_the_default_leg_fails_a_write_in_sync_and_another_takes_over(bench: Ben
 
 def test_without_handle_errors_a_failed_recovery_counts_as_good(bench: Bench) -> None:
     bench.disks["b"].fail(Op.WRITE, 0, SECTORS)
-    bench.make()
-    bench.settle()
+    bench.settled()
     assert bench.status() == "2 a b 16/16 1 AA 3 disk l A"
     assert bench.log().clean.count() == 0  # but the log does not lie
     assert bench.events == 1
@@ -545,13 +518,10 @@ def test_without_handle_errors_a_failed_recovery_counts_as_good(bench: Bench) ->
 
 def test_each_region_is_tried_once_for_each_resume(bench: Bench) -> None:
     fault = bench.disks["b"].fail(Op.WRITE, 0, REGION, times=1)
-    bench.make(HANDLE)
-    bench.settle()
+    bench.settled(HANDLE)
     assert bench.status() == "2 a b 15/16 1 AS 3 disk l A"
     assert fault.times == 0
-    bench.mapper.suspend("m")
-    bench.mapper.resume("m")
-    bench.settle()
+    bench.cycle()
     assert bench.status() == "2 a b 16/16 1 AA 3 disk l A"
     assert bench.agree()
 
@@ -569,8 +539,7 @@ def test_the_last_region_may_be_short(bench: Bench) -> None:
 def test_a_mirror_that_cannot_be_suspended_goes_on(bench: Bench) -> None:
     """Its leg does not answer for longer than anybody waits; then it does."""
     bench.backend.silent = bench.disks["a"]
-    bench.make(log="core")
-    bench.settle()
+    bench.settled(log="core")
     with pytest.raises(DeadlineError, match="the recovery of a region of m"):
         bench.mapper.suspend("m")
     assert not bench.mapper.info("m").suspended
@@ -612,8 +581,7 @@ def test_a_leg_that_fails_during_several_recoveries_is_told_once(bench: Bench) -
     """Its regions stay out of sync, the others do not; the other leg has all of them."""
     for region in (1, 3, 4, 15):
         bench.disks["b"].fail(Op.WRITE, region * REGION + 2, 1)
-    bench.make(HANDLE, legs="abc")
-    bench.settle()
+    bench.settled(HANDLE, legs="abc")
     assert bench.status() == "3 a b c 12/16 1 ASA 3 disk l A"
     assert list(bench.log().dirty()) == [1, 3, 4, 15]
     assert bench.events == 1
@@ -622,8 +590,7 @@ def test_a_leg_that_fails_during_several_recoveries_is_told_once(bench: Bench) -
 
 def test_each_further_failure_is_an_event(bench: Bench) -> None:
     """Who watches the mirror hears of a leg only by it; the first failure may not be the last."""
-    bench.make(HANDLE, legs="abc", sync="nosync")
-    bench.settle()
+    bench.settled(HANDLE, legs="abc", sync="nosync")
     for number, leg in enumerate("bc", 1):
         bench.disks[leg].fail(Op.WRITE, 0, SECTORS)
         bench.start_write(number * REGION)  # a region that is in sync: it goes to every leg
@@ -635,8 +602,7 @@ def test_each_further_failure_is_an_event(bench: Bench) -> None:
 def test_a_mirror_under_recovery_is_not_destroyed(bench: Bench) -> None:
     """What copies its regions would take no more of them, and the mirror is to go on whole."""
     bench.backend.silent = bench.disks["a"]
-    bench.make(log="core")
-    bench.settle()
+    bench.settled(log="core")
     with pytest.raises(DeadlineError, match="the last work of m"):
         bench.mirror.destroy()
     bench.backend.let_go()
@@ -646,8 +612,7 @@ def test_a_mirror_under_recovery_is_not_destroyed(bench: Bench) -> None:
 
 def test_a_suspend_waits_for_every_recovery_and_begins_none(bench: Bench) -> None:
     bench.backend.silent = bench.disks["a"]
-    bench.make(log="core", legs="abc")
-    bench.settle()
+    bench.settled(log="core", legs="abc")
     recovery = bench.mirror.work.hash
     begun = recovery.recovering
     bench.reactor.call_later(0.5, bench.backend.let_go)
@@ -662,8 +627,7 @@ def test_a_suspend_waits_for_every_recovery_and_begins_none(bench: Bench) -> Non
 
 
 def test_writes_to_regions_in_recovery_wait_and_others_do_not(bench: Bench) -> None:
-    bench.make()
-    bench.settle()
+    bench.settled()
     bench.mapper.suspend("m")
     bench.disks["l"].content[1024] &= ~0b1010  # regions 1 and 3 are dirty
     bench.backend.silent = bench.disks["a"]
@@ -682,14 +646,11 @@ def test_writes_to_regions_in_recovery_wait_and_others_do_not(bench: Bench) -> N
 
 def test_a_write_that_is_delayed_while_its_recovery_ends_is_not_forgotten(bench: Bench) -> None:
     """The recovery waits for another write, which ends while the log is flushed; and it fails."""
-    bench.make()
-    bench.settle()
+    bench.settled()
     regions = bench.mirror.work.hash
     regions.begin_write(1)
     regions.mark_nosync(1)
-    bench.mapper.suspend("m")
-    bench.mapper.resume("m")
-    bench.settle()
+    bench.cycle()
     assert (regions.state(1), regions.recovering) == (RegionState.RECOVERING, 1)
     regions.flush_failure = True
     plain = bench.disks["l"].write
@@ -743,8 +704,7 @@ def test_writes_during_a_recovery_wait_for_their_region(bench: Bench) -> None:
 
 
 def test_a_region_that_was_recovered_costs_one_write_of_the_log(bench: Bench) -> None:
-    bench.make()
-    bench.settle()
+    bench.settled()
     # One at the resume, one of the bits that it touched, and one for the end of each region, or
     # of all that ended in the meantime.
     if bench.is_several:
@@ -755,8 +715,7 @@ def test_a_region_that_was_recovered_costs_one_write_of_the_log(bench: Bench) ->
 
 
 def test_only_dirty_regions_are_copied_at_a_resume(bench: Bench) -> None:
-    bench.make()
-    bench.settle()
+    bench.settled()
     bench.mapper.suspend("m")
     bench.disks["l"].content[1024] &= ~0b1010
     for region in range(REGIONS):
@@ -779,8 +738,7 @@ def test_the_throttle_is_shared_by_the_mirrors_of_an_engine(bench: Bench) -> Non
 
 
 def test_a_discard_reaches_every_leg_and_its_failure_degrades_none(bench: Bench) -> None:
-    bench.make(HANDLE)
-    bench.settle()
+    bench.settled(HANDLE)
     bench.device.discard(REGION, 8)
     assert bench.disks["b"].read(REGION, 8) == bytes(8 << 9)
     bench.disks["b"].fail(Op.DISCARD, 0, SECTORS, error=errno.EOPNOTSUPP)
