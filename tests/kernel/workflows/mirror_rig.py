@@ -56,6 +56,14 @@ class Rig:
         run("umount", self.mounted)
         self.mounted = ""
 
+    def ended(self, load: Load) -> dict[str, str]:
+        """End a load, unmount `home`, and check files and file system; return the sums."""
+        sums = load.stop()
+        check_files(Path(self.mounted), sums)
+        self.umount()
+        check_file_system("/dev/mapper/home")
+        return sums
+
     def remove(self, *names: str) -> None:
         for name in names:
             self.mapper.remove(name)

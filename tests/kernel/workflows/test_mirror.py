@@ -56,10 +56,7 @@ def test_one_leg_after_the_other_is_pulled_and_replaced_under_load(rig: Rig) -> 
         session.run(plan_replace(mapper, "home", leg, new, force=True), timeout=DEADLINE)
         assert load.count >= written
         load.goes_on()
-    sums = load.stop()
-    check_files(Path(rig.mounted), sums)
-    rig.umount()
-    check_file_system("/dev/mapper/home")
+    sums = rig.ended(load)
     eventually(lambda: state(rig).in_sync, "all is in sync")
     assert [info.name for info in mapper.ls()] == ["home"]  # the hidden ones are gone
     rig.legs_agree()
@@ -84,10 +81,7 @@ def test_a_split_leg_is_a_clean_copy(rig: Rig) -> None:
     session.run(plan_split(mapper, "home", rig.b, "other"))
     check_file_system("/dev/mapper/other")
     load.goes_on()
-    sums = load.stop()
-    check_files(Path(rig.mounted), sums)
-    rig.umount()
-    check_file_system("/dev/mapper/home")
+    rig.ended(load)
     names = {info.name: str(mapper.table(info.name).lines[0].target_name) for info in mapper.ls()}
     assert names == {"copy": "linear", "home": "linear", "other": "linear"}
     rig.remove("home", "copy", "other")
@@ -105,9 +99,7 @@ def test_a_mirror_is_ended_under_load(rig: Rig) -> None:
     session.run(plan_end(mapper, "home"))
     assert [(info.name, mapper.table(info.name)) for info in mapper.ls()] == [("home", before)]
     load.goes_on()
-    check_files(Path(rig.mounted), load.stop())
-    rig.umount()
-    check_file_system("/dev/mapper/home")
+    rig.ended(load)
     rig.remove("home")
 
     options = MirrorOptions(log=rig.c, new_log=True, force=True)
@@ -120,9 +112,7 @@ def test_a_mirror_is_ended_under_load(rig: Rig) -> None:
     eventually(lambda: bool(state(rig).failed), "the leg is seen to fail a write")
     session.run(plan_end(mapper, "home", "0"))
     load.goes_on()
-    check_files(Path(rig.mounted), load.stop())
-    rig.umount()
-    check_file_system("/dev/mapper/home")
+    rig.ended(load)
     rig.remove("home")
     session.run(plan_from_legs(mapper, "home", [rig.a, rig.b], options), timeout=DEADLINE)
     session.run(plan_end(mapper, "home"))
@@ -152,13 +142,10 @@ def test_a_move_under_load(rig: Rig) -> None:
     load = Load(Path(rig.mounted))
     rig.session().run(plan_move(rig.mapper, "home", rig.a, rig.d), timeout=DEADLINE)
     load.goes_on()
-    sums = load.stop()
-    check_files(Path(rig.mounted), sums)
-    rig.umount()
+    rig.ended(load)
     (line,) = rig.mapper.table("home")
     assert isinstance(line.target, Linear)
     assert Path(f"/dev/block/{line.target.device}").resolve() == Path(rig.d)
-    check_file_system("/dev/mapper/home")
     rig.remove("home")
 
 
@@ -172,9 +159,7 @@ def test_a_move_to_a_bad_disk_is_taken_back(rig: Rig) -> None:
             rig.session().run(plan_move(rig.mapper, "home", rig.a, bad.path), timeout=DEADLINE)
         assert rig.mapper.table("home") == before
     load.goes_on()
-    check_files(Path(rig.mounted), load.stop())
-    rig.umount()
-    check_file_system("/dev/mapper/home")
+    rig.ended(load)
     rig.remove("home")
 
 
@@ -232,10 +217,7 @@ def test_kill_9_in_the_middle(rig: Rig, plan: Callable[[Rig], Plan], last: str, 
     else:  # the failed leg is back, and so are the writes that are held for it
         rig.session().run(plan_drop(rig.mapper, "home", failed_leg(rig)))
     assert load.count >= load_count
-    sums = load.stop()
-    check_files(Path(rig.mounted), sums)
-    rig.umount()
-    check_file_system("/dev/mapper/home")
+    rig.ended(load)
     if isinstance(rig.mapper.table("home").lines[0].target, Mirror):
         eventually(lambda: state(rig).in_sync, "all is in sync")
         rig.legs_agree()
