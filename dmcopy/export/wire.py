@@ -77,14 +77,17 @@ class Wire:
         except OSError:  # the other side is gone in some other way than by closing
             return 0
 
-    def send(self, data: Bytes, sent: Callable[[], object] | None = None) -> None:
-        """Send `data` before the next I/O; call `sent` when it may be changed again.
+    def send(self, *data: Bytes, sent: Callable[[], object] | None = None) -> None:
+        """Send all of `data` before the next I/O; call `sent` when it may be changed again.
 
         `sent` is not called when the wire is closed before.
         """
         if not self.is_open:
             return
-        self._queue.append((data, sent))
+        *first, last = data
+        for piece in first:
+            self._queue.append((piece, None))
+        self._queue.append((last, sent))
         if not self._scheduled:
             self._scheduled = True
             self.reactor.call_before_io(self._send_scheduled)

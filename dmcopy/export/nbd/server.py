@@ -242,7 +242,7 @@ class Connection:
         if answer:
             # A client that sends options and takes no answers is not read from.
             self._wire.reading = False
-            self._wire.send(answer, self._answered)
+            self._wire.send(answer, sent=self._answered)
         if handshake.ended:
             self._wire.end()
         elif handshake.chosen is not None:

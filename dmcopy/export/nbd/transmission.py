@@ -160,16 +160,16 @@ class Transmission:
         self._busy += 1
         if error:
             self._refuse(command, cookie, length, error)
+        elif extents and command == nbd.CMD_READ:
+            self._submit(READ, offset, length, extents, partial(self._read, cookie, extents))
+        elif extents:
+            self._receive_write(flags, cookie, offset, length, extents)
         elif command == nbd.CMD_BLOCK_STATUS:
             self._tell_extents(cookie, offset, length, one=bool(flags & nbd.FLAG_REQ_ONE))
         elif command == nbd.CMD_FLUSH:
             self._submit(FLUSH, 0, 0, (), partial(self._done, cookie))
         elif not length:
             self._answer(self._success(command, cookie, offset))
-        elif command == nbd.CMD_READ:
-            self._submit(READ, offset, length, extents, partial(self._read, cookie, extents))
-        elif command == nbd.CMD_WRITE:
-            self._receive_write(flags, cookie, offset, length, extents)
         else:
             self._range(command, flags, cookie, offset, length)
         return 0
@@ -248,7 +248,8 @@ class Transmission:
             view[:part] = self._inbox[self._begin : self._begin + part]
             self._begin += part
             length -= part
-        self._sink = behind(views, sum(map(len, views)) - length)
+        if length:
+            self._sink = behind(views, sum(map(len, views)) - length)
         self._begin_write()
 
     def _begin_write(self) -> None:
@@ -286,18 +287,16 @@ class Transmission:
             self._pool.give(extents)
             self._answer(reply(cookie, io.error))
             return
-        head = nbd.simple_reply(cookie)
         if self._structured:
             head = nbd.read_reply(cookie, io.sector << SECTOR_SHIFT, io.bytes)
-        self._wire.send(head)
-        *first, last = self._pool.memory.views(io.extents)
-        for view in first:
-            self._wire.send(view)
-        self._wire.send(last, partial(self._sent, extents))
+        else:
+            head = nbd.simple_reply(cookie)
+        views = self._pool.memory.views(io.extents)
+        self._wire.send(head, *views, sent=partial(self._sent, extents))
 
     def _written(self, cookie: int, extents: Extents, io: Io) -> None:
         self._pool.give(extents)
-        self._done(cookie, io)
+        self._ended(cookie, io.error)
 
     def _done(self, cookie: int, io: Io) -> None:
         self._ended(cookie, io.error)
@@ -314,7 +313,7 @@ class Transmission:
             self._over()
 
     def _answer(self, reply: bytes) -> None:
-        self._wire.send(reply, self._sent)
+        self._wire.send(reply, sent=self._sent)
 
     def _sent(self, extents: Extents = ()) -> None:
         """Note that a reply is with the kernel: there is room for another request."""
@@ -332,6 +331,4 @@ class Transmission:
 
 def _exactly(extents: Extents, length: int) -> tuple[Extent, ...]:
     """Return extents without what is too much of the last page."""
-    if len(extents) == 1:
-        return ((extents[0][0], length),)
-    return cut(extents, 0, length)
+    return cut(extents, 0, length) if length % PAGE_SIZE else extents
