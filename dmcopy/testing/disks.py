@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import shutil
 from collections.abc import Mapping
@@ -35,6 +37,7 @@ class Disks(Closing):
         self._folder = folder
         self._loops: list[LoopDevice] = []
         self._files: dict[str, int] = {}
+        self._maps: dict[str, mmap.mmap] = {}
         self.paths: dict[str, str] = {}
         folder.mkdir(parents=True)
         try:
@@ -56,6 +59,8 @@ class Disks(Closing):
     def close(self) -> None:
         while self._loops:
             detach(self._loops.pop())
+        while self._maps:
+            self._maps.popitem()[1].close()
         while self._files:
             os.close(self._files.popitem()[1])
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -70,9 +75,26 @@ class Disks(Closing):
         count = self.sizes[disk] - sector if count is None else count
         return os.pread(self._files[disk], count << SECTOR_SHIFT, sector << SECTOR_SHIFT)
 
+    def same(self, disk: str, other: Disks) -> bool:
+        """Whether a disk holds what another's disk of this name and size does.
+
+        Where they lie, as nothing of it is copied: to read a disk costs ten times as much.
+        """
+        one, two = self._address(disk), other._address(disk)
+        return not _memcmp(one, two, self.sizes[disk] << SECTOR_SHIFT)
+
+    def _address(self, disk: str) -> int:
+        if disk not in self._maps:
+            self._maps[disk] = mmap.mmap(self._files[disk], self.sizes[disk] << SECTOR_SHIFT)
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._maps[disk]))
+
     def poke(self, disk: str, sector: int, data: bytes) -> None:
         """Change what a disk holds."""
         os.pwrite(self._files[disk], data, sector << SECTOR_SHIFT)
+
+
+_memcmp = ctypes.CDLL(None).memcmp
+_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 def _number(path: str) -> str:

@@ -157,7 +157,9 @@ class GuestRun:
         reading, self._requests = os.pipe()
         os.set_blocking(self._requests, False)
         self._stdin = os.fdopen(reading, "rb")
-        words = [*settings.argv, *([f"--vm-phase={phase}"] if phase else []), *self._left]
+        # Whole files: to find each of many tests by its id pytest takes much longer.
+        files = dict.fromkeys(nodeid.partition("::")[0] for nodeid in self._left)
+        words = [*settings.argv, *([f"--vm-phase={phase}"] if phase else []), *files]
         try:
             self._guest = settings.boot()
             self._command = self._guest.start(

@@ -161,6 +161,8 @@ def arguments(config: pytest.Config) -> list[str]:
     option = config.getoption
     argv = ["--vm-report", "-p", "no:cacheprovider", "-q"]
     argv += [f"--tb={option('tbstyle')}", f"--rootdir={config.rootpath}"]
+    if config.pluginmanager.hasplugin("xdist"):
+        argv.append("-n0")  # whatever the ini file has for the host
     if option("showlocals"):
         argv.append("--showlocals")
     if options.strict(config):

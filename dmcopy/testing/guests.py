@@ -1,8 +1,10 @@
 """On the host: tests for guests become one item for each kernel, and a guest supplies the results.
 
-Those marked `kernel(either=True)` become one item in all: they are dealt to the kernels in turn, in
-the order in which they were collected, so that the same selection is always dealt in the same way.
-With one kernel, and with $DMCOPY_TEST=long, they run on every one.
+Those marked `kernel(either=True)` become one item in all. In the order in which they were collected
+each goes to the kernel that has least to do so far: so the same selection is always dealt in the
+same way. A test costs 1, or what its mark says, as in `kernel(cost=20)`, which is about the seconds
+that it takes in a guest; `kernel(cost={"6.12": 20})` is one that the other kernels skip. With one
+kernel, and with $DMCOPY_TEST=long, all of them run on every one.
 
 The guests boot when the first of these tests is due, as many side by side as there are processors:
 an emulated one keeps one busy. Their reports are replayed here as though the tests had run here:
@@ -13,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import itertools
 import os
 import re
 import warnings
@@ -82,9 +83,12 @@ class Guests:
 
     def _deal(self, marked: Sequence[pytest.Item]) -> Iterator[Sequence[str]]:
         """Yield the kernels of each test."""
-        turns = itertools.cycle(self._kernels)
+        load = dict.fromkeys(self._kernels, 0.0)
         for item in marked:
-            yield [next(turns)] if _either(item) else self._kernels
+            kernels = [min(load, key=load.__getitem__)] if _either(item) else self._kernels
+            for kernel in kernels:
+                load[kernel] += _cost(item, kernel)
+            yield kernels
 
     def _item(self, original: pytest.Item, kernel: str) -> GuestItem:
         label = Path(kernel).name
@@ -250,5 +254,15 @@ def _either(item: pytest.Item) -> bool:
     """Whether a test runs on one of the kernels only: as the innermost mark says that says it."""
     if os.environ.get("DMCOPY_TEST") == "long":
         return False
-    said = (mark.kwargs.get("either") for mark in item.iter_markers("kernel"))
-    return next((bool(word) for word in said if word is not None), False)
+    return bool(_said(item, "either", False))
+
+
+def _cost(item: pytest.Item, kernel: str) -> float:
+    """Return what a test costs a kernel, as the innermost mark says that says it."""
+    cost = _said(item, "cost", 1)
+    return float(cost.get(Path(kernel).name, 0) if isinstance(cost, Mapping) else cost)
+
+
+def _said(item: pytest.Item, word: str, default: object) -> Any:
+    said = (mark.kwargs.get(word) for mark in item.iter_markers("kernel"))
+    return next((value for value in said if value is not None), default)

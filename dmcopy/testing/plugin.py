@@ -9,7 +9,7 @@ What a test needs beyond that, its mark `dm` says; where it is lacking the test 
 reason names it; with --dm-strict it is an error instead.
 
 Tests that are marked `kernel` are for a real kernel only. `kernel(either=True)` runs on one of the
-kernels, by turns. In a guest there are four disks of 256 MiB, `a` to `d`: the fixture
+kernels, that with less to do. In a guest there are four disks of 256 MiB, `a` to `d`: the fixture
 `scratch_disks` returns them, zeroed.
 
 Every pytest run imports this module where dmcopy is installed, so it imports nothing else.
@@ -53,8 +53,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "kernel(either=False): needs real device-mapper: runs in guests with --vm; "
-        "either=True: in one of them, by turns, unless $DMCOPY_TEST is long",
+        "kernel(either=False, cost=1): needs real device-mapper: runs in guests with --vm; "
+        "either=True: in one of them, which has less to do, unless $DMCOPY_TEST is long",
     )
     config.addinivalue_line("markers", MARK)
     config.pluginmanager.register(crash_plugin, "dmcopy-crash")

@@ -161,6 +161,18 @@ def test_disks_leave_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_disks_are_compared_where_they_lie(tmp_path: Path) -> None:
+    with Disks(tmp_path / "one", {"a": 16}) as one, Disks(tmp_path / "two", {"a": 16}) as two:
+        assert one.same("a", two)
+        one.poke("a", 15, b"x" * 512)
+        assert not one.same("a", two)
+        two.poke("a", 15, b"x" * 512)
+        assert one.same("a", two)
+        two.wipe()
+        assert not one.same("a", two)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_burst_is_the_same_for_the_same_seed() -> None:
     first = list(bursts(5, "dev", 100, depth=8))
     assert list(bursts(5, "dev", 100, depth=8)) == first

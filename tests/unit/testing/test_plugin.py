@@ -157,7 +157,7 @@ def names(pytester: pytest.Pytester, *args: str) -> list[str]:
     return [line.rpartition("::")[2] for line in result.outlines if "::" in line]
 
 
-def test_what_runs_on_either_kernel_is_dealt_by_turns(dealt: pytest.Pytester) -> None:
+def test_what_runs_on_either_kernel_is_dealt(dealt: pytest.Pytester) -> None:
     first = ["test_of[1-6.1]", "test_alone[6.1]", "test_both[6.1]", "test_each[6.1]"]
     second = ["test_of[2-6.12]", "test_both[6.12]", "test_each[6.12]"]
     last = ["test_second[6.1]", "test_first[6.12]"]
@@ -166,6 +166,28 @@ def test_what_runs_on_either_kernel_is_dealt_by_turns(dealt: pytest.Pytester) ->
     assert FakeGuest.booted == ["6.1", "6.12"]
     assert names(dealt, "--vm", "6.1,6.12", "test_two.py") == [
         *("test_each[6.1]", "test_first[6.1]", "test_each[6.12]", "test_second[6.12]")
+    ]
+
+
+def test_what_runs_on_either_kernel_goes_where_less_is_to_do(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        pytestmark = pytest.mark.kernel(either=True)
+        @pytest.mark.kernel(cost=3)
+        def test_long(): pass
+        @pytest.mark.parametrize("x", range(5))
+        def test_short(x): pass
+        @pytest.mark.kernel(either=False, cost={"6.12": 2})
+        def test_new(): pass
+        @pytest.mark.parametrize("x", range(3))
+        def test_last(x): pass
+        """
+    )
+    early = [f"test_short[{x}-6.12]" for x in range(3)]
+    assert names(pytester, "--vm", "6.1,6.12") == [
+        *("test_long[6.1]", "test_short[3-6.1]", "test_new[6.1]", "test_last[0-6.1]"),
+        *("test_last[1-6.1]", "test_last[2-6.1]", *early, "test_short[4-6.12]", "test_new[6.12]"),
     ]
 
 
@@ -494,7 +516,8 @@ def test_one_guest_for_each_worker(suite: pytest.Pytester, monkeypatch: pytest.M
         vm.guest, vm.check = FakeGuest, lambda _: None
         """
     )
-    result = suite.runpytest_subprocess("-p", "no:cacheprovider", "--vm=6.1", "-n2", timeout=120)
+    suite.makeini("[pytest]\naddopts = -n2")  # which the guests read, too
+    result = suite.runpytest_subprocess("-p", "no:cacheprovider", "--vm=6.1", timeout=120)
     result.assert_outcomes(passed=4, failed=1, skipped=1, xfailed=1, errors=1)
 
 
