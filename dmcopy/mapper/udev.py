@@ -11,7 +11,11 @@ import enum
 import os
 from pathlib import Path
 
+from dmcopy.block import sysfs
+
 _DAEMONS = {"systemd-udevd", "(udev-worker)", "udevd", "eudev"}
+_last = ""
+"""The process that was found the last time: to look at all of them takes long, and it is there."""
 
 
 class Udev(enum.Enum):
@@ -36,26 +40,21 @@ def choose(proc: Path = Path("/proc"), run: Path = Path("/run")) -> Udev:
     """Return COOKIES where a udevd answers us, NODES elsewhere; never waits for anything."""
     if not (run / "udev" / "control").exists():
         return Udev.NODES
-    ours = _ipc(proc / "self")
-    found = any(_ipc(process) == ours for process in _udevds(proc))
-    return Udev.COOKIES if found else Udev.NODES
+    global _last
+    if not (_last and _answers(proc, _last)):
+        processes = filter(str.isdecimal, os.listdir(proc))
+        _last = next((process for process in processes if _answers(proc, process)), "")
+    return Udev.COOKIES if _last else Udev.NODES
 
 
-def _udevds(proc: Path) -> list[Path]:
-    found = []
-    for entry in proc.iterdir():
-        if entry.name.isdecimal():
-            try:
-                name = (entry / "comm").read_text().strip()
-            except OSError:  # it ended meanwhile
-                continue
-            if name in _DAEMONS:
-                found.append(entry)
-    return found
+def _answers(proc: Path, process: str) -> bool:
+    """Whether a process is a udevd that shares our semaphores."""
+    is_udevd = sysfs.read(f"{proc}/{process}/comm") in _DAEMONS
+    return is_udevd and _ipc(proc, process) == _ipc(proc, "self")
 
 
-def _ipc(process: Path) -> str:
+def _ipc(proc: Path, process: str) -> str:
     try:
-        return os.readlink(process / "ns" / "ipc")
+        return os.readlink(f"{proc}/{process}/ns/ipc")
     except OSError:
         return ""

@@ -150,6 +150,7 @@ class Guest(ABC):
             "PATH": f"{binaries}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": "/root",
             "LANG": "C.UTF-8",
+            "LC_MESSAGES": "C",  # or a Python looks for translations of each word of a parser
             "TERM": os.environ.get("TERM", "dumb"),
             "DMCOPY_VM": "1",
             "DMCOPY_DISKS": " ".join(disk.serial for disk in self.disks if not disk.twin),

@@ -105,6 +105,10 @@ def test_udev_is_found_by_looking(tmp_path: Path) -> None:
     assert choose(proc, run) is Udev.NODES  # one that would never see our semaphore
     _proc(proc, "8", "udevd", "ipc:[1]")
     assert choose(proc, run) is Udev.COOKIES
+    (proc / "8").rename(proc / "gone")
+    assert choose(proc, run) is Udev.NODES  # it has ended since, and others are looked for
+    _proc(proc, "9", "udevd", "ipc:[1]")
+    assert choose(proc, run) is Udev.COOKIES
 
 
 def test_how_each_way_of_udev_is_told_to_dmsetup(fake: Fake, ledger: Ledger) -> None:
