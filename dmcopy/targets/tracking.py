@@ -21,6 +21,10 @@ class TrackedChunks:
     def __contains__(self, chunk: int) -> bool:
         return chunk in self._count
 
+    def of(self, chunks: set[int]) -> set[int]:
+        """Return those of `chunks` that are counted."""
+        return chunks & self._count.keys()
+
     def add(self, bio: Bio, chunk: int) -> None:
         """Count a bio until `ended`."""
         bio.data = chunk
