@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -29,8 +30,13 @@ def modules() -> Iterator[tuple[str, Path]]:
             yield words[0], path
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(path: Path) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dmcopy":
             if node.module == "dmcopy":
                 yield from ((node.lineno, alias.name) for alias in node.names)
@@ -85,7 +91,7 @@ def test_a_name_means_one_thing() -> None:
     """A class has a name of its own, but for those that the README names."""
     found: dict[str, list[str]] = {}
     for place, path in modules():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(place)
     several = {name: places for name, places in found.items() if len(places) > 1}
@@ -116,7 +122,7 @@ def needs(path: Path, modules: Collection[str], *, types: bool) -> set[str]:
                 yield from (alias.name for alias in child.names)
             yield from found(child)
 
-    return set(found(ast.parse(path.read_text(encoding="utf-8"))))
+    return set(found(parsed(path)))
 
 
 def circles(graph: dict[str, set[str]]) -> list[str]:
