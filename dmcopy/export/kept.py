@@ -82,7 +82,8 @@ class Kept:
             raise UsageError("no device server was killed: there is nothing to resume") from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise MetadataError(
-                f"{self._path} is not what a device server keeps: {error}"
+                f"{self._path} is not what a device server keeps ({error}): 'dmcopy dm reap' gives "
+                "its devices up"
             ) from None
 
     def remove(self) -> None:

@@ -154,7 +154,8 @@ class Replay:
         if self._log.block_size % device.logical_block_size:
             raise UsageError(
                 f"{self._disk} has blocks of {device.logical_block_size} bytes, and "
-                f"{self._log.path} is of a disk with blocks of {self._log.block_size}"
+                f"{self._log.path} is of a disk with blocks of {self._log.block_size}: give it a "
+                "disk with blocks of that size"
             )
         for logged, sector, count in self._writes():
             if sector + count > device.sectors:

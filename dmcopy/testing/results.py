@@ -103,7 +103,7 @@ class Results(Closing):
                 raise ValueError
         except ValueError:
             raise MetadataError(
-                f"{self._path}: line {number} is not a campaign's: it is not written to"
+                f"{self._path}: line {number} is not a campaign's: name another file"
             ) from None
         return value
 

@@ -60,7 +60,7 @@ class Disk:
         elif path.stat().st_size != self.size_bytes:
             raise UsageError(
                 f"{path} has {path.stat().st_size} bytes, and the disk {self.serial} was asked "
-                f"for with {self.size_bytes}"
+                f"for with {self.size_bytes}: give that size, or another file"
             )
         return path
 

@@ -120,7 +120,7 @@ def plan_from_legs(mapper: Mapper, name: str, legs: Sequence[str], options: Mirr
     _check_content(site, legs[1:], options)
     length = _common_size(site, legs, options.size)
     if options.reuse_log and options.log == "core":
-        raise UsageError("a log in memory is gone: only one on a device can be gone on with")
+        raise UsageError("a log in memory is gone: --reuse-log needs one on a device")
     log = _log(site, options, length, set(map(site.key, legs)))
     all_legs = tuple(Leg(leg, 0) for leg in legs)
     first = kept(log, in_sync=False) if options.reuse_log else fresh(log)

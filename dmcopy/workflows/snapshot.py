@@ -68,7 +68,7 @@ def plan_merge(mapper: Mapper, name: str) -> Plan:
     """Plan to roll the origin back to the snapshot, which is used up.
 
     Neither may be in use when it begins; from then on the origin reads as the snapshot did. A merge
-    that is under way already is gone on with. Raises UsageError, BusyError, DmcopyError.
+    that is under way already is continued. Raises UsageError, BusyError, DmcopyError.
     """
     site = Site(mapper)
     merging = find_merge(site, name)

@@ -231,7 +231,7 @@ class _Checker:
                 )
 
     def _stored_chunk_size(self, cow: str) -> int:
-        """Return the chunk size of the store that is to be gone on with."""
+        """Return the chunk size of the store that is to be continued."""
         if self._asked.store == "N":
             raise UsageError("a store N is in memory only: there is none to continue")
         header = self._machine.store(cow)

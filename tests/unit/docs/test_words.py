@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 PLACES = ("README.md", "CONTRIBUTING.md", "dmcopy", "scripts")
 REFUSED = {
     r"at once": "immediately, together, or side by side?",
-    r"go(es)? on|went on|going on": "continue, resume, or last?",
+    r"go(es)? on|went on|going on|gone on": "continue, resume, or last?",
     r"somebody|anybody|nobody|whoever": "say what it is: the user, another process, a reader",
     r"so many|so much|each that there is": "say the number, or what it counts",
     r"(for|to|of|by|from) who": "'who' needs a person: say which",

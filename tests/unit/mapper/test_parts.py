@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from dmcopy import ledger as ledgers
 from dmcopy.block.sysfs import Roots, disk_mark
 from dmcopy.errors import UsageError
-from dmcopy.ledger import Ledger, NoLedger, alive, identity
+from dmcopy.ledger import Ledger, alive, identity
 from dmcopy.mapper import names
 from dmcopy.mapper.base import DmInfo
 from dmcopy.mapper.dmsetup import error_code
@@ -119,23 +119,6 @@ def test_how_each_way_of_udev_is_told_to_dmsetup(fake: Fake, ledger: Ledger) -> 
         KernelMapper(Dmsetup(udev=way), ledger=ledger).suspend("one")
     assert fake.words == ["suspend -- one", "suspend -- one", "suspend --noudevsync -- one"]
     assert [call["env"]["DM_DISABLE_UDEV"] for call in fake.calls] == [None, "1", None]
-
-
-def test_the_ledger_keeps_what_is_not_gone(ledger: Ledger) -> None:
-    first = ledger.add("dm", "one", uuid="U1")
-    ledger.add("dm", "two", uuid="U2", keep=True)
-    ledger.add("loop", "/dev/loop7", uuid="/tmp/file")
-    ledger.rename("dm", "two", "three")
-    ledger.cancel(first)
-    ledger.drop("loop", "/dev/loop7")
-    (entry,) = ledger.entries()
-    assert (entry.name, entry.uuid, entry.keep, entry.abandoned) == ("three", "U2", True, False)
-    ledger.compact()
-    assert ledger.entries() == [entry]
-    assert len(ledger.path.read_text().splitlines()) == 2  # the first says how long it is
-    nothing = NoLedger(ledger.path)
-    nothing.add("dm", "x")
-    assert nothing.entries() == []
 
 
 def test_each_entry_is_synced_before_the_thing_is_made(ledger: Ledger, synced: list[int]) -> None:
