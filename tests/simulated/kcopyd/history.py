@@ -153,6 +153,11 @@ class History:
                 assert written.total() == job.count
 
     def _check_written(self, job: CopyJob, dest: IoRegion, written: RangeSet) -> None:
+        ignores = getattr(job, "flags", 0) & Flag.IGNORE_ERROR  # WRITE_SEQ has switched it off
+        for failure in () if ignores else job.read_failures:
+            start = failure.region.sector - job.source.sector
+            lost = (start, start + failure.region.count)
+            assert list(written.gaps(*lost)) == [lost], "what was not read is not written"
         expected = bytearray(job.count << 9)
         if not job.zeroes:
             expected[:] = self.origin[job.source.sector << 9 : job.source.end << 9]
