@@ -14,11 +14,12 @@ import json
 import os
 
 from dmcopy import errors
-from dmcopy.errors import DeadlineError, DmcopyError, ExitCode, UsageError
+from dmcopy.errors import DeadlineError, DmcopyError, ExitCode, UsageError, of_limit
 from dmcopy.runtime import kept_path
 
 TYPE_CHECKING = False  # as in typing, whose import takes as long as all else that the shim does
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
     from typing import Any, Final
 
@@ -39,17 +40,22 @@ class NoServerError(UsageError):
         super().__init__(text)
 
 
-def ask(path: str, request: dict[str, Any], *, timeout: float = 60.0) -> dict[str, Any]:
+def ask(
+    path: str, request: dict[str, Any], *, timeout: float = 60.0, own: bool = True
+) -> dict[str, Any]:
     """Ask the server at `path`, and wait for its answer, `timeout` seconds at most.
 
-    Raises NoServerError, what the server answers with, DeadlineError.
+    `own`: only this user's or root's is believed. Raises NoServerError, what the server answers
+    with, DeadlineError, UsageError for another user's.
     """
-    with asked(path, request, timeout=timeout) as answer:
+    with asked(path, request, timeout=timeout, own=own) as answer:
         return answer
 
 
 @contextlib.contextmanager
-def asked(path: str, request: dict[str, Any], *, timeout: float = 60.0) -> Iterator[dict[str, Any]]:
+def asked(
+    path: str, request: dict[str, Any], *, timeout: float = 60.0, own: bool = True
+) -> Iterator[dict[str, Any]]:
     """Ask as `ask` does; until the block ends, the server sees that who has asked is there."""
     if len(os.fsencode(path)) > MAX_PATH:
         raise UsageError(f"{path} is too long for a socket")
@@ -66,6 +72,8 @@ def asked(path: str, request: dict[str, Any], *, timeout: float = 60.0) -> Itera
             raise UsageError(f"the server at {path} is another user's") from None
         except OSError as error:
             raise NoServerError(f"there is no server at {path}: {error.strerror}") from None
+        if own and _user(sock) not in (0, os.geteuid()):
+            raise UsageError(f"the server at {path} is another user's")
         try:
             try:
                 sock.sendall(json.dumps({"version": VERSION, **request}).encode() + b"\n")
@@ -78,6 +86,15 @@ def asked(path: str, request: dict[str, Any], *, timeout: float = 60.0) -> Itera
         except OSError:  # it was killed
             pass
         yield _read(path, line)
+
+
+def _user(sock: socket.socket) -> int:
+    """Return whose process listens; what a folder has that others write to may be theirs."""
+    import socket
+    import sys
+
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[4:8], sys.byteorder)
 
 
 def _read(path: str, line: bytes) -> dict[str, Any]:
@@ -124,6 +141,14 @@ def ask_devices(
                 raise
         start()
     raise DmcopyError("the device server ends again and again as soon as it was started")
+
+
+def told(error: Exception) -> DmcopyError:
+    """Return an error as one that an answer can have."""
+    if isinstance(error, DmcopyError):
+        return error
+    text = f"the device server failed: {type(error).__name__}: {error}"
+    return of_limit(error) or DmcopyError(text)
 
 
 def facts_of(error: DmcopyError) -> dict[str, Any]:

@@ -16,6 +16,7 @@ DmcopyError                 exit 1  anything that dmcopy raises on purpose
 from __future__ import annotations
 
 import enum
+import errno
 import os
 from collections.abc import Sequence
 
@@ -75,6 +76,39 @@ class MissingError(DmcopyError):
     """This machine lacks something that the operation needs; the message names it."""
 
     exit_code = ExitCode.MISSING
+
+
+_FILES = "too many files are open, and no more may be: raise the limit (ulimit -n)"
+_THREADS = "no more processes and threads may be started: raise the limit (ulimit -u, or -v)"
+_MEMORY = "there is no memory left for this: free some, or raise the limit (ulimit -v)"
+_LIMITS = {
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.EAGAIN: _THREADS,
+    errno.ENOMEM: _MEMORY,
+}
+
+
+def of_limit(error: BaseException) -> MissingError | None:
+    """Return what to tell of an error where a limit of the system was met; None for another kind.
+
+    Any line may meet one, such as the import of a module, or the start of a thread.
+    """
+    text = None
+    if isinstance(error, OSError):
+        text = _LIMITS.get(error.errno or 0)
+    elif isinstance(error, MemoryError):
+        text = _MEMORY
+    elif isinstance(error, ImportError):  # of a shared object, see dlopen(3)
+        text = _MEMORY if os.strerror(errno.ENOMEM) in str(error) else None
+    elif isinstance(error, RuntimeError):
+        text = _THREADS if "can't start new thread" in str(error) else None
+    if text is None:
+        return None
+    found = MissingError(text)
+    for note in getattr(error, "__notes__", ()):
+        found.add_note(note)
+    return found
 
 
 class BusyError(DmcopyError):

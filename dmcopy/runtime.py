@@ -35,7 +35,16 @@ def _folder() -> str:
         return os.path.join(os.getcwd(), asked)
     if os.geteuid() == 0:
         return "/run/dmcopy"
-    return f"{os.environ.get('XDG_RUNTIME_DIR') or f'/run/user/{os.geteuid()}'}/dmcopy"
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not base.startswith("/"):  # then it is to be ignored, says the XDG Base Directory standard
+        base = f"/run/user/{os.geteuid()}"
+    return f"{base}/dmcopy"
+
+
+def environment() -> dict[str, str]:
+    """Return the environment for a server, which has another working folder."""
+    asked = [name for name in (RUNTIME_DIR, MAPPER_DIR) if os.environ.get(name)]
+    return {**os.environ, **{name: os.path.join(os.getcwd(), os.environ[name]) for name in asked}}
 
 
 def runtime_folder(otherwise: str = "--socket PATH") -> Path:
@@ -45,6 +54,9 @@ def runtime_folder(otherwise: str = "--socket PATH") -> Path:
     there is none, or where others could have put something into it.
     """
     folder = folder_path()
+    asked = os.environ.get(RUNTIME_DIR) or os.geteuid() == 0
+    variable = RUNTIME_DIR if asked else "XDG_RUNTIME_DIR"
+    otherwise = " or ".join(filter(None, [otherwise, f"another {variable}"]))
     try:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
@@ -55,7 +67,7 @@ def runtime_folder(otherwise: str = "--socket PATH") -> Path:
         ) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise UsageError(
-            f"{folder} is not a folder that only you write to: make it yours, with mode 0700, or "
+            f"{folder} is not a folder that only you write to: make it one, with mode 0700, or "
             f"say {otherwise}"
         )
     return folder

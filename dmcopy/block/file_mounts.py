@@ -43,13 +43,14 @@ def why_not() -> str:
     return ""
 
 
-def make_point(point: str, source: str) -> None:
+def make_point(point: str, source: str, otherwise: str = "say another path") -> None:
     """Make the file to mount on, by its path as the kernel will show it; `source` is in it.
 
-    Raises UsageError where something is there already, BusyError for a mount whose server died.
+    Raises UsageError where something is there already, BusyError for a mount of ours, of a server
+    that may have died; `otherwise` is what to do then.
     """
     if source_of(point).startswith(SOURCE_PREFIX):
-        hint = "if its server was killed: dmcopy dm reap"
+        hint = f"{otherwise}; if its server was killed: dmcopy dm reap"
         raise BusyError(point, ["a file that dmcopy serves there"], hint)
     try:
         fd = os.open(point, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -57,7 +58,7 @@ def make_point(point: str, source: str) -> None:
             file.write(os.fsencode(source))
     except OSError as error:
         if error.errno == errno.EEXIST:
-            raise UsageError(f"{point} is there already: name a file that is not") from None
+            raise UsageError(f"{point} is there already: {otherwise}") from None
         raise DeviceError(point, "make the file to mount on", error.errno or 0) from error
 
 

@@ -20,6 +20,7 @@ _BLKSSZGET: Final = 0x1268
 _BLKDISCARD: Final = 0x1277
 _BLKPBSZGET: Final = 0x127B
 _BLKZEROOUT: Final = 0x127F
+_LOOP_CLR_FD: Final = 0x4C01
 _LOOP_GET_STATUS64: Final = 0x4C05
 _LOOP_INFO64: Final = "=5Q212x"  # struct loop_info64 in include/uapi/linux/loop.h
 
@@ -163,6 +164,11 @@ def loop_status(fd: int) -> LoopStatus:
     """LOOP_GET_STATUS64; ENXIO for a loop device that is free."""
     size = struct.calcsize(_LOOP_INFO64)
     return LoopStatus(*struct.unpack(_LOOP_INFO64, _ioctl(fd, _LOOP_GET_STATUS64, bytes(size))))
+
+
+def loop_clear(fd: int) -> None:
+    """LOOP_CLR_FD: detach what is behind it, at the last close; ENXIO for one that is free."""
+    _ioctl(fd, _LOOP_CLR_FD, b"")
 
 
 def byte_size(fd: int) -> int:

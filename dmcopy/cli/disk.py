@@ -174,8 +174,10 @@ def _listen(
         disk.cut(seed, lambda: answer(facts))
 
     disk.power_lost = lost
-    path = f"{args.socket}.control" if args.socket else _control(name)
-    control = Control(reactor, path, {"cut": cut})
+    path, otherwise = _control(name), "say another --name"
+    if args.socket:
+        path, otherwise = f"{args.socket}.control", "say another --socket PATH"
+    control = Control(reactor, path, {"cut": cut}, otherwise=otherwise)
     exits.callback(control.close)
 
 
@@ -191,7 +193,7 @@ def _control(name: str) -> str:
 def _cut(args: argparse.Namespace) -> int:
     from dmcopy.asking import ask
 
-    answer = ask(_control(args.name), {"do": "cut", "seed": args.seed})
+    answer = ask(_control(args.name), {"do": "cut", "seed": args.seed}, own=False)
     if args.json:
         emit_json({"writes": answer["writes"], "flushes": answer["flushes"]})
     return ExitCode.OK

@@ -6,7 +6,6 @@ imports of the VM rig. A noun's module has two functions, `configure(parser)` an
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 from collections.abc import Collection, Sequence
@@ -15,7 +14,7 @@ from typing import Final
 from dmcopy import __version__
 from dmcopy.cli import signals, streams
 from dmcopy.cli.parser import Parser, UndeclaredError, share_help
-from dmcopy.errors import DmcopyError, ExitCode
+from dmcopy.errors import DmcopyError, ExitCode, of_limit
 
 NOUNS: Final = {
     "demo": "show copies, snapshots and mirrors on sparse files, without root",
@@ -36,15 +35,6 @@ NOUNS: Final = {
     "guide": "read the guides: copies, snapshots, mirrors, the library, the rig, figures",
     "schema": "print the JSON Schema of what a command prints with --json",
     "vm": "boot a kernel with real device-mapper and run a command in it",
-}
-
-
-_FILES: Final = "too many files are open, and no more may be: raise the limit (ulimit -n)"
-_LIMITS: Final = {
-    errno.EMFILE: _FILES,
-    errno.ENFILE: _FILES,
-    errno.EAGAIN: "no more processes and threads may be started: raise the limit (ulimit -u)",
-    errno.ENOMEM: "there is no memory left for this: free some, or raise the limit (ulimit -v)",
 }
 
 
@@ -103,27 +93,17 @@ def _run(words: list[str]) -> int:
             raise
         _tell(error, str(error))
         return error.exit_code
-    except (OSError, MemoryError, RuntimeError) as error:
-        # A limit is met by any line, such as the import of a module.
-        limit = _limit(error)
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        limit = of_limit(error)
         if limit is None or "--traceback" in words:
             raise
-        _tell(error, limit)
-        return ExitCode.MISSING
+        _tell(limit, str(limit))
+        return limit.exit_code
     except UnicodeEncodeError as error:  # a name in some record, made under another locale
         lacks = f"the locale's {error.encoding} lacks this: set LC_ALL=C.UTF-8"
         _tell(error, f"{error.object}: {lacks}")
         return ExitCode.FAILED
     return code
-
-
-def _limit(error: Exception) -> str | None:
-    """Return which of the system's limits is met, None for an error of another kind."""
-    if isinstance(error, OSError):
-        return _LIMITS.get(error.errno or 0)
-    if isinstance(error, MemoryError):
-        return _LIMITS[errno.ENOMEM]
-    return _LIMITS[errno.EAGAIN] if "can't start new thread" in str(error) else None
 
 
 def _call(parser: Parser, words: list[str]) -> int:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from dmcopy.errors import ClosedError
+from dmcopy.errors import ClosedError, of_limit
 from dmcopy.io.reactor import Reactor
 
 _T = TypeVar("_T")
@@ -21,7 +21,7 @@ def aside(reactor: Reactor, call: Callable[[], _T], waiting_for: str, *, timeout
     """Return what `call` returns, or raise what it raises, and run the reactor meanwhile.
 
     Outside of callbacks only. Raises DeadlineError after `timeout` seconds: then the call continues
-    by itself, and its result is lost.
+    by itself, and its result is lost. Raises MissingError where no thread may be started.
     """
     results: list[_T] = []
     errors: list[BaseException] = []
@@ -34,7 +34,10 @@ def aside(reactor: Reactor, call: Callable[[], _T], waiting_for: str, *, timeout
         with contextlib.suppress(ClosedError):  # the wait was given up
             reactor.call_soon_threadsafe(lambda: None)
 
-    threading.Thread(target=run, name="dmcopy-aside", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="dmcopy-aside", daemon=True).start()
+    except (RuntimeError, MemoryError) as error:
+        raise of_limit(error) or error from None
     reactor.run_until(lambda: results or errors, timeout, waiting_for)
     if errors:
         raise errors[0]

@@ -8,13 +8,16 @@ What is served is any `dmcopy.io.Device` on a reactor: a mapped device of a `Use
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 from dmcopy.closing import Closing
-from dmcopy.errors import MissingError, UsageError
+from dmcopy.errors import BusyError, MissingError, UsageError
 from dmcopy.export.kinds import MODULES, kinds
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
+from dmcopy.mapper.base import note_failure
 from dmcopy.suggest import did_you_mean
 
 
@@ -92,9 +95,36 @@ class FrontEnd(Closing):
     def close(self) -> None:
         """Serve nothing any more, and leave nothing behind. May be called again.
 
-        Raises BusyError naming the users that had to be cut off.
+        Raises BusyError naming the users that had to be cut off, or what kept it from asking
+        whether there were any.
         """
         raise NotImplementedError
+
+
+def close_each(
+    names: Iterable[str], close: Callable[[str], object], cut_off: Callable[[str], object]
+) -> None:
+    """Close each device by `close`, and what that leaves by `cut_off`; raise as `FrontEnd.close`.
+
+    `cut_off` takes neither a thread nor a process: there may be no more.
+    """
+    users: list[str] = []
+    first: Exception | None = None
+    for name in names:
+        try:
+            close(name)
+        except Exception as error:
+            if isinstance(error, BusyError):
+                users += error.holders
+            else:
+                first = first or error
+            note_failure(error, partial(cut_off, name))
+            if getattr(error, "__notes__", ()):
+                first = first or error
+    if first is not None:
+        raise first
+    if users:
+        raise BusyError("what was served", users, "they were cut off")
 
 
 def load(kind: str) -> type[FrontEnd]:

@@ -47,7 +47,7 @@ class Control:
 
     What a verb raises, if it is a DmcopyError, is the answer. A question has `max_line` bytes at
     most. Peers beyond `max_connections` at a time are told that there are too many. Raises as
-    `listen_unix` does.
+    `listen_unix` does, with `otherwise`.
     """
 
     def __init__(
@@ -58,12 +58,13 @@ class Control:
         *,
         max_line: int = MAX_LINE,
         max_connections: int = MAX_CONNECTIONS,
+        otherwise: str = "say another path",
     ) -> None:
         self._reactor = reactor
         self._verbs = verbs
         self._max_line = max_line
         self._max_connections = max_connections
-        self._listener = listen_unix(path)
+        self._listener = listen_unix(path, otherwise)
         self._talks: dict[_Talk, None] = {}
         reactor.watch(self._listener.fileno(), self._accept)
 

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from io import FileIO
 from typing import Final
 
 LOCK: Final = "server,lock"
@@ -27,25 +28,31 @@ def main() -> None:
     """Leave the process that started this one, and be the server."""
     if os.fork():
         os._exit(0)  # the process that started it waits for this one only
-    ready, resume = int(sys.argv[1]), "resume" in sys.argv[2:]
+    with open(int(sys.argv[1]), "wb", buffering=0) as pipe:
+        _be_the_server(pipe, resume="resume" in sys.argv[2:])
+
+
+def _be_the_server(pipe: FileIO, *, resume: bool) -> None:
     # Here and not above: they take time, and the parent need not wait.
-    from dmcopy.asking import VERSION, facts_of
-    from dmcopy.errors import DmcopyError
+    from dmcopy.asking import VERSION, facts_of, told
 
     def tell(**facts: object) -> None:
+        """Say it, once: later the number of the descriptor may be that of a disk's file."""
         import json
 
-        with contextlib.suppress(OSError):  # the process that started it is gone
-            os.write(ready, json.dumps({"version": VERSION, **facts}).encode() + b"\n")
-
-    def begun() -> None:
-        tell(ok=True)
-        os.close(ready)
+        with contextlib.suppress(OSError), pipe:  # the process that started it is gone
+            pipe.write(json.dumps({"version": VERSION, **facts}).encode() + b"\n")
 
     try:
-        _serve(begun, resume=resume)
-    except DmcopyError as error:
-        tell(ok=False, **facts_of(error))
+        _serve(lambda: tell(ok=True), resume=resume)
+    except Exception as error:
+        known = told(error)
+        if not pipe.closed:
+            tell(ok=False, **facts_of(known))
+        if known is not error:
+            import logging
+
+            logging.getLogger("dmcopy").error("the device server failed", exc_info=error)
         raise SystemExit(1) from None
 
 
@@ -57,7 +64,7 @@ def _serve(ready: Callable[[], object], *, resume: bool) -> None:
     from dmcopy.ledger import Ledger, identity
     from dmcopy.runtime import SERVER_NAME, control_path, runtime_folder
 
-    folder = runtime_folder("another XDG_RUNTIME_DIR")
+    folder = runtime_folder("")
     with _only_one(str(folder / LOCK), control_path()) as first:
         if not first:
             ready()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import sys
@@ -14,6 +15,7 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from dmcopy import plugins
+from dmcopy.asking import told
 from dmcopy.block import freezing
 from dmcopy.errors import DeadlineError, DmcopyError, UsageError
 from dmcopy.export.aside import aside
@@ -88,11 +90,12 @@ class DeviceServer:
                 elif self._retire():
                     break
         finally:
-            self._commands.close()
-            self._kept.remove()
-            self.mapper.close()
-            self._control.close()
-            self.reactor.step()
+            with contextlib.ExitStack() as exits:  # each of them, whatever became of the others
+                exits.callback(self.reactor.step)
+                exits.callback(self._control.close)
+                exits.callback(self.mapper.close)
+                exits.callback(self._kept.remove)
+                self._commands.close()
 
     def _listen(self) -> Control:
         return Control(
@@ -286,10 +289,9 @@ def _plugin(words: _Words) -> None:
 
 def _told(error: Exception) -> DmcopyError:
     """Return an error as an answer has it: what is wrong with a request ends no other."""
-    if isinstance(error, DmcopyError):
-        return error
-    log_exception(error)
-    return DmcopyError(f"the device server failed: {type(error).__name__}: {error}")
+    if not isinstance(error, DmcopyError):
+        log_exception(error)
+    return told(error)
 
 
 def _log(facts: object, held: object = None, /) -> None:

@@ -49,11 +49,12 @@ class Listener:
         self.socket.close()
 
 
-def listen_unix(path: str) -> Listener:
+def listen_unix(path: str, otherwise: str = "say another path") -> Listener:
     """Listen at `path`, which only this user can open (0600).
 
     A socket that no process listens at any more, as a killed server leaves it, is replaced. Raises
-    BusyError where one does, UsageError for a path that cannot be, DeviceError.
+    BusyError where one does, UsageError for a path that cannot be, DeviceError; `otherwise` is what
+    to do where something is there.
     """
     length = len(os.fsencode(path))
     if length > MAX_PATH:
@@ -71,7 +72,7 @@ def listen_unix(path: str) -> Listener:
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise
-                _remove_dead(path)
+                _remove_dead(path, otherwise)
                 listener.bind(path)
             found = Listener(listener, path)
     except OSError as error:
@@ -106,10 +107,10 @@ def _alone_in(folder: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _remove_dead(path: str) -> None:
+def _remove_dead(path: str, otherwise: str) -> None:
     """Remove a socket that no process listens at. Raises BusyError, UsageError."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise UsageError(f"{path} exists, and is no socket: say another path")
+        raise UsageError(f"{path} exists, and is no socket: {otherwise}")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(1)
         try:
@@ -117,9 +118,9 @@ def _remove_dead(path: str) -> None:
         except ConnectionRefusedError:
             os.unlink(path)
         except OSError:  # its queue is full: a process is there
-            raise BusyError(path, ["a server that listens there"], "say another path") from None
+            raise BusyError(path, ["a server that listens there"], otherwise) from None
         else:
-            raise BusyError(path, ["a server that listens there"], "say another path")
+            raise BusyError(path, ["a server that listens there"], otherwise)
 
 
 def listen_tcp(where: str) -> Listener:

@@ -13,9 +13,8 @@ from typing import ClassVar, Final
 from dmcopy.block import file_mounts, tools
 from dmcopy.block import loop as loops
 from dmcopy.block.loop import LoopDevice
-from dmcopy.errors import BusyError
 from dmcopy.export.aside import aside
-from dmcopy.export.base import FrontEnd, Place
+from dmcopy.export.base import FrontEnd, Place, close_each
 from dmcopy.export.fuse.files import FuseFiles
 from dmcopy.export.users import check_unused
 from dmcopy.io.reactor import Reactor
@@ -67,7 +66,7 @@ class LoopDevices(FrontEnd):
         try:
             made = aside(self.reactor, attach, f"a loop device over {file}", timeout=_SECONDS)
         except BaseException as error:
-            note_failure(error, lambda: self._files.remove(name))
+            note_failure(error, lambda: self._files.cut_off(name))
             raise
         self._loops[name] = made
         return made.path
@@ -78,7 +77,9 @@ class LoopDevices(FrontEnd):
     def resized(self, name: str) -> None:
         """Give the file and the loop device the size that the device has."""
         self._files.resized(name)
-        self._losetup("--set-capacity", self._loops[name])
+        path = self._loops[name].path
+        call = partial(tools.run, ["losetup", "--set-capacity", path], timeout=_SECONDS)
+        aside(self.reactor, call, f"{path} to have another size", timeout=_SECONDS)
 
     def check_unused(self, name: str) -> None:
         """Raise BusyError naming what is mounted or open."""
@@ -94,28 +95,20 @@ class LoopDevices(FrontEnd):
             loops.detach(made)
 
         aside(self.reactor, detach, f"{made.path} to be detached", timeout=_SECONDS)
-        del self._loops[name]
         self._files.remove(name)
+        del self._loops[name]
 
     def close(self) -> None:
         """Detach all; what is mounted or open fails from then on, and is detached at its end."""
-        users: list[str] = []
-        for name in list(self._loops):
-            try:
-                self.remove(name)
-            except BusyError as error:
-                users += error.holders
-                self._losetup("--detach", self._loops.pop(name))  # which the last close then does
         try:
+            close_each(list(self._loops), self.remove, self._cut_off)
+        finally:
             self._files.close()
-        except BusyError as error:
-            users = users or list(error.holders)
-        if users:
-            raise BusyError("what was served", users, "they were cut off")
 
-    def _losetup(self, option: str, device: LoopDevice) -> None:
-        call = partial(tools.run, ["losetup", option, device.path], timeout=_SECONDS)
-        aside(self.reactor, call, f"losetup {option} {device.path}", timeout=_SECONDS)
+    def _cut_off(self, name: str) -> None:
+        made = self._loops.pop(name)
+        self._files.cut_off(name)  # before: what the loop device has to write would wait for us
+        loops.let_go(made)
 
 
 FRONT_END = LoopDevices

@@ -141,6 +141,13 @@ class Nodes:
             node.number = split_devno(os.stat(node.path).st_rdev)
             self._link(node, name)
             return
+        try:
+            self._serve_files(node, name)
+        except BusyError as error:
+            hint = "give the device another name, or end what is there"
+            raise BusyError(error.path, error.holders, hint) from None
+
+    def _serve_files(self, node: _Node, name: str) -> None:
         if not FuseFiles.why_not():
             files = FuseFiles(self.reactor, ledger=self.ledger)
             node.front_ends.append(files)
@@ -211,8 +218,9 @@ class Nodes:
 
     def close(self) -> None:
         """Remove all nodes, and cut off their users."""
-        for name in list(self._nodes):
-            self.drop(name)
+        with contextlib.ExitStack() as exits:  # each of them, whatever became of the others
+            for name in list(self._nodes):
+                exits.callback(self.drop, name)
 
     def _close(self, node: _Node) -> None:
         with contextlib.ExitStack() as exits:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from dmcopy.block.devno import devno_text
-from dmcopy.errors import BusyError, DmcopyError, UsageError
+from dmcopy.errors import BusyError, UsageError, of_limit
 from dmcopy.mapper.device import DmDevice
 from dmcopy.status import StatusLine
 from dmcopy.table import ConciseDevice, Table
@@ -298,5 +298,6 @@ def note_failure(error: BaseException, action: Callable[[], object]) -> None:
     """Run a cleanup whose own failure must not hide `error`."""
     try:
         action()
-    except DmcopyError as failure:
-        error.add_note(f"and then, while cleaning up: {failure}")
+    except Exception as failure:
+        said = of_limit(failure) or failure
+        error.add_note(f"and then, while cleaning up: {said or type(said).__name__}")

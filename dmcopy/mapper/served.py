@@ -23,7 +23,7 @@ from dmcopy.mapper.base import UUID_PREFIX, DmInfo, Version, check_name
 from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.noded import NodedMapper
 from dmcopy.mapper.own import OwnDevices
-from dmcopy.runtime import control_path
+from dmcopy.runtime import control_path, environment
 from dmcopy.status import StatusLine, parse_lines
 from dmcopy.table import Table
 
@@ -242,7 +242,7 @@ def start_server(*, resume: bool = False) -> None:
                 *(["resume"] if resume else []),
             ],
             cwd="/",
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, paths))},
+            env={**environment(), "PYTHONPATH": os.pathsep.join(map(os.path.abspath, paths))},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

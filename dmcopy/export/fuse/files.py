@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from dmcopy.block import file_mounts
-from dmcopy.errors import BusyError, UsageError
-from dmcopy.export.base import FrontEnd, Place
+from dmcopy.errors import UsageError
+from dmcopy.export.base import FrontEnd, Place, close_each
 from dmcopy.export.fuse.served import FuseFile
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
@@ -43,8 +43,11 @@ class FuseFiles(FrontEnd):
             raise UsageError(f"there is a file for {name} already")
         if self.place.at is not None and self._files:
             raise UsageError("there are several devices: leave out --at")
-        path = self.place.at or str(runtime_folder("--at PATH") / mangle(name))
-        made = FuseFile(self.reactor, device, path, ledger=self.ledger)
+        path, otherwise = self.place.at, "say another path"
+        if path is None:
+            path = str(runtime_folder("--at PATH") / mangle(name))
+            otherwise = "say another --name, or --at PATH"
+        made = FuseFile(self.reactor, device, path, ledger=self.ledger, otherwise=otherwise)
         self._files[name] = made
         return made.path
 
@@ -57,18 +60,13 @@ class FuseFiles(FrontEnd):
         """Give the file the size that the device has."""
         self._files[name].look()
 
+    def cut_off(self, name: str) -> None:
+        """Remove a file, though it may be open. What is below waits for this process no more."""
+        self._files.pop(name).close(force=True)
+
     def close(self) -> None:
         """Remove all files, and cut off the users of those that are open; see `FrontEnd`."""
-        users: list[str] = []
-        for name, file in list(self._files.items()):
-            try:
-                file.close()
-            except BusyError as error:
-                users += error.holders
-                file.close(force=True)
-            del self._files[name]
-        if users:
-            raise BusyError("what was served", users, "they were cut off")
+        close_each(list(self._files), self.remove, self.cut_off)
 
 
 FRONT_END = FuseFiles

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from dmcopy.export.fuse.file import MAX_BYTES, FuseRequests
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
+from dmcopy.mapper.base import note_failure
 
 _SECONDS: Final = 30.0
 _CLOSE_SECONDS: Final = 10.0
@@ -24,6 +26,8 @@ _CLOSE_SECONDS: Final = 10.0
 class FuseFile:
     """`device` as the file `path`, which must not be there yet; `close` removes it.
 
+    `otherwise` says what to do where it is.
+
     It is served while the reactor runs, that is, while anything is waited for there: on that thread
     the file itself can only be opened or looked at by way of `aside`. `gone` is true
     when another process has unmounted it. Until it is closed it is in `ledger`, by default the
@@ -31,7 +35,13 @@ class FuseFile:
     """
 
     def __init__(
-        self, reactor: Reactor, device: Device, path: str, *, ledger: Ledger | None = None
+        self,
+        reactor: Reactor,
+        device: Device,
+        path: str,
+        *,
+        ledger: Ledger | None = None,
+        otherwise: str = "say another path",
     ) -> None:
         self._reactor = reactor
         self._ledger = ledger or Ledger()
@@ -42,7 +52,7 @@ class FuseFile:
         self.path = str(place.parent.resolve() / place.name)
         self._entry = self._ledger.add("mount", self.path, uuid=self._source)
         try:
-            file_mounts.make_point(self.path, self._source)
+            file_mounts.make_point(self.path, self._source, otherwise)
         except BaseException:
             self._ledger.cancel(self._entry)
             raise
@@ -50,10 +60,14 @@ class FuseFile:
             fd = file_mounts.mount(
                 self.path, self._source, max_bytes=MAX_BYTES, read_only=device.read_only
             )
-            self._requests = FuseRequests(reactor, device, fd, self._ended)
+            try:
+                self._requests = FuseRequests(reactor, device, fd, self._ended)
+            except BaseException:
+                os.close(fd)
+                raise
             self.look()
-        except BaseException:
-            self.close(force=True)
+        except BaseException as error:
+            note_failure(error, partial(self.close, force=True))
             raise
 
     def close(self, *, force: bool = False) -> None:
@@ -64,13 +78,18 @@ class FuseFile:
         """
         if not self._entry:
             return
-        try:
-            self._unmount(lazily=False)
-        except OSError as error:
-            if not force:
-                raise self._in_use(error) from None
-            self._unmount(lazily=True)
-        requests, self._requests = self._requests, None
+        requests = self._requests
+        if force:
+            # From then on no request comes, and this thread may unmount it: there may be no other.
+            if requests is not None:
+                requests.close()
+            try:
+                file_mounts.unmount(self.path, self._source, lazily=True)
+            except OSError as error:
+                raise self._not_unmounted(error) from error
+        else:
+            self._unmount()
+        self._requests = None
         if requests is not None:
             requests.close()
             with contextlib.suppress(DeadlineError):  # it keeps its memory then
@@ -94,15 +113,16 @@ class FuseFile:
         except OSError as error:
             raise DeviceError(self.path, "look at it", error.errno or 0) from error
 
-    def _unmount(self, *, lazily: bool) -> None:
-        def call() -> bool:
-            return file_mounts.unmount(self.path, self._source, lazily=lazily)
-
-        aside(self._reactor, call, f"{self.path} to be unmounted", timeout=_SECONDS)
+    def _unmount(self) -> None:
+        call = partial(file_mounts.unmount, self.path, self._source)
+        try:
+            aside(self._reactor, call, f"{self.path} to be unmounted", timeout=_SECONDS)
+        except OSError as error:
+            raise self._in_use(error) from None
 
     def _in_use(self, error: OSError) -> Exception:
         if error.errno != errno.EBUSY:
-            return DeviceError(self.path, "unmount it", error.errno or 0, error.strerror or "")
+            return self._not_unmounted(error)
         found = aside(
             self._reactor,
             lambda: holders.who(self.path),
@@ -110,6 +130,9 @@ class FuseFile:
             timeout=_SECONDS,
         )
         return BusyError(self.path, [str(one) for one in found], "it is still served")
+
+    def _not_unmounted(self, error: OSError) -> DeviceError:
+        return DeviceError(self.path, "unmount it", error.errno or 0, error.strerror or "")
 
     def _ended(self) -> None:
         self.gone = True

@@ -120,8 +120,11 @@ class NbdServer(FrontEnd):
             shown = f"[{address}]" if ":" in address else address
             self._base = f"{scheme}://{shown}:{port}"
         else:
-            path = self.place.socket or str(runtime_folder() / f"{name.replace('/', '_')}.nbd")
-            listener = listen_unix(path)
+            path, otherwise = self.place.socket, "say another path"
+            if path is None:
+                path = str(runtime_folder() / f"{name.replace('/', '_')}.nbd")
+                otherwise = "say another --name, or --socket PATH"
+            listener = listen_unix(path, otherwise)
             self._base, self._query = (
                 f"{scheme}+unix://",
                 f"?socket={quote(os.fsencode(Path(path).absolute()))}",

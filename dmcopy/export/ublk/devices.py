@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from dmcopy.errors import BusyError, UsageError
-from dmcopy.export.base import FrontEnd, Place
+from dmcopy.errors import UsageError
+from dmcopy.export.base import FrontEnd, Place, close_each
 from dmcopy.export.ublk.served import UblkDevice
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
@@ -86,16 +86,11 @@ class UblkDevices(FrontEnd):
 
     def close(self) -> None:
         """Remove all devices, and cut off the users of those that are open; see `FrontEnd`."""
-        users: list[str] = []
-        for name, device in list(self._devices.items()):
-            try:
-                device.close()
-            except BusyError as error:
-                users += error.holders
-                device.close(force=True)
-            del self._devices[name]
-        if users:
-            raise BusyError("what was served", users, "they were cut off")
+
+        def cut_off(name: str) -> None:
+            self._devices.pop(name).close(force=True)
+
+        close_each(list(self._devices), self.remove, cut_off)
 
 
 FRONT_END = UblkDevices

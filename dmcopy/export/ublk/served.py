@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from dmcopy.errors import BusyError, DeadlineError, DeviceError, UsageError
+from dmcopy.errors import BusyError, DeadlineError, DeviceError, MissingError, UsageError
 from dmcopy.export.aside import aside
 from dmcopy.export.ublk.queue import Queue
 from dmcopy.export.ublk.requests import DEPTH, MAX_BYTES, UblkRequests
@@ -77,7 +77,14 @@ class UblkDevice:
         if self._number is not None:
             if not force:
                 self.check_unused()
-            self._remove(wait=not force)
+            try:
+                self._remove(wait=not force)
+            except MissingError:  # no thread to ask it of while this one answers: so it does not
+                if not force:
+                    raise
+                self._end_queue()
+                self._control.delete(self._number, wait=False)
+                self._number = None
         self._ledger.cancel(self._entry)
 
     def let_go(self) -> None:

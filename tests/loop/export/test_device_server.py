@@ -233,6 +233,40 @@ def test_an_ordinary_user_has_files_and_nbd_exports(here: Here) -> None:
     assert not list(folder.glob("other*"))
 
 
+@pytest.mark.parametrize("kind", ["fuse", "nbd"])
+@pytest.mark.skipif(not os.path.exists("/usr/bin/fusermount3"), reason="no fusermount3")
+def test_serve_has_a_name_that_a_device_cannot_have_then(here: Here, kind: str) -> None:
+    """A user's have one folder. The second is told a way out, and the first is not harmed."""
+    folder, image, other = here.folder / "users", *(here.image(name, MIB) for name in "ab")
+    folder.mkdir(mode=0o700)
+    here.folder.chmod(0o711)
+    for each in (folder, image, other):
+        os.chown(each, 65534, 65534)
+    env = ["env", f"DMCOPY_RUNTIME_DIR={folder}", "HOME=/nonexistent"]
+    dmcopy = [*AS_USER, *env, sys.executable, "-m", "dmcopy"]
+    create = [*dmcopy, "dm", "create", "--table", f"0 8 linear {other} 0"]
+    serve = [*dmcopy, "serve", "--via", kind, "--table"]
+    with subprocess.Popen([*serve, f"0 8 linear {image} 0"], stdout=subprocess.PIPE) as serving:
+        assert serving.stdout is not None
+        try:
+            node = folder / ("dev" if kind == "fuse" else "dev.nbd")
+            assert str(node) in serving.stdout.readline().decode().replace("%2F", "/")
+            said = here.run(*create, "dev", code=6)
+            assert f"{node} is in use by a" in said
+            assert said.endswith("; give the device another name, or end what is there\n")
+            assert "say another --name, or" in here.run(*serve, f"0 8 linear {other} 0", code=6)
+            assert here.run(*create, "other") == ""
+            here.run(*dmcopy, "dm", "remove", "other")
+            if kind == "nbd":
+                assert node.is_socket()
+            else:
+                here.run(*AS_USER, "cmp", "-n", "4096", node, image)
+        finally:
+            serving.terminate()
+        assert serving.wait(SECONDS) == 0
+    assert not node.exists()
+
+
 def test_the_server_finds_targets_where_the_command_does(here: Here) -> None:
     """Also in a folder that is in PYTHONPATH of this command, and was not when it began."""
     here.dm("create", "first", "--table", "0 8 zero")
@@ -279,3 +313,31 @@ def test_another_user_is_refused(here: Here) -> None:
     os.chmod(control_path(), 0o666)  # even then
     assert "this server is of user 0, and you are user 65534" in here.run(*ls, code=2)
     here.dm("remove", "x")
+
+
+IMPOSTOR = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.bind(sys.argv[1])
+    sock.listen()
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_another_users_server_is_not_believed(here: Here) -> None:
+    """What a folder to which others write has there may be theirs, and could name any disk."""
+    here.folder.chmod(0o777)
+    words = [*AS_USER, sys.executable, "-c", IMPOSTOR, control_path()]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(words, **pipes) as impostor:  # type: ignore[call-overload]
+        impostor.stdout.readline()
+        for verb in (["ls"], ["create", "x", "--table", "0 8 zero"]):
+            assert "is another user's" in here.dm(*verb, code=2)
+        impostor.stdin.close()
+        impostor.wait(SECONDS)
+    os.unlink(control_path())
+    said = here.dm("create", "x", "--table", "0 8 zero", code=2)
+    assert "is not a folder that only you write to" in said
+    assert "another DMCOPY_RUNTIME_DIR" in said
+    here.folder.chmod(0o700)

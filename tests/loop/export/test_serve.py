@@ -56,6 +56,31 @@ def test_a_file_is_there_until_a_signal_comes(disk: Path, tmp_path: Path) -> Non
     assert not place.exists()
 
 
+def test_the_default_name_is_taken_once(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DMCOPY_RUNTIME_DIR", str(tmp_path / "run"))
+    words = ["--via", "fuse", "--table", f"0 8 linear {disk} 0"]
+    place, other = tmp_path / "run" / "dev", tmp_path / "other"
+    other.write_bytes(bytes(SIZE))
+    with Serving(*words):
+        second = ["--via", "fuse", "--table", f"0 8 linear {other} 0"]
+        refused = subprocess.run(
+            [sys.executable, "-m", "dmcopy", "serve", *second],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert refused.returncode == 6
+        assert f"{place} is in use by a file that dmcopy serves there" in refused.stderr
+        assert "; say another --name, or --at PATH; if its server was" in refused.stderr
+        with Serving(*second, "--name", "then") as then:
+            assert then.found == [str(place.with_name("then"))]
+        assert place.stat().st_size == 4096
+    assert os.listdir(tmp_path / "run") == ["ledger.jsonl"]
+
+
 def test_one_that_is_open_is_cut_off_and_told(disk: Path, tmp_path: Path) -> None:
     place = tmp_path / "served"
     with Serving("--via", "fuse", "--at", place, disk) as serving, open(place, "rb"):

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from dmcopy.errors import MissingError, UsageError
+from dmcopy.errors import BusyError, DeviceError, MissingError, UsageError
 from dmcopy.export import base
 from dmcopy.export.kinds import kinds
 
@@ -53,3 +53,36 @@ def test_an_unknown_one_is_a_mistake_in_usage(two: list[type[base.FrontEnd]]) ->
     del two
     with pytest.raises(UsageError, match=r"no front end 'secnd'.*second"):
         base.find("secnd")
+
+
+def test_each_is_closed_whatever_becomes_of_the_others() -> None:
+    """Those in use are named together; what cannot be closed or even cut off is told, and first."""
+    cut: list[str] = []
+
+    def close(name: str) -> None:
+        if name in errors:
+            raise errors[name]
+
+    def cut_off(name: str) -> None:
+        cut.append(name)
+        if name == "stuck":
+            raise DeviceError("/dev/x", "unmount it", 1)
+
+    errors: dict[str, Exception] = {
+        "one": BusyError("one", ["process 1"]),
+        "two": BusyError("two", ["process 2"]),
+    }
+    with pytest.raises(BusyError, match="in use by process 1, process 2; they were cut off"):
+        base.close_each(["free", "one", "two"], close, cut_off)
+    assert cut == ["one", "two"]
+    errors["bad"] = MissingError("no more threads")
+    with pytest.raises(MissingError, match="no more threads"):
+        base.close_each(["one", "bad", "two"], close, cut_off)
+    assert cut == ["one", "two", "one", "bad", "two"]
+    errors["stuck"] = BusyError("stuck", ["process 3"])
+    with pytest.raises(BusyError, match="process 3") as caught:
+        base.close_each(["stuck", "one"], close, cut_off)
+    assert caught.value.__notes__ == [
+        "and then, while cleaning up: /dev/x: cannot unmount it: Operation not permitted"
+    ]
+    assert cut[-1] == "one"

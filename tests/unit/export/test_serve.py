@@ -266,3 +266,46 @@ def test_an_export_whose_name_is_not_utf_8_is_refused_and_leaves_nothing(
         assert main(["serve", *words, "--socket", str(place)]) == 2
         assert "no name for an export: give one of" in capsys.readouterr().err
         assert not place.exists()
+
+
+def test_the_default_name_is_taken_once(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second is told what to say, and breaks nothing of the first, whatever serves that."""
+    monkeypatch.setenv("DMCOPY_RUNTIME_DIR", str(tmp_path / "run"))
+    other = tmp_path / "other"
+    other.write_bytes(bytes(SIZE))
+    disk.write_bytes(b"x" * SIZE)
+    table = ["--via", "nbd", "--table", f"0 {SIZE >> 9} linear {disk} 0"]
+    second = ["serve", "--via", "nbd", "--table", f"0 {SIZE >> 9} linear {other} 0"]
+    socket = tmp_path / "run" / "dev.nbd"
+    disk_serve = ["disk", "serve", "--via", "nbd", "--name", "dev", str(other)]
+    with Serving(*table), connect(socket) as client:
+        for words in (second, disk_serve):
+            assert main(words) == 6
+            assert capsys.readouterr().err == (
+                f"dmcopy: {socket} is in use by a server that listens there; "
+                "say another --name, or --socket PATH\n"
+            )
+        assert client.read(0, 512) == b"x" * 512
+        with Serving(*second[1:], "--name", "then"), connect(socket) as again:
+            assert again.read(0, 512) == b"x" * 512
+        assert socket.exists()
+    assert not socket.exists()
+    assert os.listdir(tmp_path / "run") == []
+
+
+def test_the_name_of_a_disk_is_taken_once(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its control socket has the name, too, and wherever the disk itself is."""
+    monkeypatch.setenv("DMCOPY_RUNTIME_DIR", str(tmp_path / "run"))
+    words = ["disk", "serve", "--via", "nbd", "--listen", "0"]
+    with Serving(*words[2:], disk, noun="disk serve") as serving:
+        assert main([*words, "--size", "1M"]) == 6
+        assert capsys.readouterr().err == (
+            f"dmcopy: {tmp_path}/run/disk.control is in use by a server that listens there; "
+            "say another --name\n"
+        )
+        assert main(["disk", "cut", "disk"]) == 0
+        assert serving.end() == (0, "dmcopy: disk: the power was cut\n")

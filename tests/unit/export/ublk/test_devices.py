@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 
 import pytest
 
-from dmcopy.errors import BusyError, DeviceError, UsageError
+from dmcopy.errors import BusyError, DeviceError, MissingError, UsageError
 from dmcopy.export.base import Place
 from dmcopy.export.ublk.devices import UblkDevices
 from dmcopy.io import Reactor
@@ -109,6 +110,22 @@ def test_one_that_is_in_use_stays_until_it_is_cut_off(
         devices.close()
     assert driver.calls[-1] == 0x14  # to wait for it would be to wait for who is cut off
     assert not driver.devices
+
+
+def test_without_threads_one_is_cut_off_and_removed(
+    devices: UblkDevices, driver: Driver, ledger: Ledger, only_threads: Callable[[int], None]
+) -> None:
+    """There is none to ask the driver by while this one answers; what is asked of it fails."""
+    devices.add("disk", SimulatedDisk(8))
+    only_threads(0)
+    with pytest.raises(MissingError, match="no more processes and threads may be started"):
+        devices.remove("disk")
+    assert driver.devices
+    with pytest.raises(MissingError, match="no more processes and threads may be started"):
+        devices.close()
+    assert not driver.devices
+    assert ledger.entries() == []
+    devices.close()
 
 
 def test_what_is_under_way_ends_before_it_is_removed(
