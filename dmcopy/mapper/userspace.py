@@ -281,6 +281,9 @@ class UserMapper(Mapper):
                 raise DeviceError(name, "send it a message", errno.EINVAL, hint)
             slot.deferred_removal = False
             return ""
+        if words[0].lower().startswith("@stats_"):
+            hint = "the userspace engine counts no I/O"
+            raise DeviceError(name, "send it a message", errno.EOPNOTSUPP, hint)
         if table is None or not 0 <= sector < table.sectors:
             hint = f"no target at sector {sector}"
             raise DeviceError(name, "send it a message", errno.EINVAL, hint)

@@ -25,9 +25,13 @@ _KINDS = ("devno", "blkdevname", "devname")
 
 
 def _lazy(name: str) -> Verb:
-    """Return a verb of `seldom`, which is imported when it is called."""
+    """Return a verb of `seldom` or `stats`, which is imported when it is called."""
 
     def verb(call: Call, words: list[str]) -> bool:
+        if name == "stats":
+            from dmcopy.shim.stats import stats
+
+            return stats(call, words)
         from dmcopy.shim import seldom
 
         found: Verb = getattr(seldom, name)
@@ -62,10 +66,10 @@ VERBS: dict[str, tuple[int, int | None, str, Verb]] = {
     "mknodes": (0, None, "e", verbs.mknodes),
     "mangle": (0, None, "e", _lazy("mangle")),
     "udevcreatecookie": (0, 0, "", _lazy("udevcreatecookie")),
-    "udevreleasecookie": (0, 1, "", _lazy("no_cookies")),
+    "udevreleasecookie": (0, 1, "", _lazy("udevreleasecookie")),
     "udevflags": (1, 1, "", _lazy("udevflags")),
-    "udevcomplete": (1, 1, "", _lazy("no_cookies")),
-    "udevcomplete_all": (0, 1, "", _lazy("no_cookies")),
+    "udevcomplete": (1, 1, "", _lazy("udevcomplete")),
+    "udevcomplete_all": (0, 1, "", _lazy("udevcomplete_all")),
     "udevcookies": (0, 0, "", _lazy("udevcookies")),
     "target-version": (1, None, "e", show.target_version),
     "targets": (0, 0, "", show.targets),

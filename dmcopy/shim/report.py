@@ -62,8 +62,11 @@ class Row:
 
 def split_name(name: str) -> tuple[str, str, str]:
     """Return the parts of a name of LVM's, in which a hyphen of a part's own is doubled."""
-    parts = [part.replace("\0", "-") for part in name.replace("--", "\0").split("-", 2)]
-    parts += ["", ""]
+    parts = []
+    for _ in range(3):  # what comes behind a fourth one is of no part, as for libdevmapper
+        part, hyphen, name = name.replace("--", "\0").partition("-")
+        part, name = part.replace("\0", "-"), name.replace("\0", "--")
+        parts.append(part if name else part + hyphen)  # a hyphen at the end is a letter
     return parts[0], parts[1], parts[2]
 
 
@@ -169,6 +172,8 @@ class Report:
     def __init__(self, call: Call, default: str = DEFAULT) -> None:
         words = call.words
         text = words.value("options") or default
+        if default == SPLITNAME and text == "all":
+            text = "splitname_all"  # there are no others in that report
         self.columns = fields(f"{default},{text[1:]}" if text.startswith("+") else text)
         self.keys = [
             (fields(word.lstrip("+-"))[0], word.startswith("-"))

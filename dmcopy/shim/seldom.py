@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from dmcopy.mangling import mangle as mangled
 from dmcopy.shim import show
@@ -38,6 +39,8 @@ dmsetup [OPTION]... VERB [WORD]...
 This is dmcopy's dmsetup: the devices are userspace devices, see 'dmcopy guide dm'. A table comes
 from standard input if it is nowhere else; 'dmsetup help -c' lists the fields.
 """
+_COOKIE = 0x0D4D0001
+"""The one that there is: see `udevcreatecookie`."""
 _FLAGS = (
     "DISABLE_DM_RULES DISABLE_SUBSYSTEM_RULES DISABLE_DISK_RULES DISABLE_OTHER_RULES "
     "LOW_PRIORITY DISABLE_LIBRARY_FALLBACK PRIMARY_SOURCE"
@@ -80,6 +83,8 @@ def mangle(call: Call, words: list[str]) -> bool:
         )
         return True
 
+    if words and call.lookup(words[0]) is None:
+        return False  # without a word
     return show.each(call, words, show_one, "status")
 
 
@@ -117,34 +122,52 @@ def udevcookies(call: Call, words: list[str]) -> bool:
 def udevcreatecookie(call: Call, words: list[str]) -> bool:
     """Print a cookie, for scripts that hand it on: nothing waits on it."""
     del words
-    call.say("0x0D4D0001")
+    call.say(f"0x{_COOKIE:08X}")
     return True
 
 
-def no_cookies(call: Call, words: list[str]) -> bool:
-    """End or release no cookie: nodes are there when a call returns."""
-    del call, words
+def udevreleasecookie(call: Call, words: list[str]) -> bool:
+    """Release the cookie, the one of the environment if none is said: nothing waited on it."""
+    word = words[0] if words else os.environ.get("DM_UDEV_COOKIE")
+    if word is None:
+        return call.fail("No udev transaction cookie given.")
+    return _is_ours(call, _cookie(call, word))
+
+
+def udevcomplete(call: Call, words: list[str]) -> bool:
+    """End what a cookie is for: nodes are there when a call returns."""
+    cookie = _cookie(call, words[0])
+    if cookie:
+        call.say(f"DM_COOKIE_COMPLETED=0x{cookie:x}   ")
+    return _is_ours(call, cookie)
+
+
+def udevcomplete_all(call: Call, words: list[str]) -> bool:
+    """End what all cookies are for: there are none."""
+    if words and not words[0].isdecimal():
+        return call.fail("Failed to read age_in_minutes parameter.")
+    call.say("0 semaphores with keys prefixed by 3405 (0xd4d) destroyed. 0 skipped.")
     return True
+
+
+def _is_ours(call: Call, cookie: int) -> bool:
+    if cookie and cookie != _COOKIE:
+        known = f"identified by cookie value {cookie} (0x{cookie:x})"
+        call.note(f"Could not find notification semaphore {known}")
+    return cookie == _COOKIE
 
 
 def measure(call: Call, words: list[str]) -> bool:
-    """Refuse: that is the kernel's."""
-    return _not_here(call, "table", words)
-
-
-def stats(call: Call, words: list[str]) -> bool:
-    """Refuse: the userspace engine counts no I/O."""
-    if words[0] in ("list", "report"):
-        return True  # there are no regions
-    return _not_here(call, "message", words[1:])
+    """Refuse: what a target tells the kernel's integrity measurement is the kernel's."""
+    return show.each(call, words, lambda call, info: _not_here(call, "table", info.name), "status")
 
 
 def setgeometry(call: Call, words: list[str]) -> bool:
     """Refuse: a loop device has none."""
-    return _not_here(call, "setgeometry", words)
+    word = None if call.addressed else words[0]
+    return call.find(word, "setgeometry") is not None and _not_here(call, "setgeometry", word)
 
 
-def _not_here(call: Call, ioctl: str, words: list[str]) -> bool:
+def _not_here(call: Call, ioctl: str, word: str | None) -> bool:
     why = "the userspace engine has no such thing"
-    word = words[0] if words else ""
     return call.refused(ioctl, word, Refused(errno.EOPNOTSUPP, why))

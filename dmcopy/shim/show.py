@@ -47,16 +47,18 @@ def long(call: Call, info: Info) -> bool:
     state += " (DEFERRED REMOVE)" if info.deferred else ""
     there = {"LIVE": info.live, "INACTIVE": info.inactive}
     tables = [slot for slot, is_there in there.items() if is_there]
-    opened = "" if "noopencount" in call.words else f"Open count:        {info.opened}\n"
+    segments = info.segments
+    if "inactive" in call.words:
+        segments = len(call.devices.table(info.name, inactive=True))
     call.say(
         f"Name:              {info.name}\n"
         f"State:             {state}\n"
         f"Read Ahead:        {info.read_ahead}\n"
         f"Tables present:    {' & '.join(tables) or 'None'}\n"
-        f"{opened}"
+        f"Open count:        {info.opened}\n"
         f"Event number:      {info.events}\n"
         f"Major, minor:      {info.major}, {info.minor}\n"
-        f"Number of targets: {info.segments}"
+        f"Number of targets: {segments}"
     )
     if info.uuid:
         call.say(f"UUID: {info.uuid}")
@@ -150,13 +152,17 @@ def ls(call: Call, words: list[str]) -> bool:
         from dmcopy.shim import tree
 
         return tree.show(call)
-    return each(call, words, _ls_line, "info")
+    infos = call.devices.infos()  # all, whatever -u or -j say
+    if not infos:
+        call.say(NONE)
+    for info in infos:
+        _ls_line(call, info)
+    return True
 
 
-def _ls_line(call: Call, info: Info) -> bool:
+def _ls_line(call: Call, info: Info) -> None:
     named = device_name(call, info.number)
     call.say(f"{info.name}\t({named or f'{info.major}:{info.minor}'})")
-    return True
 
 
 def _ls_of_target(call: Call, info: Info) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import sys
 
-from dmcopy.mangling import unmangle
+from dmcopy.mangling import mangle, unmangle
 from dmcopy.shim import show
 from dmcopy.shim.devices import Info, Refused
 from dmcopy.shim.words import atoi, strtoull
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dmcopy.shim.call import Call
 
 _FIELDS = ("name", "uuid", "minor", "flags", "table")
+_MAX_NAME = 127
+_MAX_UUID = 128
 RETRY_SECONDS = 5.0
 """How long `remove --retry` tries (25 times every fifth of a second, in libdm)."""
 
@@ -39,6 +41,8 @@ def _create(
     if "/" in word:
         return call.fail(f"Name \"{word}\" invalid. It contains \"/\".")  # fmt: skip
     name = unmangle(word)
+    if wrong := _too_long(word, uuid):
+        return call.fail(wrong)
     table = None
     if "notable" not in call.words:
         table = _table(call, files, call.words.value("table") if text is None else text)
@@ -47,11 +51,23 @@ def _create(
     infos = call.devices.infos()
     if any(name == info.name or (uuid and uuid == info.uuid) for info in infos):
         return call.refused("create", word, Refused(errno.EBUSY))
+    if name in ("", ".", ".."):  # check_name in dm-ioctl.c, of 6.12; no file can be called so
+        return call.refused("create", word, Refused(errno.EINVAL))
     try:
         call.devices.create(name, table or None, uuid=uuid, readonly=readonly)
     except Refused as error:
         return call.refused("reload", word, error)
     return _told(call, name)
+
+
+def _too_long(name: str, uuid: str) -> str:
+    """Return what dmsetup says of what is longer than the kernel's structures, "" if nothing is."""
+    if len(mangle(name)) > _MAX_NAME:
+        return f"Name \"{name}\" too long."  # fmt: skip
+    if len(mangle(uuid)) > _MAX_UUID:
+        said = f"Mangled form of the UUID too long for \"{uuid}\".\n"  # fmt: skip
+        return said + f"Failed to mangle device uuid \"{uuid}\"."  # fmt: skip
+    return ""
 
 
 def _concise(call: Call, words: list[str]) -> bool:
@@ -249,11 +265,17 @@ def rename(call: Call, words: list[str]) -> bool:
     """Give a device another name, or its first UUID."""
     new = words[-1]
     word = words[0] if len(words) == 2 else None
+    if not new and "setuuid" not in call.words:
+        return call.fail("Non empty new name is required.")
+    if call.addressed:  # the kernel looks for it by its name only: dm_hash_rename in dm-ioctl.c
+        return call.refused("rename", word, Refused(errno.ENXIO))
     if "setuuid" in call.words:
         return _do(call, "rename", word, lambda name: call.devices.set_uuid(name, new)) is not None
     if "/" in new:
         return call.fail(f"Name \"{new}\" invalid. It contains \"/\".")  # fmt: skip
     to = unmangle(new)
+    if word is not None and any(info.name == to for info in call.devices.infos()):
+        return call.refused("rename", word, Refused(errno.EBUSY))
     return _do(call, "rename", word, lambda name: call.devices.rename(name, to)) is not None
 
 
@@ -264,7 +286,7 @@ def message(call: Call, words: list[str]) -> bool:
     if not words or not words[0].isdecimal():
         return call.fail("Invalid sector.")
     sector, text = strtoull(words[0]), " ".join(words[1:])
-    if not text:
+    if len(words) == 1:
         call.note("No message supplied.")
     answers: list[str] = []
     found = _do(

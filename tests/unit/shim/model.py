@@ -5,13 +5,17 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dmcopy.shim.devices import Info, Refused
 
 MAJOR = 253
 DISKS = {"/dev/vda": (254, 0), "/dev/vdb": (254, 16)}
 TARGETS = {"zero": [1, 2, 0], "linear": [1, 4, 0], "error": [1, 7, 0]}
+
+NO_STATS = (
+    "n: cannot send it a message: Operation not supported; the userspace engine counts no I/O"
+)
 
 
 @dataclass
@@ -24,7 +28,6 @@ class _Device:
     suspended: bool = True
     deferred: bool = False
     events: int = 0
-    sent: list[str] = field(default_factory=list)
 
 
 class Model:
@@ -109,8 +112,10 @@ class Model:
         one.events += 1
 
     def message(self, name: str, sector: int, text: str) -> str:
-        self._get(name).sent.append(text)
-        return f"answer to {text}" if text.startswith("?") else ""
+        self._get(name)
+        if text.startswith("@stats_"):
+            raise Refused(errno.EOPNOTSUPP, NO_STATS)
+        raise Refused(errno.EINVAL)  # as of targets that take none
 
     def wait(self, name: str, event: int) -> None:
         self._get(name)
@@ -137,6 +142,10 @@ class Model:
         for line in table.splitlines():
             start, length, target, *words = line.split()
             if int(start) != end or length == "0" or target not in TARGETS:
+                raise Refused(errno.EINVAL)
+            if len(words) != 2 * (target == "linear") or int(length) > 1 << 20:
+                raise Refused(errno.EINVAL)
+            if words and not words[1].isdecimal():
                 raise Refused(errno.EINVAL)
             end += int(length)
             lines.append(" ".join([start, length, target, *map(self._number, words)]))
