@@ -123,9 +123,10 @@ def _concise(call: Call, info: Info) -> bool:
         lines = call.devices.table(info.name, inactive="inactive" in call.words)
     except Refused as error:
         return call.refused("table", info.name, error)
-    lines = _of_target(call, lines) if lines else [] if call.words.value("target") else [""]
-    if not lines:
-        return True
+    if lines or call.words.value("target"):
+        lines = _of_target(call, lines)
+        if not lines:
+            return True
     fields = [quoted(info.name), quoted(info.uuid), str(info.minor)]
     fields += ["ro" if info.readonly else "rw"]
     fields += [quoted(_as_printed(line)) for line in lines if line]
