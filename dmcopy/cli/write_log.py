@@ -27,9 +27,9 @@ examples:
   dmcopy write-log check writes.log disk.img --seeds 0-9 --fsck 'fsck.ext4 -fy {}'
 
 LOG is a log of dm-log-writes, of QEMU's blklogwrites, or of 'dmcopy disk serve --log'. A replay
-begins with DISK as it was when the log began; a discard zeroes. The options that select entries are
-those of fstests' replay-log: they begin with --start-entry or behind --start-mark, and end with the
-first that one of the others names.
+begins with DISK as it was when the log began; a discard zeroes. The options that select entries and
+sectors are those of fstests' replay-log: entries begin with --start-entry or behind --start-mark,
+and end with the first that one of the others names.
 
 'check --fsck' runs CMD where --at says: it gets a copy of the disk for {}, which it may change, or
 names the disk itself, and should then change nothing. With --seeds it is also run on what a power
@@ -100,7 +100,7 @@ def _add_part(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("what is written")
     group.add_argument("--no-discard", action="store_true", help="leave discards out")
     group.add_argument("--start-sector", type=int, default=0, metavar="S", help="only what is at S")
-    group.add_argument("--end-sector", type=int, metavar="S", help="or behind it, and before this")
+    group.add_argument("--end-sector", type=int, metavar="S", help="or behind it, up to this one")
     verb.add_argument("--dry-run", action="store_true", help="check, and say what would be written")
 
 
@@ -210,7 +210,13 @@ def _facts(logged: Logged, unit: int) -> dict[str, Any]:
 def _plan(args: argparse.Namespace, log: LogFile) -> Replay:
     from dmcopy.testing.replay import Replay, ReplayRange
 
-    part = ReplayRange(args.start_sector, args.end_sector, not args.no_discard)
+    first, last = args.start_sector, args.end_sector
+    if first < 0 or (last is not None and last < first):
+        raise UsageError(
+            f"there are no sectors from {first} up to {'the end' if last is None else last}"
+        )
+    # As for fstests' replay-log, --end-sector is the last one.
+    part = ReplayRange(first, None if last is None else last + 1, not args.no_discard)
     return Replay(log, resolve(args.disk), _selection(args).of(log), part)
 
 

@@ -108,7 +108,7 @@ class Selection:
         begun = self.start_mark is None
         start_mark, end_mark = _text(self.start_mark), _text(self.end_mark)
         found: list[Logged] = []
-        if self.start_entry > log.nr_entries:
+        if not 0 <= self.start_entry <= log.nr_entries:
             raise UsageError(f"{log.path} has {log.nr_entries} entries: none is {self.start_entry}")
         for logged in log.entries():
             if logged.number < self.start_entry:

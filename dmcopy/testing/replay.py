@@ -19,7 +19,7 @@ _PIECE: Final = 2048
 
 @dataclass(frozen=True)
 class ReplayRange:
-    """Which writes are replayed: entries that touch these sectors, `end` None: to the end."""
+    """Which writes are replayed: what touches sectors from `start` on, before `end`; None: all."""
 
     start: int = 0
     end: int | None = None

@@ -73,8 +73,10 @@ def letters(path: str = "disk") -> str:
         (("--start-mark", "one", "--limit", "9"), 8, "....c."),
         (("--no-discard",), 8, "ab..c."),
         (("--start-sector", "4"), 8, "....c."),
-        (("--end-sector", "1"), 8, ".a...."),
-        (("--start-sector", "2", "--end-sector", "4"), 8, "......"),
+        (("--end-sector", "0"), 8, ".a...."),
+        (("--end-sector", "1"), 8, ".b...."),
+        (("--start-sector", "2", "--end-sector", "3"), 8, "......"),
+        (("--start-sector", "2", "--end-sector", "4"), 8, "....c."),
     ],
 )
 def test_replay(run: Run, options: tuple[str, ...], last: int, content: str) -> None:
@@ -98,6 +100,9 @@ def test_what_is_not_there_is_an_error_before_anything_is_written(run: Run) -> N
         (("--start-mark", "two", "--next-flush"), "no flush behind mark 'two'"),
         (("--start-entry", "10"), "log has 9 entries: none is 10"),
         (("--start-entry", "1", "--start-mark", "one"), "both say where to begin"),
+        (("--start-entry", "-1"), "log has 9 entries: none is -1"),
+        (("--start-sector", "4", "--end-sector", "3"), "there are no sectors from 4 up to 3"),
+        (("--start-sector", "-1"), "there are no sectors from -1 up to the end"),
         (("--limit", "0"), "0 is too small: give a number from 1 on"),
     ):
         code, _, err = run("replay", "log", "disk", *options)
