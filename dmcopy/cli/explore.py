@@ -24,6 +24,7 @@ _EXAMPLES: Final = """\
 examples:
   dmcopy explore tests.power:cut --seeds 0-9999                  on every processor
   dmcopy explore tests.power:cut --seeds 0-9999999 --out power   again: continues where it ended
+  dmcopy explore tests.power:cut --seeds 0-999999 --stop-at cuts=1000000   as many as it takes
   dmcopy explore tests.power:cut --seeds 7 --set steps=5         one seed, made smaller
   dmcopy explore tests.power:cut --seeds 0-99 --cluster tcp://head:8786
 
@@ -55,6 +56,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--cluster", metavar="ADDRESS", help="the address of a Dask scheduler")
     parser.add_argument("--until-failure", action="store_true", help="stop at the first failure")
     parser.add_argument(
+        "--stop-at",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="stop when that much of what the function returns is summed up",
+    )
+    parser.add_argument(
         "--out", metavar="FILE", help="keep results in FILE, and continue what is in it"
     )
     parser.add_argument(
@@ -73,13 +81,23 @@ def _options(words: list[str]) -> dict[str, int]:
     return found
 
 
+def _sums(words: list[str]) -> dict[str, int]:
+    found = {}
+    for word in words:
+        name, _, value = word.rpartition("=")
+        if not name or not value.isdecimal():
+            raise UsageError(f"--stop-at {word:.40}: give NAME=N, as in cuts=1000000")
+        found[name] = parse_count(value)
+    return found
+
+
 def run(args: argparse.Namespace) -> int:
     """Play the seeds, and tell what came of them."""
     from dmcopy.testing import seeds
     from dmcopy.testing.campaign import Campaign
     from dmcopy.testing.results import Results
 
-    options = _options(args.set)
+    options, sums = _options(args.set), _sums(args.stop_at)
     seeds.check(seeds.find(args.function), options)
     workers = args.workers or len(os.sched_getaffinity(0))
     make, width = _executor(args, workers)
@@ -92,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
             options=options,
             width=width,
             until_failure=args.until_failure,
+            stop_at=sums,
             told=told.perhaps,
         )
         try:

@@ -32,8 +32,8 @@ class Campaign:
     """`history` is MODULE:FUNCTION, played with `options`.
 
     `executor`: returns one; called again when a worker's death broke the last one, which is then
-    shut down. `width`: how many batches are under way together. `told` is called about once a
-    second, with nothing.
+    shut down. `width`: how many batches are under way together. `stop_at`: sums of what histories
+    count at which no more begin. `told` is called about once a second, with nothing.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Campaign:
         options: Mapping[str, int] | None = None,
         width: int = 2,
         until_failure: bool = False,
+        stop_at: Mapping[str, int] | None = None,
         told: Callable[[], object] = lambda: None,
     ) -> None:
         self._history = history
@@ -53,6 +54,7 @@ class Campaign:
         self._make = executor
         self._width = width
         self._until_failure = until_failure
+        self._stop_at = dict(stop_at or {})
         self._told = told
         self._executor = executor()
         self._size = 1
@@ -101,7 +103,9 @@ class Campaign:
 
     @property
     def _stopped(self) -> bool:
-        return self._until_failure and bool(self._results.failures)
+        counts = self._results.counts
+        enough = any(counts.get(name, 0) >= sum_ for name, sum_ in self._stop_at.items())
+        return enough or (self._until_failure and bool(self._results.failures))
 
     def _begin(self) -> bool:
         """Have as many batches under way as there may be; return whether there are more."""

@@ -162,6 +162,18 @@ def test_until_a_failure() -> None:
     assert results.done.total() < 20
 
 
+def test_until_enough_is_counted(explore: Explore, tmp_path: Path) -> None:
+    words = (SIZED, "--workers", "1", "--stop-at", "odd=5", "--stop-at", "nothing=1", "--json")
+    out = ("--out", str(tmp_path / "out"))
+    code, said, _ = explore(*words, "--seeds", "10-9999999", *out)
+    facts = json.loads(said)
+    assert (code, facts["failed"]) == (0, [])
+    assert 10 <= facts["seeds"] < 100_000
+    assert facts["counts"]["odd"] >= 5
+    again = json.loads(explore(*words, "--seeds", "10-9999999", *out)[1])
+    assert again["seeds"] == facts["seeds"], "it was enough already"
+
+
 def test_a_worker_that_dies_costs_its_seeds_a_second_run(explore: Explore, tmp_path: Path) -> None:
     code, said, _ = explore(ONCE, "--seeds", "0-29", "--workers", "2", "--json")
     facts = json.loads(said)
@@ -189,6 +201,8 @@ def test_what_is_no_history(explore: Explore) -> None:
         ((GOOD, "--seeds", "1", "--set", "a"), "--set a: give NAME=N"),
         ((GOOD, "--seeds", "1", "--set", "a=" + "9" * 5000), "is too large"),
         ((SIZED, "--seeds", "1", "--set", "stepz=3"), "unexpected keyword argument 'stepz'"),
+        ((GOOD, "--seeds", "1", "--stop-at", "7"), "--stop-at 7: give NAME=N"),
+        ((GOOD, "--seeds", "1", "--stop-at", "a=-7"), "--stop-at a=-7: give NAME=N"),
         ((GOOD, "--seeds", "1", "--workers", "-3"), "-3 is too small"),
         ((GOOD, "--seeds", "1", "--workers", "1", "--cluster", "x"), "not allowed with"),
     ):
