@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DISK_SIZE: Final = "256M"
 DISK_SERIALS: Final = ("a", "b", "c", "d")
 _PASSED_ON: Final = ("DMCOPY_TEST", "DMCOPY_SEED", "DMCOPY_CRASH", "PYTEST_ADDOPTS")
+_REPEATED: Final = {"-p": "plugins", "-W": "pythonwarnings", "-o": "override_ini"}
 _RESERVE_BYTES: Final = 512 << 20
 """What is left to the host beside its guests."""
 
@@ -157,10 +158,19 @@ def disks(config: pytest.Config, items: Sequence[pytest.Item]) -> list[Disk]:
 
 
 def arguments(config: pytest.Config) -> list[str]:
-    """Return the arguments of pytest in a guest: ours, and the options of conftests as given."""
+    """Return the arguments of pytest in a guest: ours, and what changes how a test runs.
+
+    That is what pytest and pytest-timeout have for it, and the options of conftests as given.
+    """
     option = config.getoption
     argv = ["--vm-report", "-p", "no:cacheprovider", "-q"]
     argv += [f"--tb={option('tbstyle')}", f"--rootdir={config.rootpath}"]
+    argv += [f"--import-mode={option('importmode')}"]
+    for word, name in _REPEATED.items():
+        for value in option(name) or ():
+            argv += [word, value]
+    if option("timeout", None) is not None:
+        argv.append(f"--timeout={option('timeout')}")
     if config.pluginmanager.hasplugin("xdist"):
         argv.append("-n0")  # whatever the ini file has for the host
     if option("showlocals"):

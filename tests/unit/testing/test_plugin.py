@@ -29,7 +29,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeGuest]]:
     # The conftests below replace it in this process: kernel tests that follow are to be skipped.
     monkeypatch.setattr(plugin, "missing_here", plugin.missing_here)
     monkeypatch.setattr(needs, "missing_here", needs.missing_here)
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    for name in ("PYTEST_ADDOPTS", "DMCOPY_TEST"):  # which the command to repeat a test names
+        monkeypatch.delenv(name, raising=False)
     FakeGuest.booted, FakeGuest.closed = [], 0
     yield FakeGuest
     assert len(FakeGuest.booted) == FakeGuest.closed
@@ -125,8 +126,7 @@ def test_no_guest_boots_for_nothing(suite: pytest.Pytester) -> None:
 
 
 @pytest.fixture
-def dealt(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    monkeypatch.delenv("DMCOPY_TEST", raising=False)
+def dealt(pytester: pytest.Pytester) -> pytest.Pytester:
     pytester.makeconftest("from dmcopy.testing import plugin\nplugin.missing_here = lambda: ''")
     pytester.makepyfile(
         test_one="""
@@ -383,6 +383,32 @@ def test_what_crosses_to_the_guest(
     sizes = {"a": "256M", "b": "128M", "c": "256M", "d": "256M", "mine": "2G", "big": "1G"}
     assert sizes == FakeGuest.disks
     assert FakeGuest.shares == [pytester.path / "out"]
+    assert FakeGuest.memory == "2G"
+    run(pytester, "--vm=6.1", "--vm-memory=3G")
+    assert FakeGuest.memory == "3G"
+
+
+def test_what_changes_how_a_test_runs_crosses(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("from dmcopy.testing import plugin\nplugin.missing_here = lambda: ''")
+    pytester.makeini("[pytest]\naddopts = -n2")
+    pytester.makepyfile(
+        more="import pytest\n@pytest.fixture\ndef given(): return 7",
+        test_it="""
+        import pytest, time, warnings
+        pytestmark = pytest.mark.kernel
+        def test_plugin(given): assert given == 7
+        def test_ini(request): assert request.config.getini("xfail_strict")
+        def test_warning(): warnings.warn("no")
+        def test_slow(): time.sleep(60)
+        """,
+    )
+    words = ["-n0", "-p", "more", "-W", "error:no:UserWarning", "-o", "xfail_strict=1"]
+    pytester.syspathinsert()
+    result = run(pytester, "--vm=6.1", "--timeout=2", *words, "-rA")
+    result.assert_outcomes(passed=2, failed=2)
+    result.stdout.fnmatch_lines_random(
+        ["FAILED *::test_warning*UserWarning: no", "FAILED *::test_slow*Timeout (>2*"]
+    )
 
 
 @pytest.mark.parametrize(
