@@ -131,7 +131,7 @@ class Mapped(_Openable, Generic[S]):
     """A mapped device. `S` is the type of its status."""
 
     def __init__(self, environment: Environment, name: str, table: Table) -> None:
-        super().__init__(environment, environment.call(lambda mapper: mapper.path(name)))
+        super().__init__(environment, environment.word(name))
         self.name = name
         self.table = table
         """The table that it has, or will have after the next resume."""

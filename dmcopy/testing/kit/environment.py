@@ -32,6 +32,7 @@ class Environment(Closing, abc.ABC):
     """
 
     label: str
+    _mapper: Mapper
 
     def __init__(self, ledger: Ledger | None, *, volatile: bool) -> None:
         self.ledger = ledger or Ledger()
@@ -39,6 +40,10 @@ class Environment(Closing, abc.ABC):
         self.power = Power()
         parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.folder = Path(tempfile.mkdtemp(prefix="dmcopy-", dir=parent))
+
+    def word(self, name: str) -> str:
+        """Return the word of the mapped device of a name, whether it is there or not."""
+        return self._mapper.path(name)
 
     @abc.abstractmethod
     def call(self, what: Callable[[Mapper], _T]) -> _T:

@@ -35,6 +35,7 @@ class ThisHost(Environment):
     """See `Environment`. Words are nodes."""
 
     label = "host"
+    _mapper: KernelMapper
 
     def __init__(self, ledger: Ledger | None = None, *, volatile: bool = False) -> None:
         super().__init__(ledger, volatile=volatile)
@@ -56,7 +57,8 @@ class ThisHost(Environment):
     def make_disk(self, file: Path, block_size: int) -> str:
         if self.volatile:
             return self._serve(file, block_size)
-        loop = attach(file, sector_size=block_size, ledger=self.ledger)
+        # In memory there is no page cache to go past, and before 6.6 losetup would try in vain.
+        loop = attach(file, direct=False, sector_size=block_size, ledger=self.ledger)
         self._loops[loop.path] = loop
         return loop.path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import string
@@ -106,11 +107,14 @@ class Kit(Closing):
         origin = self.scratch_disk() if origin is None else origin
         if cow is None:
             cow = self.scratch_disk((origin.sectors << SECTOR_SHIFT) + (1 << 20))
+        target = SnapshotTarget(origin.word, cow.word, store, chunk_size)
+        table = Table.of(origin.sectors, target)
         live = self._origin_of(origin)
-        with live.paused():
-            target = SnapshotTarget(origin.word, cow.word, store, chunk_size)
-            made = self._make(Snapshot, Table.of(origin.sectors, target), "snapshot")
-        made.origin, made.cow = live, cow
+        # The first one is there before its origin's device, which nobody can use meanwhile.
+        with contextlib.nullcontext() if live is None else live.paused():
+            made = self._make(Snapshot, table, "snapshot")
+        made.origin = live or self(_origin_table(origin), name="origin")
+        made.cow = cow
         return made
 
     def mirror(
@@ -207,13 +211,14 @@ class Kit(Closing):
         self.devices.append(made)
         return made
 
-    def _origin_of(self, below: AnyDevice) -> Mapped[Status]:
+    def _origin_of(self, below: AnyDevice) -> Mapped[Status] | None:
         """Return the device whose writes are copied to the snapshots of `below`; one for all."""
-        table = Table.of(below.sectors, SnapshotOrigin(below.word))
-        for device in self.devices:
-            if device.table == table:
-                return device
-        return self(table, name="origin")
+        table = _origin_table(below)
+        return next((device for device in self.devices if device.table == table), None)
+
+
+def _origin_table(below: AnyDevice) -> Table:
+    return Table.of(below.sectors, SnapshotOrigin(below.word))
 
 
 def _remove(device: Mapped[Any]) -> None:

@@ -35,6 +35,7 @@ class Model(Environment):
     """See `Environment`."""
 
     label = "model"
+    _mapper: UserMapper
 
     def __init__(self, ledger: Ledger | None = None, *, volatile: bool = False) -> None:
         super().__init__(ledger, volatile=volatile)
@@ -62,7 +63,7 @@ class Model(Environment):
                 below = VolatileDisk(below, reactor)
             self._disks[word] = SwitchedDisk(word, below, reactor, block_size, self.power)
 
-        self._files[word] = BlockDevice.open(file, write=True, claim=False)
+        self._files[word] = BlockDevice.open(file, write=True, direct=False, claim=False)
         self._thread.call(make)
         return word
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,32 @@ def test_a_host_that_lacks_it(
             f"*: host: {reason}; run it*",
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("targets", "version", "loops", "says"),
+    [
+        ({"linear"}, (6, 12), True, f"the kernel {os.uname().release} has no target snapshot"),
+        ({"linear", "snapshot"}, (5, 10), True, "the kernel is 5.10, and the test is for >=6.1,<7"),
+        ({"linear", "snapshot"}, (6, 12), False, "no loop devices (modprobe loop)"),
+    ],
+)
+def test_a_kernel_that_lacks_it(
+    marked: pytest.Pytester,
+    targets: set[str],
+    version: tuple[int, int],
+    loops: bool,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exists = os.path.exists
+    monkeypatch.setattr(needs, "missing_here", lambda: "")
+    monkeypatch.setattr(needs, "release_version", lambda _: version)
+    monkeypatch.setattr(needs, "_has_target", lambda name: name in targets)
+    monkeypatch.setattr(os.path, "exists", lambda path: loops and exists(path))
+    result = run(marked, "--dm=host", "-rs", "-k", "good")
+    result.assert_outcomes(skipped=1, deselected=6)
+    result.stdout.fnmatch_lines([f"SKIPPED*: host: {says}*; run it in a guest: pytest --vm 6.1"])
 
 
 def test_places_from_the_ini_file(marked: pytest.Pytester) -> None:

@@ -28,7 +28,8 @@ served = pytest.mark.skipif(bool(file_mounts.why_not()), reason=file_mounts.why_
 
 @pytest.fixture(autouse=True)
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    for name in ("PYTEST_ADDOPTS", "DMCOPY_TEST"):  # which the command to repeat a test names
+        monkeypatch.delenv(name, raising=False)
     made = Ledger(tmp_path / "ledger.jsonl")
     monkeypatch.setattr(ledgers, "default_path", lambda: made.path)
     return made
@@ -157,6 +158,24 @@ def test_a_loop_device_that_goes_by_itself_is_no_leak(
     assert guest.find().loops == ["loop1"]
 
 
+def test_a_mapped_device_is_the_tests_that_lies_on_its_disks(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, "_BLOCK", tmp_path)
+    here, guest = (Leaks(ledger, [], alone=alone) for alone in (False, True))
+    for disk, name, below in (
+        ("dm-0", "top", "dm-2"),
+        ("dm-1", "another's", "sda"),
+        ("dm-2", "a\\x20b", "loop7"),
+    ):
+        (tmp_path / disk / "dm").mkdir(parents=True)
+        (tmp_path / disk / "dm/name").write_text(f"{name}\n")
+        (tmp_path / disk / "slaves" / below).mkdir(parents=True)
+    assert list(here.find(["/dev/loop7"]).devices.values()) == ["a b", "top"]
+    left = leaks.Left(devices=guest.find().devices)
+    assert str(left) == "the mapped device another's, the mapped device a b, the mapped device top"
+
+
 def test_what_the_machine_mounts_at_a_first_use_is_no_leak(
     tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,11 +258,11 @@ def test_the_report_of_a_failure(
     result.stdout.fnmatch_lines(
         [
             "*devices of the test*",
-            "dmcopy-*-origin:",
-            "  table: 0 2048 snapshot-origin /*/disk0",
             "dmcopy-*-snapshot:",
             "  table (suspended): 0 2048 snapshot /*/disk0 /*/disk1 P 8",
             "  status: 0 2048 snapshot 16/4096 16",
+            "dmcopy-*-origin:",
+            "  table: 0 2048 snapshot-origin /*/disk0",
             "*run it alone*",
             "DMCOPY_SEED='7 8' pytest --dm=model 'test_the_report_of_a_failure.py::test_it[[]*]'",
             "model: dmcopy *, linear *, snapshot *",
