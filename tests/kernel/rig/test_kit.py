@@ -94,6 +94,7 @@ def test_each_is_the_failure_of_one_test(
     if not kernels:
         pytest.skip("boots guests: only with --vm")
     monkeypatch.setenv("XDG_CACHE_HOME", CACHE)  # it has another HOME
+    monkeypatch.delenv("DMCOPY_TEST", raising=False)  # the command to repeat a test names it
     pytester.makepyfile(test_each=TESTS)
     kernel = kernels.split(",")[0]
     result = pytester.runpytest_subprocess(f"--vm={kernel}", "-rA", "--dm-strict", timeout=900)

@@ -51,6 +51,7 @@ def test_each_is_the_failure_of_one_test(
     except DmcopyError as error:
         pytest.skip(str(error))
     monkeypatch.setenv("XDG_CACHE_HOME", CACHE)  # it has another HOME
+    monkeypatch.delenv("DMCOPY_TEST", raising=False)  # the command to repeat a test names it
     pytester.makepyfile(test_each=TESTS)
     result = pytester.runpytest_subprocess("--vm=6.1", "--vm-provider=vagrant", "-rA", timeout=1700)
     result.stdout.fnmatch_lines_random(
