@@ -11,9 +11,9 @@ namespace with nothing of others in /mnt and dmcopy's folders), `rig` (here, and
 A word with a dot in it is the name of a file, which is written for the blocks that follow. All
 blocks of a page that run in one place run in order, in one folder.
 
-In output a line of `...` stands for any lines and `…` for anything within one; times, rates and
-how full a store is (`0.8%  2 MiB`) are taken to be equal, and so are runs of blanks. A command that
-fails must be followed by `echo $?`.
+In output a line of `...` stands for any lines and `…` for anything within one; times, rates, how
+full a store is (`0.8%  2 MiB`) and versions of the machine's (`kernel 6.12.1`, `udev 252`) are
+taken to be equal, and so are runs of blanks. A command that fails must be followed by `echo $?`.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ _MARK: Final = "--- the next command ---"
 _FENCE: Final = re.compile(r"^```(\w*) ?(.*)$")
 _VARIES: Final = re.compile(
     r"\d[\d.,]*%  +\d[\d.,]* [KMGT]?i?B\b"  # how full: a mounted file system writes when it likes
+    r"|\b(?:kernel|dm|dmsetup|udev) \d[^\s,]*"  # on what tests ran
     r"|\d[\d.,]* ?(?:(?:[KMGT]i)?B/s|m?s\b(?: \(\d+:\d\d:\d\d\))?|min\b)"
 )
 

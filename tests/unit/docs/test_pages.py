@@ -99,6 +99,8 @@ def test_a_session_is_cut_into_commands_and_their_output() -> None:
         ("1 failed in 2.31s\n", "1 failed in 68.53s (0:01:08)\n", True),
         ("a  0.1%  144 KiB  b\n", "a  3.4%    8.594 MiB  b\n", True),
         ("a  0.1%  144 KiB  b\n", "a  3.4%  b\n", False),
+        ("host: kernel 6.12.1+deb13, dm 4.48.0\n", "host: kernel 6.1.0-50, dm 4.47.0\n", True),
+        ("linear 1.4.0\n", "linear 1.5.0\n", False),
     ],
 )
 def test_what_counts_as_the_same_output(shown: str, said: str, same: bool) -> None:
