@@ -110,7 +110,7 @@ class Kit(Closing):
         target = SnapshotTarget(origin.word, cow.word, store, chunk_size)
         table = Table.of(origin.sectors, target)
         live = self._origin_of(origin)
-        # The first one is there before its origin's device, which nobody can use meanwhile.
+        # The first one is there before the device of its origin, so that none need be suspended.
         with contextlib.nullcontext() if live is None else live.paused():
             made = self._make(Snapshot, table, "snapshot")
         made.origin = live or self(_origin_table(origin), name="origin")
