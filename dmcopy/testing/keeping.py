@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ class Keeper:
         self._leaks = leaks
         self._log = log
         self._said: list[str] = []
+        self._left: list[str] = []
         self._kit: Kit | None = None
 
     def add(self, kit: Kit) -> None:
@@ -45,7 +46,7 @@ class Keeper:
             yield
 
     def check(self) -> None:
-        """Remove what the test has left. Raises pytest's failure that tells of it."""
+        """Remove what the test has left, and note it for `tell`."""
         if self._leaks is None:
             return
         kit, self._kit = self._kit, None
@@ -54,7 +55,21 @@ class Keeper:
         if told:
             failed = self._leaks.remove(left)
             end = f"; not removed: {'; '.join(failed)}" if failed else "; it was removed"
-            pytest.fail(f"the test has left {told}{end}", pytrace=False)
+            self._left.append(f"the test has left {told}{end}")
+
+    def close(self, close: Callable[[], object]) -> None:
+        """Remove the test's own devices by `close`, and note what cannot be, as in use by whom."""
+        try:
+            close()
+        except DmcopyError as error:
+            words = [str(error), *getattr(error, "__notes__", ())]
+            self._left.append(f"a device of the test cannot be removed: {'; '.join(words)}")
+
+    def tell(self) -> None:
+        """Raise pytest's failure that tells what the test has left, if it has."""
+        left, self._left = self._left, []
+        if left:
+            pytest.fail("\n".join(left), pytrace=False)
 
     def read_log(self) -> None:
         """Take what the kernel has logged: a report may be made after its log is closed."""
@@ -101,5 +116,6 @@ def nothing_left(request: pytest.FixtureRequest, place: str) -> Iterator[Keeper]
         yield keeper
         try:
             keeper.check()
+            keeper.tell()
         finally:
             keeper.read_log()

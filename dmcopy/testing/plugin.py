@@ -17,6 +17,7 @@ Every pytest run imports this module where dmcopy is installed, so it imports no
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -210,13 +211,15 @@ def dm(request: pytest.FixtureRequest, dm_place: str) -> Iterator[Kit]:
 
     machine = request.config.pluginmanager.getplugin("dmcopy-reporter")
     needs, fixtures = needs_of(request.node), request.fixturenames
-    with kit(dm_place, needs, fixtures, machine, request.node.nodeid) as made:
+    with contextlib.ExitStack() as exits:
+        made = exits.enter_context(kit(dm_place, needs, fixtures, machine, request.node.nodeid))
         request.node.stash[KIT] = made
         request.config.stash[options.MACHINES][dm_place] = ""
         keeper = request.node.stash[options.KEEPER]
         keeper.add(made)
         yield made
-        keeper.check()
+        keeper.check()  # before the disks go, which it may lie on
+        keeper.close(exits.close)
 
 
 @pytest.fixture

@@ -97,6 +97,44 @@ def test_each_leak_is_the_error_of_the_test_that_left_it(
     assert "file0.img" not in loops.stdout
 
 
+@served
+@as_root
+def test_what_keeps_a_device_in_use_is_the_error_of_its_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import subprocess
+        import pytest
+
+        kept = []
+
+        @pytest.fixture(autouse=True, scope="session")
+        def ended():
+            yield
+            for one in kept:
+                one.kill()
+                one.wait(60)
+
+        def test_lock(scratch_disk):
+            disk = scratch_disk("1M")
+            words = ["flock", disk.path, "sh", "-c", "echo; exec sleep 600"]
+            kept.append(subprocess.Popen(words, stdout=subprocess.PIPE))
+            kept[0].stdout.readline()
+
+        def test_next(linear, scratch_disk):
+            with linear(scratch_disk("1M")).open() as io:
+                io.read(0, 1)
+        """
+    )
+    result = run(pytester)
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of test_lock*",
+            "a device of the test cannot be removed: /dev/loop* is in use by process * (flock)*",
+        ]
+    )
+
+
 @as_root
 def test_what_is_anothers_is_no_leak(tmp_path: Path, ledger: Ledger) -> None:
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
