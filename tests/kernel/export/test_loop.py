@@ -17,7 +17,7 @@ from dmcopy.table import Linear, Table
 from tests.kernel.programs import run
 from tests.unit.export.serving import Serving
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel(either=True, cost=20), pytest.mark.timeout(900)]
 SIZE = 8 << 20
 SECTORS = SIZE >> 9
 
@@ -69,6 +69,7 @@ def test_a_file_is_read_and_written_at_any_byte(tmp_path: Path) -> None:
     assert not place.exists()
 
 
+@pytest.mark.kernel(either=False)  # each kernel has another loop driver, and another FUSE
 def test_a_snapshot_and_its_origin_are_mounted(tmp_path: Path) -> None:
     """And a target of the kernel's is stacked on a device of ours."""
     disk, cow = image(tmp_path / "disk"), image(tmp_path / "cow")

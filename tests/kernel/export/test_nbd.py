@@ -17,7 +17,7 @@ from dmcopy.asking import ask
 from tests.kernel.programs import run
 from tests.unit.export.serving import Serving
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel(either=True, cost=20), pytest.mark.timeout(900)]
 
 DEADLINE = 120.0
 SIZE = 16 << 20
@@ -59,6 +59,7 @@ def queue(node: str, name: str) -> str:
     return Path("/sys/block", Path(node).name, "queue", name).read_text().strip()
 
 
+@pytest.mark.kernel(either=False)  # each kernel has another nbd driver
 def test_a_mounted_origin_is_written_and_its_snapshot_is_what_it_was(
     scratch_disks: list[Path], tmp_path: Path
 ) -> None:

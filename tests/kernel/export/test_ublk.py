@@ -22,7 +22,7 @@ from tests.kernel.programs import run
 from tests.loop.export.here import MIB, Here, of_its_own
 from tests.unit.export.serving import Serving
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel(cost={"6.12": 20}), pytest.mark.timeout(900)]
 
 SECONDS = 200.0
 SIZE = 48 * MIB

@@ -16,12 +16,13 @@ import pytest
 
 from dmcopy.cli import main, signals
 from dmcopy.errors import ExitCode
+from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.table import Table
 
 from .conftest import Disks
 
-pytestmark = pytest.mark.kernel(either=True)
+pytestmark = pytest.mark.kernel(either=True, cost=5)
 
 DEADLINE = 60.0
 
@@ -123,9 +124,12 @@ def own_books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dmcopy.workflows.journal.default_folder", lambda: tmp_path / "workflows")
 
 
-@pytest.fixture
-def devices(mapper: KernelMapper, disks: Disks) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def devices(raw_disks: Disks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelMapper]:
     """A device, a snapshot, and a mirror whose second leg takes nothing: it is suspended."""
+    disks, folder = raw_disks, tmp_path_factory.mktemp("devices")
+    disks.wipe()
+    mapper = KernelMapper(ledger=Ledger(folder / "ledger.jsonl"))
     tables = {
         "zero": "zero",
         "base": f"linear {disks.a} 0",
@@ -139,7 +143,7 @@ def devices(mapper: KernelMapper, disks: Disks) -> Iterator[None]:
         mapper.create(name, Table.parse(f"0 2048 {words}"))
         if name == "slow":
             mapper.suspend(name)
-    yield
+    yield mapper
     mapper.resume("slow")
     for name in reversed(tables):
         mapper.remove(name)
@@ -164,11 +168,10 @@ def children() -> list[bytes]:
     return [line for line in found if any(words in line for words in CHILDREN)]
 
 
-@pytest.mark.usefixtures("devices")
 @pytest.mark.parametrize("line", WAITING)
-def test_it_ends_when_it_is_told_to(mapper: KernelMapper, line: str) -> None:
+def test_it_ends_when_it_is_told_to(devices: KernelMapper, line: str) -> None:
     """At once, and when it has come to what it waits for; by each signal, with each stderr."""
-    before = {info.name for info in mapper.ls()}
+    before = {info.name for info in devices.ls()}
     turn = WAITING.index(line)  # each command has another part of the combinations
     for at, number in enumerate(signals.ENDING):
         early = (turn + at) % 2 == 0
@@ -176,5 +179,5 @@ def test_it_ends_when_it_is_told_to(mapper: KernelMapper, line: str) -> None:
         until(f"{line} to begin", command.handles_signals if early else command.waits)
         os.kill(command.pid, number)
         assert command.code() == ExitCode.INTERRUPTED, (number, early)
-        assert {info.name for info in mapper.ls()} == before, (number, early)
+        assert {info.name for info in devices.ls()} == before, (number, early)
         assert children() == []

@@ -72,7 +72,11 @@ class IoctlMapper(KernelMapper):
 
     def load(self, name: str, table: Table, *, readonly: bool = False) -> None:
         """Load a table beside the active one; see `Mapper.load`."""
-        specs = [_spec(line) for line in table_text(table).splitlines()]
+        self.load_text(name, table_text(table), readonly=readonly)
+
+    def load_text(self, name: str, text: str, *, readonly: bool = False) -> None:
+        """Load a table that need not be one: its lines as they are, which the kernel judges."""
+        specs = [_spec(line) for line in text.splitlines()]
         flags = READONLY if readonly else 0
         self._call("load a table", LOAD, name, flags, b"".join(specs), len(specs))
 

@@ -15,12 +15,12 @@ from tests.kernel.udevd import without_udevd
 
 from .engines import Engine, KernelEngine, UserEngine, pattern
 
-pytestmark = pytest.mark.kernel
+pytestmark = pytest.mark.kernel(cost=12)
 
 COUNT = {"quick": 3, "long": 500}.get(os.environ.get("DMCOPY_TEST", ""), 20)
 """Histories of either depth."""
-BLOCK = 25 if COUNT == 500 else 4
-"""Each is a sign of life. The first is played on every kernel, the others by turns."""
+BLOCK = 25 if COUNT == 500 else 2
+"""Each is a sign of life. The first is played on every kernel, the others on either."""
 DISCARDS_BESIDE_ERRORS = not os.uname().release.startswith("6.1.")
 DISKS = tuple(f"disk{number}" for number in (0, *SNAPSHOTS))
 TOPS = ("origin", *(f"snap{number}" for number in SNAPSHOTS))
@@ -59,10 +59,11 @@ class History(Comparison):
         self.workload = workload
         self.merging = False
         self.bursts = 0
+        content = pattern(workload.seed, workload.sectors)
         for engine in engines:
             _empty(engine)
             engine.disks.wipe()
-            engine.poke("disk0", 0, pattern(workload.seed, workload.sectors))
+            engine.poke("disk0", 0, content)
         self.born = [{name: engine.events(name) for name in TOPS} for engine in engines]
 
     def after(self, step: Step) -> None:

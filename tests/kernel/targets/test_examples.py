@@ -17,7 +17,7 @@ from dmcopy.testing.steps import Access, Burst, Load, Resume, Step, Suspend, Swa
 from tests.kernel.snapshot.ioctls import IoctlMapper
 from tests.unit.targets.examples import forgotten, load
 
-pytestmark = pytest.mark.kernel(either=True)
+pytestmark = pytest.mark.kernel(either=True, cost=6)
 
 SECTORS = 1024
 

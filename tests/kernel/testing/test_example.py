@@ -12,7 +12,7 @@ import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples/backup"
 
-pytestmark = pytest.mark.kernel(either=True)
+pytestmark = pytest.mark.kernel(either=True, cost=15)
 
 
 def test_the_example(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dmcopy.errors import DeviceError
 from dmcopy.testing.kit import Kit, PowerCut
 from tests.kernel.programs import run
 
-pytestmark = pytest.mark.kernel(either=True)
+pytestmark = pytest.mark.kernel(either=True, cost=3)
 PAGE = 4096
 
 

@@ -19,7 +19,7 @@ from dmcopy.workflows.site import Site
 
 from .mirror_rig import DEADLINE, SECTORS, Rig, eventually
 
-pytestmark = [pytest.mark.kernel(either=True), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel(either=True, cost=12), pytest.mark.timeout(900)]
 
 
 class Writer(threading.Thread):

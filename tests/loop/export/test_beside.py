@@ -143,7 +143,7 @@ from dmcopy.asking import ask
 from dmcopy.block import freezing
 from dmcopy.mapper.served import ServedMapper
 from dmcopy.runtime import control_path
-from dmcopy.shim.served import Served
+from dmcopy.shim.served import ServedDevices
 
 def killed(*words):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -166,7 +166,7 @@ elif moment == "asked":
             killed()
 
     socket.socket.sendall = sent
-{"mapper": ServedMapper, "shim": Served}[client]().suspend("slow", flush=True, lockfs=True)
+{"mapper": ServedMapper, "shim": ServedDevices}[client]().suspend("slow", flush=True, lockfs=True)
 killed()
 """
 
