@@ -9,7 +9,7 @@ from typing import Final
 from dmcopy.cli.output import add_json
 from dmcopy.cli.parser import whole
 from dmcopy.errors import UsageError
-from dmcopy.units import parse_bytes, quoted
+from dmcopy.units import MAX_COUNT, parse_bytes, quoted
 
 _ENGINES: Final = ("kernel", "user")
 _PROGRESS: Final = ("auto", "bar", "plain", "json", "none")
@@ -135,7 +135,8 @@ def seeds_range(text: str) -> range:
     """Parse what --seeds says, for argparse."""
     first, _, last = text.partition("-")
     last = last or first
-    if not (first.isdecimal() and last.isdecimal()) or whole(first) > whole(last):
+    known = first.isdecimal() and last.isdecimal()
+    if not known or not whole(first) <= whole(last) < MAX_COUNT:  # so that they can be counted
         raise argparse.ArgumentTypeError(
             f"{quoted(text)} is no range of seeds, such as 0-999, or one"
         )

@@ -88,10 +88,13 @@ def _resume(args: argparse.Namespace) -> int:
             args.table,
             args.concise,
             args.name,
+            args.read_only,
             args.via,
             args.socket,
+            args.listen,
             args.at,
             args.tls_creds,
+            args.json,
         )
     ):
         raise UsageError("--resume says it all: leave the rest out")

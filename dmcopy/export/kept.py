@@ -80,7 +80,15 @@ class Kept:
                 ]
         except FileNotFoundError:
             raise UsageError("no device server was killed: there is nothing to resume") from None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            DmcopyError,
+            RecursionError,
+        ) as error:
             raise MetadataError(
                 f"{self._path} is not what a device server keeps ({error}): 'dmcopy dm reap' gives "
                 "its devices up"

@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import ssl
+import stat
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -138,9 +139,14 @@ def _load(context: ssl.SSLContext, path: str) -> None:
 
 def _check_readable(path: str) -> None:
     try:
-        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # one that might never come to its end
+            raise UsageError(f"{path} is no file: give the certificates and keys as files")
+    finally:
+        os.close(fd)
 
 
 def _try(cert: str, key: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,8 @@ class Results(Closing):
         except OSError as error:
             raise DeviceError(path, "keep results in it", error.errno or 0) from None
         try:
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # it may have no end
+                raise UsageError(f"{path} is no file: results are read again, so name one")
             self._continue({"campaign": campaign, "options": dict(options)})
         except BaseException:
             self.close()
@@ -88,11 +91,15 @@ class Results(Closing):
                 f"{self._path} is of another campaign, {lines[0]['campaign']} with "
                 f"{lines[0].get('options')}: name another file"
             )
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                failures = {int(seed): str(text) for seed, text in line["failures"].items()}
+                ranges = RangeSet((int(start), int(end)) for start, end in line["seeds"])
+                counts = {str(key): int(count) for key, count in line["counts"].items()}
+                self._take(ranges, counts, failures, float(line["seconds"]))
+            except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+                raise self._strange(number) from None
         os.ftruncate(self._fd, len(whole))
-        for line in lines[1:]:
-            failures = {int(seed): text for seed, text in line["failures"].items()}
-            ranges = RangeSet((start, end) for start, end in line["seeds"])
-            self._take(ranges, line["counts"], failures, line["seconds"])
         if not lines:
             self._append(head)
 
@@ -101,11 +108,12 @@ class Results(Closing):
             value = json.loads(line)
             if not isinstance(value, dict):
                 raise ValueError
-        except ValueError:
-            raise MetadataError(
-                f"{self._path}: line {number} is not a campaign's: name another file"
-            ) from None
+        except (ValueError, RecursionError):
+            raise self._strange(number) from None
         return value
+
+    def _strange(self, number: int) -> MetadataError:
+        return MetadataError(f"{self._path}: line {number} is not a campaign's: name another file")
 
     def _take(
         self, ranges: RangeSet, counts: Mapping[str, int], failures: Mapping[int, str], used: float

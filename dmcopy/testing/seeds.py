@@ -48,8 +48,9 @@ def find(name: str) -> History:
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module)
-    except Exception as error:
-        raise UsageError(f"{module} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:
+        why = f"{type(error).__name__}: {error}" if isinstance(error, SystemExit) else error
+        raise UsageError(f"{module} cannot be imported: {why}") from error
     for word in attribute.split("."):
         found = getattr(found, word, None)
     if not callable(found):

@@ -25,18 +25,25 @@ def init(folder: Path) -> list[Path]:
 
     Raises UsageError where one of them is there, DeviceError.
     """
-    made = [folder / name for name in FILES]
-    for path in made:
-        if path.exists() or path.is_symlink():
-            raise UsageError(f"{path} is there already: name another folder, or remove it")
+    made: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in made:
+        for path in [folder / name for name in FILES]:
             with path.open("xb") as file:
+                made.append(path)
                 file.write((_OWN / path.name).read_bytes())
         made[1].chmod(0o755)
-    except OSError as error:
-        raise DeviceError(str(folder), "write the Vagrantfile to it", error.errno or 0) from None
+    except BaseException as error:
+        for path in made:  # one without the other would be in the way of the next try
+            path.unlink(missing_ok=True)
+        if isinstance(error, FileExistsError):
+            raise UsageError(
+                f"{error.filename} is there already: name another folder, or remove it"
+            ) from None
+        if isinstance(error, OSError):
+            action = "write the Vagrantfile to it"
+            raise DeviceError(str(folder), action, error.errno or 0) from None
+        raise
     return made
 
 

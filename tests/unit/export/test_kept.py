@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from dmcopy.block import BlockDevice
-from dmcopy.export.kept import restore
+from dmcopy.errors import MetadataError
+from dmcopy.export.kept import Kept, restore
 from dmcopy.io import Device
 from dmcopy.mapper.userspace import UserMapper
+from dmcopy.runtime import kept_path
 from dmcopy.table import ConciseDevice, Table
 
 
@@ -44,3 +48,19 @@ def test_what_is_below_is_made_first_and_a_snapshot_misses_no_write(tmp_path: Pa
         mapper.open("data").write(28, b"x" * 1024)
         assert mapper.open("then").read(0, 32) == bytes(32 << 9)
         assert [str(mapper.table(name)) for name in sorted(tables)] == list(tables.values())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"5", b"[5]", b"[{}]", b"[" * 100_000, b"\xff"),
+        b'[{"name": "x", "uuid": "", "readonly": false, "table": 5, "mark": ""}]',
+    ],
+)
+def test_what_was_damaged_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setenv("DMCOPY_RUNTIME_DIR", str(tmp_path))
+    Path(kept_path()).write_bytes(content)
+    with pytest.raises(MetadataError, match="is not what a device server keeps"):
+        Kept().load()

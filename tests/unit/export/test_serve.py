@@ -309,3 +309,14 @@ def test_the_name_of_a_disk_is_taken_once(
         )
         assert main(["disk", "cut", "disk"]) == 0
         assert serving.end() == (0, "dmcopy: disk: the power was cut\n")
+
+
+@pytest.mark.parametrize(
+    "words", ["--listen 0", "--read-only", "--json", "--name x", "--via nbd", "{disk}"]
+)
+def test_resume_takes_nothing_else(
+    disk: Path, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is not done must not be taken, and passed over."""
+    assert main(["serve", "--resume", *words.format(disk=disk).split()]) == 2
+    assert "--resume says it all: leave the rest out" in capsys.readouterr().err

@@ -198,3 +198,18 @@ def test_credentials_that_cannot_be(made: Certificates, capsys: pytest.CaptureFi
     assert "certificate has expired: make a new one" in capsys.readouterr().err
     assert main([*words, "--via", "fuse"]) in (2, 5)
     assert "leave out --tls-creds" in capsys.readouterr().err
+
+
+def test_credentials_that_are_no_files_are_not_waited_for(made: Certificates) -> None:
+    """What has no end, or no writer, would hold the command up for ever."""
+    for name in ("server-cert.pem", "server-key.pem", "ca-cert.pem"):
+        creds = made.folder / f"odd-{name}"
+        shutil.copytree(made.server, creds)
+        (creds / name).unlink(missing_ok=True)
+        os.mkfifo(creds / name)
+        with pytest.raises(UsageError, match=f"{name} is no file"):
+            server_context(str(creds))
+        (creds / name).unlink()
+        (creds / name).symlink_to("/dev/zero")
+        with pytest.raises(UsageError, match=f"{name} is no file"):
+            server_context(str(creds))

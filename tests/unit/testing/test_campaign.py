@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -109,6 +110,40 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
         Results(str(path), GOOD, {})
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"{}", b"[" * 100_000, b'{"seeds": 5}', b'{"seeds": [[0, "x"]]}', b'{"seeds": [[0]]}'),
+        b'{"seeds": [], "counts": {}, "failures": [], "seconds": 1}',
+        b'{"seeds": [], "counts": 7, "failures": {}, "seconds": 1}',
+        b'{"seeds": [], "counts": {}, "failures": {"x": ""}, "seconds": 1}',
+        b'{"seeds": [], "counts": {}, "failures": {}, "seconds": []}',
+        b'{"seeds": [], "counts": {"n": Infinity}, "failures": {}, "seconds": 1}',
+    ],
+)
+def test_a_line_that_is_damaged_is_named_and_the_file_left_alone(
+    tmp_path: Path, line: bytes
+) -> None:
+    """Also what is JSON, and what no line of a campaign's could be."""
+    path = tmp_path / "out"
+    with Results(str(path), GOOD, {}):
+        pass
+    content = path.read_bytes() + line + b"\nand a part"
+    path.write_bytes(content)
+    with pytest.raises(MetadataError, match="line 2 is not a campaign's: name another file"):
+        Results(str(path), GOOD, {})
+    assert path.read_bytes() == content
+
+
+def test_what_is_no_file_keeps_no_results(tmp_path: Path) -> None:
+    """It would be read to its end first, and a FIFO or a device may have none."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (fifo, Path("/dev/full"), Path("/dev/null")):
+        with pytest.raises(UsageError, match="is no file: results are read again"):
+            Results(str(path), GOOD, {})
+
+
 def test_a_failure_is_made_small_and_told_as_one_command(explore: Explore, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     words = (SIZED, "--seeds", "0-9", "--workers", "2", "--out", out)
@@ -198,6 +233,8 @@ def test_what_is_no_history(explore: Explore) -> None:
         (("tests.unit.testing.played:nothing", "--seeds", "1"), "has no function nothing"),
         ((GOOD, "--seeds", "9-1"), "is no range of seeds"),
         ((GOOD, "--seeds", "x"), "is no range of seeds"),
+        ((GOOD, "--seeds", f"0-{2**63 - 1}"), "is no range of seeds"),
+        ((GOOD, "--seeds", "0-" + "9" * 5000), "is too large"),
         ((GOOD, "--seeds", "1", "--set", "a"), "--set a: give NAME=N"),
         ((GOOD, "--seeds", "1", "--set", "a=" + "9" * 5000), "is too large"),
         ((SIZED, "--seeds", "1", "--set", "stepz=3"), "unexpected keyword argument 'stepz'"),
@@ -208,6 +245,16 @@ def test_what_is_no_history(explore: Explore) -> None:
     ):
         code, _, err = explore(*words)
         assert (code, says in err) == (ExitCode.USAGE, True), err
+
+
+def test_a_module_that_ends_the_process_is_no_history(
+    explore: Explore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script without a guard: its exit code is not that of the campaign."""
+    (tmp_path / "ends_at_its_import.py").write_text("raise SystemExit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, err = explore("ends_at_its_import:thing", "--seeds", "1")
+    assert (code, "cannot be imported: SystemExit: 0" in err) == (ExitCode.USAGE, True), err
 
 
 def test_any_executor_will_do() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -30,6 +31,31 @@ def test_init_writes_what_a_user_edits_and_replaces_nothing(
     assert Path("vagrant/Vagrantfile").read_text() == "edited, with DMCOPY_QEMU"
     assert main(["vm", "vagrant", "init", "/proc/none"]) == ExitCode.FAILED
     assert main(["vm", "vagrant", "init", ""]) == ExitCode.USAGE
+
+
+def test_init_leaves_no_half_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of the two files would be in the way of the next try."""
+    (tmp_path / "file").touch()
+    for word, code in (("file", 2), ("file/below", 1), ("x" * 300, 1)):
+        assert main(["vm", "vagrant", "init", str(tmp_path / word)]) == code
+        assert capsys.readouterr().err.count("\n") == 1
+    read = Path.read_bytes
+
+    def full(path: Path) -> bytes:
+        if path.name == "build-box":
+            raise OSError(errno.ENOSPC, "full")
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", full)
+        assert main(["vm", "vagrant", "init", str(tmp_path / "new")]) == ExitCode.FAILED
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "new" / "build-box").symlink_to("nowhere")
+    assert main(["vm", "vagrant", "init", str(tmp_path / "new")]) == ExitCode.USAGE
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["build-box"]
 
 
 def test_the_vagrantfile_of_another_tool_is_not_ours(tmp_path: Path) -> None:
