@@ -204,9 +204,9 @@ def test_what_was_cancelled_is_not_done_again(client: Client) -> None:
     for job in jobs:
         job.wait(10)
     assert dest.content == before
-    assert [failure.errno for job in jobs for _, failure in job.write_failures] == [
-        errno.ECANCELED
-    ] * 4
+    for job in jobs:  # what the merged request did write of it is not known
+        assert job.write_failures == [(0, Failure(job.dests[0], errno.ECANCELED))]
+        assert (job.read_err, job.write_err) == (0, 1)
     assert client.statistics().in_flight == 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dmcopy.errors import UsageError
 from dmcopy.io import IoRegion, Op, Reactor
 from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.kcopyd import Client, CopyJob, Flag, Move, subjob
@@ -183,6 +184,40 @@ def test_what_is_bounded_elsewhere() -> None:
     assert MAX_SLEEPS == 10  # dm-kcopyd.c, MAX_SLEEPS
     assert os.sysconf("SC_IOV_MAX") >= 2 * MAX_EXTENTS
     assert GAP_SECTORS << 9 == 32 << 10
+
+
+@pytest.mark.parametrize(("block", "fits"), [(4096, True), (8192, True), (16384, False)])
+def test_a_slice_holds_a_block_of_every_device(reactor: Reactor, block: int, fits: bool) -> None:
+    """What is shorter than that could not be read or written; what is as long can."""
+    source = SimulatedDisk(SECTORS, "source", logical_block_size=block)
+    dest = SimulatedDisk(SECTORS, "dest")
+    for one, other in ((source, dest), (dest, source)):
+        with Client(4, reactor=reactor, sub_job_sectors=16) as client:
+            if fits:
+                assert client.copy(whole(one), [whole(other)]).wait(10).ok
+            else:
+                with pytest.raises(UsageError, match=f"less than one block of {source.path}"):
+                    client.copy(whole(one), [whole(other)])
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 17])
+@pytest.mark.parametrize("flags", [0, Flag.WRITE_SEQ])
+def test_data_begins_on_a_page(reactor: Reactor, count: int, flags: int) -> None:
+    """Past the page cache, what begins elsewhere in memory is refused."""
+    source, dest = disks(2)
+    extents: list[Any] = []
+    submit = reactor.submit
+
+    def watch(request: Any) -> None:
+        assert sum(length for _, length in request.extents) == request.bytes
+        extents.extend(request.extents)
+        submit(request)
+
+    reactor.submit = watch
+    with Client(16, reactor=reactor) as client:
+        client.copy(whole(source, count), [whole(dest, count)], flags)
+    assert extents
+    assert not [start for start, _ in extents if start % 4096]
 
 
 def test_a_zeroing_is_cut_at_16_mib(reactor: Reactor) -> None:
