@@ -113,7 +113,8 @@ class FuseRequests:
         self._within_block = self._device.logical_block_size - 1  # another table, another size
         if self._device.sectors != self._told:
             self.look()
-        for _ in range(_BATCH):
+        # Who asks for one thing at a time has nothing more to say: to read again would be in vain.
+        for _ in range(_BATCH if self.under_way else 1):
             if self._fd < 0:
                 return
             if not self._rooms:

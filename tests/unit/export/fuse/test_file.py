@@ -7,7 +7,7 @@ import itertools
 import os
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 import pytest
@@ -384,3 +384,24 @@ def test_what_is_under_way_at_the_end_is_answered_to_nobody(
     kernel._socket.setblocking(False)
     assert kernel._socket.recv(100) == b""
     assert sent not in kernel.answers
+
+
+def test_one_that_asks_for_one_thing_at_a_time_is_not_read_from_in_vain(
+    disk: SimulatedDisk, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = over(disk, stack)
+    calls = 0
+    readv = os.readv
+
+    def counted(fd: int, into: Sequence[bytearray]) -> int:
+        nonlocal calls
+        calls += 1
+        return readv(fd, into)
+
+    monkeypatch.setattr("os.readv", counted)
+    for number in range(10):
+        assert kernel.answer(kernel.read(number * 4096, 4096))[0] == 0
+    assert calls == 10
+    asked = [kernel.read(number * 4096, 4096) for number in range(10)]
+    assert all(kernel.answer(unique)[0] == 0 for unique in asked)
+    assert calls <= 22  # the last of several finds that there is no other
