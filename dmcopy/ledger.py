@@ -30,7 +30,7 @@ from dmcopy.runtime import RUNTIME_DIR, folder_path
 
 _log = logging.getLogger(__name__)
 
-Kind = Literal["dm", "loop", "mount", "server", "cookie", "link", "ublk"]
+Kind = Literal["dm", "loop", "mount", "server", "cookie", "link", "ublk", "nbd"]
 _LOCK_SECONDS = 10.0
 _SMALL_BYTES: Final = 1 << 16  # it is not worth while to write a shorter file anew
 _BROKEN: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -43,9 +43,9 @@ class LedgerEntry:
     `name`: a device's name, a loop device's node, a mount point, a server's command, the key of a
     cookie of udev's, a symbolic link. `uuid`: what else identifies it: the device's UUID, what
     tells its disk from others of this boot, the file of a loop device that is to be made or to
-    stay, what is mounted, the mark of a ublk device, the server's "pid start-time", where a link
-    leads. `owner` is the process that made it, in the same form as a server, `boot` the boot that
-    it was made in. `keep`: it is meant to outlive its owner.
+    stay, what is mounted, the mark of a ublk or nbd device, the server's "pid start-time", where a
+    link leads. `owner` is the process that made it, in the same form as a server, `boot` the boot
+    that it was made in. `keep`: it is meant to outlive its owner.
     """
 
     id: str

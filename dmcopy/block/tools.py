@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from dmcopy import runtime
 from dmcopy.errors import DeadlineError, MissingError
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,14 @@ def environment(**more: str) -> dict[str, str]:
     subprocess looks for the program in the PATH of the environment that it is given.
     """
     return {**os.environ, "PATH": search_path(), "LC_ALL": "C", **more}
+
+
+def python_environment() -> dict[str, str]:
+    """Return the environment in which another Python finds this package, from whatever folder."""
+    package = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    where = os.pathsep.join(map(os.path.abspath, paths))
+    return {**runtime.environment(), "PYTHONPATH": where}
 
 
 def run(

@@ -137,7 +137,8 @@ def _device_server() -> Check:
     works = [kind for kind in reversed(MODULES) if not load(kind).why_not()]
     blocks = "block devices, /dev/dmcopy/NAME"
     waiting = f"{blocks}, whose users wait for 'serve --resume' where it is killed"
-    made = {"ublk": waiting, "loop": blocks, "fuse": "files and NBD exports"}
+    files = "files and NBD exports"
+    made = {"ublk": waiting, "nbd-device": waiting, "loop": blocks, "fuse": files}
     return Check(name, True, f"makes {made.get(works[0], 'NBD exports')}")
 
 

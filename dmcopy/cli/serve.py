@@ -114,7 +114,7 @@ def _resume(args: argparse.Namespace) -> int:
 
     reap("mount", "loop", "link")
     start_server(resume=True)
-    reap("ublk")  # which was not taken over
+    reap("ublk", "nbd")  # what was not taken over
     mapper = ServedMapper()
     for info in mapper.ls():
         print(printable(mapper.path(info.name)))

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from dmcopy.errors import ClosedError, of_limit
+from dmcopy.errors import ClosedError, DeviceError, of_limit
 from dmcopy.io.reactor import Reactor
+from dmcopy.mapper.waiting import Until, drive
 
+_SECONDS: Final = 60.0
 _T = TypeVar("_T")
 
 
@@ -22,6 +24,15 @@ def aside(reactor: Reactor, call: Callable[[], _T], waiting_for: str, *, timeout
 
     Outside of callbacks only. Raises DeadlineError after `timeout` seconds: then the call continues
     by itself, and its result is lost. Raises MissingError where no thread may be started.
+    """
+    return drive(reactor, beside(reactor, call, waiting_for), timeout)
+
+
+async def beside(reactor: Reactor, call: Callable[[], _T], waiting_for: str) -> _T:
+    """Do the same as `aside`, as a change (`mapper.waiting`) beside which others are done.
+
+    A change that is given up waits all the same, and nothing else meanwhile: the call has begun,
+    and what it makes must not be lost.
     """
     results: list[_T] = []
     errors: list[BaseException] = []
@@ -38,7 +49,11 @@ def aside(reactor: Reactor, call: Callable[[], _T], waiting_for: str, *, timeout
         threading.Thread(target=run, name="dmcopy-aside", daemon=True).start()
     except (RuntimeError, MemoryError) as error:
         raise of_limit(error) or error from None
-    reactor.run_until(lambda: results or errors, timeout, waiting_for)
+    done = Until(lambda: results or errors, waiting_for)
+    try:
+        await done
+    except DeviceError:
+        reactor.run_until(done.done, _SECONDS, waiting_for)
     if errors:
         raise errors[0]
     return results[0]

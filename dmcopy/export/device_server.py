@@ -180,10 +180,10 @@ class DeviceServer:
         self._commands.add(command)
         return command.give_up if words["do"] in _GIVEN_UP else None
 
-    def _create(self, words: _Words) -> None:
+    async def _create(self, words: _Words) -> None:
         table = _table(words) if words.get("table") is not None else None
         uuid, readonly = _text(words, "uuid"), _flag(words, "readonly")
-        self.mapper.create(_text(words, "name"), table, uuid=uuid, readonly=readonly)
+        await self.mapper.creating(_text(words, "name"), table, uuid=uuid, readonly=readonly)
         self._used = True
 
     async def _suspend(self, words: _Words) -> None:

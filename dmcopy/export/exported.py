@@ -73,12 +73,19 @@ class ExportedMapper(UserMapper):
         keep: bool = False,
     ) -> DmDevice:
         """Make a device, and its node if it has a table; see `Mapper.create`."""
-        made = super().create(name, uuid=uuid, minor=minor, keep=keep)
+        del minor, keep
+        return self.wait_for(self.creating(name, table, uuid=uuid, readonly=readonly))
+
+    async def creating(
+        self, name: str, table: Table | None, *, uuid: str = "", readonly: bool = False
+    ) -> DmDevice:
+        """Do the same as `create`, as a change."""
+        made = super().create(name, uuid=uuid)
         if table is None:
             return made
         try:
             self.load(name, table, readonly=readonly)
-            self.resume(name)
+            await self.resuming(name)
         except BaseException as error:
             note_failure(error, lambda: self._undo(name))
             raise
@@ -89,7 +96,7 @@ class ExportedMapper(UserMapper):
         if name in self.nodes:
             self.nodes.look(name)
         else:
-            self.nodes.add(name, self.open(name))
+            await self.nodes.adding(name, self.open(name))
 
     async def removing(self, name: str, *, deferred: bool = False) -> None:
         """Remove a device and its node; see `Mapper.remove`. Raises BusyError for a mounted one."""

@@ -8,6 +8,7 @@ MODULES: Final = {
     "nbd": "dmcopy.export.nbd.server",
     "fuse": "dmcopy.export.fuse.files",
     "loop": "dmcopy.export.loop",
+    "nbd-device": "dmcopy.export.nbd.devices",
     "ublk": "dmcopy.export.ublk.devices",
 }
 """The front ends, best first, each with the module that has it as `FRONT_END`."""

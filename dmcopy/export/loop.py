@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 from dmcopy.block import file_mounts, tools
 from dmcopy.block import loop as loops
 from dmcopy.block.loop import LoopDevice
-from dmcopy.export.aside import aside
+from dmcopy.export.aside import aside, beside
 from dmcopy.export.base import FrontEnd, Place, close_each
 from dmcopy.export.fuse.files import FuseFiles
 from dmcopy.export.users import check_unused
@@ -21,6 +21,7 @@ from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import note_failure
+from dmcopy.mapper.waiting import drive
 
 _SECONDS: Final = 60.0
 
@@ -53,6 +54,10 @@ class LoopDevices(FrontEnd):
         return file_mounts.why_not()
 
     def add(self, name: str, device: Device) -> str:
+        return drive(self.reactor, self.adding(name, device), _SECONDS)
+
+    async def adding(self, name: str, device: Device) -> str:
+        """Do the same as `add`, as a change: losetup has the device flushed, which may be slow."""
         file = self._files.add(name, device)
 
         def attach() -> LoopDevice:
@@ -64,7 +69,7 @@ class LoopDevices(FrontEnd):
             )
 
         try:
-            made = aside(self.reactor, attach, f"a loop device over {file}", timeout=_SECONDS)
+            made = await beside(self.reactor, attach, f"a loop device over {file}")
         except BaseException as error:
             note_failure(error, lambda: self._files.cut_off(name))
             raise

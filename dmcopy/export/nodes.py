@@ -1,7 +1,7 @@
 """The nodes of a device server's devices: what other programs open, by the devices' names.
 
-As root a device is a block device, /dev/dmcopy/NAME, a link to a ublk device, which the next server
-can take over when this one is killed, or else to a loop device over a file of FUSE;
+As root a device is a block device, /dev/dmcopy/NAME, a link to a ublk or nbd device, which the next
+server can take over when this one is killed, or else to a loop device over a file of FUSE;
 where the kernel has no device-mapper there is /dev/mapper/NAME, too, which scripts expect.
 For others, and where there is neither, it is a file, NAME in the runtime folder, and an
 NBD export without a name at the socket NAME.nbd beside it; where there is no FUSE, that alone.
@@ -14,6 +14,7 @@ import errno
 import os
 import secrets
 from dataclasses import dataclass, field
+from typing import Final
 
 from dmcopy.block import file_mounts
 from dmcopy.block.devno import block_devno, openable, split_devno
@@ -21,7 +22,9 @@ from dmcopy.block.mounts import mount_of
 from dmcopy.errors import BusyError, DeviceError
 from dmcopy.export.base import FrontEnd, Place
 from dmcopy.export.fuse.files import FuseFiles
+from dmcopy.export.lasting import SECONDS, LastingDevices
 from dmcopy.export.loop import LoopDevices
+from dmcopy.export.nbd.devices import NbdDevices
 from dmcopy.export.nbd.server import NbdServer
 from dmcopy.export.ublk.devices import UblkDevices
 from dmcopy.io.reactor import Reactor
@@ -31,7 +34,11 @@ from dmcopy.mapper.base import note_failure
 from dmcopy.mapper.control import has_driver
 from dmcopy.mapper.names import mangle
 from dmcopy.mapper.own import node_path
+from dmcopy.mapper.waiting import drive
 from dmcopy.runtime import mapper_folder, nodes_folder, runtime_folder
+
+_LASTING: Final[tuple[type[LastingDevices], ...]] = (UblkDevices, NbdDevices)
+"""Whose devices outlive a killed server, best first."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,8 @@ class Nodes:
     def __init__(self, reactor: Reactor, ledger: Ledger) -> None:
         self.reactor = reactor
         self.ledger = ledger
-        self._ublk = not UblkDevices.why_not()
-        self.as_blocks = self._ublk or not LoopDevices.why_not()
+        self._lasting = next((kind for kind in _LASTING if not kind.why_not()), None)
+        self.as_blocks = self._lasting is not None or not LoopDevices.why_not()
         self._folders = [nodes_folder()]
         if self.as_blocks and mapper_folder() and not has_driver():
             self._folders.append(mapper_folder())
@@ -115,28 +122,32 @@ class Nodes:
 
         `left`: the mark of the one that a killed server had, which is taken over.
         """
+        drive(self.reactor, self.adding(name, device, left=left), SECONDS)
+
+    async def adding(self, name: str, device: Device, *, left: str = "") -> None:
+        """Do the same as `add`, as a change: other devices need not wait for a slow one."""
         # The file below a block device has a name of its own: the device's may change, and a
         # killed server's may be there still.
         key = f"device-{secrets.token_hex(6)}" if self.as_blocks else mangle(name)
         node = _Node(device, [], key, sectors=device.sectors, read_only=device.read_only)
         try:
-            self._serve(node, name, left)
+            await self._serve(node, name, left)
         except BaseException as error:
             note_failure(error, lambda: self._close(node))
             raise
         self._nodes[name] = node
 
-    def _serve(self, node: _Node, name: str, left: str) -> None:
+    async def _serve(self, node: _Node, name: str, left: str) -> None:
         if self.as_blocks:
-            if self._ublk:
-                ublk = UblkDevices(self.reactor, ledger=self.ledger, recoverable=True)
-                node.front_ends.append(ublk)
-                node.path = ublk.add(node.key, node.device, left=left)
-                node.mark = ublk.mark(node.key)
+            if self._lasting is not None:
+                lasting = self._lasting(self.reactor, ledger=self.ledger, recoverable=True)
+                node.front_ends.append(lasting)
+                node.path = await lasting.adding(node.key, node.device, left=left)
+                node.mark = lasting.mark(node.key)
             else:
                 loops = LoopDevices(self.reactor, ledger=self.ledger)
                 node.front_ends.append(loops)
-                node.path = loops.add(node.key, node.device)
+                node.path = await loops.adding(node.key, node.device)
                 node.source = _source(node)
             node.number = split_devno(os.stat(node.path).st_rdev)
             self._link(node, name)
@@ -213,7 +224,7 @@ class Nodes:
         """Stop serving the nodes that the next server can take over, and leave them in place."""
         for node in self._nodes.values():
             for front_end in node.front_ends:
-                if isinstance(front_end, UblkDevices):
+                if isinstance(front_end, LastingDevices):
                     front_end.let_go()
 
     def close(self) -> None:

@@ -22,7 +22,8 @@ def node_path(name: str) -> str:
     """Return what a device of the server is opened by, whether it is there or not."""
     no_file = file_mounts.why_not()
     loops = os.path.exists("/dev/loop-control") and not no_file
-    if os.geteuid() == 0 and (loops or os.path.exists("/dev/ublk-control")):
+    drivers = ("/dev/ublk-control", "/sys/module/nbd")
+    if os.geteuid() == 0 and (loops or any(map(os.path.exists, drivers))):
         return f"{nodes_folder()}/{mangle(name)}"
     return str(folder_path() / (f"{mangle(name)}.nbd" if no_file else mangle(name)))
 

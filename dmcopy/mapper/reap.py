@@ -16,7 +16,7 @@ from dmcopy.block import backing, file_mounts, holders, mounts, sysfs, tools
 from dmcopy.block.loop import LoopDevice, detach
 from dmcopy.block.sysfs import DISK_MARK, disk_mark
 from dmcopy.errors import BusyError, DeviceError, DmcopyError
-from dmcopy.io import ublk
+from dmcopy.io import nbd, ublk
 from dmcopy.ledger import Ledger, LedgerEntry, alive
 from dmcopy.mapper.base import DmInfo, Mapper
 from dmcopy.mapper.cookies import left_behind
@@ -30,6 +30,7 @@ REMOVE_SECONDS = 3.0
 LATER_SECONDS = 0.5
 _END_SECONDS = 5.0
 _UMOUNT_SECONDS = 60.0
+_ORDER = ("server", "mount", "dm", "loop ublk nbd", "cookie", "link")
 
 
 @dataclass(slots=True)
@@ -87,6 +88,8 @@ class Reaper:
                     words = ["losetup", "--detach", entry.name]
                 case "ublk":
                     words = ["rublk", "del", "-n", entry.name.removeprefix("/dev/ublkb")]
+                case "nbd":
+                    words = ["nbd-client", "-d", entry.name]
                 case "mount":
                     words = ["umount", "--", entry.name]
                 case "server":
@@ -109,7 +112,7 @@ class Reaper:
         """Servers and mounts first, devices from the top down, those below, then cookies."""
         devices = enumerate(self._devices(entries))
         height = {mark: place for place, info in devices for mark in _marks(info)}
-        rank = {"server": 0, "mount": 1, "dm": 2, "loop": 3, "ublk": 3, "cookie": 4, "link": 5}
+        rank = {kind: place for place, kinds in enumerate(_ORDER) for kind in kinds.split()}
         newest = {entry.id: -place for place, entry in enumerate(entries)}
         return sorted(
             entries,
@@ -189,6 +192,19 @@ class Reaper:
             raise DeviceError(found.path, "remove it", error.errno or 0) from error
         return True
 
+    def _nbd(self, entry: LedgerEntry) -> bool:
+        """Disconnect what a killed server had, though it is mounted; see `_ublk`."""
+        control = nbd.NbdControl()
+        number = control.find(entry.uuid)
+        others = [one for one in self.ledger.entries() if one.uuid == entry.uuid]
+        if number is None or any(one.owner != entry.owner and alive(one.owner) for one in others):
+            return False  # or another server has taken it over
+        try:
+            control.disconnect(number)
+        except OSError as error:
+            raise DeviceError(nbd.node(number), "disconnect it", error.errno or 0) from error
+        return True
+
     def _mount(self, entry: LedgerEntry) -> bool:
         table = mounts.parse_mountinfo(sysfs.read(f"{sysfs.LIVE.proc}/self/mountinfo"))
         if entry.uuid.startswith(file_mounts.SOURCE_PREFIX):
@@ -259,6 +275,7 @@ _STEPS: dict[str, Callable[[Reaper, LedgerEntry], bool]] = {
     "dm": Reaper._device,
     "loop": Reaper._loop,
     "ublk": Reaper._ublk,
+    "nbd": Reaper._nbd,
     "mount": Reaper._mount,
     "server": Reaper._server,
     "cookie": Reaper._cookie,

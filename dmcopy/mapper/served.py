@@ -11,11 +11,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from dmcopy.asking import NoServerError, ask_devices, asked, error_of
-from dmcopy.block import freezing, sysfs
+from dmcopy.block import freezing, sysfs, tools
 from dmcopy.block.devno import DevNo
 from dmcopy.errors import DeadlineError, DeviceError, DmcopyError
 from dmcopy.mapper import names
@@ -23,7 +22,7 @@ from dmcopy.mapper.base import UUID_PREFIX, DmInfo, Version, check_name
 from dmcopy.mapper.device import DmDevice
 from dmcopy.mapper.noded import NodedMapper
 from dmcopy.mapper.own import OwnDevices
-from dmcopy.runtime import control_path, environment
+from dmcopy.runtime import control_path
 from dmcopy.status import StatusLine, parse_lines
 from dmcopy.table import Table
 
@@ -229,8 +228,6 @@ def start_server(*, resume: bool = False) -> None:
 
     `resume`: with the devices that a killed one had. Raises what is in its way.
     """
-    package = str(Path(__file__).parents[2])
-    paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     ours, theirs = os.pipe()
     try:
         started = subprocess.Popen(
@@ -242,7 +239,7 @@ def start_server(*, resume: bool = False) -> None:
                 *(["resume"] if resume else []),
             ],
             cwd="/",
-            env={**environment(), "PYTHONPATH": os.pathsep.join(map(os.path.abspath, paths))},
+            env=tools.python_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

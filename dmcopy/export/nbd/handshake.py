@@ -157,7 +157,8 @@ class Handshake:
             return self._end()
         self.chosen = name
         device = self._exports[name]
-        answer = struct.pack("!QH", device.sectors << SECTOR_SHIFT, self._transmission(device))
+        flags = transmission_flags(device, structured=self.structured)
+        answer = struct.pack("!QH", device.sectors << SECTOR_SHIFT, flags)
         assert self._flags is not None
         return answer if self._flags & nbd.NO_ZEROES else answer.ljust(134, b"\0")
 
@@ -175,9 +176,10 @@ class Handshake:
             return nbd.option_reply(option, nbd.REP_ERR_UNKNOWN, b"there is no such export")
         device = self._exports[name]
         size = device.sectors << SECTOR_SHIFT
+        flags = transmission_flags(device, structured=self.structured)
         block = device.logical_block_size
         told = [
-            _INFO_EXPORT.pack(nbd.INFO_EXPORT, size, self._transmission(device)),
+            _INFO_EXPORT.pack(nbd.INFO_EXPORT, size, flags),
             _SHORT.pack(nbd.INFO_NAME) + name.encode(),
             _INFO_BLOCK_SIZE.pack(
                 nbd.INFO_BLOCK_SIZE, block, max(block, PAGE_SIZE), nbd.MAX_REQUEST
@@ -211,17 +213,18 @@ class Handshake:
             self.allocation = None if listed else export
         return answer + nbd.option_reply(option, nbd.REP_ACK)
 
-    def _transmission(self, device: Device) -> int:
-        """Return the flags of an export.
 
-        CAN_MULTI_CONN is true: all connections are of one device, on one reactor, and a flush of
-        it is for what completed on any of them.
-        """
-        flags = nbd.HAS_FLAGS | nbd.SEND_FLUSH | nbd.SEND_FUA | nbd.CAN_MULTI_CONN
-        flags |= nbd.SEND_DF if self.structured else 0
-        if device.read_only:
-            return flags | nbd.READ_ONLY
-        return flags | nbd.SEND_TRIM | nbd.SEND_WRITE_ZEROES | nbd.SEND_FAST_ZERO
+def transmission_flags(device: Device, *, structured: bool = False) -> int:
+    """Return the flags of an export.
+
+    CAN_MULTI_CONN is true: all connections are of one device, on one reactor, and a flush of it is
+    for what completed on any of them.
+    """
+    flags = nbd.HAS_FLAGS | nbd.SEND_FLUSH | nbd.SEND_FUA | nbd.CAN_MULTI_CONN
+    flags |= nbd.SEND_DF if structured else 0
+    if device.read_only:
+        return flags | nbd.READ_ONLY
+    return flags | nbd.SEND_TRIM | nbd.SEND_WRITE_ZEROES | nbd.SEND_FAST_ZERO
 
 
 def _words(data: bytes) -> Iterator[bytes]:

@@ -3,98 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import ClassVar, Final
 
-from dmcopy.errors import BusyError, DeadlineError, DeviceError, MissingError, UsageError
-from dmcopy.export.aside import aside
+from dmcopy.errors import BusyError, DeadlineError
+from dmcopy.export.aside import beside
+from dmcopy.export.lasting import SECONDS, LastingDevice
 from dmcopy.export.ublk.queue import Queue
 from dmcopy.export.ublk.requests import DEPTH, MAX_BYTES, UblkRequests
-from dmcopy.export.users import check_unused
 from dmcopy.io import ublk
-from dmcopy.io.reactor import Reactor
-from dmcopy.io.region import Device
-from dmcopy.ledger import Ledger
-from dmcopy.mapper.base import note_failure
-from dmcopy.units import PAGE_SIZE
+from dmcopy.ledger import Kind
+from dmcopy.mapper.waiting import drive
 
-_SECONDS: Final = ublk.SECONDS + 5
 _CLOSE_SECONDS: Final = 10.0
-_T = TypeVar("_T")
 
 
-class UblkDevice:
-    """`device` as the block device `path`, until `close`. It is in `ledger`, known by its `mark`.
+class UblkDevice(LastingDevice):
+    """A device as one of the ublk driver's. See `LastingDevice`."""
 
-    `recoverable`: where this process is killed, all that is asked of it waits for the next one,
-    which takes it over by `left`, its mark; otherwise all fails. Raises UsageError, DeviceError.
-    """
+    kind: ClassVar[Kind] = "ublk"
+    _requests: UblkRequests | None = None
+    _queue: Queue | None = None
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        device: Device,
-        *,
-        ledger: Ledger,
-        recoverable: bool = False,
-        left: str = "",
-        control: ublk.UblkControl | None = None,
-    ) -> None:
-        if device.logical_block_size > PAGE_SIZE:
-            raise UsageError(
-                f"{device.path} has blocks of {device.logical_block_size} bytes, and those of a "
-                f"ublk device can have {PAGE_SIZE} at most: serve it by another front end"
-            )
-        self._reactor = reactor
-        self._device = device
-        self._ledger = ledger
-        self._recoverable = recoverable
-        self._control = control or ublk.UblkControl()
-        self._number: int | None = None
-        self._requests: UblkRequests | None = None
-        self._queue: Queue | None = None
-        self.mark = left or ublk.new_mark()
-        self.path = device.path
-        self._entry = ledger.add("ublk", "", uuid=self.mark)
-        try:
-            found = self._aside(partial(self._control.find, left), "the others") if left else None
-            if found is None:
-                self._make()
-            else:
-                self._take_over(found.number)
-        except BaseException as error:
-            note_failure(error, partial(self.close, force=True))
-            raise
-
-    def close(self, *, force: bool = False) -> None:
-        """Remove the device. May be called again.
-
-        Raises BusyError naming who uses it; then it is still served. `force` takes it from them:
-        all that they do with it from then on fails.
-        """
-        if self._number is not None:
-            if not force:
-                self.check_unused()
-            try:
-                self._remove(wait=not force)
-            except MissingError:  # no thread to ask it of while this one answers: so it does not
-                if not force:
-                    raise
-                self._end_queue()
-                self._control.delete(self._number, wait=False)
-                self._number = None
-        self._ledger.cancel(self._entry)
-
-    def let_go(self) -> None:
-        """Stop serving it, and leave it in place: its requests wait for the next server."""
-        self._end_queue()
-        self._number = None
-
-    def check_unused(self) -> None:
-        """Raise BusyError naming what is mounted or open."""
-        self._aside(partial(check_unused, self.path), f"who uses {self.path}")
+    @property
+    def _control(self) -> ublk.UblkControl:
+        return ublk.UblkControl()
 
     def resize(self) -> None:
         """Give it the size of the device.
@@ -110,9 +44,9 @@ class UblkDevice:
         with contextlib.suppress(BusyError):
             self.check_unused()
             self._remove(wait=True)
-            self._make(number)
+            drive(self._reactor, self._make(number), SECONDS)
 
-    def _make(self, number: int | None = None) -> None:
+    async def _make(self, number: int | None = None) -> None:
         add = partial(
             self._control.add,
             self.mark,
@@ -121,7 +55,7 @@ class UblkDevice:
             recoverable=self._recoverable,
             number=number,
         )
-        self._note(self._call(add, "make a ublk device of it").number)
+        self._note((await self._calling(add, "make a ublk device of it")).number)
         describe = partial(
             self._control.describe,
             sectors=self._device.sectors,
@@ -129,32 +63,29 @@ class UblkDevice:
             max_bytes=MAX_BYTES,
             read_only=self._device.read_only,
         )
-        self._do(describe, "say what it is")
+        await self._doing(describe, "say what it is")
         self._serve()
-        self._do(self._control.start, "start it")
+        await self._doing(self._control.start, "start it")
         # One tag stays the driver's, by which it hears of this process's death immediately; where
         # all are taken, it looks after 30 s. (ublk_timeout; measured on 6.12, 29 to 31 s.)
         with contextlib.suppress(OSError):
             queue = Path("/sys/block", Path(self.path).name, "queue/nr_requests")
-            self._aside(lambda: queue.write_text(str(DEPTH - 1)), str(queue))
+            await beside(self._reactor, lambda: queue.write_text(str(DEPTH - 1)), str(queue))
 
-    def _take_over(self, number: int) -> None:
-        """Serve what a killed server has left; where that fails it is left as it was."""
-        self._note(number)
-        try:
-            self._do(self._control.begin_recovery, "take it over")
-            self._serve()
-            self._do(self._control.end_recovery, "continue with it")
-        except BaseException:
-            self.let_go()
-            raise
+    def _new_mark(self) -> str:
+        return ublk.new_mark()
 
-    def _note(self, number: int) -> None:
-        self._number = number
-        self.path = ublk.node(number)
-        early = self._entry
-        self._entry = self._ledger.add("ublk", self.path, uuid=self.mark)
-        self._ledger.cancel(early)
+    def _find(self, mark: str) -> int | None:
+        found = self._control.find(mark)
+        return found.number if found else None
+
+    def _node(self, number: int) -> str:
+        return ublk.node(number)
+
+    async def _continue(self) -> None:
+        await self._doing(self._control.begin_recovery, "take it over")
+        self._serve()
+        await self._doing(self._control.end_recovery, "continue with it")
 
     def _serve(self) -> None:
         assert self._number is not None
@@ -169,29 +100,18 @@ class UblkDevice:
             with contextlib.suppress(DeadlineError):
                 ended = f"the requests of {self.path} to end"
                 self._reactor.run_until(lambda: not queue.live, _CLOSE_SECONDS, ended)
-        self._end_queue()
+        self._end()
         # Where users were cut off, the last of them lets it go.
         self._do(partial(self._control.delete, wait=wait), "remove it")
         self._number = None
 
-    def _end_queue(self) -> None:
+    def _cut_off(self, number: int) -> None:
+        self._control.delete(number, wait=False)
+
+    def _end(self) -> None:
         queue, self._queue = self._queue, None
         requests, self._requests = self._requests, None
         if queue is not None:
             queue.close()
         if requests is not None and not requests.under_way:
             requests.release()  # otherwise it keeps its memory
-
-    def _do(self, call: Callable[[int], _T], action: str) -> _T:
-        """Have the driver do something about the device. Raises DeviceError."""
-        assert self._number is not None
-        return self._call(partial(call, self._number), action)
-
-    def _call(self, call: Callable[[], _T], action: str) -> _T:
-        try:
-            return self._aside(call, f"{self.path}: to {action}")
-        except OSError as error:
-            raise DeviceError(self.path, action, error.errno or 0) from error
-
-    def _aside(self, call: Callable[[], _T], waiting_for: str) -> _T:
-        return aside(self._reactor, call, waiting_for, timeout=_SECONDS)

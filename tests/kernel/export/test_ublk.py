@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dmcopy.export.daemon import _listens
 from dmcopy.io.ublk import UblkControl
-from dmcopy.ledger import Ledger, alive
-from dmcopy.runtime import control_path
+from dmcopy.ledger import Ledger
+from tests.kernel.export.killed import SECONDS, Writer, kill, until
 from tests.kernel.programs import run
 from tests.loop.export.here import MIB, Here, of_its_own
 from tests.unit.export.serving import Serving
 
 pytestmark = [pytest.mark.kernel(cost={"6.12": 20}), pytest.mark.timeout(900)]
 
-SECONDS = 200.0
 SIZE = 48 * MIB
 SECTORS = SIZE >> 9
 
@@ -51,59 +47,6 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     monkeypatch.setenv("DMCOPY_ENGINE", "user")
     with of_its_own() as made:
         yield made
-
-
-class Writer(threading.Thread):
-    """Writes files into a folder, each with its number, until `stop`; `kept` were fsynced."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(daemon=True)
-        self.folder = folder
-        self.kept = 0
-        self.stop = False
-        self.error: OSError | None = None
-
-    def run(self) -> None:
-        try:
-            while not self.stop:
-                with open(self.folder / f"{self.kept % 200}", "wb") as file:
-                    file.write(self.content(self.kept))
-                    file.flush()
-                    os.fsync(file.fileno())
-                self.kept += 1
-        except OSError as error:
-            self.error = error
-
-    @staticmethod
-    def content(number: int) -> bytes:
-        return b"%08d" % number * 1024
-
-    def until(self, count: int) -> None:
-        """Wait until `count` more files are kept."""
-        enough = self.kept + count
-        until(lambda: self.kept >= enough or self.error, f"{count} more files")
-        assert self.error is None
-
-    def check(self) -> None:
-        """Read what was kept; the last may be there or not."""
-        assert self.kept > 0
-        for number in range(max(0, self.kept - 199), self.kept):
-            assert (self.folder / f"{number % 200}").read_bytes() == self.content(number)
-
-
-def until(done: object, waiting_for: str) -> None:
-    assert callable(done)
-    deadline = time.monotonic() + SECONDS
-    while not done():
-        assert time.monotonic() < deadline, waiting_for
-        time.sleep(0.02)
-
-
-def kill(here: Here) -> None:
-    server = here.server()
-    os.kill(int(server.split()[0]), signal.SIGKILL)
-    # What it had open is closed a little later than it is known to have ended.
-    until(lambda: not alive(server) and not _listens(control_path()), "the server to end")
 
 
 def test_a_file_system_stays_mounted_while_its_server_is_killed_and_resumed(here: Here) -> None:

@@ -192,3 +192,26 @@ def test_a_client_is_killed_and_nothing_stays_frozen(here: Here, slow: Slow, cli
     slow.let_go()
     assert reader.wait(SECONDS) == 0
     here.run("umount", point)
+
+
+def test_a_node_that_is_slow_to_make_holds_up_no_other_device(here: Here) -> None:
+    """A loop device has what is below it flushed when it is made.
+
+    To make another loop device is held up by the kernel: both find the same one free.
+    """
+    image, other = here.image("disk.img", SECTORS << 9), here.image("other.img", SECTORS << 9)
+    linear = Table.parse(f"0 {SECTORS} linear {image} 0")
+    below = here.mapper.create("below", linear)
+    here.dm("create", "other", "--table", f"0 {SECTORS} linear {other} 0")
+    below.swap(Table.parse(f"0 {SECTORS} delay {image} 0 0 {image} 0 0 {image} 0 {HOUR}"))
+    asked = Asked("create", name="slow", table=f"0 {SECTORS} linear {below.path} 0", uuid="")
+    until(lambda: str(below.status).split()[2] != "0", "no flush has come")
+    here.dm("suspend", "other")
+    here.dm("load", "other", "--table", f"0 {SECTORS} linear {other} 0")
+    here.dm("resume", "other")
+    here.dm("rename", "other", "another")
+    assert not asked.is_answered()
+    below.swap(linear)
+    assert asked.answer()["ok"]
+    for name in ("slow", "below", "another"):
+        here.dm("remove", name)

@@ -22,7 +22,8 @@ SECTORS = 4096
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     made = Driver(tmp_path)
     play(monkeypatch, made)
-    monkeypatch.setattr("dmcopy.export.ublk.served.check_unused", lambda _path: None)
+    monkeypatch.setattr("dmcopy.export.lasting.check_unused", lambda _path: None)
+    monkeypatch.setattr("dmcopy.io.ublk.UblkControl", lambda: made)
     return made
 
 
@@ -56,5 +57,6 @@ def disk() -> SimulatedDisk:
 
 @pytest.fixture
 def devices(reactor: Reactor, ledger: Ledger, driver: Driver) -> Iterator[UblkDevices]:
-    with UblkDevices(reactor, ledger=ledger, recoverable=True, control=driver) as made:
+    assert driver.devices == {}
+    with UblkDevices(reactor, ledger=ledger, recoverable=True) as made:
         yield made

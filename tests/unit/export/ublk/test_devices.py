@@ -52,7 +52,7 @@ def test_what_is_read_only_is_so_there(devices: UblkDevices, driver: Driver) -> 
 
 def test_names_and_blocks_that_cannot_be(devices: UblkDevices, driver: Driver) -> None:
     devices.add("disk", SimulatedDisk(8))
-    with pytest.raises(UsageError, match="there is a ublk device for disk already"):
+    with pytest.raises(UsageError, match="there is a block device for disk already"):
         devices.add("disk", SimulatedDisk(8))
     with pytest.raises(UsageError, match="blocks of 8192 bytes"):
         devices.add("other", SimulatedDisk(32, logical_block_size=8192))
@@ -100,7 +100,7 @@ def test_one_that_is_in_use_stays_until_it_is_cut_off(
     def used(path: str) -> None:
         raise BusyError(path, ["mounted on /mnt"])
 
-    monkeypatch.setattr("dmcopy.export.ublk.served.check_unused", used)
+    monkeypatch.setattr("dmcopy.export.lasting.check_unused", used)
     with pytest.raises(BusyError, match="mounted on /mnt"):
         devices.check_unused("disk")
     with pytest.raises(BusyError, match="mounted on /mnt"):
@@ -143,13 +143,13 @@ def test_what_a_killed_server_had_is_taken_over(
     reactor: Reactor, driver: Driver, ledger: Ledger, disk: SimulatedDisk
 ) -> None:
     """What that one has not answered is asked again."""
-    first = UblkDevices(reactor, ledger=ledger, recoverable=True, control=driver)
+    first = UblkDevices(reactor, ledger=ledger, recoverable=True)
     first.add("disk", disk)
     mark = first.mark("disk")
     asked = driver.ask(WRITE, 0, 8, b"\xdd" * 4096)
     first.let_go()
     assert driver.devices[0].state == 2
-    with UblkDevices(reactor, ledger=ledger, recoverable=True, control=driver) as second:
+    with UblkDevices(reactor, ledger=ledger, recoverable=True) as second:
         assert second.add("disk", disk, left=mark) == "/dev/ublkb0"
         assert second.mark("disk") == mark
         assert driver.devices[0].pid == os.getpid()
@@ -161,7 +161,7 @@ def test_what_a_killed_server_had_is_taken_over(
 def test_one_that_cannot_be_taken_over_waits_for_another_try(
     reactor: Reactor, driver: Driver, ledger: Ledger, disk: SimulatedDisk
 ) -> None:
-    with UblkDevices(reactor, ledger=ledger, recoverable=True, control=driver) as served:
+    with UblkDevices(reactor, ledger=ledger, recoverable=True) as served:
         served.add("disk", disk)
         mark = served.mark("disk")
         served.let_go()
@@ -184,7 +184,7 @@ def test_one_that_has_gone_is_made_anew(devices: UblkDevices, driver: Driver) ->
 def test_without_recovery_it_dies_with_its_server(
     reactor: Reactor, driver: Driver, ledger: Ledger
 ) -> None:
-    served = UblkDevices(reactor, ledger=ledger, control=driver)
+    served = UblkDevices(reactor, ledger=ledger)
     served.add("disk", SimulatedDisk(8))
     assert driver.devices[0].flags == 1 << 6
     served.let_go()
@@ -216,7 +216,7 @@ def test_an_old_driver_leaves_one_in_use_as_it_is(
         raise BusyError(path, ["mounted on /mnt"])
 
     with monkeypatch.context() as patch:
-        patch.setattr("dmcopy.export.ublk.served.check_unused", used)
+        patch.setattr("dmcopy.export.lasting.check_unused", used)
         disk.sectors += 8
         devices.resized("disk")
     assert driver.devices[0].params[7] == SECTORS

@@ -24,11 +24,13 @@ class NoDevices:
         return []
 
 
+pytestmark = pytest.mark.usefixtures("driver")
+
+
 @pytest.fixture(autouse=True)
-def _here(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver that is played is this machine's."""
     monkeypatch.setenv("DMCOPY_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setattr("dmcopy.io.ublk.UblkControl", lambda: driver)
     monkeypatch.setattr("dmcopy.export.ublk.devices.UblkDevices.why_not", lambda: "")
     monkeypatch.setattr("dmcopy.io.ublk.node", lambda number: str(tmp_path / f"ublkc{number}"))
 
