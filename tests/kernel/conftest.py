@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dmcopy.block import sysfs
 from dmcopy.block.mounts import parse_mountinfo
 from dmcopy.cli import main
 from dmcopy.ledger import Ledger
@@ -56,7 +57,8 @@ def no_device_is_left(tmp_path: Path) -> Iterator[None]:
 
 def devices() -> set[str]:
     """Return the names of all mapped devices that have had a table, without a call of dmsetup."""
-    return {unmangle(path.read_text().strip()) for path in Path("/sys/block").glob("dm-*/dm/name")}
+    names = (sysfs.read(f"/sys/block/{disk}/dm/name") for disk in sysfs.entries("/sys/block"))
+    return {unmangle(name) for name in names if name}  # one that just goes has no name any more
 
 
 def _remove(left: set[str], mapper: KernelMapper) -> None:
