@@ -159,6 +159,7 @@ def test_one_that_is_served_in_the_foreground(tmp_path: Path) -> None:
         run("blkdiscard", "--zeroout", "-o", 2 << 20, "-l", 1 << 20, node)
         with open(node, "r+b") as file:
             os.fsync(file.fileno())
+        run("udevadm", "settle")  # it reads what was written to
         assert serving.end() == (0, "")
     content = disk.read_bytes()
     assert content[12288:16384] == bytes(4096)
@@ -170,7 +171,7 @@ def test_one_that_is_served_in_the_foreground(tmp_path: Path) -> None:
     assert {"write", "write fua", "flush", "discard"} <= kinds
     with Serving("--via", "nbd-device", "--read-only", disk) as serving:
         assert run("blockdev", "--getro", *serving.found).strip() == "1"
-        run("udevadm", "settle")  # which looks at it, too
+        run("udevadm", "settle")
     table = f"0 {SECTORS} delay {disk} 0 0 {disk} 0 30000"
     serving = Serving("--via", "nbd-device", "--table", table)
     (node,) = serving.found
