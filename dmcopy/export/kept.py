@@ -66,7 +66,9 @@ class Kept:
     def load(self) -> list[ConciseDevice]:
         """Return what another server had. Raises MetadataError, UsageError where none was."""
         try:
-            with open(self._path, "rb") as file:
+            # A FIFO without a writer is empty then, and not waited for.
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            with open(os.open(self._path, flags), "rb") as file:
                 kept = json.load(file)
                 self.marks = {one["name"]: one["mark"] for one in kept}
                 return [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from dmcopy.block import BlockDevice
-from dmcopy.errors import MetadataError
+from dmcopy.errors import MetadataError, UsageError
 from dmcopy.export.kept import Kept, restore
 from dmcopy.io import Device
 from dmcopy.mapper.userspace import UserMapper
@@ -62,5 +63,14 @@ def test_what_was_damaged_is_a_sentence(
 ) -> None:
     monkeypatch.setenv("DMCOPY_RUNTIME_DIR", str(tmp_path))
     Path(kept_path()).write_bytes(content)
+    with pytest.raises(MetadataError, match="is not what a device server keeps"):
+        Kept().load()
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DMCOPY_RUNTIME_DIR", str(tmp_path))
+    with pytest.raises(UsageError, match="no device server was killed"):
+        Kept().load()
+    os.mkfifo(kept_path())
     with pytest.raises(MetadataError, match="is not what a device server keeps"):
         Kept().load()

@@ -328,6 +328,8 @@ def test_a_pool_does_not_grow_by_what_is_served_from_several_runs() -> None:
         pool.give(taken)
         for page in pages[1::2]:
             pool.give(page)
+        assert pool.take(8 * 4096) == ((0, 8 * 4096),), "all of it, put together"
+        pool.give(((0, 8 * 4096),))
         runs = [run for same in pool._runs.values() for run in same]
         assert sum(length for ((_, length),) in runs) == 8 * 4096
         assert all(length for ((_, length),) in runs)

@@ -36,6 +36,17 @@ def test_gives_pieces_when_it_must() -> None:
     assert sorted(pool.take(2 * 4096) or ()) == [(0, 4096), (2 * 4096, 4096)]
 
 
+def test_gives_the_longest_pieces_first() -> None:
+    """Each is an extent of the request: the fewer the better."""
+    pool = PagePool(8)
+    pages = sorted(pool.take(4096) or () for _ in range(8))
+    for page in (0, 2, 4, 5):
+        pool.give(pages[page])
+    taken = pool.take(3 * 4096) or ()
+    assert len(taken) == 2
+    assert taken[0] == (4 * 4096, 2 * 4096)
+
+
 @pytest.mark.parametrize("pages", [0, -1])
 def test_less_than_a_page_is_refused(pages: int) -> None:
     with pytest.raises(UsageError, match="at least one page"):
