@@ -274,6 +274,27 @@ def test_a_run_without_devices_imports_nothing_of_the_engine(pytester: pytest.Py
     ]
 
 
+def test_pytest_does_not_rewrite_the_package_of_the_plugin(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        # As pytest does where dmcopy is installed from a wheel, before it loads the plugin.
+        marking="""
+        import sys
+        for finder in sys.meta_path:
+            getattr(finder, "mark_rewrite", str)("dmcopy")
+        """,
+        test_it="""
+        import sys
+        def test_it(dm):
+            names = [name for name in sys.modules if name.startswith("dmcopy.")]
+            loaders = {name: type(sys.modules[name].__loader__).__name__ for name in names}
+            del loaders["dmcopy.testing"]
+            assert set(loaders.values()) == {"SourceFileLoader"}, loaders
+        """,
+    )
+    result = pytester.runpytest_subprocess("-p", "marking", "-p", "no:cacheprovider", timeout=60)
+    result.assert_outcomes(passed=1)
+
+
 def test_workers_side_by_side(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
