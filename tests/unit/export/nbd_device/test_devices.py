@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dmcopy.cli.main import main
 from dmcopy.errors import BusyError, DeviceError, UsageError
 from dmcopy.export.base import Place
 from dmcopy.export.nbd.devices import NbdDevices
@@ -310,3 +311,16 @@ def test_root_has_nodes_of_it_where_there_is_no_ublk(
     second.remove("data")
     assert not driver.devices
     assert not os.path.lexists(tmp_path / "dev/data")
+
+
+def test_where_there_is_no_driver_one_sentence_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dmcopy.io.nbd._MODULE", "/no/module")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert main(["serve", "--via", "nbd-device", str(tmp_path)]) == 5
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "nbd-device: this kernel has no nbd driver" in said.err
+    assert "(modprobe nbd)" in said.err
