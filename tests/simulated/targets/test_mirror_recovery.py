@@ -70,6 +70,9 @@ class MemoryDisks(Disks):
         assert (sector, count) == (0, None)
         return bytes(self.found[self.paths[disk]].content)
 
+    def same(self, disk: str, other: Disks) -> bool:
+        return self.peek(disk) == other.peek(disk)
+
 
 Delays = list[tuple[RegionHash, int]]
 """Where and to which region a write was delayed."""
