@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dmcopy.cli.options import seeds_range
 from dmcopy.cli.output import add_json, emit_json, say
-from dmcopy.cli.parser import positive
+from dmcopy.cli.parser import given, positive
 from dmcopy.errors import ExitCode, MissingError, UsageError
 from dmcopy.units import parse_count
 
@@ -37,6 +37,7 @@ Ends with 0 where all seeds pass, with 1 where one fails, and prints the command
 """
 _EVERY: Final = 30.0
 _FAILURES: Final = 5
+_MOST_WORKERS: Final = 1024
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="stop when that much of what the function returns is summed up",
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="keep results in FILE, and continue what is in it"
+        "--out", type=given, metavar="FILE", help="keep results in FILE, and continue what is in it"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=N", help="call the function with it"
@@ -100,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
     options, sums = _options(args.set), _sums(args.stop_at)
     seeds.check(seeds.find(args.function), options)
     workers = args.workers or len(os.sched_getaffinity(0))
+    if workers > _MOST_WORKERS:
+        raise UsageError(f"--workers {workers}: give {_MOST_WORKERS} at most")
     make, width = _executor(args, workers)
     with Results(args.out, args.function, options) as results:
         told = _Told(results, args.seeds)

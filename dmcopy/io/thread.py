@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -45,7 +46,8 @@ class ReactorThread(Closing):
 
     def close(self) -> None:
         if not self._stopping:
-            self.call(self._stop)
+            with contextlib.suppress(ClosedError):  # it took this before it was woken, and ended
+                self.call(self._stop)
             self._thread.join()
 
     def _stop(self, reactor: Reactor) -> None:

@@ -83,7 +83,9 @@ class Campaign:
         finally:
             for future in self._under_way:
                 future.cancel()
-            self._executor.shutdown(wait=False)
+            # Idle workers end immediately; at the interpreter's end, the pool's thread would meet
+            # what is closed already, and say so (Python 3.11).
+            self._executor.shutdown(wait=not self._under_way)
 
     def _check_pool(self) -> None:
         """Raise MissingError where nothing under way will ever end.

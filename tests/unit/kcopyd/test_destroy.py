@@ -88,6 +88,22 @@ def test_from_outside_it_waits_for_copies_under_way(thread: ReactorThread, tmp_p
     assert (tmp_path / "dest").read_bytes() == (tmp_path / "source").read_bytes()
 
 
+def test_a_thread_that_ends_before_it_is_woken_has_ended_well() -> None:
+    """It was awake, took what was posted, and closed its reactor before it was to be woken."""
+    thread = ReactorThread("threads")
+    poller = thread.reactor._poller
+    wake = poller.wake
+
+    def late() -> None:
+        wake()
+        thread._thread.join(SECONDS)
+        wake()
+
+    poller.wake = late  # type: ignore[method-assign]
+    thread.close()
+    assert not thread._thread.is_alive()
+
+
 def test_from_outside_one_without_jobs_ends_immediately(thread: ReactorThread) -> None:
     client = Client(8, reactor=thread.reactor)
     client.destroy(SECONDS)

@@ -241,6 +241,8 @@ def test_what_is_no_history(explore: Explore) -> None:
         ((GOOD, "--seeds", "1", "--stop-at", "7"), "--stop-at 7: give NAME=N"),
         ((GOOD, "--seeds", "1", "--stop-at", "a=-7"), "--stop-at a=-7: give NAME=N"),
         ((GOOD, "--seeds", "1", "--workers", "-3"), "-3 is too small"),
+        ((GOOD, "--seeds", "1", "--workers", "99999999999"), "give 1024 at most"),
+        ((GOOD, "--seeds", "1", "--out", ""), "it is empty"),
         ((GOOD, "--seeds", "1", "--workers", "1", "--cluster", "x"), "not allowed with"),
     ):
         code, _, err = explore(*words)
