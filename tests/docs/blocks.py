@@ -133,24 +133,28 @@ def steps(text: str) -> list[Step]:
     return found
 
 
-def run(block: Block, folder: Path, *wrapper: str) -> None:
+def run(block: Block, folder: Path, *wrapper: str, commands: Path | None = None) -> None:
     """Run a block in `folder`; an AssertionError tells where and how it differs from the page.
 
-    `wrapper`: the words of a command that runs the words behind it.
+    `wrapper`: the words of a command that runs the words behind it. `commands`: where there is a
+    `dmcopy` and a `python` that stand for this Python's.
     """
     if block.place == "checkout":
         folder = ROOT
+    first = commands or Path(sys.executable).parent
     if block.is_file:
         (folder / block.place).write_text(block.text)
         return
     if block.language == "python":
-        done = _run([*wrapper, sys.executable, "-c", block.text], folder)
+        python = sys.executable if commands is None else str(commands / "python")
+        done = _run([*wrapper, python, "-c", block.text], folder, first)
         assert done.returncode == 0, f"{block.where} fails:\n{done.stdout}"
         return
     session = steps(block.text)
     between = f"_status=$?; echo '{_MARK}' $_status; (exit $_status)\n"
     script = between + "".join(f"{step.command}{between}" for step in session)
-    said = re.split(f"{_MARK} (\\d+)\n", _run([*wrapper, "bash", "-c", script], folder).stdout)[2:]
+    done = _run([*wrapper, "bash", "-c", script], folder, first)
+    said = re.split(f"{_MARK} (\\d+)\n", done.stdout)[2:]
     outputs, statuses = said[:-1:2], said[1::2]
     assert len(outputs) == len(session), f"{block.where} ends early:\n{''.join(said)}"
     asked = [step.command.strip() == "echo $?" for step in session[1:]] + [False]
@@ -180,9 +184,9 @@ def _loosely(line: str) -> str:
     return re.sub(r"(\\ ){2,}", " +", ".*".join(pieces))
 
 
-def _run(argv: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def _run(argv: list[str], folder: Path, first: Path) -> subprocess.CompletedProcess[str]:
     environment = {
-        "PATH": f"{Path(sys.executable).parent}:{_SYSTEM_PATH}",
+        "PATH": f"{first}:{Path(sys.executable).parent}:{_SYSTEM_PATH}",
         "HOME": str(folder),
         "TMPDIR": os.environ.get("TMPDIR", "/tmp"),
         "LC_ALL": "C.UTF-8",

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.docs.blocks import FILES, ROOT, blocks, run
 
-pytestmark = pytest.mark.kernel(either=True)
+from .forking import commands
+
+pytestmark = pytest.mark.kernel(either=True, cost=15)
+
+
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
+    """Where there are commands that start quickly; in the long run there are none."""
+    if os.environ.get("DMCOPY_TEST") == "long":
+        yield None
+        return
+    with commands(tmp_path_factory.mktemp("forked")) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize(
@@ -17,6 +31,6 @@ pytestmark = pytest.mark.kernel(either=True)
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 @pytest.mark.usefixtures("scratch_disks")
-def test_every_block_runs_as_printed(path: Path, tmp_path: Path) -> None:
+def test_every_block_runs_as_printed(path: Path, tmp_path: Path, forked: Path | None) -> None:
     for block in blocks(path, "guest"):
-        run(block, tmp_path)
+        run(block, tmp_path, commands=forked)
