@@ -34,17 +34,18 @@ def _driver() -> Iterator[None]:
     assert not Path("/sys/module/nbd").exists()  # to ask does not load it
     run("modprobe", "nbd", "nbds_max=1")
     assert NbdControl().why_not() == ""
+    run("udevadm", "settle")  # it looks at the new device, which is not free meanwhile
     ours, theirs = socket.socketpair()
     with ours, theirs:
         number = NbdControl().connect(
             "another's", theirs.fileno(), sectors=0, block_size=512, flags=1, wait=False
         )
-        assert number == 0
-        yield
+        if number == 0:
+            yield
         left = [NbdControl().mark(number) for number in NbdControl().numbers()]
         for number in NbdControl().numbers():
             NbdControl().disconnect(number)
-    assert left == ["another's"]
+    assert (number, left) == (0, ["another's"])
     until(unloaded, "the driver to go, as it does when nothing is connected")
 
 
