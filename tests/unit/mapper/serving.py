@@ -43,7 +43,7 @@ class NoNodes(Nodes):
     def number(self, name: str) -> None:
         del name
 
-    def add(self, name: str, device: Device, *, left: str = "") -> None:
+    async def adding(self, name: str, device: Device, *, left: str = "") -> None:
         assert not left
         self.added[name] = device
 
