@@ -100,10 +100,17 @@ class NbdControl:
             _socket(descriptor),
         ]
         (number,) = _U32.unpack(self._ask(_CONNECT, *asked)[_INDEX])
+        return int(number)
+
+    def retry_soon(self, number: int) -> None:
+        """Have requests under way look for another server each `RETRY_MS`.
+
+        Only once a device is served: 6.12 waits for all that is under way to it, as what udev
+        reads of a new one (queue_attr_store in block/blk-sysfs.c).
+        """
         path = f"{_BLOCKS}/nbd{number}/queue/io_timeout"
         with contextlib.suppress(OSError), open(path, "w", encoding="ascii") as file:
             file.write(str(RETRY_MS))
-        return int(number)
 
     def reconnect(self, number: int, mark: str, descriptor: int) -> None:
         """Have a device continue with another socket, if the driver knows that the last is dead.

@@ -81,6 +81,7 @@ class AttachedDevice(LastingDevice):
         ours, number = await self._calling(joined, "make an nbd device of it")
         self._serve(ours)
         self._note(number)
+        await self._doing(self._control.retry_soon, "set how often it looks for its server")
 
     async def _continue(self) -> None:
         self._serve(await self._doing(self._take, "take it over"))

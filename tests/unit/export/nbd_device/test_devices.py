@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tests.unit.export.nbd_device.driver import (
     FUA,
     READ,
     RECONFIGURE,
+    SECONDS,
     TRIM,
     WRITE,
     ZEROES,
@@ -59,6 +61,24 @@ def test_a_device_is_what_it_was_said_to_be(
     devices.remove("disk")
     assert not driver.devices
     assert ledger.entries() == []
+
+
+def test_what_udev_reads_of_a_new_device_is_answered_meanwhile(
+    devices: NbdDevices, driver: Driver, disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """6.12 lets nobody set a queue's timeout before what is under way has ended."""
+    told: list[int] = []
+
+    def waits(number: int) -> None:
+        cookie, deadline = driver.ask(READ, 0, 8), time.monotonic() + SECONDS
+        while cookie not in driver.devices[number].results:
+            assert time.monotonic() < deadline, "the read is not answered"
+            driver.look(number)
+        told.append(number)
+
+    monkeypatch.setattr(driver, "retry_soon", waits)
+    devices.add("disk", disk)
+    assert told == [0]
 
 
 def test_what_is_read_only_is_so_there(devices: NbdDevices, driver: Driver) -> None:
