@@ -180,4 +180,4 @@ def test_it_ends_when_it_is_told_to(devices: KernelMapper, line: str) -> None:
         os.kill(command.pid, number)
         assert command.code() == ExitCode.INTERRUPTED, (number, early)
         assert {info.name for info in devices.ls()} == before, (number, early)
-        assert children() == []
+        until(f"what {line} has started to end", lambda: not children())
