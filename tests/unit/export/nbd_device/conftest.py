@@ -9,10 +9,11 @@ import pytest
 
 from dmcopy.export.nbd.devices import NbdDevices
 from dmcopy.io import Reactor
-from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.ledger import Ledger
+from tests.unit.export.lasting import disk, ledger, reactor
 from tests.unit.export.nbd_device.driver import Driver
-from tests.unit.export.ublk.conftest import SECTORS, Patient
+
+__all__ = ["disk", "ledger", "reactor"]
 
 
 @pytest.fixture
@@ -21,24 +22,6 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.setattr("dmcopy.io.nbd._BLOCKS", str(made.blocks))
     monkeypatch.setattr("dmcopy.io.nbd.NbdControl", lambda: made)
     monkeypatch.setattr("dmcopy.export.lasting.check_unused", lambda _path: None)
-    return made
-
-
-@pytest.fixture
-def reactor() -> Iterator[Reactor]:
-    with Reactor(lambda poller: Patient(poller, 7), stacked=True) as made:
-        yield made
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "ledger")
-
-
-@pytest.fixture
-def disk() -> SimulatedDisk:
-    made = SimulatedDisk(SECTORS)
-    made.load(bytes(number % 251 for number in range(SECTORS << 9)))
     return made
 
 

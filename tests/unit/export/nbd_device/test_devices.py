@@ -21,6 +21,7 @@ from dmcopy.io.nbd import WAIT_SECONDS
 from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.ledger import Ledger, LedgerEntry
 from dmcopy.mapper.reap import Reaper
+from tests.unit.export.lasting import SECTORS
 from tests.unit.export.nbd_device.driver import (
     CONNECT,
     DISCONNECT,
@@ -36,7 +37,6 @@ from tests.unit.export.nbd_device.driver import (
     result,
     until,
 )
-from tests.unit.export.ublk.conftest import SECTORS
 
 WRITABLE = 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 11
 

@@ -14,7 +14,7 @@ from dmcopy.export.ublk.devices import UblkDevices
 from dmcopy.io import Reactor
 from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.ledger import Ledger
-from tests.unit.export.ublk.conftest import SECTORS
+from tests.unit.export.lasting import SECTORS
 from tests.unit.export.ublk.driver import READ, UPDATE_SIZE, WRITE, Driver, result, until
 
 ADD, DELETE, START, STOP, PARAMS, RECOVER = 0x04, 0x05, 0x06, 0x07, 0x08, 0x10

@@ -14,7 +14,7 @@ from dmcopy.export.ublk.requests import DEPTH, MAX_BYTES
 from dmcopy.io import Io, Op, Reactor
 from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.io.stacked import StackedDevice
-from tests.unit.export.ublk.conftest import SECTORS
+from tests.unit.export.lasting import SECTORS
 from tests.unit.export.ublk.driver import (
     DISCARD,
     FLUSH,
