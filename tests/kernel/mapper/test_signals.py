@@ -55,17 +55,23 @@ class Command:
 
     def __init__(self, words: list[str], stderr: Callable[[], int]) -> None:
         self.words = words
+        reading, writing = os.pipe()
         self.pid = os.fork()
         if not self.pid:
             code = 99
             try:
+                for number in signals.ENDING:
+                    signal.signal(number, signal.SIG_DFL)
+                os.write(writing, b".")
                 code = self._become(stderr())
             finally:
                 os._exit(code)
+        os.close(writing)
+        # Until then it has this process's handlers: what it caught by those would be forgotten.
+        assert os.read(reading, 1)
+        os.close(reading)
 
     def _become(self, stderr: int) -> int:
-        for number in signals.ENDING:
-            signal.signal(number, signal.SIG_DFL)
         os.dup2(null(), 1)
         if stderr < 0:
             os.close(2)
