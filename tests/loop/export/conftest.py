@@ -68,6 +68,14 @@ class Serving:
         self.stack.enter_context(made)
         return made.add(name, self.mapper.open(name))
 
+    def snapshot(self, origin: str, image: Path, cow: Path, sectors: int) -> str:
+        """Make a snapshot of a device over an image, and serve it as a loop device."""
+        self.mapper.load(origin, Table.parse(f"0 {sectors} snapshot-origin {image}"))
+        self.make("then", f"0 {sectors} snapshot {image} {cow} P 8")
+        self.mapper.suspend(origin)
+        self.mapper.resume(origin)
+        return self.loop("then")
+
     def mount(self, device: str, *options: str) -> Path:
         """Mount a device on a folder, until the end of the test, or `umount`."""
         point = self.folder / f"{os.path.basename(device)}.mounted"

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.table import Table
 from tests.loop.export.conftest import SECONDS, Serving
 from tests.loop.export.exerciser import DifferenceError, Exerciser
 
@@ -37,11 +36,7 @@ def test_files_of_an_origin_and_of_its_snapshot(serving: Serving, kind: str, see
     old = ended(serving, begun(serving, on_live / "old", seed))
     serving.umount(on_live)
 
-    serving.mapper.load("live", Table.parse(f"0 {sectors} snapshot-origin {image}"))
-    serving.make("then", f"0 {sectors} snapshot {image} {cow} P 8")
-    serving.mapper.suspend("live")
-    serving.mapper.resume("live")
-    then = serving.loop("then")
+    then = serving.snapshot("live", image, cow, sectors)
     serving.mount(live)
     on_then = serving.mount(then, *(["-o", "nouuid"] if kind == "xfs" else []))
     at_once = [

@@ -52,11 +52,7 @@ def test_a_file_system_and_its_snapshot_live_side_by_side(serving: Serving, kind
     old = serving.shell('sync -f "$1"; cd "$1" && sha256sum old/*', on_live)
     serving.umount(on_live)
 
-    serving.mapper.load("live", Table.parse(f"0 {sectors} snapshot-origin {image}"))
-    serving.make("then", f"0 {sectors} snapshot {image} {cow} P 8")
-    serving.mapper.suspend("live")
-    serving.mapper.resume("live")
-    then = serving.loop("then")
+    then = serving.snapshot("live", image, cow, sectors)
     on_live = serving.mount(live)
     on_then = serving.mount(then, *(["-o", "nouuid"] if kind == "xfs" else []))
     serving.shell(
