@@ -111,8 +111,8 @@ def test_what_keeps_a_device_in_use_is_the_error_of_its_test(pytester: pytest.Py
         def ended():
             yield
             for one in kept:
-                one.kill()
-                one.wait(60)
+                with one:
+                    one.kill()
 
         def test_lock(scratch_disk):
             disk = scratch_disk("1M")
