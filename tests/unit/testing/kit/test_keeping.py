@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import textwrap
 from pathlib import Path
@@ -16,7 +17,7 @@ from dmcopy.mapper import cookies
 from dmcopy.mapper.cookies import Cookie
 from dmcopy.testing import facts, keeping
 from dmcopy.testing.kit import leaks, watchdog
-from dmcopy.testing.kit.leaks import Leaks
+from dmcopy.testing.kit.leaks import Leaks, Present
 
 pytest_plugins = ["pytester"]
 
@@ -33,6 +34,20 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
     made = Ledger(tmp_path / "ledger.jsonl")
     monkeypatch.setattr(ledgers, "default_path", lambda: made.path)
     return made
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a machine without disks and mounts: its block devices, and self/mountinfo.
+
+    Of the real one everything is "what the test left" in a guest, also what other tests make.
+    """
+    place = tmp_path / "machine"
+    (place / "self").mkdir(parents=True)
+    (place / "self/mountinfo").touch()
+    monkeypatch.setattr(leaks, "_BLOCK", place)
+    monkeypatch.setattr(sysfs, "LIVE", sysfs.LIVE._replace(proc=str(place)))
+    return place
 
 
 def run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
@@ -93,8 +108,10 @@ def test_each_leak_is_the_error_of_the_test_that_left_it(
     result.stdout.no_fnmatch_line("*test_clean*ERROR*")
     assert ledger.entries() == []
     assert "test_mount0" not in Path("/proc/self/mounts").read_text()
+    file = re.search(r"/dev/loop\d+ of (\S+)/file0\.img; it", result.stdout.str())
+    assert file is not None
     loops = subprocess.run(["losetup", "--list"], capture_output=True, text=True, check=True)
-    assert "file0.img" not in loops.stdout
+    assert file[1] not in loops.stdout
 
 
 @served
@@ -136,7 +153,9 @@ def test_what_keeps_a_device_in_use_is_the_error_of_its_test(pytester: pytest.Py
 
 
 @as_root
-def test_what_is_anothers_is_no_leak(tmp_path: Path, ledger: Ledger) -> None:
+def test_what_is_anothers_is_no_leak(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     leaks = Leaks(ledger, [mine], alone=False)
     nodes = []
@@ -159,6 +178,8 @@ def test_what_is_anothers_is_no_leak(tmp_path: Path, ledger: Ledger) -> None:
         assert left.servers == []
         assert leaks.remove(left) == []
         assert str(leaks.find()) == ""
+        present = Present.now()  # other tests work here, too
+        monkeypatch.setattr(Present, "now", lambda: present)
         kept = Leaks(ledger, [], alone=True)
         assert str(kept.find()) == ""
     finally:
@@ -167,6 +188,7 @@ def test_what_is_anothers_is_no_leak(tmp_path: Path, ledger: Ledger) -> None:
         subprocess.run(["losetup", "--detach", nodes[1]], check=True)
 
 
+@pytest.mark.usefixtures("machine")
 def test_in_a_guest_all_that_is_new_is_left(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,42 +207,32 @@ def test_in_a_guest_all_that_is_new_is_left(
     assert removed == [new.option]
 
 
-def test_a_loop_device_that_goes_by_itself_is_no_leak(
-    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(leaks, "_BLOCK", tmp_path)
+def test_a_loop_device_that_goes_by_itself_is_no_leak(machine: Path, ledger: Ledger) -> None:
     guest = Leaks(ledger, [], alone=True)
     for name, text in (("loop0", "1\n"), ("loop1", "0\n")):
-        (tmp_path / name / "loop").mkdir(parents=True)
-        (tmp_path / name / "loop/autoclear").write_text(text)
+        (machine / name / "loop").mkdir(parents=True)
+        (machine / name / "loop/autoclear").write_text(text)
     assert guest.find().loops == ["loop1"]
 
 
-def test_a_mapped_device_is_the_tests_that_lies_on_its_disks(
-    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(leaks, "_BLOCK", tmp_path)
+def test_a_mapped_device_is_the_tests_that_lies_on_its_disks(machine: Path, ledger: Ledger) -> None:
     here, guest = (Leaks(ledger, [], alone=alone) for alone in (False, True))
     for disk, name, below in (
         ("dm-0", "top", "dm-2"),
         ("dm-1", "another's", "sda"),
         ("dm-2", "a\\x20b", "loop7"),
     ):
-        (tmp_path / disk / "dm").mkdir(parents=True)
-        (tmp_path / disk / "dm/name").write_text(f"{name}\n")
-        (tmp_path / disk / "slaves" / below).mkdir(parents=True)
+        (machine / disk / "dm").mkdir(parents=True)
+        (machine / disk / "dm/name").write_text(f"{name}\n")
+        (machine / disk / "slaves" / below).mkdir(parents=True)
     assert list(here.find(["/dev/loop7"]).devices.values()) == ["a b", "top"]
     left = leaks.Left(devices=guest.find().devices)
     assert str(left) == "the mapped device another's, the mapped device a b, the mapped device top"
 
 
-def test_what_the_machine_mounts_at_a_first_use_is_no_leak(
-    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "self").mkdir()
-    monkeypatch.setattr(sysfs, "LIVE", sysfs.LIVE._replace(proc=str(tmp_path)))
+def test_what_the_machine_mounts_at_a_first_use_is_no_leak(machine: Path, ledger: Ledger) -> None:
     guest = Leaks(ledger, [], alone=True)
-    (tmp_path / "self/mountinfo").write_text(
+    (machine / "self/mountinfo").write_text(
         "40 1 0:30 / /run/netns rw shared:5 - tmpfs tmpfs rw\n"
         "41 40 0:4 net:[4026532177] /run/netns/far rw shared:6 - nsfs nsfs rw\n"
         "42 1 0:31 / /sys/kernel/debug/tracing rw - tracefs tracefs rw\n"
@@ -235,14 +247,13 @@ def test_what_the_machine_mounts_at_a_first_use_is_no_leak(
 
 
 def test_what_a_fixture_of_a_wider_scope_makes_meanwhile_is_no_leak(
-    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    machine: Path, ledger: Ledger
 ) -> None:
-    monkeypatch.setattr(leaks, "_BLOCK", tmp_path)
     guest = Leaks(ledger, [], alone=True)
 
     def attach(name: str) -> None:
-        (tmp_path / name / "loop").mkdir(parents=True)
-        (tmp_path / name / "loop/autoclear").write_text("0\n")
+        (machine / name / "loop").mkdir(parents=True)
+        (machine / name / "loop/autoclear").write_text("0\n")
 
     attach("loop0")
     with guest.apart():
