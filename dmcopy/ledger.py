@@ -5,8 +5,8 @@ One JSON object a line, appended and synced before the thing is made (`add`) and
 the file, a process the start time that were noted, or it is another's by now. It lies below
 everything that makes things: loop devices, mapped devices, mounts and servers alike.
 
-A process that makes or removes a thing only appends, however long the file is. Whenever it has
-become twice as long as what was in it, it is written anew with what is still there.
+A process that makes or removes a thing only appends, however long the file is. When it is
+twice as long as it was when last written anew, it is written anew with the things still there.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class LedgerEntry:
     """A thing that was made.
 
     `name`: a device's name, a loop device's node, a mount point, a server's command, the key of a
-    cookie of udev's, a symbolic link. `uuid`: what else identifies it: the device's UUID, what
-    tells its disk from others of this boot, the file of a loop device that is to be made or to
-    stay, what is mounted, the mark of a ublk or nbd device, the server's "pid start-time", where a
-    link leads. `owner` is the process that made it, in the same form as a server, `boot` the boot
+    cookie of udev's, a symbolic link. `uuid`: what else identifies it: the UUID of a mapped
+    device, the mark of a loop, ublk or nbd device (the file of a loop device that is to be made or
+    to stay), the source of a mount, the "pid start-time" of a server, the target of a symbolic
+    link. `owner` is the process that made it, in the same form as a server, `boot` the boot
     that it was made in. `keep`: it is meant to outlive its owner.
     """
 

@@ -1,4 +1,4 @@
-"""Observers: what only watches must not change what is done."""
+"""Observers: callbacks that watch, and must not change the work, whatever they raise."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def _names(device: DeviceInfo, *, path: bool) -> list[str]:
 
 
 def _probed(device: DeviceInfo, roots: Roots) -> DeviceInfo:
-    """Fill in what is on the device, and what only udev knows."""
+    """Fill in the content of the device, and the facts that only udev knows."""
     told = _told(device, roots)
     on_it = content.probe(device.node) if device.sectors else Content()
     if on_it == Content():  # nothing on it, or it takes root to read it

@@ -1,7 +1,7 @@
 """One file of /dev/fuse in the tree of files: mounted by mount(2) as root, else by fusermount3.
 
-What is mounted is a regular file, and so is what it is mounted on: one that is made for it and
-removed with it. (fusermount3 does that, too: it looks at what the mount point is.)
+The root of the mount is a regular file, and so is the mount point: one that is made for it and
+removed with it. (fusermount3 mounts so, too, where the mount point is a file.)
 """
 
 from __future__ import annotations

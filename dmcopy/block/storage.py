@@ -1,8 +1,8 @@
 """Where bytes of a device really are: under partitions, loop devices and mapped devices.
 
 Two paths can lead to the same bytes without being the same device: /dev/sda and /dev/sda1, a file
-and the loop device that is made of it, a disk and a linear mapping of it. What can be followed byte
-by byte is; of what cannot (a thin volume, RAID) it is known at least what is below.
+and the loop device that is made of it, a disk and a linear mapping of it. Devices that map
+byte by byte are followed; of others (a thin volume, RAID) at least the devices below are known.
 """
 
 from __future__ import annotations

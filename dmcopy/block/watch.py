@@ -43,8 +43,8 @@ class Watch(Closing, Iterator[Uevent]):
     """An iterator of events until `timeout` seconds have passed or `close()` is called.
 
     `close` may be called from any thread, and wakes one that waits. When events come faster than
-    they are read and the kernel drops some, the devices are listed again and what differs from what
-    was known is told instead. `source` is "udev" where udevd runs, else "kernel".
+    they are read and the kernel drops some, the devices are listed again, and each difference from
+    the last list is told as an event instead. `source` is "udev" where udevd runs, else "kernel".
 
     Raises MissingError without libudev.
     """

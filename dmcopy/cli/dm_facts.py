@@ -37,7 +37,7 @@ _P = TypeVar("_P", bound=argparse.ArgumentParser)
 
 
 def configure(verbs: argparse._SubParsersAction[_P]) -> None:
-    """Declare the verbs. What dmsetup prints for a verb is what it prints itself; JSON is ours."""
+    """Declare the verbs. For a verb of dmsetup's it prints the same; JSON is ours."""
     ls = _looking(verbs, "ls", "list the devices", _ls)
     add_flags(ls, "--tree", typed=True, help="how they stand on each other")
     add_value(ls, "--target", typed=True, metavar="TYPE", help="only those with such a target")

@@ -42,7 +42,7 @@ def configure_status(parser: argparse.ArgumentParser) -> None:
 
 
 def run_status(args: argparse.Namespace) -> int:
-    """Print what each mirror is, and what was interrupted."""
+    """Print the state of each mirror, and the workflows that were interrupted."""
     if args.watch:
         return _watch(args)
     site = Site(args.mapper)

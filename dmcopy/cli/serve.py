@@ -25,12 +25,13 @@ examples:
   nbd-client -unix SOCKET -N NAME /dev/nbd0                      as a block device, as root
   dmcopy serve --resume           the devices of 'dm --engine user', whose server was killed
 
-The userspace engine's devices: no root and no kernel driver are needed. What other programs open
-is printed, a line for each device, when it can be opened. SIGINT, SIGTERM and SIGHUP end it: what
-was asked for is done and flushed before.
+The userspace engine's devices: no root and no kernel driver are needed. The address or
+path of each device is printed, a line for each, when other programs can open it. SIGINT, SIGTERM
+and SIGHUP end the command: requests that have arrived are done and flushed before.
 
-Ends with 0 after one of these; with 2 for what cannot be, 5 when this machine lacks what --via
-needs, 6 when a device, a port or a socket is in use, or what was served still was at its end.
+Ends with 0 after one of these signals; 2 after a wrong word, 5 when this machine lacks something
+that --via needs, 6 when a device, a port or a socket is in use, or a served device still was at
+the end.
 """
 
 

@@ -14,7 +14,7 @@ _HEADERS: Final = ("Name", "Origin", "State", "Full", "Used", "COW", "Store", "C
 
 
 def emit_states(states: list[SnapshotState]) -> None:
-    """Print snapshots as a table, and below it what is wrong and what can be done."""
+    """Print snapshots as a table, and their troubles with a way out below it."""
     if not states:
         print("no snapshots")
         return

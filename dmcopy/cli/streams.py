@@ -1,4 +1,4 @@
-"""The streams of the command line: what is told must never change what is done.
+"""The streams of the command line: printing must never change the work.
 
 Neither stream raises. On stdout is what was asked for: once it cannot be written the rest is
 dropped, the command runs to its own end, and `finish` then says why, unless the reader has just

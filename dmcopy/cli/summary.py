@@ -1,4 +1,4 @@
-"""What a transfer says at its end, and what --dry-run says at its beginning."""
+"""The text of a transfer's end, and of --dry-run at its beginning."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from dmcopy.units import parse_sectors
 
 
 def run_transfer(request: TransferRequest, args: argparse.Namespace) -> int:
-    """Do what was asked for, print what came of it, and return the exit code."""
+    """Run the transfer, print its result, and return the exit code."""
     options = _options(args)
     with open_all(request, create=not args.dry_run) as opened:
         try:

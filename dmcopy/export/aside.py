@@ -31,8 +31,8 @@ def aside(reactor: Reactor, call: Callable[[], _T], waiting_for: str, *, timeout
 async def beside(reactor: Reactor, call: Callable[[], _T], waiting_for: str) -> _T:
     """Do the same as `aside`, as a change (`mapper.waiting`) beside which others are done.
 
-    A change that is given up waits all the same, and nothing else meanwhile: the call has begun,
-    and what it makes must not be lost.
+    A change that is given up still waits, and does nothing else meanwhile: the call has begun, and
+    the thing that it makes must not be lost.
     """
     results: list[_T] = []
     errors: list[BaseException] = []

@@ -16,7 +16,7 @@ from dmcopy.io.reactor import Reactor, Timer
 from dmcopy.mapper.waiting import Change, Until
 
 Told = Callable[[Any, Exception | None], object]
-"""Is called with what a command came to, or what it raised."""
+"""Is called with a command's result, or its exception."""
 
 
 class DeviceChange:
@@ -35,7 +35,7 @@ class DeviceChange:
     def give_up(self) -> None:
         """End it where it waits, as a signal ends the kernel's (dm_wait_for_completion).
 
-        One that has not begun is done all the same. May be called inside of callbacks.
+        One that has not begun is still done. May be called inside of callbacks.
         """
         self.given_up = True
 

@@ -57,7 +57,7 @@ class TlsSocket:
     def sendmsg(self, pieces: Sequence[bytes | memoryview]) -> int:
         """Send what the kernel takes of `pieces`; return how much that is.
 
-        What could not be sent must be what is sent next, with more behind it or not.
+        The rest has to be sent next, with more behind it or not.
         """
         sent = 0
         for chunk in _chunks(pieces):

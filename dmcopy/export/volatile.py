@@ -35,7 +35,7 @@ class Log(Protocol):
     """Is told what becomes durable, in the order in which it does; see `write_log.WriteLog`."""
 
     def write(self, block: int, data: bytes, *, fua: bool = False) -> None:
-        """Note a write."""
+        """Note a write, which is durable with `fua`."""
 
     def discard(self, block: int, count: int) -> None:
         """Note a discard, after which blocks are zeroes."""
@@ -116,7 +116,7 @@ class VolatileDisk(Layer):
     def _cut_by_itself(self, request: Io) -> None:
         self._end(request, errno.EIO)
         self._off = True
-        # Not inside of `submit`: what is told may want to end what submits.
+        # Not inside of `submit`: `power_lost` may end the program that submits.
         self._reactor.call_soon(partial(self.cut, self.seed))
 
     def _end(self, request: Io, error: int = 0) -> None:

@@ -175,7 +175,7 @@ class Reactor:
     ) -> None:
         """Step until `done()` is true; after `timeout`, DeadlineError says what was waited for.
 
-        Raises what `step` does, and what the handlers of signals raise.
+        Raises the exceptions of `step` and of the handlers of signals.
         """
         self._check_thread()
         if done():

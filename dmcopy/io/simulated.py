@@ -290,12 +290,6 @@ class SimulatedBackend:
                 flying[id(request.device)].append((order, request))
         return [disk.outcome(flying[id(disk)], rng) for disk in disks]
 
-    def after_power_cut(
-        self, disks: Sequence[SimulatedDisk], rng: random.Random
-    ) -> list[SimulatedDisk]:
-        """Return disks as these would be after a power cut now; the simulation itself continues."""
-        return [outcome.disk() for outcome in self.outcomes(disks, rng)]
-
     def _writes_in_flight(self) -> list[Io]:
         return [event[2] for event in self._events if event[2].op in _WRITES]
 
@@ -316,57 +310,6 @@ class Outcome(NamedTuple):
 
     def disk(self) -> SimulatedDisk:
         return SimulatedDisk.holding(self.content(), self.of.path, self.of.logical_block_size)
-
-
-class InstantBackend:
-    """`IoBackend` on simulated disks that does requests in order and without a delay.
-
-    For what is looked at after a power cut, where no order and no clock is under test.
-    """
-
-    name = "instant"
-
-    def __init__(self) -> None:
-        self._done: list[Request] = []
-        self._now = 0.0
-
-    def time(self) -> float:
-        """A virtual clock, in seconds."""
-        return self._now
-
-    def fileno(self) -> int:
-        """A simulation cannot be nested in another event loop."""
-        raise OSError(errno.ENOTSUP, "a simulated back end has no descriptor")
-
-    def submit(self, request: Request) -> None:
-        if isinstance(request, CopyIo):
-            Fan(request, self.submit).start()
-        elif request.preflush:
-            FlushFirst(request, self.submit).start()
-        else:
-            _perform(request, getattr(request.device, "writes", 0))
-            self._done.append(request)
-
-    def pin(self, memory: Memory) -> None:
-        """See `Reactor.pin`; nothing is gained by it here."""
-
-    def unpin(self, memory: Memory) -> None:
-        """See `Reactor.unpin`."""
-
-    def poll(self, timeout: float | None) -> list[Request]:
-        """Return what was done."""
-        done, self._done = self._done, []
-        if not done:
-            if timeout is None:
-                raise DeadlineError(
-                    "what is waited for never happens: the simulation has no I/O and no timer left"
-                )
-            self._now += timeout
-        return done
-
-    def close(self) -> None:
-        """Forget what was done."""
-        self._done.clear()
 
 
 def _perform(request: Io, covered: int) -> None:

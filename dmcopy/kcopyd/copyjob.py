@@ -112,7 +112,7 @@ class CopyJob(Job, Work):
         return self
 
     def book_part(self, part: Work, offset: int, totals: Totals) -> None:
-        """Note what became of a part, `offset` sectors from its start: what failed, what has it."""
+        """Note how a part, `offset` sectors from the start, ended: errors, good destinations."""
         if part.error:
             self._book_read_failure(part.source, part.error)
         elif not part.zeroes:

@@ -286,7 +286,7 @@ class Dispatcher:
                 self.on_idle()
 
     def _continue(self, job: Job, work: Work) -> None:
-        """Queue what is to be tried again in place of work that ended, or else what comes next."""
+        """Queue the retries of work that ended, or else the job's next piece."""
         if work.again:
             job.active += len(work.again)
             self._put_back(work.again)

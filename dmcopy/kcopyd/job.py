@@ -112,7 +112,7 @@ class Job:
     def add_done_callback(self, notify: Callable[[], object]) -> None:
         """Call `notify()` on the reactor when it is done, immediately if it is. From any thread.
 
-        What it raises is reported as what the job's callback raises, see `Reactor.on_exception`.
+        Its exceptions are reported as those of the job's callback, see `Reactor.on_exception`.
         """
         reactor = self.client.reactor
         if reactor.is_mine:

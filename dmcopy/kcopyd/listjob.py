@@ -98,7 +98,7 @@ class ListJob(Job):
 class Window(Work, ListCopyIo):
     """Moves that are under way together: all reads, then all writes.
 
-    It is given pages for twice what it moves, because what lies between two reads is read along.
+    It gets twice the pages that it moves, because the gap between two reads is read along.
     """
 
     alone = True

@@ -205,7 +205,7 @@ class _RefusedError(DmcopyError):
 
 
 def exit_code(outcomes: list[Answer]) -> ExitCode:
-    """Return what a command that ran these ends with: 4 for what differs, 1 for what failed."""
+    """Return the exit code for these: 4 after a difference, 1 after another failure."""
     codes = {outcome.code for outcome in outcomes}
     if ExitCode.MISMATCH in codes:
         return ExitCode.MISMATCH

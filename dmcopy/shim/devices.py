@@ -1,4 +1,4 @@
-"""The devices that a call of the shim is about: what is known of them, and what is done to them.
+"""The devices that a call of the shim is about: their facts, and the changes of them.
 
 `Devices` is what the shim asks of the device server, or of a stand-in of a test's.
 Names are as they were given, with no codes in them; lengths are in sectors.

@@ -61,7 +61,7 @@ def _create(
 
 
 def _too_long(name: str, uuid: str) -> str:
-    """Return what dmsetup says of what is longer than the kernel's structures, "" if nothing is."""
+    """Return dmsetup's error for a word longer than the kernel's structures, "" if none is."""
     if len(mangle(name)) > _MAX_NAME:
         return f"Name \"{name}\" too long."  # fmt: skip
     if len(mangle(uuid)) > _MAX_UUID:

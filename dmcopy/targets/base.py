@@ -1,7 +1,7 @@
 """What a userspace target is: `Target`, the `Bio` that it maps, and the `Host` that it runs in.
 
 The interface is the kernel's (include/linux/device-mapper.h): a constructor that opens devices and
-refuses what cannot be, `map` for every bio, `end_io`, `presuspend` … `resume`, `status`, `message`.
+refuses wrong tables, `map` for every bio, `end_io`, `presuspend` … `resume`, `status`, `message`.
 Unlike the kernel's, a target here runs on one thread, the reactor, and takes no locks; only its
 constructor, `presuspend`, `preresume`, `resume`, `postsuspend` and `destroy` may wait for I/O.
 """
@@ -259,8 +259,8 @@ class Target:
     def failed(self) -> None:
         """A callback has raised: `map` and `end_io` are not called any more. May not wait.
 
-        What is submitted here is the last that is not refused with EIO. See to it that `status`
-        and what is on the disks say no more than what is true.
+        A request that is submitted here is the last that is not refused with EIO. Afterwards
+        `status` and the metadata on the disks must claim nothing that does not hold.
         """
 
     def stopped(self) -> None:

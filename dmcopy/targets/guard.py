@@ -1,6 +1,6 @@
 """What a table does about an exception of a target of its own: `Guard`, then `FailedTarget`.
 
-No caller can say how far a callback got that raised, nor what waits for what it did not do. So the
+No caller can say how far a callback got that raised, nor which bios wait for the rest of it. So the
 table stops there as in a crash: its targets write nothing any more, and when the I/O that is under
 way has ended, so does every bio that they hold, with EIO.
 """

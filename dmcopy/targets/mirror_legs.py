@@ -64,7 +64,7 @@ class Leg:
 
 
 class Legs:
-    """All legs of a mirror, and the default one: what is read, and what the others are copied from.
+    """All legs of a mirror, and the default one, from which a resync copies to the others.
 
     `event` is called, outside of whatever found an error, when it is news: with `handle_errors`,
     and once for each kind of error of each leg.

@@ -104,7 +104,7 @@ class Worker:
 def wait_for(reactor: Reactor, work: Routine[_T], waiting_for: str) -> _T:
     """Run a coroutine to its end, and the reactor meanwhile; outside of callbacks only.
 
-    Raises what the coroutine raises, and what `run_until` does after `TIMEOUT_SECONDS`.
+    Raises the coroutine's exceptions, and DeadlineError after `TIMEOUT_SECONDS`.
     """
     results: list[_T] = []
     errors: list[Exception] = []

@@ -144,7 +144,7 @@ class GuestRun:
             self._lost(why)
 
     def _launch(self, phase: int = 0) -> None:
-        """Boot a guest for what is left, and hand it what was asked for."""
+        """Boot a guest for the tests that are left, and hand them to it."""
         self._lines = Lines()
         self._reports: dict[str, list[Report]] = {}
         self._complaints: list[str] = []

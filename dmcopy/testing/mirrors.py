@@ -81,7 +81,7 @@ def fill(harness: Harness, seed: int, *, alike: bool, log: bytes) -> None:
 
 
 class MirrorWorkload:
-    """A mirror's shape, what its disks hold at the beginning, and what is done to it."""
+    """A mirror's shape, the first content of its disks, and the steps that are played on it."""
 
     def __init__(self, seed: int, *, faults: bool = True) -> None:
         self.seed = seed

@@ -1,4 +1,4 @@
-"""What a test needs, by its mark `dm`, and what of it is lacking where it is to run.
+"""The needs of a test, by its mark `dm`, and those that the place where it is to run lacks.
 
 Nothing here is imported but what every pytest run can afford: the plugin reads it at its start.
 """

@@ -193,7 +193,7 @@ def _fate(rng: random.Random, sectors: Mapping[int, int]) -> dict[int, int]:
 
 
 class Moment:
-    """The disks as they are after events 0 to `at` - 1: what is durable, and what may be lost.
+    """The disks after events 0 to `at` - 1: durable content, and writes that may be lost.
 
     `next` goes one event further. `version` changes whenever what is durable does.
     """
@@ -254,7 +254,7 @@ class Moment:
                 self.version += 1
 
     def kept(self, cut: Cut, disk: int) -> Iterator[tuple[int, bytes]]:
-        """Yield what a power cut now leaves of a disk over what is durable: sector, data."""
+        """Yield the writes that a power cut now leaves of a disk's cache: sector, data."""
         for number, write in self._pending[disk].items():
             bits = cut.kept.get(number)
             if bits is None:

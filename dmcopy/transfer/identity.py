@@ -21,7 +21,7 @@ from dmcopy.block.sysfs import LIVE, Roots
 from dmcopy.io.region import Device
 from dmcopy.ledger import boot_id
 
-# Made from what is on the disks, not by what makes the device: LVM, LUKS, multipath, dmraid.
+# Made from metadata on the disks, whatever program makes the device: LVM, LUKS, multipath, dmraid.
 _LASTING_UUID: Final = re.compile(r"(part\d+-)?(LVM|CRYPT-LUKS\d|mpath|DMRAID)-")
 # Their content is made anew under the same number, and the kernel counts that as the same disk.
 _REFILLED: Final = ("nbd", "zram")

@@ -1,4 +1,4 @@
-"""Whether what is copied and what is written over are apart, whatever paths lead there.
+"""Whether source and destinations of a copy have no byte in common, whatever paths lead there.
 
 Copying /dev/sda to /dev/sda1, or a file to the loop device that is made of it, would write over
 what is still to be read; of two destinations over each other, the one would not have what was

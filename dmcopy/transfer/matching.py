@@ -1,4 +1,4 @@
-"""What each destination has by what a map and its companion say, where they are of this copy."""
+"""Which ranges each destination has, as a map and its companion of the same copy say."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class DestState:
-    """A destination: what it has, and what could not be written to it."""
+    """A destination: the ranges that it has, and those that could not be written to it."""
 
     place: Endpoint
     count: int
@@ -56,7 +56,7 @@ class DestState:
 
 @dataclass(frozen=True)
 class TransferState:
-    """The whole: what is copied, which of its sectors are bad, what each destination has."""
+    """The whole copy: its source, the source's bad sectors, the ranges of each destination."""
 
     source: Endpoint | None
     count: int

@@ -88,7 +88,7 @@ class StateStore:
                 pass
 
     def bind(self, transfer: Transfer, created: Collection[str] = ()) -> None:
-        """Note what is copied to where, by what outlasts a reboot."""
+        """Note source and destinations, by names that outlast a reboot."""
         self._created = created
         plan = transfer.plan
         regions = (*plan.dests, *([plan.source] if plan.source else []))

@@ -1,4 +1,4 @@
-"""The guest's side of a command channel: runs what the host asks for and reports what comes of it.
+"""The guest's side of a command channel: runs the host's commands, and reports how they end.
 
 This file is copied into the guest and run there by itself, so it imports nothing of dmcopy; the
 host imports its frames from here. A frame is a type, a command's number, a length and a payload:

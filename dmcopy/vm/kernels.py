@@ -20,7 +20,7 @@ SUITES: Final = {
     "6.12": "trixie",
 }
 
-# What a guest needs before it has a root file system, then what makes it worth booting.
+# The modules that a guest needs before it has a root file system, then those for its tests.
 BOOT_MODULES: Final = (
     "virtio_pci",
     "virtio_blk",

@@ -15,7 +15,7 @@ class Action(Protocol):
     """What a verb of a workflow's own does. Both may be called when it is done already."""
 
     def do(self, step: Step) -> None:
-        """Do it."""
+        """Do it on the mapper's devices."""
 
     def undo(self, step: Step) -> None:
         """Take it back."""

@@ -1,4 +1,4 @@
-"""What a mirror is at the moment: its legs, how they are, what is in sync, what its log says."""
+"""A mirror as it is at the moment: its legs and their health, its synced regions, its log."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ def watch(
 
     How full the COW is is no event of the device, so this looks at the numbers: in quick succession
     first, then every `interval`, but sooner where at the present rate the threshold would be
-    reached before. So what is promised is that the snapshot lives if what is written in one
-    interval and an extension (a dozen commands) fits into what the threshold leaves free.
+    reached before. So the snapshot lives if the writes of one interval, and those during
+    an extension (a dozen commands), fit into the space that the threshold leaves free.
 
     An invalidation is an event and seen immediately. The threshold acts once each time that it is
     reached: again after an extension, or after the level was below it. What fails then is told, and

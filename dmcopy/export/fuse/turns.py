@@ -37,7 +37,7 @@ class Turns:
     def end(self) -> None:
         """Tell that one has ended."""
         self._under_way -= 1
-        self._alone = False  # what was alone is what has ended
+        self._alone = False  # a request that runs alone is the only one that can end
         if self._waiting:
             self._go_on()
 

@@ -77,7 +77,7 @@ class Transmission:
         self._parse()
 
     def readable(self) -> None:
-        """Read what there is, and begin what is asked for."""
+        """Read what has arrived, and begin the requests in it."""
         for _ in range(_ROUNDS):
             into = self._sink or [self._inbox[self._end :]]
             room = sum(map(len, into))

@@ -21,10 +21,10 @@ _CODE_AT: Final = 8
 class Queue:
     """The requests of /dev/ublkcN, by tags: `arrived` is called with the tag of each.
 
-    `addresses` are those of the tags' memory: the driver copies there what is to be written before
-    a request arrives, and takes from there what was read at its `commit`. (UBLK_F_USER_COPY would
-    have it done by pread(2) and pwrite(2): a system call more for each request, which pays only
-    where there is less memory than tags.) The driver takes commands from one thread only, the
+    `addresses` are those of the tags' memory: the driver copies the data of a write there before
+    the request arrives, and takes the data of a read from there at its `commit`. (UBLK_F_USER_COPY
+    would have it done by pread(2) and pwrite(2): a system call more for each request, which pays
+    only where there is less memory than tags.) The driver takes commands from one thread only, the
     reactor's (ubq_daemon in drivers/block/ublk_drv.c, 6.12). Raises DeviceError.
 
     Attributes:

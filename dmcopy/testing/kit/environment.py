@@ -51,7 +51,7 @@ class Environment(Closing, abc.ABC):
 
     @abc.abstractmethod
     def perform(self, what: Callable[[Reactor], _T]) -> _T:
-        """Return what `what(reactor)` returns, where the I/O of what `device` returns is done."""
+        """Return what `what(reactor)` returns; the I/O of the devices of `device` is done there."""
 
     @abc.abstractmethod
     def make_disk(self, file: Path, block_size: int) -> str:

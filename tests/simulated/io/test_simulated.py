@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dmcopy.errors import DeadlineError
 from dmcopy.io import CopyIo, Io, IoRegion, Memory, Op, Reactor
-from dmcopy.io.simulated import InstantBackend, SimulatedBackend, SimulatedDisk
+from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
+from tests.simulated.instant import InstantBackend
 
 
 def write(disk: SimulatedDisk, sector: int, byte: int, memory: Memory, *, fua: bool = False) -> Io:
@@ -244,7 +245,7 @@ def test_a_write_in_flight_is_lost_kept_or_torn_and_goes_on() -> None:
         lefts.add(left[2 << 9 : 4 << 9])
         assert not any(left[: 2 << 9] + left[4 << 9 :])
         zeroed.add(two.content()[0])
-        cut = backend.after_power_cut([disk, other], random.Random(seed))
+        cut = [one.disk() for one in backend.outcomes([disk, other], random.Random(seed))]
         assert [bytes(one.content) for one in cut] == [left, bytes(two.content())]
     new, old = b"ab" * 256, bytes(512)
     assert lefts == {new + new, new + old, old + new, old + old}

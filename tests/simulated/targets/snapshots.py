@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from dmcopy.io import IoRegion, Reactor, whole
 from dmcopy.io.request import Io, Memory, Op, Request
-from dmcopy.io.simulated import InstantBackend, Outcome, SimulatedBackend, SimulatedDisk
+from dmcopy.io.simulated import Outcome, SimulatedBackend, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.status import SnapshotMergeStatus
 from dmcopy.table import Table
 from dmcopy.targets.origin import SnapshotModule
 from dmcopy.units import PAGE_SECTORS, SECTOR_SIZE
+from tests.simulated.instant import InstantBackend
 from tests.simulated.targets.promise import Promise, ends, fill, numbers
 from tests.simulated.targets.stores import Stores
 

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from dmcopy.io import Reactor
 from dmcopy.io.request import Io, Op, Request
-from dmcopy.io.simulated import InstantBackend, Outcome, SimulatedDisk
+from dmcopy.io.simulated import Outcome, SimulatedDisk
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.table import Table
 from dmcopy.targets.snapshot import Snapshot
+from tests.simulated.instant import InstantBackend
 
 Places = tuple[tuple[int, int], ...]
 """Bytes that were read, in order: start, end."""

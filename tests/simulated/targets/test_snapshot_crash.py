@@ -205,7 +205,7 @@ def test_a_store_in_the_making_is_new_or_empty(seeds: Seeds) -> None:
         disks = {"cow": cow, "origin": SimulatedDisk(64, "origin")}
         backend = CuttingBackend(seed)
         cuts: list[SimulatedDisk] = []
-        backend.on_step = lambda: cuts.extend(backend.after_power_cut([cow], rng))  # noqa: B023
+        backend.on_step = lambda: cuts.append(backend.outcomes([cow], rng)[0].disk())  # noqa: B023
         with Reactor(backend, stacked=True) as reactor:
             mapper = UserMapper(reactor, open_device=lambda path, _write: disks[path])  # noqa: B023
             mapper.create("snap", Table.parse(f"0 64 snapshot origin cow P {2 ** (seed % 4)}"))

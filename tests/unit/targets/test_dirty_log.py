@@ -37,8 +37,8 @@ class Bench:
 
     def dirty_after_power_cuts(self) -> list[set[int]]:
         """Return the regions that are dirty after each of some power cuts now."""
-        cuts = (self.backend.after_power_cut([self.disk], random.Random(n)) for n in range(16))
-        return [set(MirrorLog.parse(disk.content).dirty()) for (disk,) in cuts]
+        cuts = (self.backend.outcomes([self.disk], random.Random(n)) for n in range(16))
+        return [set(MirrorLog.parse(cut.content()).dirty()) for (cut,) in cuts]
 
     async def _flush_legs(self) -> bool:
         return self.legs_flush
