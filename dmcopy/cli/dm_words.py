@@ -46,10 +46,9 @@ _SHORT: Final = {
 # dmsetup takes every option with every verb; those that mean nothing to a verb do nothing. Nor do
 # the first few here with any: tables and names are checked, nothing is asked, and nodes are there.
 _IDLE: Final = (
-    *(("--checks",), ("--verifyudev",), ("--addnodeoncreate",), ("--addnodeonresume",)),
-    *(("-y", "--yes"), ("-v", "--verbose"), ("-c", "-C", "--columns"), ("-r", "--readonly")),
-    *(("--noheadings",), ("--nameprefixes",), ("--rows",), ("--unquoted",), ("--noopencount",)),
-    *(("--noflush",), ("--nolockfs",), ("--noudevsync",), ("--retry",), ("--inactive",)),
+    "--checks --verifyudev --addnodeoncreate --addnodeonresume -y/--yes -v/--verbose "
+    "-c/-C/--columns -r/--readonly --noheadings --nameprefixes --rows --unquoted --noopencount "
+    "--noflush --nolockfs --noudevsync --retry --inactive"
 )
 _IDLE_VALUES: Final = (("-o", "--options"), ("-O", "--sort"), ("--separator",))
 
@@ -124,7 +123,7 @@ def add_the_rest(parser: argparse.ArgumentParser) -> None:
     for name in REFUSED:
         words = [word for word in (_SHORT.get(name), name) if word]
         _add_unless(parser, words, dest=name, action=_Refuse, nargs="?")
-    for idle in _IDLE:
+    for idle in (tuple(names.split("/")) for names in _IDLE.split()):
         _add_unless(parser, idle, dest=f"idle{idle[-1]}", action="store_true")
     for idle in _IDLE_VALUES:
         _add_unless(parser, idle, dest=f"idle{idle[-1]}")
