@@ -244,11 +244,12 @@ class MappedDevice(MappedIo):
                 self._end_soon(request, errno.EIO)
                 return
             count = min(left, target.begin + target.length - sector)
-            limit = target.max_io_len
-            if not limit and request.op == WRITE:
-                limit = target.max_write_len
-            if limit:
-                count = min(count, limit - (sector - target.begin) % limit)
+            count = target.accepts(request.op, sector, count)
+            if count == request.count:
+                self._map(
+                    Bio(request, sector, count, request.extents, self._ended, target, request)
+                )
+                return
             extents = cut(request.extents, sector - request.sector << SECTOR_SHIFT,
                           count << SECTOR_SHIFT)  # fmt: skip
             region = IoRegion(self, sector, count)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
-from dmcopy.io.request import Extent, Io
+from dmcopy.io.request import WRITE, Extent, Io, Op
 from dmcopy.lazy import Registry
 from dmcopy.status import STATUSES
 from dmcopy.table import TARGETS as TABLE_TARGETS
@@ -175,6 +175,7 @@ class Target:
     Attributes:
         begin, length: the line, in sectors.
         max_io_len: no bio given to `map` crosses a multiple of it, counted from `begin`; 0: any.
+            But see `accepts`.
         max_write_len: the same for writes only.
         max_discard: the same for discards, which are not cut at max_io_len.
         flush_bios, discard_bios: how many copies of a flush or discard `map` wants; 0 flush_bios
@@ -212,6 +213,15 @@ class Target:
                 f"target '{self.name}' has its writes cut at {min(cuts)} sectors and its discards "
                 f"not: set max_discard, or maps_ranges if map() takes a discard of any length"
             )
+
+    def accepts(self, op: Op, sector: int, count: int) -> int:
+        """Return how much of a read or write `map` takes as one bio.
+
+        (dm_accept_partial_bio in drivers/md/dm.c.) It is at least what `max_io_len` and
+        `max_write_len` allow, and is asked, right before `map`, only where they allow less.
+        """
+        longest = self.max_io_len or (self.max_write_len if op == WRITE else 0)
+        return min(count, longest - (sector - self.begin) % longest) if longest else count
 
     def map(self, bio: Bio) -> Map:
         """Say where `bio` goes. Its sector counts from the start of the mapped device."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dmcopy import table as lines
 from dmcopy.io.region import Device
-from dmcopy.io.request import WRITE
+from dmcopy.io.request import WRITE, Op
+from dmcopy.io.stacked import StackedDevice
 from dmcopy.kcopyd import Throttle
 from dmcopy.table import TableLine
 from dmcopy.targets.base import REMAPPED, SUBMITTED, Bio, Host, Map, Target, register
@@ -45,6 +46,10 @@ class Origin:
     def minimum_chunk_size(self) -> int:
         """Return the smallest chunk of all snapshots; 0 when there is none."""
         return min((one.chunk_size for one in self.snapshots if one.chunk_size), default=0)
+
+    def is_copied_out(self, sector: int) -> bool:
+        """Return whether a write to the chunk at `sector` has to wait for no snapshot."""
+        return not any(snapshot.delays_origin(sector) for snapshot in self.snapshots)
 
     def write(self, sector: int, bio: Bio | None) -> Map:
         """Have the chunk at `sector` copied out wherever it was not (__origin_write).
@@ -117,7 +122,9 @@ class SnapshotOrigin(Target):
     """`snapshot-origin <origin>`.
 
     A write is cut at the smallest chunk that there was at resume: after a snapshot was added or
-    removed the device must be suspended and resumed, as under the kernel.
+    removed the device must be suspended and resumed, as under the kernel. Over chunks that are
+    copied out it stays whole where it goes to no other mapped device: there the kernel's block
+    layer merges what was cut.
     """
 
     value: lines.SnapshotOrigin
@@ -131,6 +138,13 @@ class SnapshotOrigin(Target):
         host.use(self.device, 0, self.length)
         self._module = host.module(SnapshotModule)
         self._origin = Origin()
+
+    def accepts(self, op: Op, sector: int, count: int) -> int:
+        at, end = sector, sector + count
+        if not isinstance(self.device, StackedDevice):
+            while at < end and self._origin.is_copied_out(at):
+                at += super().accepts(op, at, end - at)
+        return at - sector or super().accepts(op, sector, count)
 
     def map(self, bio: Bio) -> Map:
         """Send reads down; let writes wait for the snapshots."""

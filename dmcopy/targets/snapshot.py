@@ -226,9 +226,22 @@ class Snapshot(Target):
 
     # Exceptions
 
+    def _takes_part(self, sector: int) -> bool:
+        """Return whether what the origin has at `sector` is this snapshot's, too."""
+        return self.valid and self.active and sector < self.host.sectors and not self.is_merge
+
+    def delays_origin(self, sector: int) -> bool:
+        """Return whether a write to the origin at `sector` must wait."""
+        if self.pending.is_congested:
+            return True
+        if not self._takes_part(sector):
+            return self.loss is not None
+        chunk = sector >> self._shift
+        return self.pending.get(chunk) is not None or self.exceptions.get(chunk) is None
+
     def pending_for_origin(self, sector: int) -> Pending | None:
         """Return the exception that a write to the origin at `sector` must wait for, if any."""
-        if not self.valid or not self.active or sector >= self.host.sectors or self.is_merge:
+        if not self._takes_part(sector):
             return self.loss
         chunk = sector >> self._shift
         pending = self.pending.get(chunk)

@@ -185,6 +185,36 @@ def test_an_origin_without_snapshots_cuts_no_write(engine: Engine) -> None:
     assert engine.disks["a"].writes == 1
 
 
+def test_a_write_over_chunks_that_are_copied_out_stays_whole(engine: Engine) -> None:
+    """What the kernel cuts at chunks, its block layer merges again above a disk."""
+    engine.make("s", "0 256 snapshot a b P 8")
+    engine.make("t", "0 256 snapshot a c P 16")
+    engine.make("o", "0 256 snapshot-origin a")
+    device, disk = engine.mapper.open("o"), engine.disks["a"]
+    old = disk.read(0, 256)
+    device.write(0, sectors(1, 64))
+    device.write(80, sectors(2, 100))
+    before, data = disk.writes, sectors(3, 180)
+    device.write(4, data)
+    assert disk.writes - before == 4  # to 64, a chunk each to 72 and to 80, and the rest
+    assert disk.read(4, 180) == data
+    for name in "st":
+        assert engine.mapper.open(name).read(0, 256) == old
+
+
+def test_above_a_mapped_device_writes_are_cut_as_in_the_kernel(engine: Engine) -> None:
+    """What a target below sees or refuses is a chunk at a time."""
+    engine.make("l", "0 256 linear a 0")
+    path = engine.mapper.path("l")
+    engine.make("s", f"0 256 snapshot {path} b P 8")
+    engine.make("o", f"0 256 snapshot-origin {path}")
+    device, disk = engine.mapper.open("o"), engine.disks["a"]
+    device.write(0, sectors(1, 64))
+    before = disk.writes
+    device.write(0, sectors(2, 64))
+    assert disk.writes - before == 8
+
+
 def test_a_store_of_ones_own_need_not_be_one_that_merges(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
