@@ -79,8 +79,12 @@ class FrontEnd(Closing):
         """
         raise NotImplementedError
 
-    def check_unused(self, name: str) -> None:
-        """Raise BusyError naming who uses `name`, as far as this kind can tell."""
+    async def removing(self, name: str) -> None:
+        """Do the same as `remove`, as a change (`mapper.waiting`): others need not wait for it."""
+        self.remove(name)
+
+    async def check_unused(self, name: str) -> None:
+        """Raise BusyError naming who uses `name`, as far as this kind can tell. As a change."""
 
     def resized(self, name: str) -> None:
         """Tell the users of `name` that the device may have another size, as far as this kind can.

@@ -62,6 +62,7 @@ class DeviceServer:
         self._path = path
         self._commands = Commands(reactor, TIMEOUT_SECONDS)
         self._waiting: list[_Waiting] = []
+        self._trying: set[str] = set()
         self._frozen: WeakSet[MappedDevice] = WeakSet()
         self._stopping = False
         self._used = resume
@@ -200,16 +201,21 @@ class DeviceServer:
         self._leave_later()
 
     def _leave_later(self) -> None:
-        """Try again soon to remove devices that were in use."""
-        if not self.mapper.leaving:
-            return
+        """Try again soon to remove devices that were in use, each once at a time."""
+        for name in set(self.mapper.leaving) - self._trying:
+            self._trying.add(name)
+            self.reactor.call_later(LEAVING_SECONDS, partial(self._leave, name))
 
-        def leave() -> None:
-            for name in self.mapper.leaving:
-                words = {"do": "remove", "name": name, "deferred": True}
-                self._queue(self._remove, words, _log)
+    def _leave(self, name: str) -> None:
+        def tried(facts: object, held: object = None, /) -> None:
+            self._trying.discard(name)
+            self._leave_later()
+            _log(facts, held)
 
-        self.reactor.call_later(LEAVING_SECONDS, leave)
+        if name in self.mapper.leaving:
+            self._queue(self._remove, {"do": "remove", "name": name, "deferred": True}, tried)
+        else:
+            self._trying.discard(name)
 
     def _freeze(self, words: _Words, answer: Reply) -> None:
         """Note that the file system on a device is about to be frozen, for it to be suspended.

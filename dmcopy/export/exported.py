@@ -102,18 +102,22 @@ class ExportedMapper(UserMapper):
         """Remove a device and its node; see `Mapper.remove`. Raises BusyError for a mounted one."""
         slot = self._slot(name, "remove it")
         if not slot.users and name in self.nodes:
+            slot.leaving = True
+            first = deferred and not slot.deferred_removal  # of another it may be taken back
             try:
                 if slot.mapped.suspended:
                     # What the node still has to write would wait for ever: it fails, as in the
                     # kernel, when the device has gone.
-                    self.nodes.check_unused(name)
+                    await self.nodes.check_unused(name)
                 else:
-                    self.nodes.remove(name)
+                    await self.nodes.removing(name)
             except BusyError:
                 if not (deferred or slot.deferred_removal):
                     raise
-                slot.deferred_removal = True
+                slot.deferred_removal |= first
                 return
+            finally:
+                slot.leaving = False
         await super().removing(name, deferred=deferred)
         if not deferred or not slot.users:
             self.nodes.drop(name)

@@ -83,11 +83,15 @@ class LastingDevice(abc.ABC):
         Raises BusyError naming who uses it; then it is still served. `force` takes it from them:
         all that they do with it from then on fails.
         """
+        drive(self._reactor, self.closing(force=force), SECONDS)
+
+    async def closing(self, *, force: bool = False) -> None:
+        """Do the same as `close`, as a change."""
         if self._number is not None:
             if not force:
-                self.check_unused()
+                await self.check_unused()
             try:
-                self._remove(wait=not force)
+                await self._remove(wait=not force)
             except MissingError:  # no thread to ask for it while this one answers: so it does not
                 if not force:
                     raise
@@ -101,9 +105,9 @@ class LastingDevice(abc.ABC):
         self._end()
         self._number = None
 
-    def check_unused(self) -> None:
+    async def check_unused(self) -> None:
         """Raise BusyError naming what is mounted or open."""
-        self._aside(partial(check_unused, self.path), f"who uses {self.path}")
+        await beside(self._reactor, partial(check_unused, self.path), f"who uses {self.path}")
 
     @abc.abstractmethod
     def resize(self) -> None:
@@ -130,7 +134,7 @@ class LastingDevice(abc.ABC):
         """Serve the one that another server had."""
 
     @abc.abstractmethod
-    def _remove(self, *, wait: bool) -> None:
+    async def _remove(self, *, wait: bool) -> None:
         """Remove it, and serve it no longer. `wait` until it is closed everywhere."""
 
     @abc.abstractmethod
@@ -225,13 +229,16 @@ class LastingDevices(FrontEnd):
         """Give the block device the size that the device has, where the driver can."""
         self._devices[name].resize()
 
-    def check_unused(self, name: str) -> None:
+    async def check_unused(self, name: str) -> None:
         """Raise BusyError naming what is mounted or open."""
-        self._devices[name].check_unused()
+        await self._devices[name].check_unused()
 
     def remove(self, name: str) -> None:
         """Serve a device no longer. Raises BusyError naming what is mounted or open."""
-        self._devices[name].close()
+        drive(self.reactor, self.removing(name), SECONDS)
+
+    async def removing(self, name: str) -> None:
+        await self._devices[name].closing()
         del self._devices[name]
 
     def let_go(self) -> None:

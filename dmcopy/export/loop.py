@@ -86,20 +86,23 @@ class LoopDevices(FrontEnd):
         call = partial(tools.run, ["losetup", "--set-capacity", path], timeout=_SECONDS)
         aside(self.reactor, call, f"{path} to have another size", timeout=_SECONDS)
 
-    def check_unused(self, name: str) -> None:
+    async def check_unused(self, name: str) -> None:
         """Raise BusyError naming what is mounted or open."""
-        made = self._loops[name]
-        aside(self.reactor, partial(check_unused, made.path), made.path, timeout=_SECONDS)
+        path = self._loops[name].path
+        await beside(self.reactor, partial(check_unused, path), f"who uses {path}")
 
     def remove(self, name: str) -> None:
         """Serve a device no longer. Raises BusyError naming what is mounted or open."""
+        drive(self.reactor, self.removing(name), _SECONDS)
+
+    async def removing(self, name: str) -> None:
         made = self._loops[name]
 
         def detach() -> None:
             check_unused(made.path)
             loops.detach(made)
 
-        aside(self.reactor, detach, f"{made.path} to be detached", timeout=_SECONDS)
+        await beside(self.reactor, detach, f"{made.path} to be detached")
         self._files.remove(name)
         del self._loops[name]
 

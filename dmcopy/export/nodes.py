@@ -169,15 +169,19 @@ class Nodes:
         node.front_ends.append(exports)
         exports.add(node.key, node.device)
 
-    def check_unused(self, name: str) -> None:
+    async def check_unused(self, name: str) -> None:
         """Raise BusyError naming what is mounted or open. A file tells only when it is removed."""
         for front_end in self._nodes[name].front_ends:
-            front_end.check_unused(self._nodes[name].key)
+            await front_end.check_unused(self._nodes[name].key)
 
     def remove(self, name: str) -> None:
         """Remove a device's node. Raises BusyError naming what is mounted or open."""
+        drive(self.reactor, self.removing(name), SECONDS)
+
+    async def removing(self, name: str) -> None:
+        """Do the same as `remove`, as a change."""
         node = self._nodes[name]
-        node.front_ends[0].remove(node.key)
+        await node.front_ends[0].removing(node.key)
         node.front_ends[0].close()
         del node.front_ends[0], self._nodes[name]
         self._close(node)

@@ -39,8 +39,8 @@ class AttachedDevice(LastingDevice):
     _serving = False
     _watcher: subprocess.Popen[bytes] | None = None
 
-    def close(self, *, force: bool = False) -> None:
-        super().close(force=force)
+    async def closing(self, *, force: bool = False) -> None:
+        await super().closing(force=force)
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.kill()
@@ -113,10 +113,10 @@ class AttachedDevice(LastingDevice):
     def _over(self) -> None:
         self._serving = False
 
-    def _remove(self, *, wait: bool) -> None:
+    async def _remove(self, *, wait: bool) -> None:
         if not wait:
             self._end()  # whatever the driver could not hand over yet fails, too
-        self._do(self._disconnect, "disconnect it")
+        await self._doing(self._disconnect, "disconnect it")
         with contextlib.suppress(DeadlineError):
             ended = f"the requests of {self.path} to end"
             self._reactor.run_until(lambda: not self._serving, _CLOSE_SECONDS, ended)

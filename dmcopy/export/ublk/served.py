@@ -42,9 +42,12 @@ class UblkDevice(LastingDevice):
             return
         number = self._number
         with contextlib.suppress(BusyError):
-            self.check_unused()
-            self._remove(wait=True)
-            drive(self._reactor, self._make(number), SECONDS)
+            drive(self._reactor, self._make_anew(number), SECONDS)
+
+    async def _make_anew(self, number: int | None) -> None:
+        await self.check_unused()
+        await self._remove(wait=True)
+        await self._make(number)
 
     async def _make(self, number: int | None = None) -> None:
         add = partial(
@@ -93,8 +96,8 @@ class UblkDevice(LastingDevice):
         queue = Queue(self._reactor, self._number, requests.addresses, requests.arrived)
         self._queue = requests.queue = queue
 
-    def _remove(self, *, wait: bool) -> None:
-        self._do(self._control.stop, "stop it")
+    async def _remove(self, *, wait: bool) -> None:
+        await self._doing(self._control.stop, "stop it")
         queue = self._queue
         if queue is not None:
             with contextlib.suppress(DeadlineError):
@@ -102,7 +105,7 @@ class UblkDevice(LastingDevice):
                 self._reactor.run_until(lambda: not queue.live, _CLOSE_SECONDS, ended)
         self._end()
         # Where users were cut off, the last of them lets it go.
-        self._do(partial(self._control.delete, wait=wait), "remove it")
+        await self._doing(partial(self._control.delete, wait=wait), "remove it")
         self._number = None
 
     def _cut_off(self, number: int) -> None:

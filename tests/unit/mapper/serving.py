@@ -51,10 +51,10 @@ class NoNodes(Nodes):
         del name
         return ""
 
-    def check_unused(self, name: str) -> None:
+    async def check_unused(self, name: str) -> None:
         assert name in self.added
 
-    def remove(self, name: str) -> None:
+    async def removing(self, name: str) -> None:
         del self.added[name]
 
     def drop(self, name: str) -> None:

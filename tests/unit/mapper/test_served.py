@@ -7,6 +7,8 @@ import errno
 import json
 import socket
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import pytest
 
 from dmcopy import asking
 from dmcopy.errors import BusyError, DeadlineError, DeviceError, DmcopyError, UsageError
+from dmcopy.export import device_server
+from dmcopy.export.aside import beside
 from dmcopy.export.device_server import MAX_CONNECTIONS
 from dmcopy.mapper import served as client
 from dmcopy.mapper.base import DmInfo
@@ -225,6 +229,58 @@ def test_an_error_of_the_servers_own_is_one_answer(mapper: Client, folder: Path)
         assert json.loads(peer.makefile().readline())["ok"] is False
     assert mapper.exists("x")
     assert folder
+
+
+def test_what_is_slow_to_remove_holds_up_no_other(folder: Path) -> None:
+    """Such as a block device that a program has just opened, which is given a while."""
+    begun, free = threading.Event(), threading.Event()
+    with Served(folder) as server, Client() as mapper:
+
+        async def removing(name: str) -> None:
+            begun.set()
+            await beside(server.server.reactor, lambda: free.wait(SECONDS), "its user")
+            del server.nodes.added[name]
+
+        server.nodes.removing = removing  # type: ignore[method-assign]
+        mapper.create("slow", ZEROES)
+        with Client() as other:
+            thread = threading.Thread(target=other.remove, args=("slow",))
+            thread.start()
+            try:
+                assert begun.wait(SECONDS)
+                mapper.create("x", ZEROES)
+                with pytest.raises(DeviceError, match="it is being removed"):
+                    mapper.create("y", Table.parse("0 8 linear /dev/mapper/slow 0"))
+                assert mapper.exists("slow")
+            finally:
+                free.set()
+                thread.join(SECONDS)
+        assert [info.name for info in mapper.ls()] == ["x"]
+
+
+def test_removals_that_wait_for_users_are_tried_each_once_at_a_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_server, "LEAVING_SECONDS", 0.001)
+    tries = Counter[str]()
+    with Served(folder) as server, Client() as mapper:
+
+        async def removing(name: str) -> None:
+            tries[name] += 1
+            raise BusyError(name, ["its user"])
+
+        server.nodes.removing = removing  # type: ignore[method-assign]
+        for name in "abc":
+            mapper.create(name, ZEROES)
+            mapper.remove(name, deferred=True)
+        deadline = time.monotonic() + SECONDS
+        while min(tries.values()) < 20:
+            assert time.monotonic() < deadline, tries
+            mapper.ls()
+        timers, queue = server.server.reactor._timers, server.server._commands._queue
+        assert len(queue) + sum(not one.cancelled for one in list(timers)) < 10
+        mapper.message("a", "@cancel_deferred_remove")
+        assert [info.deferred for info in mapper.ls()] == [False, True, True]
 
 
 def test_own_devices_by_any_name(folder: Path) -> None:

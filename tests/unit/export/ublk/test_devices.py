@@ -14,6 +14,7 @@ from dmcopy.export.ublk.devices import UblkDevices
 from dmcopy.io import Reactor
 from dmcopy.io.simulated import SimulatedDisk
 from dmcopy.ledger import Ledger
+from dmcopy.mapper.waiting import drive
 from tests.unit.export.lasting import SECTORS
 from tests.unit.export.ublk.driver import READ, UPDATE_SIZE, WRITE, Driver, result, until
 
@@ -102,7 +103,7 @@ def test_one_that_is_in_use_stays_until_it_is_cut_off(
 
     monkeypatch.setattr("dmcopy.export.lasting.check_unused", used)
     with pytest.raises(BusyError, match="mounted on /mnt"):
-        devices.check_unused("disk")
+        drive(devices.reactor, devices.check_unused("disk"), 9)
     with pytest.raises(BusyError, match="mounted on /mnt"):
         devices.remove("disk")
     assert result(reactor, driver, driver.ask(READ, 0, 8))[0] == 4096
