@@ -268,9 +268,11 @@ def test_a_signal_waits_until_no_callback_runs(real: Reactor, on_interrupt: list
 
 
 def test_a_signal_ends_a_wait_for_nothing(real: Reactor, on_interrupt: list[int]) -> None:
-    threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+    timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
+    real.call_soon(timer.start)  # in the wait: on a busy machine it would come before
     with pytest.raises(KeyboardInterrupt):
         real.run_until(lambda: False, 60, "a signal")
+    timer.join()
     assert on_interrupt
 
 

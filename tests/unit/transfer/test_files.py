@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -212,9 +212,13 @@ def test_a_new_file_has_its_size_from_the_first(
 
 
 class Stuck:
-    """A back end whose writes never end, as on a disk that hangs."""
+    """A back end whose requests never end, as on a disk that hangs. `begun`: at the first of them.
 
-    def __init__(self, reactor: Reactor) -> None:
+    Before it nothing is under way, and an interruption, as on a slow machine, leaves nothing open.
+    """
+
+    def __init__(self, reactor: Reactor, begun: Callable[[], object]) -> None:
+        self.begun = begun
         self.inner = reactor.backend
         self.name, self.time, self.fileno = self.inner.name, self.inner.time, self.inner.fileno
         self.pin, self.unpin = self.inner.pin, self.inner.unpin
@@ -224,6 +228,8 @@ class Stuck:
 
     def submit(self, request: IoRequest) -> None:
         self.held.append(request)
+        if len(self.held) == 1:
+            self.begun()
 
     def poll(self, timeout: float | None) -> list[IoRequest]:
         return self.inner.poll(timeout)
@@ -244,12 +250,11 @@ def test_an_interruption_does_not_wait_for_a_disk_that_hangs(
     waker: list[threading.Timer],
 ) -> None:
     with open_all(TransferRequest("src", ("a",))) as opened, Reactor("threads") as reactor:
-        stuck = Stuck(reactor)
         client = Client(64, reactor=reactor)
         transfer = Transfer(client, TransferPlan(opened.source, tuple(opened.dests), 128))
         timer = threading.Timer(0.05, reactor.call_soon_threadsafe, [transfer.interrupt])
         waker.append(timer)
-        timer.start()
+        stuck = Stuck(reactor, timer.start)
         transfer.start()
         reactor.run_until(lambda: transfer.finished, 30)
         assert (transfer.interrupted, transfer.abandoned) == (True, True)
@@ -270,14 +275,13 @@ def test_a_session_leaves_open_what_a_hanging_disk_may_still_write_from(
     make = Settings.reactor
 
     def reactor(settings: Settings) -> Reactor:
-        made.append((one := make(settings), Stuck(one)))
+        made.append((one := make(settings), Stuck(one, waker[0].start)))
         return one
 
     monkeypatch.setattr(Settings, "reactor", reactor)
     with open_all(TransferRequest("src", ("a",))) as opened:
         session = TransferSession(opened, TransferOptions(backend="threads"))
         waker.append(threading.Timer(0.05, session.interrupt))
-        waker[0].start()
         outcome = session.run()
         ((left, stuck),) = made
         assert (outcome.exit_code, outcome.transfer.abandoned) == (ExitCode.INTERRUPTED, True)
