@@ -29,6 +29,11 @@ class Holder(NamedTuple):
     pid: int | None = None
     note: str = ""
 
+    @property
+    def only_looks(self) -> bool:
+        """Whether it is udev, or what udev has started: it looks at the device, and is gone."""
+        return self.kind in ("process", "lock") and processes.is_of_udev(self.pid or 0)
+
     def __str__(self) -> str:
         match self.kind:
             case "mount":

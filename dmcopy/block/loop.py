@@ -170,19 +170,19 @@ def _attach_failed(file: str, number: int, said: str) -> Exception:
     return DeviceError(file, "make a loop device of it", number, said)
 
 
-def detach(device: LoopDevice) -> None:
+def detach(device: LoopDevice, seconds: float = DETACH_SECONDS) -> None:
     """Detach a loop device; one with a `mark` is left alone when it is detached already.
 
     Detaching a device that is open only marks it, and the kernel does it at the last close: so this
-    waits, at most DETACH_SECONDS, for the backing file to be gone. Raises BusyError naming the
+    waits, at most that many seconds, for the backing file to be gone. Raises BusyError naming the
     process that keeps it, DeadlineError when none can be named.
     """
-    deadline = time.monotonic() + DETACH_SECONDS
+    deadline = time.monotonic() + seconds
     said = ""
     mark = device.mark or behind.mark(device.name)
     while mark and behind.mark(device.name) == mark:
         if time.monotonic() > deadline:
-            raise _detach_failed(device, said)
+            raise _detach_failed(device, seconds, said)
         said = _clear(device.path)
         if behind.mark(device.name) == mark:
             time.sleep(_POLL_SECONDS)
@@ -210,11 +210,11 @@ def _clear(path: str) -> str:
     return ""
 
 
-def _detach_failed(device: LoopDevice, said: str) -> Exception:
+def _detach_failed(device: LoopDevice, seconds: float, said: str) -> Exception:
     found = [str(holder) for holder in holders.who(device.path)]
     if found:
         return BusyError(device.path, found, "it stays attached until they let it go")
-    return DeadlineError(f"{device.path} is still attached after {DETACH_SECONDS:g} s: {said}")
+    return DeadlineError(f"{device.path} is still attached after {seconds:g} s: {said}")
 
 
 def _wait_for_node(device: LoopDevice) -> None:

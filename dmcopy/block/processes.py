@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,19 @@ def openers(wanted: Mapping[Identity, str], roots: Roots = LIVE) -> list[tuple[i
     return sorted(found)
 
 
+def below(folder: str, roots: Roots = LIVE) -> list[int]:
+    """Return the processes that have a file in a folder open, or work there: by their paths."""
+    found = []
+    for pid in _pids(roots):
+        paths = [target for _, target in _descriptors(roots, pid)]
+        for name in ("cwd", "root"):
+            with contextlib.suppress(OSError):
+                paths.append(os.readlink(f"{roots.proc}/{pid}/{name}"))
+        if any(path == folder or path.startswith(f"{folder}/") for path in paths):
+            found.append(pid)
+    return found
+
+
 def command(pid: int, roots: Roots = LIVE) -> str:
     """Return the name of a process; "" when it is gone."""
     name = sysfs.read(f"{roots.proc}/{pid}/comm")
@@ -61,6 +75,19 @@ def command(pid: int, roots: Roots = LIVE) -> str:
     longer = os.path.basename(first)
     # comm ends after 15 characters, which makes qemu-system-x86_64 and qemu-system-x86 the same.
     return longer if longer.startswith(name) else name
+
+
+def is_of_udev(pid: int, roots: Roots = LIVE) -> bool:
+    """Whether a process is udev's, or one that udev has started; or gone, which those soon are."""
+    while pid > 1:
+        if "udev" in sysfs.read(f"{roots.proc}/{pid}/comm"):  # systemd-udevd, (udev-worker)
+            return True
+        # Behind the name, in brackets, which may have any character: state, parent …
+        words = sysfs.read(f"{roots.proc}/{pid}/stat").rpartition(")")[2].split()
+        if not words:
+            return True
+        pid = int(words[1])
+    return False
 
 
 def in_other_namespaces(roots: Roots = LIVE) -> Iterator[int]:

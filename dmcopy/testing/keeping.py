@@ -54,6 +54,8 @@ class Keeper:
         told = str(left)
         if told:
             failed = self._leaks.remove(left)
+            if kit is not None:
+                kit.patience = self._leaks.patience
             end = f"; not removed: {'; '.join(failed)}" if failed else "; it was removed"
             self._left.append(f"the test has left {told}{end}")
 

@@ -229,6 +229,12 @@ def scratch_disk(dm: Kit) -> Callable[..., ScratchDisk]:
 
 
 @pytest.fixture
+def troubled_disk(dm: Kit) -> Callable[..., ScratchDisk]:
+    """Make a disk whose I/O can be short, late or silently wrong: `troubled_disk().trouble`."""
+    return dm.troubled_disk
+
+
+@pytest.fixture
 def scratch_file(dm: Kit) -> Callable[..., Path]:
     """Make a file, all zeroes, in memory: `scratch_file(size="64M")`."""
     return dm.scratch_file

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from dmcopy.closing import Closing
-from dmcopy.errors import ClosedError, DeadlineError
+from dmcopy.errors import ClosedError, DeadlineError, UsageError
 from dmcopy.io import whole
 from dmcopy.io.region import Device
 from dmcopy.mapper.faults import Faulty, Range
@@ -22,6 +22,7 @@ from dmcopy.table import Error, Table
 if TYPE_CHECKING:
     from dmcopy.mapper.base import DmInfo, Mapper
     from dmcopy.testing.kit.environment import Environment
+    from dmcopy.testing.troubled import TroubledDisk
 
 _SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.02
@@ -126,6 +127,14 @@ class ScratchDisk(_Openable):
     def __repr__(self) -> str:
         return f"<ScratchDisk {self.serial} of {self.sectors} sectors at {self.word}>"
 
+    @property
+    def trouble(self) -> TroubledDisk:
+        """What can be wrong with it, if `troubled_disk` has made it: `trouble.short(Op.READ)`."""
+        try:
+            return self._environment.troubles[self.word]
+        except KeyError:
+            raise UsageError(f"{self.serial}: only a troubled_disk can have trouble") from None
+
 
 class Mapped(_Openable, Generic[S]):
     """A mapped device. `S` is the type of its status."""
@@ -201,11 +210,14 @@ class Mapped(_Openable, Generic[S]):
         """Make the device on the engine, with the table that it has here."""
         self._environment.call(lambda mapper: mapper.create(self.name, self.table))
 
-    def remove(self) -> None:
-        """Remove the device from the engine. Raises BusyError naming its users."""
+    def remove(self, *, timeout: float | None = None) -> None:
+        """Remove the device from the engine. Raises BusyError naming its users.
+
+        `timeout`: how many seconds they have to end, on the host; None: 30.
+        """
         self.close()
         self._environment.hide(self.word)
-        self._environment.call(lambda mapper: mapper.remove(self.name))
+        self._environment.call(lambda mapper: mapper.remove(self.name, timeout=timeout))
 
     def cut_loose(self) -> None:
         """End all I/O that waits for the device with EIO: nothing is flushed."""

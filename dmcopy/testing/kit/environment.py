@@ -16,6 +16,7 @@ from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
 from dmcopy.testing.kit.switched import Power
+from dmcopy.testing.troubled import TroubledDisk
 
 _T = TypeVar("_T")
 
@@ -38,6 +39,7 @@ class Environment(Closing, abc.ABC):
         self.ledger = ledger or Ledger()
         self.volatile = volatile
         self.power = Power()
+        self.troubles: dict[str, TroubledDisk] = {}
         parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.folder = Path(tempfile.mkdtemp(prefix="dmcopy-", dir=parent))
 
@@ -54,8 +56,11 @@ class Environment(Closing, abc.ABC):
         """Return what `what(reactor)` returns; the I/O of the devices of `device` is done there."""
 
     @abc.abstractmethod
-    def make_disk(self, file: Path, block_size: int) -> str:
-        """Make a disk of a file with blocks of that many bytes; return its word."""
+    def make_disk(self, file: Path, block_size: int, seed: int | None = None) -> str:
+        """Make a disk of a file with blocks of that many bytes; return its word.
+
+        `seed`: of the chance by which it has the `troubles` that it is given; None: it has none.
+        """
 
     @abc.abstractmethod
     def drop_disk(self, word: str) -> None:

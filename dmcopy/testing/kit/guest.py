@@ -30,7 +30,11 @@ class InGuest(ThisHost):
         self._taken: set[str] = set()
         self._whole: set[str] = set()
 
-    def make_disk(self, file: Path, block_size: int) -> str:
+    def make_disk(self, file: Path, block_size: int, seed: int | None = None) -> str:
+        if seed is not None:
+            if self._lasting:
+                raise LackingError("no disk that may have troubles outlasts a power cut here")
+            return super().make_disk(file, block_size, seed)
         size = file.stat().st_size
         node = self._attached(file.name, size)
         if not node:

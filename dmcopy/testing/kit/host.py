@@ -1,12 +1,13 @@
 """Tests on this machine's kernel: loop devices over files in memory, and dmsetup.
 
-In a guest, too: a guest is a machine whose kernel can be wrecked. A disk whose power can be cut is
-served by this process, on a thread of its own, and is a loop device like any other.
+In a guest, too: a guest is a machine whose kernel can be wrecked. A disk whose power can be cut, or
+that may have troubles, is served by this process, on a thread of its own, as a loop device.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from dmcopy.block.loop import LoopDevice, attach, detach
 from dmcopy.errors import DmcopyError
 from dmcopy.export.loop import LoopDevices
 from dmcopy.export.volatile import VolatileDisk
+from dmcopy.io.layer import Layer
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.io.thread import ReactorThread
@@ -26,7 +28,9 @@ from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.testing.kit.environment import Environment, LackingError
 from dmcopy.testing.kit.model import load_fuse, lose_cache
+from dmcopy.testing.kit.removal import patiently
 from dmcopy.testing.kit.switched import SwitchedDisk
+from dmcopy.testing.troubled import TroubledDisk
 
 _T = TypeVar("_T")
 
@@ -41,7 +45,7 @@ class ThisHost(Environment):
         super().__init__(ledger, volatile=volatile)
         self._mapper = KernelMapper(ledger=self.ledger)
         self._loops: dict[str, LoopDevice] = {}
-        self._served: dict[str, SwitchedDisk] = {}
+        self._served: dict[str, Layer] = {}
         self._names: dict[str, str] = {}
         self._files: list[BlockDevice] = []
         self._media: list[BlockDevice] = []
@@ -54,9 +58,9 @@ class ThisHost(Environment):
     def perform(self, what: Callable[[Reactor], _T]) -> _T:
         return what(self._mapper.reactor)
 
-    def make_disk(self, file: Path, block_size: int) -> str:
-        if self.volatile:
-            return self._serve(file, block_size)
+    def make_disk(self, file: Path, block_size: int, seed: int | None = None) -> str:
+        if self.volatile or seed is not None:
+            return self._serve(file, block_size, seed)
         # In memory there is no page cache to go past, and before 6.6 losetup would try in vain.
         loop = attach(file, direct=False, sector_size=block_size, ledger=self.ledger)
         self._loops[loop.path] = loop
@@ -70,8 +74,8 @@ class ThisHost(Environment):
             server.call(lambda _: front.remove(self._names[word]))
             del self._served[word]
         else:
-            detach(self._loops[word])
-            del self._loops[word]
+            # Once: one that is in use is gone with its last user.
+            patiently(functools.partial(detach, self._loops.pop(word)), word)
 
     def device(self, word: str) -> Device:
         if self.is_disk(word):
@@ -99,8 +103,7 @@ class ThisHost(Environment):
         for node, disk in self._served.items():
             _forget_pages(node)
             assert self._server is not None
-            assert isinstance(disk.below, VolatileDisk)
-            lose_cache(self._server, disk.below, seed)
+            lose_cache(self._server, disk, seed)
 
     def close(self) -> None:
         with contextlib.ExitStack() as exits:
@@ -115,21 +118,27 @@ class ThisHost(Environment):
             for file in self._files:
                 exits.callback(file.close)
 
-    def _serve(self, file: Path, block_size: int) -> str:
+    def _serve(self, file: Path, block_size: int, seed: int | None) -> str:
         if self._server is None:
             load_fuse()
             if reason := LoopDevices.why_not():
-                raise LackingError(f"disks whose power can be cut cannot be served: {reason}")
+                raise LackingError(f"this process cannot serve the disks: {reason}")
             self._server = ReactorThread(stacked=True, name="dmcopy-disks")
 
         def serve(reactor: Reactor) -> str:
             if self._front is None:
                 self._front = LoopDevices(reactor, ledger=self.ledger)
             self._media.append(BlockDevice.open(file, write=True, claim=False))
-            below = VolatileDisk(self._media[-1], reactor)
-            disk = SwitchedDisk(str(file), below, reactor, block_size, self.power)
+            below: Device = self._media[-1]
+            if self.volatile:
+                below = VolatileDisk(below, reactor)
+            disk: Layer = SwitchedDisk(str(file), below, reactor, block_size, self.power)
+            troubled = None if seed is None else TroubledDisk(disk, reactor, seed=seed)
+            disk = troubled or disk
             node = self._front.add(file.name, disk)
             self._served[node], self._names[node] = disk, file.name
+            if troubled is not None:
+                self.troubles[node] = troubled
             return node
 
         return self._server.call(serve)

@@ -20,6 +20,7 @@ from dmcopy.table import Snapshot as SnapshotTarget
 from dmcopy.testing.kit.devices import Faults, Mapped, Mirror, ScratchDisk, Snapshot
 from dmcopy.testing.kit.environment import Environment
 from dmcopy.testing.kit.mounted import unmount
+from dmcopy.testing.kit.removal import PATIENCE_SECONDS, TRY_SECONDS, patiently
 from dmcopy.units import SECTOR_SHIFT, parse_bytes
 
 AnyDevice: TypeAlias = ScratchDisk | Mapped[Any]
@@ -38,6 +39,8 @@ class Kit(Closing):
         self.environment = environment
         self.disks: list[ScratchDisk] = []
         self.devices: list[Mapped[Any]] = []
+        self.patience = PATIENCE_SECONDS
+        """For how many seconds at the end a device may be in use while no user can be named."""
         self._prefix = f"{PREFIX}{os.urandom(3).hex()}-"
         self._numbers: dict[str, int] = {}
 
@@ -50,20 +53,16 @@ class Kit(Closing):
         self, size: Size = "64M", *, serial: str = "", block_size: int = 512
     ) -> ScratchDisk:
         """Make a disk, all zeroes, with blocks of `block_size` bytes."""
-        if block_size not in BLOCK_SIZES:
-            raise UsageError(f"blocks of {block_size} bytes: choose one of {BLOCK_SIZES}")
-        size_bytes = size if isinstance(size, int) else parse_bytes(size)
-        if size_bytes <= 0 or size_bytes % block_size:
-            raise UsageError(f"{size}: a disk is one or more whole blocks of {block_size} bytes")
-        serial = serial or f"disk{len(self.disks)}"
-        if serial in [disk.serial for disk in self.disks]:
-            raise UsageError(f"there is a disk {serial} already")
-        file = self.environment.folder / serial
-        with file.open("xb") as made:
-            made.truncate(size_bytes)
-        word = self.environment.make_disk(file, block_size)
-        self.disks.append(ScratchDisk(self.environment, word, size_bytes >> SECTOR_SHIFT, serial))
-        return self.disks[-1]
+        return self._make_disk(size, serial, block_size, None)
+
+    def troubled_disk(
+        self, size: Size = "64M", *, serial: str = "", block_size: int = 512, seed: int = 0
+    ) -> ScratchDisk:
+        """Make a disk whose I/O can be short, late by chance or silently wrong: by its `trouble`.
+
+        `seed`: of that chance. This process serves it, in a guest, too.
+        """
+        return self._make_disk(size, serial, block_size, seed)
 
     def scratch_file(self, size: Size = "64M") -> Path:
         """Make a file in memory, all zeroes."""
@@ -195,12 +194,28 @@ class Kit(Closing):
 
     def _steps(self) -> list[Callable[[], object]]:
         steps: list[Callable[[], object]] = [
-            functools.partial(_remove, device) for device in reversed(self.devices)
+            functools.partial(_remove, device, self.patience) for device in reversed(self.devices)
         ]
         steps += [disk.close for disk in self.disks]
         drop = self.environment.drop_disk
         steps += [functools.partial(drop, disk.word) for disk in reversed(self.disks)]
         return [*steps, self.environment.close]
+
+    def _make_disk(self, size: Size, serial: str, block_size: int, seed: int | None) -> ScratchDisk:
+        if block_size not in BLOCK_SIZES:
+            raise UsageError(f"blocks of {block_size} bytes: choose one of {BLOCK_SIZES}")
+        size_bytes = size if isinstance(size, int) else parse_bytes(size)
+        if size_bytes <= 0 or size_bytes % block_size:
+            raise UsageError(f"{size}: a disk is one or more whole blocks of {block_size} bytes")
+        serial = serial or f"disk{len(self.disks)}"
+        if serial in [disk.serial for disk in self.disks]:
+            raise UsageError(f"there is a disk {serial} already")
+        file = self.environment.folder / serial
+        with file.open("xb") as made:
+            made.truncate(size_bytes)
+        word = self.environment.make_disk(file, block_size, seed)
+        self.disks.append(ScratchDisk(self.environment, word, size_bytes >> SECTOR_SHIFT, serial))
+        return self.disks[-1]
 
     def _make(self, kind: type[_D], table: Table | str, name: str) -> _D:
         read = Table.parse(table) if isinstance(table, str) else table
@@ -221,10 +236,10 @@ def _origin_table(below: AnyDevice) -> Table:
     return Table.of(below.sectors, SnapshotOrigin(below.word))
 
 
-def _remove(device: Mapped[Any]) -> None:
+def _remove(device: Mapped[Any], patience: float) -> None:
     """Remove a device; one that I/O waits for is cut loose first, so that its users let go."""
     try:
-        device.remove()
+        device.remove(timeout=TRY_SECONDS)
     except BusyError:
         device.cut_loose()
-        device.remove()
+        patiently(lambda seconds: device.remove(timeout=seconds), device.word, patience)

@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from dmcopy.block import sysfs, tools
+from dmcopy.block import processes, sysfs, tools
 from dmcopy.block.mounts import Mount, parse_mountinfo
 from dmcopy.errors import DmcopyError
 from dmcopy.ledger import Ledger, LedgerEntry, alive, identity
 from dmcopy.mapper import cookies
 from dmcopy.mapper.cookies import Cookie
 from dmcopy.mapper.names import unmangle
+from dmcopy.testing.kit.removal import PATIENCE_SECONDS, cut_loose, patiently
 
 if TYPE_CHECKING:
     from dmcopy.mapper.kernel import KernelMapper
@@ -89,6 +90,7 @@ class Leaks:
         self._alone = alone
         self._before = Present.now()
         self._noted = _state(ledger)
+        self.patience = PATIENCE_SECONDS
         self._began = round(time.time(), 3)  # as the ledger notes it
 
     @contextlib.contextmanager
@@ -146,18 +148,29 @@ class Leaks:
         return left
 
     def remove(self, left: Left) -> list[str]:
-        """Remove it; return what could not be, a sentence each. What hangs is cut loose first."""
+        """Remove it; return what could not be, a phrase each. What hangs is cut loose first.
+
+        `patience` is then for how many seconds what was below it may be in use without a user that
+        can be named: none, where processes have files of what was mounted there.
+        """
         from dmcopy.mapper.kernel import KernelMapper
 
         failed: list[str] = []
+        users: set[int] = set()
         mapper = KernelMapper(ledger=self._ledger)
         for name in left.devices.values():
-            _try(failed, lambda name=name: cut_loose(mapper, name))  # type: ignore[misc]
+            _try(failed, functools.partial(cut_loose, mapper, name))
         for mount in left.mounts:
+            users.update(processes.below(mount.point))  # which nothing tells of after that
             done = tools.run(["umount", "--lazy", "--", mount.point], timeout=_SECONDS)
             failed += [done.stderr.strip()] if done.returncode else []
+        failed += [f"process {pid} ({processes.command(pid)}) has a file open" for pid in users]
+        if users:
+            self.patience = 0.0
         for name in reversed(left.devices.values()):
-            _try(failed, lambda name=name: mapper.remove(name))  # type: ignore[misc]
+            remove = functools.partial(_remove, mapper, name)
+            path = mapper.path(name)
+            _try(failed, functools.partial(patiently, remove, path, self.patience))
         for loop in left.loops:
             done = tools.run(["losetup", "--detach", f"/dev/{loop}"], timeout=_SECONDS)
             failed += [done.stderr.strip()] if done.returncode else []
@@ -188,12 +201,8 @@ class Leaks:
         return bool(path) and any(Path(path).is_relative_to(one) for one in self.folders)
 
 
-def cut_loose(mapper: KernelMapper, name: str) -> None:
-    """End the I/O that waits for a device: suspend it without a flush, and let it fail all."""
-    from dmcopy.table import Error, Table
-
-    length = mapper.table(name).length
-    mapper.swap(name, Table.of(length or 8, Error()), flush=False, lockfs=False)
+def _remove(mapper: KernelMapper, name: str, seconds: float) -> None:
+    mapper.remove(name, timeout=seconds)
 
 
 def _try(failed: list[str], what: Callable[[], object]) -> None:

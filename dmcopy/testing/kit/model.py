@@ -19,6 +19,7 @@ from dmcopy.export.base import FrontEnd
 from dmcopy.export.fuse.files import FuseFiles
 from dmcopy.export.loop import LoopDevices
 from dmcopy.export.volatile import VolatileDisk
+from dmcopy.io.layer import Layer
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.io.thread import ReactorThread
@@ -27,6 +28,7 @@ from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.testing.kit.environment import Environment, LackingError
 from dmcopy.testing.kit.switched import SwitchedDisk
+from dmcopy.testing.troubled import TroubledDisk
 
 _T = TypeVar("_T")
 
@@ -39,7 +41,7 @@ class Model(Environment):
 
     def __init__(self, ledger: Ledger | None = None, *, volatile: bool = False) -> None:
         super().__init__(ledger, volatile=volatile)
-        self._disks: dict[str, SwitchedDisk] = {}
+        self._disks: dict[str, Layer] = {}
         self._files: dict[str, BlockDevice] = {}
         self._served: dict[str, str] = {}
         self._front: FrontEnd | None = None
@@ -54,7 +56,7 @@ class Model(Environment):
     def perform(self, what: Callable[[Reactor], _T]) -> _T:
         return self._thread.call(what)
 
-    def make_disk(self, file: Path, block_size: int) -> str:
+    def make_disk(self, file: Path, block_size: int, seed: int | None = None) -> str:
         word = str(file)
 
         def make(reactor: Reactor) -> None:
@@ -62,6 +64,9 @@ class Model(Environment):
             if self.volatile:
                 below = VolatileDisk(below, reactor)
             self._disks[word] = SwitchedDisk(word, below, reactor, block_size, self.power)
+            if seed is not None:
+                self.troubles[word] = TroubledDisk(self._disks[word], reactor, seed=seed)
+                self._disks[word] = self.troubles[word]
 
         self._files[word] = BlockDevice.open(file, write=True, direct=False, claim=False)
         self._thread.call(make)
@@ -102,8 +107,7 @@ class Model(Environment):
 
     def lose(self, seed: int | None) -> None:
         for disk in self._disks.values():
-            if isinstance(disk.below, VolatileDisk):
-                lose_cache(self._thread, disk.below, seed)
+            lose_cache(self._thread, disk, seed)
 
     def close(self) -> None:
         with contextlib.ExitStack() as exits:
@@ -149,12 +153,17 @@ def load_fuse() -> None:
         tools.run(["modprobe", "--quiet", "fuse"], timeout=60)
 
 
-def lose_cache(thread: ReactorThread, disk: VolatileDisk, seed: int | None) -> None:
+def lose_cache(thread: ReactorThread, disk: Device, seed: int | None) -> None:
     """Cut the power of a disk whose reactor is on `thread`, and have it back."""
+    while not isinstance(disk, VolatileDisk):
+        if not isinstance(disk, Layer):
+            return  # it has no cache
+        disk = disk.below
+    volatile = disk
 
     def cut(reactor: Reactor) -> None:
         back: list[bool] = []
-        disk.cut(seed, lambda: back.append(True))
-        reactor.run_until(lambda: back, 60, f"what is kept of {disk.path}")
+        volatile.cut(seed, lambda: back.append(True))
+        reactor.run_until(lambda: back, 60, f"what is kept of {volatile.path}")
 
     thread.call(cut)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dmcopy.block.holders import device_users, loop_users, who
+from dmcopy.block import processes
+from dmcopy.block.holders import Holder, device_users, loop_users, who
 from dmcopy.errors import DeviceError, UsageError
 
 
@@ -169,6 +170,30 @@ def test_a_file_and_those_who_have_it(kernel: Any, tmp_path: Path) -> None:
         "a lock of process 50 (qemu-system-x86_64)",
         "process 50 (qemu-system-x86_64)",
     ]
+
+
+def test_what_udev_has_started_only_looks(kernel: Any) -> None:
+    for pid, name, parent in (
+        (40, "systemd-udevd", 1),
+        (41, "(udev-worker)", 40),
+        (42, "a) S 1 (b", 41),
+        (50, "sh", 1),
+        (51, "sleep", 50),
+    ):
+        kernel.process(pid, name)
+        kernel.put(f"proc/{pid}/stat", f"{pid} ({name}) S {parent} {pid} 0")
+    found = [processes.is_of_udev(pid, kernel.roots) for pid in (40, 41, 42, 50, 51, 60)]
+    assert found == [True, True, True, False, False, True]  # 60 is gone
+    assert not Holder("mount", "/mnt").only_looks
+    assert not Holder("process", "", pid=os.getpid()).only_looks
+
+
+def test_who_has_files_in_a_folder(kernel: Any) -> None:
+    kernel.process(50, "cat", Path("/mnt/a/file"))
+    kernel.process(51, "vi", Path("/mnt/ab"))
+    kernel.process(52, "sh")
+    (kernel.proc / "52/cwd").symlink_to("/mnt/a")
+    assert processes.below("/mnt/a", kernel.roots) == [50, 52]
 
 
 def test_this_process_is_told_apart(tmp_path: Path) -> None:

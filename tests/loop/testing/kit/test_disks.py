@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from dmcopy.block import file_mounts
+from dmcopy.errors import DeviceError
+from dmcopy.io import Op
 from dmcopy.ledger import Ledger
 from dmcopy.testing.kit import Kit, PowerCut, ScratchDisk
 from dmcopy.testing.kit import guest as guests
 from dmcopy.testing.kit.environment import LackingError
 from dmcopy.testing.kit.guest import InGuest
 from dmcopy.testing.kit.host import ThisHost
+from dmcopy.testing.troubled import uniform
 from tests.loop.conftest import LoopFactory
 
 served = pytest.mark.skipif(bool(file_mounts.why_not()), reason=file_mounts.why_not())
@@ -61,6 +64,26 @@ def test_a_power_cut_takes_what_a_program_did_not_sync(ledger: Ledger, sync: boo
         assert disk.path == node
         with open(disk, "rb") as file:
             assert file.read(2 * PAGE) == (b"x" if sync else b"\0") * PAGE + bytes(PAGE)
+
+
+@served
+@pytest.mark.usefixtures("loops")
+def test_programs_meet_the_troubles_of_a_disk(ledger: Ledger) -> None:
+    with Kit(ThisHost(ledger)) as kit:
+        disk = kit.troubled_disk("1M", block_size=4096)
+        disk.trouble.latency = uniform(0.001, 0.002)
+        with disk.open() as io:
+            io.write(0, b"x" * PAGE)
+            assert io.read(0, 8) == b"x" * PAGE
+            disk.trouble.corrupt(0, 8)
+            assert io.read(0, 8) != b"x" * PAGE
+            disk.trouble.short(Op.READ, 8, 16)
+            with pytest.raises(DeviceError):
+                io.read(8, 16)
+        assert disk.trouble.shortened >= 1
+    outlasts = pytest.raises(LackingError, match="no disk that may have troubles outlasts")
+    with Kit(InGuest(ledger, volatile=True, phase=0)) as kit, outlasts:
+        kit.troubled_disk("1M")
 
 
 @served

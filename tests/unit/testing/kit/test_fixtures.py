@@ -28,11 +28,11 @@ def test_every_fixture(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         def test_all(dm, scratch_disk, scratch_file, linear, striped, snapshot, mirror, stack,
-                     faulty, dm_place):
+                     faulty, troubled_disk, dm_place):
             assert dm_place == "model"
             disk = scratch_disk("1M")
             assert scratch_file("1M").stat().st_size == 1 << 20
-            for made in (linear(disk), striped(disk, scratch_disk("1M")), snapshot(disk), faulty(),
+            for made in (linear(disk), striped(disk, troubled_disk("1M")), snapshot(disk), faulty(),
                          mirror(scratch_disk("1M"), scratch_disk("1M")), dm("0 8 zero"),
                          *stack({"low": "0 8 error"}).values()):
                 made.statuses()

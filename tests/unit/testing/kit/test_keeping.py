@@ -133,7 +133,7 @@ def test_what_keeps_a_device_in_use_is_the_error_of_its_test(pytester: pytest.Py
 
         def test_lock(scratch_disk):
             disk = scratch_disk("1M")
-            words = ["flock", disk.path, "sh", "-c", "echo; exec sleep 600"]
+            words = ["flock", "--no-fork", disk.path, "sh", "-c", "echo; exec sleep 600"]
             kept.append(subprocess.Popen(words, stdout=subprocess.PIPE))
             kept[0].stdout.readline()
 
@@ -147,9 +147,27 @@ def test_what_keeps_a_device_in_use_is_the_error_of_its_test(pytester: pytest.Py
     result.stdout.fnmatch_lines(
         [
             "*ERROR at teardown of test_lock*",
-            "a device of the test cannot be removed: /dev/loop* is in use by process * (flock)*",
+            "a device of the test cannot be removed: /dev/loop* is in use by process * (sleep)*",
         ]
     )
+
+
+@as_root
+def test_who_has_a_file_of_a_mount_is_told_and_not_waited_for(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    leaks = Leaks(ledger, [tmp_path], alone=False)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True)
+    with subprocess.Popen(["sleep", "600"], cwd=tmp_path) as process:
+        try:
+            left = leaks.find()
+            assert [mount.point for mount in left.mounts] == [str(tmp_path)]
+            said = leaks.remove(left)
+        finally:
+            process.kill()
+    assert said == [f"process {process.pid} (sleep) has a file open"]
+    assert leaks.patience == 0
+    assert str(leaks.find()) == ""
 
 
 @as_root

@@ -12,10 +12,12 @@ import pytest
 
 from dmcopy.block import file_mounts
 from dmcopy.errors import BusyError, ClosedError, DeadlineError, DeviceError, UsageError
+from dmcopy.io import Op
 from dmcopy.ledger import Ledger
 from dmcopy.table import Error, Table
 from dmcopy.testing.kit import Kit
 from dmcopy.testing.kit.model import Model
+from dmcopy.testing.troubled import lognormal
 
 PAGE = 4096
 served = pytest.mark.skipif(bool(file_mounts.why_not()), reason=file_mounts.why_not())
@@ -112,6 +114,23 @@ def test_each_fault_and_the_way_back(kit: Kit) -> None:
         faulty.restore()
         assert io.read(8, 8) == bytes(PAGE)
         assert io.read(40, 8) == b"y" * PAGE
+
+
+def test_a_troubled_disk_below_others(kit: Kit) -> None:
+    disk = kit.troubled_disk("1M", block_size=1024, seed=3)
+    device = kit.linear(disk, start=8)
+    disk.trouble.latency = lognormal(0.001)
+    once = disk.trouble.short(Op.WRITE, 16, 8, times=1)
+    with device.open() as io, disk.open() as whole:
+        with pytest.raises(DeviceError):
+            io.write(8, b"s" * PAGE)
+        assert whole.read(16, 8) == b"s" * (PAGE // 2) + bytes(PAGE // 2)
+        assert (once.times, disk.trouble.shortened, io.logical_block_size) == (0, 1, 1024)
+        io.write(8, b"n" * PAGE)
+        disk.trouble.corrupt(16, 8)
+        assert io.read(8, 8) != b"n" * PAGE
+    with pytest.raises(UsageError, match="disk1: only a troubled_disk can have trouble"):
+        kit.scratch_disk("1M").trouble.drop_flushes = True
 
 
 @pytest.mark.parametrize(("byte", "value"), [(-1, 0), (1 << 20, 0), (0, 256), (0, -1)])

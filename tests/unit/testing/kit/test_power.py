@@ -62,6 +62,23 @@ def test_a_seed_keeps_some_and_the_same_each_time(tmp_path: Path) -> None:
     assert len({content for _, content in found}) > 2
 
 
+def test_a_disk_whose_flushes_do_nothing_loses_what_was_flushed(
+    kit: Kit, power_cut: PowerCut
+) -> None:
+    good, bad = kit.scratch_disk("1M"), kit.troubled_disk("1M")
+    bad.trouble.drop_flushes = True
+
+    def work() -> None:
+        for disk in (good, bad):
+            with disk.open() as io:
+                io.write(0, b"f" * PAGE)
+                io.flush()
+
+    power_cut(work)
+    with good.open() as kept, bad.open() as lost:
+        assert (kept.read(0, 8), lost.read(0, 8)) == (b"f" * PAGE, bytes(PAGE))
+
+
 def test_a_cut_in_the_middle(kit: Kit, power_cut: PowerCut) -> None:
     disk, other = kit.scratch_disk("1M"), kit.scratch_disk("1M")
 
