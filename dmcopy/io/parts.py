@@ -53,26 +53,23 @@ class Fan:
         self._submit = submit
 
     def start(self) -> None:
-        self._begin(Op.READ, self._request.reads(), self._read)
+        submit_all(self._submit, self._each(Op.READ, self._request.reads()), self._read)
 
-    def _begin(
-        self, op: Op, parts: Sequence[Part], notify: Callable[[Sequence[Io]], object]
-    ) -> None:
+    def _each(self, op: Op, parts: Sequence[Part]) -> list[Io]:
         memory = self._request.memory
-        requests = [Io(op, region, memory, extents) for region, extents in parts]
-        submit_all(self._submit, requests, notify)
+        return [Io(op, region, memory, extents) for region, extents in parts]
 
     def _read(self, reads: Sequence[Io]) -> None:
         request = self._request
         request.error = first_error(reads)
         try:
-            writes = () if request.error else request.writes()
+            writes = [] if request.error else self._each(Op.WRITE, request.writes())
         except BaseException:  # for the reactor, once the copy has ended
             request.error = errno.EIO
             request.notify(request)
             raise
         if writes:
-            self._begin(Op.WRITE, writes, self._written)
+            submit_all(self._submit, writes, self._written)
         else:
             request.notify(request)
 

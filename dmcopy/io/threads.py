@@ -80,7 +80,10 @@ class WorkerPool:
 
     def _work(self) -> None:
         while (request := self._todo.get()) is not None:
-            perform(request)
+            try:
+                perform(request)
+            except BaseException as error:  # that nobody waits for here: the thread goes on
+                request.error = _errno(error)
             # Order matters: the sleeper says that it sleeps before it looks for what is done.
             self._done.append(request)
             if self.sleeping:
@@ -126,9 +129,9 @@ class ThreadsBackend:
         """See `Reactor.unpin`."""
 
     def poll(self, timeout: float | None) -> list[Request]:
-        if self._alone is not None:
-            request, self._alone = self._alone, None
-            perform(request)
+        if (request := self._alone) is not None:
+            perform(request)  # a Ctrl-C may come out of it: it is then done over
+            self._alone = None
             return [request]
         pool = self._pool
         pool.sleeping = True
@@ -141,32 +144,29 @@ class ThreadsBackend:
 
 
 def perform(request: Request) -> None:
-    """Do a request by plain system calls, now. A device's error ends up in the request."""
-    if isinstance(request, CopyIo):
+    """Do a request by plain system calls, now. Any `Exception` ends up in the request."""
+    try:
         if isinstance(request, ListCopyIo):
             _copy_list(request)
-        else:
+        elif isinstance(request, CopyIo):
             _copy(request)
-        return
-    try:
-        _PERFORM[request.op](request)
+        else:
+            _PERFORM[request.op](request)
     except Exception as error:
         request.error = _errno(error)
 
 
-def _errno(error: Exception) -> int:
+def _errno(error: BaseException) -> int:
     """Return the kernel's errno of an error; a device that was closed meanwhile has none: EBADF."""
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
     return getattr(error, "errno", None) or errno.EBADF
 
 
 def _copy(request: CopyIo) -> None:
     views = request.memory.views(request.extents)
     device, sector, _ = request.source
-    try:
-        read_all(device.fileno(), views, sector << 9, request.bytes)
-    except Exception as error:
-        request.error = _errno(error)
-        return
+    read_all(device.fileno(), views, sector << 9, request.bytes)
     for index, (dest, to, _) in enumerate(request.dests):
         try:
             write_all(dest.fileno(), views, to << 9, request.bytes)
@@ -176,12 +176,8 @@ def _copy(request: CopyIo) -> None:
 
 def _copy_list(request: ListCopyIo) -> None:
     memory = request.memory
-    try:
-        for (device, sector, count), extents in request.reads():
-            read_all(device.fileno(), memory.views(extents), sector << 9, count << 9)
-    except Exception as error:
-        request.error = _errno(error)
-        return
+    for (device, sector, count), extents in request.reads():
+        read_all(device.fileno(), memory.views(extents), sector << 9, count << 9)
     for index, ((device, sector, count), extents) in enumerate(request.writes()):
         try:
             write_all(device.fileno(), memory.views(extents), sector << 9, count << 9)

@@ -122,9 +122,9 @@ class UringBackend:
             self._ring.unregister_buffer()
 
     def poll(self, timeout: float | None) -> list[Request]:
-        if self._alone is not None:
-            alone, self._alone = self._alone, None
-            perform(alone)
+        if (alone := self._alone) is not None:
+            perform(alone)  # a Ctrl-C may come out of it: it is then done over
+            self._alone = None
             return [alone]
         if not self._armed:
             self._arm()

@@ -14,12 +14,13 @@ import pytest
 
 from dmcopy.block import BlockDevice
 from dmcopy.errors import ClosedError, MissingError, UsageError
-from dmcopy.io import CopyIo, Io, IoRegion, Memory, Op, Reactor, signals
+from dmcopy.io import CopyIo, Io, IoRegion, Memory, Op, Reactor, parts, signals, threads, uring
 from dmcopy.io.poller import Poller
 from dmcopy.io.signals import Shield
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.io.stacked import StackedDevice
 from dmcopy.io.thread import ReactorThread
+from dmcopy.io.threads import WORKERS
 from dmcopy.kcopyd import Client
 
 PAGE = ((0, 4096),)
@@ -183,6 +184,65 @@ def test_a_reactor_on_a_thread_outlives_what_callbacks_raise(
         assert f"{name}: mine" in caplog.text
 
 
+class Failing:
+    """What is no device of ours: whatever a thread asks it for raises `error`."""
+
+    path, sectors, logical_block_size, read_only, identity = "failing", 64, 512, False, "failing"
+
+    def __init__(self, error: BaseException) -> None:
+        self.discard = raiser(error)
+
+
+@pytest.mark.parametrize("kind", [MemoryError, RuntimeError, KeyboardInterrupt, SystemExit])
+def test_what_raises_on_a_thread_ends_its_request_and_not_the_thread(
+    real: Reactor, device: BlockDevice, kind: type[BaseException]
+) -> None:
+    """A thread that had ended would be counted on, and what it should do would never end."""
+    ended: list[int] = []
+    failing: Any = Failing(kind("mine"))
+    for _ in range(2 * WORKERS):
+        real.submit(
+            Io(Op.DISCARD, IoRegion(failing, 0, 8), notify=lambda io: ended.append(io.error))
+        )
+    real.run_until(lambda: len(ended) == 2 * WORKERS, 20, "requests whose thread was raised in")
+    assert set(ended) == {errno.ENOMEM if kind is MemoryError else errno.EBADF}
+    zeroed = Io(Op.WRITE_ZEROES, IoRegion(device, 0, 8), notify=lambda io: ended.append(io.error))
+    real.submit(zeroed)
+    real.run_until(lambda: len(ended) > 2 * WORKERS, 20, "one for which the threads are there")
+    assert ended[-1] == 0
+
+
+def test_a_copy_without_memory_for_its_views_ends(real: Reactor, device: BlockDevice) -> None:
+    class Short(Memory):
+        views = staticmethod(raiser(MemoryError()))
+
+    memory, ended = Short(1), []
+    region = IoRegion(device, 0, 8)
+    copy = CopyIo(region, [IoRegion(device, 8, 8)], memory, PAGE, lambda io: ended.append(io.error))
+    real.submit(copy)
+    real.run_until(lambda: ended, 20, "a copy")
+    assert ended == ([0] if real.backend.name == "uring" else [errno.ENOMEM])
+    memory.close()
+
+
+@pytest.mark.parametrize("backend", ["uring", "threads"])
+def test_an_interrupt_of_what_is_done_inline_costs_no_completion(
+    backend: str, device: BlockDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, ended = Memory(1), []
+    with Reactor(backend, inline=True) as reactor, monkeypatch.context() as patch:
+        for module in (threads, uring):
+            patch.setattr(module, "perform", raiser(KeyboardInterrupt()))
+        io = Io(Op.READ, IoRegion(device, 0, 8), memory, PAGE, lambda io: ended.append(io.error))
+        reactor.submit(io)
+        with pytest.raises(KeyboardInterrupt):
+            reactor.run_until(lambda: ended, 20, "a read that is interrupted")
+        patch.undo()
+        reactor.run_until(lambda: ended, 20, "the read")
+    assert ended == [0]
+    memory.close()
+
+
 class Refusing(StackedDevice):
     """A device whose `submit` raises."""
 
@@ -241,6 +301,28 @@ def test_a_copy_that_cannot_say_what_to_write_ends_once(reactor: Reactor) -> Non
         reactor.run_until(lambda: False, 10, "the error")
     reactor.step(10)
     assert ended == [errno.EIO]
+
+
+def test_a_copy_without_memory_for_its_writes_ends_once(
+    reactor: Reactor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+
+    def io(op: Op, *more: Any, **names: Any) -> Io:
+        if op == Op.WRITE:
+            raise MemoryError
+        return Io(op, *more, **names)
+
+    monkeypatch.setattr(parts, "Io", io)
+    disk, other, memory = SimulatedDisk(64), Refusing(), Memory(1)
+    dests: Any = [IoRegion(disk, 8, 8), (other, 0, 8)]  # a stacked one: it goes in parts
+    region = IoRegion(disk, 0, 8)
+    reactor.submit(CopyIo(region, dests, memory, PAGE, lambda io: ended.append(io.error)))
+    with pytest.raises(MemoryError):
+        reactor.run_until(lambda: False, 10, "the error")
+    reactor.step(10)
+    assert ended == [errno.EIO]
+    memory.close()
 
 
 def test_a_copy_to_nowhere_ends(reactor: Reactor) -> None:
