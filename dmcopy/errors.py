@@ -47,13 +47,21 @@ class UsageError(DmcopyError):
 
 
 class DeviceError(DmcopyError):
-    """A device or file refused an operation. `path` names it; `errno` is the kernel's."""
+    """A device or file refused an operation. `path` names it; `errno` is the kernel's.
+
+    Where that is a limit of the system, the exit code is MISSING.
+    """
 
     def __init__(self, path: str, action: str, errno: int, hint: str = "") -> None:
         self.path = path
         self.errno = errno
+        if errno in _LACKING:
+            self.exit_code = ExitCode.MISSING
         text = f"{path}: cannot {action}: {os.strerror(errno)}"
         super().__init__(f"{text}; {hint}" if hint else text)
+
+
+_LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class PartialError(DmcopyError):

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from dmcopy.cli.output import add_json, emit_json, say
-from dmcopy.cli.parser import given, positive, size
+from dmcopy.cli.parser import positive, size
 from dmcopy.cli.serving import add_options
 from dmcopy.errors import DeviceError, ExitCode, UsageError
 
@@ -41,9 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _configure_serve(verbs)
     text = "cut the power of a disk that is served, and have it back"
     cut = verbs.add_parser("cut", help=text, description=text)
-    cut.add_argument(
-        "name", type=given, metavar="DISK", help="its name, or the path of its --socket"
-    )
+    cut.add_argument("name", metavar="DISK", help="its name, or the path of its --socket")
     cut.add_argument("--seed", type=int, metavar="N", help="how (default: all of it is lost)")
     add_json(cut, verb=True)
     cut.set_defaults(verb=_cut)
@@ -64,9 +62,7 @@ def _configure_serve(verbs: Any) -> None:
         metavar="SIZE",
         help="make FILE with this size, or without one a disk that is gone at the end",
     )
-    serve.add_argument(
-        "--name", type=given, metavar="N", help="what the disk is called (default: disk)"
-    )
+    serve.add_argument("--name", metavar="N", help="what the disk is called (default: disk)")
     serve.add_argument(
         "--seed", type=int, metavar="N", help="what the cuts below leave (default: all is lost)"
     )
@@ -78,7 +74,6 @@ def _configure_serve(verbs: Any) -> None:
     )
     serve.add_argument(
         "--log",
-        type=given,
         metavar="LOG",
         help="a new file that logs all that becomes durable, in the format of dm-log-writes",
     )

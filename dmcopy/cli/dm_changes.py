@@ -102,7 +102,7 @@ def _configure_talking(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     message = changing(verbs, "message", "send words to a target", _message)
     message.add_argument("device", metavar="NAME", help=NAME)
     message.add_argument("sector", metavar="SECTOR", help="of the target; 0 if there is only one")
-    message.add_argument("words", nargs="*", metavar="WORD", help="split at white space")
+    message.add_argument("words", nargs="*", type=str, metavar="WORD", help="split at white space")
     add_address(message)
     wait = verbs.add_parser("wait", help="wait for an event")
     wait.add_argument("device", nargs="?", metavar="NAME", help=NAME)

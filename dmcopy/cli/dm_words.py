@@ -103,7 +103,7 @@ def add_value(
     parser: argparse.ArgumentParser, *names: str, typed: bool = False, **more: Any
 ) -> None:
     """Declare an option with a value that is passed on."""
-    parser.add_argument(*names, action=PassOn, typed=typed, **more)
+    parser.add_argument(*names, action=PassOn, type=str, typed=typed, **more)
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +126,7 @@ def add_the_rest(parser: argparse.ArgumentParser) -> None:
     for idle in (tuple(names.split("/")) for names in _IDLE.split()):
         _add_unless(parser, idle, dest=f"idle{idle[-1]}", action="store_true")
     for idle in _IDLE_VALUES:
-        _add_unless(parser, idle, dest=f"idle{idle[-1]}")
+        _add_unless(parser, idle, dest=f"idle{idle[-1]}", type=str)
 
 
 def _add_unless(parser: argparse.ArgumentParser, words: Sequence[str], **more: Any) -> None:

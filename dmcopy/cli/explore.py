@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dmcopy.cli.options import seeds_range
 from dmcopy.cli.output import add_json, emit_json, say
-from dmcopy.cli.parser import given, positive
+from dmcopy.cli.parser import positive
 from dmcopy.errors import ExitCode, MissingError, UsageError
 from dmcopy.units import parse_count
 
@@ -64,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="stop when that much of what the function returns is summed up",
     )
     parser.add_argument(
-        "--out", type=given, metavar="FILE", help="keep results in FILE, and continue what is in it"
+        "--out", metavar="FILE", help="keep results in FILE, and continue what is in it"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=N", help="call the function with it"

@@ -14,6 +14,7 @@ from typing import Final
 from dmcopy import __version__
 from dmcopy.cli import signals, streams
 from dmcopy.cli.parser import Parser, UndeclaredError, share_help
+from dmcopy.cli.shown import brief
 from dmcopy.errors import DmcopyError, ExitCode, of_limit
 
 NOUNS: Final = {
@@ -115,4 +116,4 @@ def _call(parser: Parser, words: list[str]) -> int:
 def _tell(error: BaseException, text: str) -> None:
     """Print what happened, and the notes of those it passed through: what became of their work."""
     for line in (text, *getattr(error, "__notes__", ())):
-        print(f"dmcopy: {line}", file=sys.stderr)
+        print(f"dmcopy: {brief(line)}", file=sys.stderr)

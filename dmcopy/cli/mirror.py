@@ -190,6 +190,8 @@ def _add_wait(parser: argparse.ArgumentParser, *, leave: bool = False) -> None:
 
 
 def _features(text: str) -> tuple[str, ...]:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: say none for none")
     return () if text == "none" else tuple(text.split(","))
 
 

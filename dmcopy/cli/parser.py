@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, NoReturn
 
 from dmcopy.cli import streams
 from dmcopy.cli.output import printable, terminal_width
+from dmcopy.cli.shown import brief
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.suggest import did_you_mean
 from dmcopy.units import parse_count, parse_sectors, quoted
@@ -70,6 +71,14 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Refuse a word that is empty, unless it is declared as any `str`: another command's."""
+        words_of_others = action.nargs in (argparse.PARSER, argparse.REMAINDER)
+        if action.type is None and "" in arg_strings and not words_of_others:
+            empty = "it is empty: is a variable of the shell not set?"
+            raise argparse.ArgumentError(action, empty)
+        return super()._get_values(action, arg_strings)
+
     def error(self, message: str) -> NoReturn:
         """Print one sentence and where the help is, or the verbs of a noun alone; exit 2.
 
@@ -88,7 +97,7 @@ class Parser(argparse.ArgumentParser):
         if hint:
             # The list of what could be is of no use to a user who has mistyped one of them.
             message = re.sub(r" \(choose from .*\)", "", message)
-        text = printable(f"{message}{hint}")
+        text = brief(printable(f"{message}{hint}"))
         print(f"{self.prog}: {text}; see '{self.prog} --help'", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
 
@@ -165,13 +174,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is too small: give a number from 1 on")
     return value
-
-
-def given(text: str) -> str:
-    """Return a name or path of the command line, for argparse's `type`: never an empty one."""
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty: is a variable of the shell not set?")
-    return text
 
 
 def seconds(text: str) -> float:

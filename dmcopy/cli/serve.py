@@ -7,7 +7,6 @@ import contextlib
 import errno
 from typing import TYPE_CHECKING, Final
 
-from dmcopy.cli.parser import given
 from dmcopy.cli.serving import add_options
 from dmcopy.errors import DeviceError, ExitCode, UsageError
 
@@ -42,9 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--table", metavar="TABLE", help="the table of a device, or the file of it")
     parser.add_argument("--concise", metavar="SPEC", help="several devices, as in dm create")
-    parser.add_argument(
-        "--name", type=given, metavar="N", help="what the device is called (default: dev)"
-    )
+    parser.add_argument("--name", metavar="N", help="what the device is called (default: dev)")
     parser.add_argument("--read-only", action="store_true", help="let no user write to it")
     text = "have the devices of 'dm --engine user' back, whose server was killed"
     parser.add_argument("--resume", action="store_true", help=text)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from dmcopy.cli import signals
 from dmcopy.cli.output import add_json, emit_json_line, printable
-from dmcopy.cli.parser import given
 from dmcopy.export.kinds import kinds
 
 if TYPE_CHECKING:
@@ -26,28 +25,24 @@ def add_options(parser: argparse.ArgumentParser, *, verb: bool = False) -> None:
     )
     parser.add_argument(
         "--socket",
-        type=given,
         metavar="PATH",
         help="where: a Unix socket, which only you can open (default: NAME.nbd in /run/dmcopy or "
         "$XDG_RUNTIME_DIR/dmcopy)",
     )
     parser.add_argument(
         "--listen",
-        type=given,
         metavar="ADDR:PORT",
         help="where: TCP, on the loopback without ADDR; all that reach it can read and write, "
         "unless there are --tls-creds",
     )
     parser.add_argument(
         "--tls-creds",
-        type=given,
         metavar="DIR",
         help="nbd by TLS alone: DIR holds server-cert.pem and server-key.pem; with ca-cert.pem, "
         "clients need a certificate of it",
     )
     parser.add_argument(
         "--at",
-        type=given,
         metavar="PATH",
         help="where: the file that fuse and loop make (default: NAME in the same folder)",
     )

@@ -12,6 +12,7 @@ import re
 from typing import IO, Any, Final
 
 _ODD: Final = re.compile(r"[^\n\t -~]+")
+_ENDS: Final = 400
 
 
 def printable(text: str) -> str:
@@ -24,6 +25,14 @@ def printable(text: str) -> str:
 def shown(text: str) -> str:
     """Return lines of text with what is not printable in them escaped."""
     return _ODD.sub(lambda match: printable(match[0]), text)
+
+
+def brief(text: str) -> str:
+    """Return a line without its middle where a word of it must be very long: its ends say it."""
+    left_out = len(text) - 2 * _ENDS
+    if left_out <= _ENDS:
+        return text
+    return f"{text[:_ENDS]}… ({left_out} characters are left out) …{text[-_ENDS:]}"
 
 
 class Shown(io.TextIOWrapper):

@@ -49,14 +49,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     run = verbs.add_parser("run", help="boot, run a command as root, end with its status")
     _add_guest_options(run)
     run.add_argument("-n", "--no-stdin", action="store_true", help="give the command no input")
-    run.add_argument("command", nargs="+", metavar="CMD", help="the command and its arguments")
+    run.add_argument(
+        "command", nargs="+", type=str, metavar="CMD", help="the command and its arguments"
+    )
     shell = verbs.add_parser("shell", help="boot, and open a shell")
     _add_guest_options(shell)
     test = verbs.add_parser("test", help="run the tests marked 'kernel' with pytest, in guests")
     test.add_argument(
         "--kernel", default=",".join(kernels.SUITES), metavar="K,…", help="default: %(default)s"
     )
-    test.add_argument("arguments", nargs="*", metavar="ARG", help="arguments for pytest")
+    test.add_argument("arguments", nargs="*", type=str, metavar="ARG", help="arguments for pytest")
     vagrant = verbs.add_parser("vagrant", help="write the Vagrantfile of guests, to edit")
     vagrant.add_argument(
         "action", choices=("init",), metavar="init", help="write it, and the recipe of its box"

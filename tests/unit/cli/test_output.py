@@ -11,7 +11,7 @@ import pytest
 
 from dmcopy.cli import cow_facts
 from dmcopy.cli.main import main
-from dmcopy.errors import DmcopyError, ExitCode
+from dmcopy.errors import DeviceError, DmcopyError, ExitCode
 from tests.unit.cow.stores import allocate, build
 
 
@@ -99,6 +99,12 @@ def test_a_limit_of_the_system_is_one_sentence(
     assert said.startswith(f"dmcopy: {says}")
     with pytest.raises(type(error)):
         main(["--traceback", "cow", "info", "x"])
+
+
+def test_a_limit_met_at_a_device_is_the_machine_s_not_the_device_s() -> None:
+    for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        assert DeviceError("x", "open it", number).exit_code == ExitCode.MISSING
+    assert DeviceError("x", "open it", errno.EIO).exit_code == ExitCode.FAILED
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "x"), RuntimeError("x"), ValueError("x")])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import itertools
 from typing import Any
 
@@ -10,8 +12,11 @@ import pytest
 
 from dmcopy.cli.main import NOUNS, _build_parser, main
 from dmcopy.cli.parser import Parser, verbs_of
+from dmcopy.errors import UsageError
 from dmcopy.suggest import did_you_mean
 from dmcopy.table.target import TARGETS
+
+_build = functools.cache(_build_parser)
 
 
 def parsed(*words: str, noun: str | None = None) -> dict[str, Any]:
@@ -129,7 +134,7 @@ def _toy() -> Parser:
     parser.add_argument("-n", "--number", type=int)
     parser.add_argument("--noflush", action="store_true")
     parser.add_argument("--nolockfs", action="store_true")
-    parser.add_argument("-o", "--option")
+    parser.add_argument("-o", "--option", type=str)
     parser.add_argument("name")
     parser.add_argument("file", nargs="?")
     parser.add_argument("rest", nargs="*")
@@ -239,3 +244,50 @@ def test_a_noun_alone_is_answered_with_its_verbs(
     assert (stop.value.code, out) == (2, "")
     assert err.startswith(f"usage: dmcopy {noun} ")
     assert "examples:\n" in err
+
+
+def _verbs(noun: str) -> list[tuple[list[str], argparse.ArgumentParser]]:
+    parser = verbs_of(_build_parser(noun))[noun]
+    return [([noun, name], verb) for name, verb in verbs_of(parser).items()] or [([noun], parser)]
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_an_empty_word_is_refused_wherever_it_stands(
+    noun: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is a variable of the shell that is not set, and seldom what was meant."""
+    for words, verb in _verbs(noun):
+        actions = [one for one in verb._actions if one.nargs not in (0, argparse.REMAINDER)]
+        needed = [one for one in actions if not one.option_strings and one.required]
+        for action in actions:
+            if action.type is str:
+                continue  # what another command is given
+            line = [
+                str(next(iter(one.choices or "1"))) if one is not action else "" for one in needed
+            ]
+            if action.option_strings:
+                line += [action.option_strings[-1], ""]
+            elif action not in needed:
+                line += [""]
+            with pytest.raises((SystemExit, UsageError)) as stop:
+                _build(noun).parse_args([*words, *line])
+            if isinstance(stop.value, SystemExit):
+                assert stop.value.code == 2, line
+                said = capsys.readouterr().err
+                assert (said.count("\n"), len(said) < 999) == (1, True), said
+
+
+def test_a_command_of_another_may_have_empty_words() -> None:
+    assert parsed("vm", "run", "--", "printf", "%s", "")["command"] == ["printf", "%s", ""]
+    assert parsed("snapshot", "watch", "s", "--run", "printf", "")["command"] == ["printf", ""]
+    assert parsed("dm", "message", "d", "0", "")["words"] == [""]
+    assert parsed("dm", "info", "-c", "--separator", "")["separator"] == ""
+
+
+@pytest.mark.parametrize(
+    "line", ["--{}", "copy {} there", "cow info {}", "dm create {} --table {}"]
+)
+def test_a_very_long_word_is_not_said_whole(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main(line.format("x" * 5000, "y" * 5000).split())
+    assert 0 < len(capsys.readouterr().err) < 1000

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.cli.shown import Shown, drawing, printable, shown
+from dmcopy.cli.shown import Shown, brief, drawing, printable, shown
 from dmcopy.cli.streams import relay
 
 EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m\r\x08\u202e"
@@ -24,6 +24,16 @@ def test_what_is_not_printable_is_escaped() -> None:
         "a\tb\nMüsli\\x1b[31m\\r\\x85\\u2028\\udce9\n"
     )
     assert shown(EVIL).isprintable()
+
+
+def test_the_middle_of_a_very_long_line_is_left_out() -> None:
+    name = "x" * 1000
+    assert brief(name) == name
+    said = brief(f"dmcopy: {'x' * 5000}: cannot open it: File name too long")
+    assert len(said) < 900
+    assert said.startswith("dmcopy: xxx")
+    assert "characters are left out" in said
+    assert said.endswith("xxx: cannot open it: File name too long"), "what is wrong is still said"
 
 
 def test_a_stream_writes_only_what_is_printable_but_for_those_who_draw() -> None:
