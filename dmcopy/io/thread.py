@@ -15,6 +15,7 @@ from dmcopy.errors import ClosedError
 from dmcopy.io.reactor import Reactor, log_exception
 
 _T = TypeVar("_T")
+_ENDED = "the reactor's thread has ended"
 
 
 class ReactorThread(Closing):
@@ -39,9 +40,10 @@ class ReactorThread(Closing):
     def call(self, what: Callable[[Reactor], _T]) -> _T:
         """Call `what(reactor)` on the thread; return what it returns, raise what it raises."""
         if self._stopping:
-            raise ClosedError("the reactor's thread has ended")
+            raise ClosedError(_ENDED)
         future: Future[_T] = Future()
-        self.reactor.call_soon_threadsafe(lambda: self._calls.append((future, what)))
+        self._calls.append((future, what))
+        self.reactor.call_soon_threadsafe(lambda: None)
         return future.result()
 
     def close(self) -> None:
@@ -60,17 +62,25 @@ class ReactorThread(Closing):
         except BaseException as error:
             self._started.set_exception(error)
             return
-        with reactor:
-            reactor.on_exception = log_exception
-            self._started.set_result(reactor)
-            while not self._stopping:
-                try:
-                    reactor.run_until(lambda: self._calls)
-                except (KeyboardInterrupt, SystemExit) as error:  # a callback's: others wait here
-                    log_exception(error)
-                    continue
-                future, what = self._calls.popleft()
-                try:
-                    future.set_result(what(reactor))
-                except BaseException as error:
-                    future.set_exception(error)
+        try:
+            with reactor:
+                reactor.on_exception = log_exception
+                self._started.set_result(reactor)
+                while not self._stopping:
+                    self._step(reactor)
+        finally:  # also where there is no memory to wait with, say: then that is told, too
+            self._stopping = True
+            while self._calls:
+                self._calls.popleft()[0].set_exception(ClosedError(_ENDED))
+
+    def _step(self, reactor: Reactor) -> None:
+        try:
+            reactor.run_until(lambda: self._calls)
+        except (KeyboardInterrupt, SystemExit) as error:  # a callback's: others wait here
+            log_exception(error)
+            return
+        future, what = self._calls.popleft()
+        try:
+            future.set_result(what(reactor))
+        except BaseException as error:
+            future.set_exception(error)

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dmcopy.block import BlockDevice
 from dmcopy.errors import ClosedError, MissingError, UsageError
 from dmcopy.io import CopyIo, Io, IoRegion, Memory, Op, Reactor, parts, signals, threads, uring
 from dmcopy.io.poller import Poller
+from dmcopy.io.request import Request
 from dmcopy.io.signals import Shield
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.io.stacked import StackedDevice
@@ -182,6 +184,30 @@ def test_a_reactor_on_a_thread_outlives_what_callbacks_raise(
         assert thread.call(lambda reactor: reactor) is thread.reactor
     for name in ("ValueError", "SystemExit", "KeyboardInterrupt"):
         assert f"{name}: mine" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_who_waits_for_a_reactors_thread_is_told_when_it_has_to_end() -> None:
+    thread = ReactorThread("threads")
+    raised = []
+
+    def poll(_timeout: float | None) -> list[Request]:
+        thread._calls.append((waiting, lambda _: None))  # as from another thread, just now
+        raised.append(1)
+        raise MemoryError
+
+    def break_it(reactor: Reactor) -> None:
+        reactor.backend.poll = poll  # type: ignore[method-assign, assignment]
+
+    waiting: Future[Any] = Future()
+    thread.call(break_it)
+    with pytest.raises(ClosedError, match="thread has ended"):
+        waiting.result(20)
+    thread._thread.join(20)
+    with pytest.raises(ClosedError, match="thread has ended"):
+        thread.call(lambda _: None)
+    thread.close()
+    assert raised == [1]
 
 
 class Failing:
