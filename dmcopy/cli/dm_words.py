@@ -115,7 +115,7 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
     text = "the devices that match, as in 'name=~^test && open=0' (dmsetup info -c -S help)"
-    parser.add_argument("-S", "--select", metavar="SELECTION", help=text)
+    parser.add_argument("-S", "--select", type=str, metavar="SELECTION", help=text)
 
 
 def add_the_rest(parser: argparse.ArgumentParser) -> None:

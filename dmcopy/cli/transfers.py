@@ -61,8 +61,6 @@ def _options(args: argparse.Namespace) -> TransferOptions:
         raise UsageError(f"--throttle is a percentage from 1 to 100, not {args.throttle}")
     if not args.map_interval > 0:
         raise UsageError(f"--map-interval is a number of seconds above 0, not {args.map_interval}")
-    if args.map == "":  # a variable that was never set, and a copy without the map that was wanted
-        raise UsageError("--map is the name of a file, and not an empty one")
     if args.trust_map and not args.map:
         raise UsageError("--trust-map is about a map: give --map FILE, too")
     return TransferOptions(

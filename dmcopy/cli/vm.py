@@ -162,7 +162,7 @@ def _guest(args: argparse.Namespace) -> Iterator[Guest]:
         disks=disks,
         memory=args.memory,
         timeout=min(args.timeout or BOOT_TIMEOUT, BOOT_TIMEOUT),
-        share=[_folder("--share", word) for word in args.share],
+        share=[Path(word) for word in args.share],
         cpus=args.cpus,
     ) as guest:
         yield guest
@@ -212,12 +212,6 @@ def _test(args: argparse.Namespace) -> int:
 
 
 def _vagrant(args: argparse.Namespace) -> int:
-    for path in box.init(_folder("vm vagrant init", args.folder)):
+    for path in box.init(Path(args.folder)):
         print(path)
     return 0
-
-
-def _folder(what: str, word: str) -> Path:
-    if not word:  # which would be the folder where we are
-        raise UsageError(f"{what} needs the name of a folder, and not an empty one")
-    return Path(word)

@@ -82,7 +82,7 @@ class WorkerPool:
         while (request := self._todo.get()) is not None:
             try:
                 perform(request)
-            except BaseException as error:  # one of the user, or of a device of his
+            except BaseException as error:  # such as a SystemExit of a device
                 request.error = _errno(error)
             # Order matters: the sleeper says that it sleeps before it looks for what is done.
             self._done.append(request)

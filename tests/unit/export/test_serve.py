@@ -116,7 +116,7 @@ def test_what_cannot_be(
         ((disk, "--table", "0 8 zero"), 2, "one of them"),
         (("--table", "0 8 zeros"), 2, "zeros"),
         (("--table", "0 8 linear"), 2, "linear"),
-        (("--table", ""), 2, "no lines"),
+        (("--table", " "), 2, "no lines"),
         (("--concise", "a,,,,0 8 zero;a,,,,0 8 zero"), 2, "same name"),
         (("--concise", "a,,,,0 8 zero", "--name", "b"), 2, "--name is for one"),
         (("--table", "0 8 zero", "--name", "a/b"), 2, "a/b"),

@@ -224,7 +224,8 @@ def test_devices_are_named_by_uuid_number_or_selection(
         ("--\x1b[2J=x remove lin", "unrecognized arguments: --\\x1b[2J=x"),
         ("with", "required: NAME"),
         ("explain", "required: TABLE"),
-        ("explain ", "the table has no lines"),
+        ("explain \n", "the table has no lines"),
+        ("explain ", "argument TABLE: it is empty"),
         ("create", "say what to call the device"),
         ("create x --minor y", "'y' is not a whole number"),
         ("create x --timeout -1", "is not a number of seconds"),
@@ -475,7 +476,7 @@ def test_errors_are_one_sentence(fake: Fake, capsys: pytest.CaptureFixture[str])
     assert (code, "No such file" in text) == (ExitCode.FAILED, True)
     code, text = error("explain", "/nonexistent")
     assert (code, "No such file" in text) == (ExitCode.FAILED, True)
-    code, text = error("create", "one", "--table", "")
+    code, text = error("create", "one", "--table", " ")
     assert (code, "no lines" in text) == (ExitCode.USAGE, True)
 
 

@@ -39,7 +39,6 @@ def vm_run(*words: str) -> int:
         (("--kernel", "/no/such"), "/no/such: no such kernel image or build tree"),
         (("--disk", "1X,serial=a"), "'1X' is not a size"),
         (("--disk", "1G,serial=a", "--disk", "1G,serial=a"), "two disks have the serial a"),
-        (("--share", ""), "--share needs the name of a folder"),
         (("--memory", "much"), "'much' is not a size"),
         (("--cpus", "0"), "0 processors: give a guest 1 to 64"),
         (("--timeout", "0"), "--timeout 0: give a number of seconds above 0"),
