@@ -64,6 +64,13 @@ def test_chunks_one_after_the_other_up_to_metadata_and_into_it() -> None:
             load(read_store(MemoryDisk(data)))
 
 
+def test_metadata_among_chunks_with_a_gap_is_seen_by_the_quick_look() -> None:
+    """As above, of chunks in ascending order that are not one after the other."""
+    news = [3, *range(10, 200, 2), 258]
+    data = build(8, list(enumerate(news)), CHUNKS)
+    assert "258" in refused(data, AREA_0 + 16 * (len(news) - 1) + 8)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 2, 8, 64])
 def test_a_sound_store(chunk_size: int) -> None:
     pairs = allocate(scattered(700, 900), chunk_size)
@@ -245,6 +252,13 @@ def test_a_gibibyte_chunk_is_read_in_pieces(cow: Run) -> None:
     assert info["status"] == f"{3 * 2097152}/{4 * 2097152} {2 * 2097152}"
     assert cow("dump", "cow")[:2] == (0, "0 2\n")
     assert cow("map", "cow")[0] == 0
+
+
+def test_an_area_of_many_pieces_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where chunks are larger than what is read at a time."""
+    monkeypatch.setattr("dmcopy.cow.store.PIECE_BYTES", 512)
+    pairs = allocate(scattered(300, 900), 8)
+    assert dict(load(read_store(MemoryDisk(build(8, pairs, 400))))) == dict(pairs)
 
 
 def test_only_what_is_needed_is_read() -> None:

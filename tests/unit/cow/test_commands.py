@@ -158,6 +158,21 @@ def test_a_longer_file_is_cut_where_the_whole_image_is_written(
     assert Path("out").read_bytes()[size:] == (longer if changed_only else b"")
 
 
+def test_a_longer_file_that_cannot_be_cut_is_no_image(
+    cow: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make()
+    Path("out").write_bytes(Path("origin").read_bytes() + bytes(512))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "append only")
+
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    code, _, err = cow("extract", "--origin", "origin", "--cow", "cow", "out")
+    assert code == ExitCode.FAILED
+    assert "out: cannot cut it: Operation not permitted" in err
+
+
 @pytest.mark.parametrize("chunk_size", [1, 8])
 def test_files_are_opened_as_the_chunks_need_it(
     cow: Run, chunk_size: int, monkeypatch: pytest.MonkeyPatch

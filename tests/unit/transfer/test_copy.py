@@ -18,7 +18,7 @@ from dmcopy.transfer.destination import Destination, FailedRange
 from dmcopy.transfer.durability import Durability
 from dmcopy.transfer.plan import Piece
 from dmcopy.transfer.settings import Settings
-from dmcopy.transfer.verify import Verifier
+from dmcopy.transfer.verify import Verifier, _piece_sectors
 from tests.unit.transfer.bench import SECTORS, Bench
 
 
@@ -122,6 +122,7 @@ def test_what_no_flush_has_covered_is_not_called_written(bench: Bench) -> None:
     dest = transfer.dests[0]
     assert (dest.error, dest.cause, dest.sectors) == (errno.EIO, "flush", 0)
     assert list(dest.failures) == [FailedRange(0, SECTORS, errno.EIO)]
+    assert [(one.path, one.cause) for one in bench.of(events.Dropped)] == [("dest0", "flush")]
     assert transfer.dests[1].ok
 
 
@@ -168,6 +169,16 @@ def test_one_that_is_given_up_already_is_not_given_up_for_its_flush(bench: Bench
     assert (dest.error, dest.cause) == (errno.ENOSPC, "write")
     assert dest.written == RangeSet([(0, SECTORS)])
     assert not bench.of(events.Dropped)
+
+
+def test_a_verification_reads_no_more_at_a_time_than_its_pages_hold(bench: Bench) -> None:
+    source, dest = IoRegion(bench.source, 0, SECTORS), IoRegion(bench.dests[0], 0, SECTORS)
+    plan = TransferPlan(source, (dest,), 64)
+    assert [_piece_sectors(plan, pages) for pages in (1, 3, 8, 9)] == [8, 24, 64, 64]
+    blocks = Bench(8192)
+    source, dest = IoRegion(blocks.source, 0, SECTORS), IoRegion(blocks.dests[0], 0, SECTORS)
+    plan = TransferPlan(source, (dest,), 64)
+    assert [_piece_sectors(plan, pages) for pages in (1, 3, 8)] == [16, 16, 64]
 
 
 def test_what_cannot_be_read_back_is_not_called_good(bench: Bench) -> None:

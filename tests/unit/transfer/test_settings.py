@@ -37,6 +37,7 @@ def works(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ({"piece": 8}, ("uring", 8, 8, 8)),
         ({"piece": 9}, ("uring", 8, 9, 16)),
         ({"pages": 1024}, ("threads", 8, 2048, 1024)),  # four pieces of 1 MiB
+        ({"pages": 4096}, ("threads", 8, 2048, 4096)),  # but no piece is longer
         ({"pages": 1020}, ("threads", 8, 2040, 1020)),
         ({"pages": 18}, ("uring", 8, 32, 18)),
         ({"pages": 1}, ("uring", 8, 1, 1)),
