@@ -184,18 +184,18 @@ def test_suspend_and_reload_while_fio_runs(scratch_disks: list[Path], tmp_path: 
         words = ["--name=verify", "--ioengine=libaio", "--direct=1", f"--filename={over}"]
         words += ["--rw=randwrite", "--bs=4k", "--iodepth=16", "--size=1M"]
         words += ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"]
-        fio = subprocess.Popen(
-            ["fio", "--output-format=json", *words], stdout=subprocess.PIPE, text=True
-        )
-        reloads = 0
-        while fio.poll() is None or reloads < 3:
-            run("dmsetup", "suspend", "over")
-            run("dmsetup", "reload", "over", "--table", f"0 {sectors} linear {live} 0")
-            run("dmsetup", "resume", "over")
-            reloads += 1
-        assert fio.stdout is not None
-        said = fio.stdout.read()
-        fio.stdout.close()
+        command = ["fio", "--output-format=json", *words]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as fio:
+            reloads = 0
+            while fio.poll() is None or reloads < 3:
+                run("dmsetup", "suspend", "over")
+                try:
+                    run("dmsetup", "reload", "over", "--table", f"0 {sectors} linear {live} 0")
+                finally:  # fio, too, ends only then
+                    run("dmsetup", "resume", "over")
+                reloads += 1
+            assert fio.stdout is not None
+            said = fio.stdout.read()
         assert fio.returncode == 0, said
         (job,) = json.loads(said[said.index("{") :])["jobs"]
         assert job["error"] == 0

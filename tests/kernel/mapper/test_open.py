@@ -24,7 +24,7 @@ NAME = "dmcopy-open"
 def either(request: pytest.FixtureRequest) -> Iterator[Mapper]:
     """Each engine in turn."""
     if request.param == "user":
-        with UserMapper(timeout=5) as user:
+        with UserMapper(timeout=60) as user:
             yield user
     else:
         kernel: KernelMapper = request.getfixturevalue("mapper")

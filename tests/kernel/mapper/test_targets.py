@@ -217,7 +217,7 @@ def test_a_snapshot_and_its_merge(mapper: KernelMapper, disks: Disks) -> None:
 def test_a_mirror_tells_when_it_is_in_sync(mapper: KernelMapper, disks: Disks) -> None:
     mirror = Mirror(CoreLog(1024), (Leg(disks.a, 0), Leg(disks.b, 0)), ("handle_errors",))
     with mapper.device("mirror", Table.of(LENGTH, mirror)) as device:
-        device.wait(0, timeout=20)
+        device.wait(0, timeout=120)
         status = device.status
         assert isinstance(status, MirrorStatus)
         assert (status.in_sync, status.health, status.log) == (True, "AA", ("core",))

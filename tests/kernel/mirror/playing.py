@@ -14,7 +14,7 @@ from dmcopy.testing.steps import Access, Burst, Cycle, Step, Swap
 
 from .sides import KernelSide, UserSide, differing_legs
 
-QUIET_SECONDS = 20.0
+QUIET_SECONDS = 60.0
 
 
 def changes(step: Step) -> Iterator[Access]:

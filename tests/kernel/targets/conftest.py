@@ -18,7 +18,7 @@ from dmcopy.testing.compare import Harness, pair
 from dmcopy.testing.steps import Access, Burst, Message, Step
 
 SECTORS = 2048
-SETTLE_SECONDS = 20.0
+SETTLE_SECONDS = 60.0
 _OPS = {
     "read": Op.READ,
     "write": Op.WRITE,

@@ -209,12 +209,12 @@ def test_two_million_regions_are_quick_and_small() -> None:
         bits[bit] = False
     data = MirrorLog(bits).build()
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()  # what else the machine does does not count
     log, _, _ = mirror_log.resume(data, count, None)
     assert log.clean.count() == count - 334
     assert log.clean.next_zero(0) == count - 1000
     assert len(list(log.dirty())) == 334
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert seconds < 1
