@@ -26,7 +26,7 @@ from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.table import Linear, Snapshot, SnapshotMerge, SnapshotOrigin, Table
 
-pytestmark = pytest.mark.kernel
+pytestmark = pytest.mark.kernel(either=True)  # all kernels have the same format
 
 ORIGIN_SECTORS = 4096
 COW_SECTORS = 8192

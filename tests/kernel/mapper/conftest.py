@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.block import backing
+from dmcopy.block import backing, syscalls
 from dmcopy.block.loop import LoopDevice, attach, detach
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
@@ -22,19 +22,24 @@ class Disks:
 
     def __init__(self, folder: Path) -> None:
         self.loops: list[LoopDevice] = []
-        for name in "abc":
-            path = folder / name
+        self._files = [folder / name for name in "abc"]
+        for path in self._files:
             path.touch()
             os.truncate(path, SECTORS * 512)
             self.loops.append(attach(path))
         self.a, self.b, self.c = (loop.path for loop in self.loops)
 
     def wipe(self) -> None:
-        """Zero what the targets keep at the beginning of a disk."""
-        for loop in self.loops:
-            with open(loop.path, "r+b", buffering=0) as file:
+        """Zero what the targets keep at the beginning of a disk.
+
+        In its file: udev looks at a device that was open for writing, which in an emulated guest
+        takes longer than many a test. What somebody has read of it so far is forgotten.
+        """
+        for loop, path in zip(self.loops, self._files, strict=True):
+            with open(loop.path, "rb", buffering=0) as device, open(path, "r+b", 0) as file:
+                syscalls.flush_buffers(device.fileno())
                 file.write(bytes(1 << 17))
-                os.fsync(file.fileno())
+                syscalls.flush_buffers(device.fileno())
 
     def fill(self, text: str) -> str:
         """Return `text` with A, B, L for the disks."""
@@ -66,7 +71,7 @@ def disks(raw_disks: Disks) -> Disks:
 @pytest.fixture
 def mapper(tmp_path: Path, no_device_is_left: None) -> Iterator[KernelMapper]:  # noqa: ARG001
     """A mapper with a ledger of its own, in which no entry may be left."""
-    mapper = KernelMapper(ledger=Ledger(tmp_path / "ledger.jsonl"))
+    mapper = KernelMapper(ledger=Ledger(tmp_path / "ledger.jsonl"), timeout=60)
     yield mapper
     assert mapper.ledger.entries() == [], "the test left an entry in the ledger"
 

@@ -19,7 +19,9 @@ from tests.kernel.programs import run
 from .engines import SECTORS, Engine, KernelEngine, UserEngine, pattern
 from .recipes import LENGTH, drop, pause, take
 
-pytestmark = pytest.mark.kernel
+# A store's format and its rules are the same on all kernels; what goes on within one is compared
+# by histories and handovers on each.
+pytestmark = pytest.mark.kernel(either=True, cost=7)
 
 ORIGIN = f"0 {SECTORS} snapshot-origin @A"
 SNAPSHOT = f"0 {SECTORS} snapshot @A @B P 8"

@@ -23,6 +23,8 @@ from tests.kernel.programs import run
 SECTORS = 16384
 FILES = 12
 DEADLINE = 240.0
+PAUSE = 0.03
+"""Seconds between two files: without, what is done to the mirror hardly gets a turn in a guest."""
 
 
 class Rig:
@@ -101,6 +103,7 @@ class Load:
                     os.fsync(file.fileno())
                 self._sums[name] = hashlib.sha256(data).hexdigest()
                 self.count += 1
+                self._stopping.wait(PAUSE)
         except OSError as error:
             self.error = error
 
