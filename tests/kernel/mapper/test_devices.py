@@ -153,6 +153,7 @@ def test_swap_puts_another_table_under_io(mapper: KernelMapper, disks: Disks) ->
             with open(device, "rb", buffering=0) as file:
                 while not stop.is_set():
                     reads.append(len(os.pread(file.fileno(), 512, 0)))
+                    stop.wait(0.001)  # or the swaps hardly get a turn where there is one processor
 
         thread = threading.Thread(target=reader)
         thread.start()
