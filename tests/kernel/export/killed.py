@@ -15,6 +15,8 @@ from tests.kernel.programs import run
 from tests.loop.export.here import MIB, Here
 
 SECONDS = 200.0
+PAUSE = 0.03
+"""Seconds between two files: without, no command gets a turn where there is one processor."""
 SIZE = 48 * MIB
 SECTORS = SIZE >> 9
 
@@ -37,6 +39,7 @@ class Writer(threading.Thread):
                     file.flush()
                     os.fsync(file.fileno())
                 self.kept += 1
+                time.sleep(PAUSE)
         except OSError as error:
             self.error = error
 

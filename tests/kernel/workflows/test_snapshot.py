@@ -103,6 +103,7 @@ class Writer(threading.Thread):
                 file.flush()
                 os.fsync(file.fileno())
                 self.lines += 1
+                self.stop.wait(0.03)  # or the workflow hardly gets a turn in a guest
 
 
 @pytest.mark.parametrize("data", [16 * 2048], indirect=True)
@@ -119,6 +120,7 @@ def test_a_mounted_file_system_under_load(
         writer = Writer(point / "log")
         writer.start()
         while writer.lines < 3:
+            writer.join(0.01)
             assert writer.is_alive()
         before = writer.lines
         out = dmcopy("take", "snap", "data", cows[0], "--chunk-size", "4K")
@@ -126,6 +128,7 @@ def test_a_mounted_file_system_under_load(
         (point / "file").write_text("new")
         after = writer.lines
         while writer.lines < after + 3:  # it goes on: nothing is suspended any more
+            writer.join(0.01)
             assert writer.is_alive()
         writer.stop.set()
         writer.join(60)
