@@ -120,7 +120,9 @@ def resumed(here: Here, *, times: int) -> tuple[str, Path]:
     assert (then / "old").read_bytes() == old
     here.run("umount", then)
     here.run("umount", point)
+    run("udevadm", "settle")  # it has open for a while what was written to
     here.dmcopy("snapshot", "drop", "then")
+    run("udevadm", "settle")
     return node, image
 
 
