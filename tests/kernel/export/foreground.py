@@ -27,7 +27,11 @@ def each_kind_of_request(via: str, folder: Path, **shown: str) -> None:
         (node,) = serving.found
         queue = Path("/sys/block", Path(node).name, "queue")
         expected = {"write_cache": "write back", "fua": "1", "logical_block_size": "512", **shown}
-        assert {name: (queue / name).read_text().strip() for name in expected} == expected
+
+        def found() -> dict[str, str]:
+            return {name: (queue / name).read_text().strip() for name in expected}
+
+        until(lambda: found() == expected, f"the queue to say {expected}")
         run("dd", "if=/dev/urandom", f"of={node}", "bs=1M", "count=4", "oflag=direct")
         run("dd", "if=/dev/zero", f"of={node}", "bs=4k", "count=1", "seek=3", "oflag=direct,dsync")
         run("blkdiscard", "-o", 1 << 20, "-l", 1 << 20, node)
