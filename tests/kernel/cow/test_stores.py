@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.table import Linear, Snapshot, SnapshotMerge, SnapshotOrigin, Table
+from tests.waiting import until
 
 pytestmark = pytest.mark.kernel(either=True)  # all kernels have the same format
 
@@ -194,7 +194,7 @@ def test_the_kernel_goes_on_with_a_merge(
     table = Table.of(ORIGIN_SECTORS, SnapshotMerge(disks.origin, disks.cow, "P", 8))
     with mapper.device("dmcopy-cow-merge", table) as device:
         done = f"0 {ORIGIN_SECTORS} snapshot-merge 16/{COW_SECTORS} 16"
-        wait_for(lambda: str(mapper.status(device.name)[0]) == done)
+        until(lambda: str(mapper.status(device.name)[0]) == done, f"status {done}")
     assert read(disks.origin) == expected
 
 
@@ -221,10 +221,3 @@ def test_a_snapshot_that_overflowed(mapper: Mapper, disks: Disks, run: Run, tmp_
     assert run(*words, "--changed-only")[0] == 0
     assert image.read_bytes()[: 1 << 20] == disks.content[: 1 << 20]
     assert not any(image.read_bytes()[1 << 20 :])
-
-
-def wait_for(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

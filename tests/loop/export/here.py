@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from dmcopy.errors import DmcopyError
 from dmcopy.ledger import Ledger, alive
 from dmcopy.mapper.served import ServedMapper
 from dmcopy.runtime import control_path, kept_path
+from tests.waiting import until
 
 SECONDS = 120.0
 MIB = 1 << 20
@@ -74,17 +74,15 @@ class Here:
 
     def gone(self, server: str) -> None:
         """Wait for the end of a server that was killed."""
-        deadline = time.monotonic() + SECONDS
-        while alive(server):
-            assert time.monotonic() < deadline, "the device server outlives SIGKILL"
-            time.sleep(0.01)
+        until(lambda: not alive(server), "the end of a killed server")
 
     def ended(self, server: str = "") -> bool:
         """Wait for the end of the server, which has no devices any more."""
-        deadline = time.monotonic() + SECONDS
-        while alive(server) or any(one.kind == "server" for one in Ledger().entries()):
-            assert time.monotonic() < deadline, "the device server does not end"
-            time.sleep(0.01)
+        entries = Ledger().entries
+        until(
+            lambda: not alive(server) and not any(one.kind == "server" for one in entries()),
+            "the end of the device server",
+        )
         return True
 
 

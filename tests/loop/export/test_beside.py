@@ -9,8 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from dmcopy.asking import VERSION
 from dmcopy.runtime import control_path
 from dmcopy.table import Error, Table
 from tests.loop.export.here import MIB, SECONDS, Here
+from tests.waiting import until
 
 pytestmark = pytest.mark.loop
 SECTORS = 32 * MIB >> 9
@@ -64,18 +64,11 @@ class Slow:
         words = [f"if={self.slow.path}", "of=/dev/null", "bs=4096", "count=1", "iflag=direct"]
         reader = subprocess.Popen(["dd", *words], stderr=subprocess.DEVNULL)
         self._stack.callback(reader.wait)
-        until(lambda: str(self.below.status).split()[0] != "0", "no read has come")
+        until(lambda: str(self.below.status).split()[0] != "0", "a read to come")
         return reader
 
     def let_go(self) -> None:
         self.below.swap(Table.parse(f"0 {SECTORS} linear {self.image} 0"))
-
-
-def until(done: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not done():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -120,7 +113,7 @@ def test_two_hang_and_each_ends_by_itself(here: Here, slow: Slow) -> None:
     slow.below.suspend()
     words = [f"if={slow.slow.path}", "of=/dev/null", "bs=4096", "count=1", "iflag=direct"]
     with subprocess.Popen(["dd", *words], stderr=subprocess.DEVNULL) as reader:
-        until(lambda: _in_flight(slow.slow.path), "no read has come")
+        until(lambda: _in_flight(slow.slow.path), "a read to come")
         asked = Asked("suspend", name="slow", flush=True)
         wiped = Table.of(SECTORS, Error())
         here.mapper.load("slow", wiped)
@@ -205,7 +198,7 @@ def test_a_node_that_is_slow_to_make_holds_up_no_other_device(here: Here) -> Non
     here.dm("create", "other", "--table", f"0 {SECTORS} linear {other} 0")
     below.swap(Table.parse(f"0 {SECTORS} delay {image} 0 0 {image} 0 0 {image} 0 {HOUR}"))
     asked = Asked("create", name="slow", table=f"0 {SECTORS} linear {below.path} 0", uuid="")
-    until(lambda: str(below.status).split()[2] != "0", "no flush has come")
+    until(lambda: str(below.status).split()[2] != "0", "a flush to come")
     here.dm("suspend", "other")
     here.dm("load", "other", "--table", f"0 {SECTORS} linear {other} 0")
     here.dm("resume", "other")

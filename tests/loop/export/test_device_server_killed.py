@@ -15,6 +15,7 @@ from dmcopy.errors import DmcopyError
 from dmcopy.ledger import Ledger, alive
 from tests.loop.export.here import MIB, SECONDS, Here
 from tests.loop.export.test_kills import SIZE, WRITERS, Writer, content, take_stock
+from tests.waiting import until
 
 pytestmark = pytest.mark.loop
 KILLS = {"quick": 1, "long": 50}.get(os.environ.get("DMCOPY_TEST", ""), 2)
@@ -24,10 +25,7 @@ def kill(here: Here) -> None:
     """Kill the server; return when it has ended."""
     server = here.server()
     os.kill(int(server.split()[0]), signal.SIGKILL)
-    deadline = time.monotonic() + SECONDS
-    while alive(server):
-        assert time.monotonic() < deadline, "the server does not end"
-        time.sleep(0.01)
+    until(lambda: not alive(server), "the server's end")
 
 
 def test_it_is_killed_under_load_and_resumes(here: Here) -> None:

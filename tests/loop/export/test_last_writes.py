@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from dmcopy.errors import BusyError, DeadlineError
 from dmcopy.io import probe
 from tests.loop.export.conftest import Serving
 from tests.loop.export.here import MIB, SECONDS, Here
+from tests.waiting import until
 
 pytestmark = pytest.mark.loop
 
@@ -48,13 +47,6 @@ def is_free(path: str) -> bool:
     except BusyError:
         return False
     return True
-
-
-def until(done: Callable[[], object], waiting_for: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not done():
-        assert time.monotonic() < deadline, waiting_for
-        time.sleep(0.01)
 
 
 def test_a_device_is_busy_until_they_have_ended(here: Here) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dmcopy.cli.main import main
 from tests.loop.export.strangers import run, served_pair
 from tests.unit.export.serving import DEADLINE, Serving
+from tests.waiting import until
 
 MIB = 1 << 20
 
@@ -162,10 +162,7 @@ def test_connections_of_short_lives(tmp_path: Path) -> None:
         opened = Path(f"/proc/{serving.process.pid}/fd")
         before = len(list(opened.iterdir()))
         run("nbdsh", "-c", f"uri = {serving.found[0]!r}", "-c", LIVES)
-        deadline = time.monotonic() + DEADLINE
-        while len(list(opened.iterdir())) != before:
-            assert time.monotonic() < deadline, "the connections are over"
-            time.sleep(0.01)
+        until(lambda: len(list(opened.iterdir())) == before, "the ends of the connections")
 
 
 def test_a_client_outlives_a_server_that_is_killed(tmp_path: Path) -> None:

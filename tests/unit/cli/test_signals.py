@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from dmcopy.cli import signals, streams
 from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode
 from tests.unit.cli.test_streams import unread
+from tests.waiting import until
 
 SIZE = 8 << 20
 DEADLINE = 60.0
@@ -36,13 +36,6 @@ def start(*words: str, before: Callable[[], object] | None = None, **how: Any) -
     return subprocess.Popen(command, preexec_fn=before, **how)
 
 
-def wait_for(what: str, seen: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not seen():
-        assert time.monotonic() < deadline, f"waited {DEADLINE:g} s for {what}"
-        time.sleep(0.02)
-
-
 def saved() -> int:
     """Return how many sectors the map says are written."""
     try:
@@ -57,7 +50,7 @@ def test_a_copy_that_nobody_hears_ends_with_its_map_saved(number: int) -> None:
     read, write = unread()
     with start("copy", "src", "dst", "--limit", "1M", *MAPPED, stderr=write) as process:
         os.close(write)
-        wait_for("something in the map", saved)
+        until(saved, "something in the map")
         process.send_signal(number)
         assert process.wait(DEADLINE) == ExitCode.INTERRUPTED
     os.close(read)
@@ -75,11 +68,11 @@ def test_what_is_ignored_from_the_start_stays_so() -> None:
 
     words = ["copy", "src", "dst", "--limit", "1M", *MAPPED]
     with start(*words, before=ignore, stderr=subprocess.PIPE, text=True) as process:
-        wait_for("something in the map", saved)
+        until(saved, "something in the map")
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGHUP)
         before = saved()
-        wait_for("more in the map", lambda: saved() > before)
+        until(lambda: saved() > before, "more in the map")
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=DEADLINE)
     assert process.returncode == ExitCode.INTERRUPTED
@@ -99,7 +92,7 @@ def test_output_that_nobody_reads_holds_nothing_up() -> None:
     read, write = unread()
     with start("copy", "src", "dst", stdout=write) as process:
         os.close(write)
-        wait_for("the end of the copy", lambda: Path("dst").exists() and is_copied())
+        until(lambda: Path("dst").exists() and is_copied(), "the end of the copy")
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE) == ExitCode.INTERRUPTED
     os.close(read)
@@ -116,7 +109,7 @@ def is_copied() -> bool:
 def test_it_says_how_far_it_is_when_it_is_asked(how: str, says: str) -> None:
     words = ["copy", "src", "dst", "--limit", "512K", "--progress", how, *MAPPED]
     with start(*words, stderr=subprocess.PIPE, text=True) as process:
-        wait_for("something in the map", saved)
+        until(saved, "something in the map")
         process.send_signal(signal.SIGUSR1)
         assert any(says in line for line in process.stderr)
         process.send_signal(signal.SIGINT)

@@ -6,7 +6,6 @@ import random
 import resource
 import socket
 import struct
-import time
 from collections.abc import Callable
 
 import pytest
@@ -17,16 +16,10 @@ from dmcopy.export.nbd import handshake
 from dmcopy.export.nbd import server as server_module
 from dmcopy.export.nbd.handshake import MAX_OPTION, Handshake
 from dmcopy.io import Device
+from tests.waiting import until
 
 from .client import DEADLINE
 from .conftest import Server
-
-
-def eventually(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 class _Disk:
@@ -126,7 +119,7 @@ def test_a_request_without_its_magic_number(server: Server) -> None:
 def test_half_a_write_is_not_written(server: Server) -> None:
     with server.client() as client:
         client.send(1, 0, 256 << 10, b"x" * (200 << 10))
-    eventually(lambda: server.connections() == 0, "the connection is over")
+    until(lambda: server.connections() == 0, "the connection is over")
     assert server.file.read_bytes()[: 256 << 10] == bytes(256 << 10)
 
 
@@ -136,7 +129,7 @@ def test_every_place_to_stop(server: Server) -> None:
     for length in range(0, len(said), 7):
         with server.connect() as client:
             client.socket.sendall(said[:length])
-    eventually(lambda: server.connections() == 0, "all connections are over")
+    until(lambda: server.connections() == 0, "all connections are over")
     assert server.file.read_bytes()[:512] == bytes(512)
 
 
@@ -179,7 +172,7 @@ def test_answers_that_nobody_takes_to_the_end(server: Server) -> None:
     with server.client() as client:
         for cookie in range(100):
             client.send(0, 0, 1 << 20, cookie=cookie)
-    eventually(lambda: server.connections() == 0, "the connection is over")
+    until(lambda: server.connections() == 0, "the connection is over")
 
 
 def test_a_thousand_connections(server: Server) -> None:
@@ -240,7 +233,7 @@ def test_transmission_of_anything(server: Server) -> None:
     rng = random.Random(4)
     for _ in range(150):
         # More than the server takes may still be on their way out: it would turn the next one away.
-        eventually(lambda: server.connections() < 32, "most of the earlier ones are over")
+        until(lambda: server.connections() < 32, "most of the earlier ones are over")
         with server.client(structured=rng.random() < 0.5) as client:
             for _ in range(rng.randrange(1, 8)):
                 command = rng.choice((0, 1, 1, 3, 4, 6, rng.randrange(1 << 16)))
@@ -252,7 +245,7 @@ def test_transmission_of_anything(server: Server) -> None:
                     client.send(command, offset, length, payload, flags=flags)
                 except (BrokenPipeError, ConnectionResetError):
                     break
-    eventually(lambda: server.connections() == 0, "all connections are over")
+    until(lambda: server.connections() == 0, "all connections are over")
     with server.client() as client:
         assert client.ask(3, 0, 0).error == 0
 

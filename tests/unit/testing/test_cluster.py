@@ -18,6 +18,7 @@ from typing import IO
 import pytest
 
 from tests.docs.blocks import ROOT
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DMCOPY_TEST") != "long" or not importlib.util.find_spec("distributed"),
@@ -58,10 +59,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]
         common = ("--no-dashboard", "--scheduler-file", str(place))
         scheduler = ("-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0")
         started(exits, *scheduler, *common)
-        deadline = time.monotonic() + 60
-        while not (place.exists() and place.read_text()):
-            assert time.monotonic() < deadline, "no scheduler"
-            time.sleep(0.05)
+        until(lambda: place.exists() and place.read_text(), "the scheduler")
         words = ("-m", "distributed.cli.dask_worker", "--nthreads", "1", "--no-nanny", *common)
         folder = {"DMCOPY_TEST_FOLDER": str(tmp_path)}
         workers = [started(exits, *words, **folder) for _ in range(3)]

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from dmcopy.errors import UsageError
 from dmcopy.testing import guest_run, guest_settings, needs, plugin, reporter
 from dmcopy.vm import kernels, machine, vagrant
 from tests.unit.testing.fake_guest import FakeGuest
+from tests.waiting import until
 
 pytest_plugins = ["pytester"]
 
@@ -563,10 +563,7 @@ def test_the_disks_of_guests_go_with_their_pytest(tmp_path: Path) -> None:
     )
     folder = Path(done.stdout.strip())
     assert folder.parent == tmp_path
-    deadline = time.monotonic() + 30
-    while folder.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not folder.exists(), "30 s after the process was killed"
+    until(lambda: not folder.exists(), "the removal of a killed process's folder")
 
 
 @pytest.mark.parametrize(("workers", "free", "fit"), [(4, 4 << 30, 1), (3, 5 << 30, 2)])
