@@ -10,7 +10,7 @@ import pytest
 
 from dmcopy.block.loop import loop_device
 from tests.simulated.kcopyd.history import play
-from tests.simulated.kcopyd.real import RealWorld
+from tests.simulated.kcopyd.real import RealDisks
 
 pytestmark = pytest.mark.loop
 
@@ -30,4 +30,4 @@ def test_histories_on_loop_devices(backend: str, folder: Path) -> None:
             def attach(path: Path, block: int, stack: contextlib.ExitStack = stack) -> Path:
                 return Path(stack.enter_context(loop_device(path, sector_size=block)).path)
 
-            play(seed, RealWorld(backend, folder, stack, attach))
+            play(seed, RealDisks(backend, folder, stack, attach))

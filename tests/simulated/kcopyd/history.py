@@ -1,6 +1,6 @@
 """One history of a client: seeded jobs, faults and cancels, and what must hold afterwards.
 
-A history is lived in a world: simulated disks here, files and loop devices elsewhere.
+A history is played on some disks: simulated disks here, files and loop devices elsewhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Called:
     results: list[tuple[int, int]] = field(default_factory=list)
 
 
-class World(Protocol):
+class HistoryDisks(Protocol):
     """Where disks come from, and how a history looks at them and breaks them."""
 
     reactor: Reactor
@@ -48,44 +48,44 @@ class World(Protocol):
         """Have requests fail with EIO."""
 
 
-class SimulatedWorld:
+class SimulatedDisks:
     """Disks in memory."""
 
     def __init__(self, seed: int) -> None:
         self.reactor = Reactor(SimulatedBackend(seed))
 
     def disk(self, name: str, content: bytes, block: int) -> SimulatedDisk:
-        """See `World`."""
+        """See `HistoryDisks`."""
         disk = SimulatedDisk(len(content) >> 9, name, logical_block_size=block)
         disk.load(content)
         return disk
 
     def content(self, disk: Any) -> bytes:
-        """See `World`."""
+        """See `HistoryDisks`."""
         return bytes(disk.content)
 
     def fail(self, disk: Any, op: Op, sector: int, count: int, times: int | None) -> None:
-        """See `World`."""
+        """See `HistoryDisks`."""
         disk.fail(op, sector, count, times=times)
 
 
 class History:
     """A source disk, destinations, a client; jobs with disjoint destinations, so order is free."""
 
-    def __init__(self, seed: int, world: World) -> None:
+    def __init__(self, seed: int, place: HistoryDisks) -> None:
         self.rng = rng = random.Random(seed)
-        self.world = world
-        self.reactor = world.reactor
+        self.place = place
+        self.reactor = place.reactor
         self.trouble: list[BaseException] = []
         self.reactor.on_exception = self.trouble.append
         block = rng.choice((512, 512, 4096))
         self.step = block >> 9
         self.sectors = 64 * rng.randint(2, 12)
-        self.source = world.disk("source", self._content(), block)
+        self.source = place.disk("source", self._content(), block)
         # One block again and again: thousands of histories make their disks.
         self.before = [rng.randbytes(4096) * (self.sectors // 8) for _ in range(rng.randint(1, 4))]
         self.dests = [
-            world.disk(f"dest{number}", content, block)
+            place.disk(f"dest{number}", content, block)
             for number, content in enumerate(self.before)
         ]
         self.pages = rng.choice((1, 2, 3, 5, 8, 16, 64))
@@ -122,8 +122,8 @@ class History:
         for prepared in self.prepared:
             assert prepared[1].results == [(1, 2)]
         touched = [RangeSet() for _ in self.dests]
-        self.after = [self.world.content(disk) for disk in self.dests]
-        self.origin = self.world.content(self.source)
+        self.after = [self.place.content(disk) for disk in self.dests]
+        self.origin = self.place.content(self.source)
         for job, called in self.jobs:
             assert called.results == [(job.read_err, job.write_err)], "exactly one callback"
             self._check_job(job, touched)
@@ -210,12 +210,12 @@ class History:
         disk = rng.choice([self.source, *self.dests])
         op = Op.READ if disk is self.source else rng.choice((Op.WRITE, Op.WRITE_ZEROES))
         start = rng.randrange(self.sectors)
-        self.world.fail(disk, op, start, rng.choice((1, 8, self.sectors)), rng.choice((1, None)))
+        self.place.fail(disk, op, start, rng.choice((1, 8, self.sectors)), rng.choice((1, None)))
 
 
-def play(seed: int, world: World | None = None) -> None:
+def play(seed: int, place: HistoryDisks | None = None) -> None:
     """Live one history and check it."""
-    history = History(seed, world or SimulatedWorld(seed))
+    history = History(seed, place or SimulatedDisks(seed))
     with history.reactor:  # thousands of them in one process: each gives its descriptors back
         try:
             history.run()

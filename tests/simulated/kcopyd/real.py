@@ -1,4 +1,4 @@
-"""A world of files, or of what `open_disk` makes of them, with faults in front of the devices."""
+"""Files, or devices that `open_disk` makes of them, with faults in front of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dmcopy.io import Device, Op, Reactor, probe
 from dmcopy.testing.faults import FaultyBackend
 
 
-class RealWorld:
+class RealDisks:
     """Real disks through a real back end; `stack` closes all of it."""
 
     def __init__(
@@ -30,16 +30,16 @@ class RealWorld:
         self._faults = FaultyBackend.install(self.reactor)
 
     def disk(self, name: str, content: bytes, block: int) -> Device:
-        """See `World`."""
+        """See `HistoryDisks`."""
         path = self._folder / name
         path.write_bytes(content)
         device = BlockDevice.open(self._open_disk(path, block), write=True)
         return self._stack.enter_context(device)
 
     def content(self, disk: Any) -> bytes:
-        """See `World`."""
+        """See `HistoryDisks`."""
         return bytes(disk.pread(0, disk.sectors))
 
     def fail(self, disk: Device, op: Op, sector: int, count: int, times: int | None) -> None:
-        """See `World`."""
+        """See `HistoryDisks`."""
         self._faults.fail(disk, op, sector, count, times=times)

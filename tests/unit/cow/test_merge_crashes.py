@@ -47,7 +47,7 @@ class Backend(SimulatedBackend):
 
 
 @dataclass
-class World:
+class Bench:
     """An origin and a COW, and what the snapshot reads as."""
 
     origin: MemoryDisk
@@ -56,7 +56,7 @@ class World:
     content: bytes
 
     @classmethod
-    def make(cls, seed: int) -> World:
+    def make(cls, seed: int) -> Bench:
         rnd = random.Random(seed)
         chunk_size = rnd.choice((1, 2))
         origin = rnd.randbytes(ORIGIN_SECTORS * 512)
@@ -95,19 +95,19 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_history(seed: int, mover_type: type[Mover] = Mover) -> None:
     """Cut the power again and again, each time a little later, until the merge gets through."""
-    world, rnd = World.make(seed), random.Random(seed)
+    bench, rnd = Bench.make(seed), random.Random(seed)
     done, attempt = False, 0
     while not done:
         attempt += 1
         steps = rnd.randrange(1, 100 + 40 * attempt)
-        done = world.merge(seed * 1000 + attempt, steps, mover_type)
-        assert world.snapshot() == world.content, f"seed {seed}, attempt {attempt}"
+        done = bench.merge(seed * 1000 + attempt, steps, mover_type)
+        assert bench.snapshot() == bench.content, f"seed {seed}, attempt {attempt}"
         assert attempt < 100
-    assert bytes(world.origin.content) == world.content
-    world.cow.crash(rnd)  # what was reported as done is durable
-    world.origin.crash(rnd)
-    assert bytes(world.origin.content) == world.content
-    assert not list(read_store(world.cow).entries())
+    assert bytes(bench.origin.content) == bench.content
+    bench.cow.crash(rnd)  # what was reported as done is durable
+    bench.origin.crash(rnd)
+    assert bytes(bench.origin.content) == bench.content
+    assert not list(read_store(bench.cow).entries())
 
 
 def run_histories(mover_type: type[Mover] = Mover) -> None:
@@ -146,14 +146,14 @@ def test_these_tests_can_fail(mutant: type[Mover]) -> None:
     [("cow", Op.READ), ("origin", Op.WRITE), ("origin", Op.FLUSH), ("cow", Op.WRITE)],
 )
 def test_an_error_stops_it_and_nothing_is_lost(disk: str, op: Op) -> None:
-    world = World.make(3)
-    failing = world.cow if disk == "cow" else world.origin
+    bench = Bench.make(3)
+    failing = bench.cow if disk == "cow" else bench.origin
     fault = failing.fail(op, 20, 60)
     with pytest.raises(DeviceError) as caught:
-        world.merge(1, 100_000)
+        bench.merge(1, 100_000)
     assert caught.value.errno == errno.EIO
     assert caught.value.path == disk
-    assert world.snapshot() == world.content
+    assert bench.snapshot() == bench.content
     failing.faults.remove(fault)
-    assert world.merge(2, 100_000)
-    assert bytes(world.origin.content) == world.content
+    assert bench.merge(2, 100_000)
+    assert bytes(bench.origin.content) == bench.content

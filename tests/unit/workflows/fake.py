@@ -1,4 +1,4 @@
-"""A mapper in memory that can crash at any call; what its devices hold is a world's of its own."""
+"""A mapper in memory that can crash at any call; what its devices hold is for its subclasses."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class FakeMapper(Mapper):
         self.strict = True
         self.log: list[str] = []
 
-    # What a world adds
+    # What a subclass adds
 
     def write(self) -> None:
         """Let the user write something."""

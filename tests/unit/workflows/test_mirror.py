@@ -21,7 +21,7 @@ from dmcopy.workflows.record import Plan
 from dmcopy.workflows.session import Session
 
 from .fake import Crash
-from .mirror_world import SECTORS, CrashingJournal, World
+from .fake_mirrors import SECTORS, CrashingJournal, FakeMirrors
 
 
 @pytest.fixture(autouse=True)
@@ -32,62 +32,60 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dmcopy.block.holders.who", lambda _: [])
 
 
-def session(world: World, journal: Journal | None = None) -> Session:
+def session(fake: FakeMirrors, journal: Journal | None = None) -> Session:
     if journal is None:
-        journal = Journal(world.folder / "journal")
-    return Session(world, journal)
+        journal = Journal(fake.folder / "journal")
+    return Session(fake, journal)
 
 
-def linear(world: World) -> None:
-    world.create("home", Table.of(SECTORS, Linear(world.disk("a"), 0)))
-    world.use("home")
+def linear(fake: FakeMirrors) -> None:
+    fake.create("home", Table.of(SECTORS, Linear(fake.disk("a"), 0)))
+    fake.use("home")
 
 
-def began(world: World) -> World:
-    linear(world)
-    return world
+def began(fake: FakeMirrors) -> FakeMirrors:
+    linear(fake)
+    return fake
 
 
-def mirror(world: World, log: bool = False, legs: str = "ab") -> None:
-    options = MirrorOptions(log=world.disk("log") if log else "core", new_log=True)
-    paths = [world.disk(leg) for leg in legs]
-    session(world).run(plan_from_legs(world, "home", paths, options))
-    world.use("home")
+def mirror(fake: FakeMirrors, log: bool = False, legs: str = "ab") -> None:
+    options = MirrorOptions(log=fake.disk("log") if log else "core", new_log=True)
+    paths = [fake.disk(leg) for leg in legs]
+    session(fake).run(plan_from_legs(fake, "home", paths, options))
+    fake.use("home")
 
 
-def degraded(world: World, log: bool = False, broken: str = "b", legs: str = "ab") -> None:
-    mirror(world, log, legs)
-    world.broken.add(str(world.folder / broken))
-    world.write()
-    assert world.devices["home"].held
+def degraded(fake: FakeMirrors, log: bool = False, broken: str = "b", legs: str = "ab") -> None:
+    mirror(fake, log, legs)
+    fake.broken.add(str(fake.folder / broken))
+    fake.write()
+    assert fake.devices["home"].held
 
 
-def make_from_device(world: World) -> Plan:
-    return plan_from_device(world, "home", [world.disk("new")], MirrorOptions())
+def make_from_device(fake: FakeMirrors) -> Plan:
+    return plan_from_device(fake, "home", [fake.disk("new")], MirrorOptions())
 
 
-def make_with_log(world: World) -> Plan:
-    return plan_from_device(
-        world, "home", [world.disk("new")], MirrorOptions(log=world.disk("log"))
-    )
+def make_with_log(fake: FakeMirrors) -> Plan:
+    return plan_from_device(fake, "home", [fake.disk("new")], MirrorOptions(log=fake.disk("log")))
 
 
-def make_from_legs(world: World) -> Plan:
-    return plan_from_legs(world, "home", [world.disk("a"), world.disk("b")], MirrorOptions())
+def make_from_legs(fake: FakeMirrors) -> Plan:
+    return plan_from_legs(fake, "home", [fake.disk("a"), fake.disk("b")], MirrorOptions())
 
 
 @dataclass
 class Case:
-    before: Callable[[World], None]
-    plan: Callable[[World], Plan]
+    before: Callable[[FakeMirrors], None]
+    plan: Callable[[FakeMirrors], Plan]
     devices: set[str]
 
 
-def replace(leg: str, *, dirty_only: bool = False, new: str = "") -> Callable[[World], Plan]:
-    def plan(world: World) -> Plan:
-        path = str(world.folder / new) if new else world.disk("new")
-        world.broken.discard(path)
-        return plan_replace(world, "home", leg, path, dirty_only=dirty_only)
+def replace(leg: str, *, dirty_only: bool = False, new: str = "") -> Callable[[FakeMirrors], Plan]:
+    def plan(fake: FakeMirrors) -> Plan:
+        path = str(fake.folder / new) if new else fake.disk("new")
+        fake.broken.discard(path)
+        return plan_replace(fake, "home", leg, path, dirty_only=dirty_only)
 
     return plan
 
@@ -126,47 +124,47 @@ CASES = {
 }
 
 
-def broken_off(world: World, case: Case, at: int, *, after: bool = False) -> bool:
+def broken_off(fake: FakeMirrors, case: Case, at: int, *, after: bool = False) -> bool:
     """Run a workflow with a crash at call `at` of it; return whether there was one."""
-    case.before(world)
-    plan = case.plan(world)
-    world.calls, world.crash_at, world.after = 0, at, after
-    journal = CrashingJournal(world.folder / "journal", world)
+    case.before(fake)
+    plan = case.plan(fake)
+    fake.calls, fake.crash_at, fake.after = 0, at, after
+    journal = CrashingJournal(fake.folder / "journal", fake)
     with contextlib.suppress(Crash):
-        session(world, journal).run(plan)
+        session(fake, journal).run(plan)
         return False
-    world.revive()
+    fake.revive()
     return True
 
 
-def check(world: World, devices: set[str]) -> None:
+def check(fake: FakeMirrors, devices: set[str]) -> None:
     """Nothing is lost, suspended, loaded, left over or in the journal."""
-    assert Journal(world.folder / "journal").records() == []
-    assert set(world.devices) == devices
-    for device in world.devices.values():
+    assert Journal(fake.folder / "journal").records() == []
+    assert set(fake.devices) == devices
+    for device in fake.devices.values():
         assert not device.suspended
         assert device.inactive is None
-    if "home" not in world.devices:
+    if "home" not in fake.devices:
         return
-    assert world.read("home") >= world.acknowledged
-    assert world.failed_writes == 0
+    assert fake.read("home") >= fake.acknowledged
+    assert fake.failed_writes == 0
     for _ in range(8):
-        status = world.status("home")
-    table = world.table("home")
+        status = fake.status("home")
+    table = fake.table("home")
     for line, one in zip(table, status, strict=True):
         if isinstance(line.target, Mirror) and one.status.in_sync:  # type: ignore[attr-defined]
-            legs = world.legs("home") if len(table.lines) == 1 else []
-            assert all(value == world.read("home") for value in legs)
+            legs = fake.legs("home") if len(table.lines) == 1 else []
+            assert all(value == fake.read("home") for value in legs)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_workflow_that_nothing_happens_to(name: str, tmp_path: Path) -> None:
-    world, case = World(tmp_path), CASES[name]
-    assert not broken_off(world, case, -1)
-    check(world, case.devices)
+    fake, case = FakeMirrors(tmp_path), CASES[name]
+    assert not broken_off(fake, case, -1)
+    check(fake, case.devices)
     if name != "fail":
-        world.write()
-        assert world.acknowledged == world.written
+        fake.write()
+        assert fake.acknowledged == fake.written
 
 
 @pytest.mark.parametrize("end", ["finish", "undo"])
@@ -174,24 +172,24 @@ def test_a_workflow_that_nothing_happens_to(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_crash_at_every_call(name: str, after: bool, end: str, tmp_path: Path) -> None:
     case, at = CASES[name], -1
-    untouched = World(tmp_path)
+    untouched = FakeMirrors(tmp_path)
     case.before(untouched)
     while True:
         at += 1
         folder = tmp_path / str(at)
         folder.mkdir()
-        world = World(folder)
-        if not broken_off(world, case, at, after=after):
+        fake = FakeMirrors(folder)
+        if not broken_off(fake, case, at, after=after):
             assert at > 2
             return
-        world.write()
-        ended(world, case, set(untouched.devices), end)
+        fake.write()
+        ended(fake, case, set(untouched.devices), end)
 
 
-CHANGES: dict[str, Callable[[World], Plan]] = {
+CHANGES: dict[str, Callable[[FakeMirrors], Plan]] = {
     "replace": replace("1"),
-    "fail": lambda world: plan_fail(world, "home", "1"),
-    "drop": lambda world: plan_drop(world, "home", "1"),
+    "fail": lambda fake: plan_fail(fake, "home", "1"),
+    "drop": lambda fake: plan_drop(fake, "home", "1"),
 }
 
 
@@ -199,31 +197,31 @@ CHANGES: dict[str, Callable[[World], Plan]] = {
 @pytest.mark.parametrize("log", [False, True], ids=["core", "disk"])
 def test_a_leg_that_fails_after_the_plan_was_made(change: str, log: bool, tmp_path: Path) -> None:
     """The plan trusts that leg, and it has missed a write by now: nothing is changed."""
-    world = World(tmp_path)
-    mirror(world, log, "abc")
-    before = world.table("home")
-    plan = CHANGES[change](world)
-    world.broken.add(str(world.folder / "a"))
+    fake = FakeMirrors(tmp_path)
+    mirror(fake, log, "abc")
+    before = fake.table("home")
+    plan = CHANGES[change](fake)
+    fake.broken.add(str(fake.folder / "a"))
     with pytest.raises(PartialError, match=r"a write failed.*since this was asked for"):
-        session(world).run(plan)
-    assert world.table("home") == before
-    assert set(world.devices) == {"home"}
-    check(world, {"home"})
+        session(fake).run(plan)
+    assert fake.table("home") == before
+    assert set(fake.devices) == {"home"}
+    check(fake, {"home"})
 
 
-def ended(world: World, case: Case, before: set[str], end: str) -> None:
+def ended(fake: FakeMirrors, case: Case, before: set[str], end: str) -> None:
     """End what a crash broke off, and look at what is left."""
-    again = session(world)
+    again = session(fake)
     record = again.interrupted("mirror", "home")
     if record is not None:
         advice = again.advice(record)
         assert "mirror finish home" in advice or "mirror undo home" in advice
         if end == "undo" and "mirror undo home" in advice:
             again.undo("mirror", "home")
-            check(world, before)
+            check(fake, before)
             return
         again.finish("mirror", "home")
-        check(world, case.devices)
+        check(fake, case.devices)
         return
-    check(world, set(world.devices))
-    assert set(world.devices) in (before, case.devices)
+    check(fake, set(fake.devices))
+    assert set(fake.devices) in (before, case.devices)

@@ -23,18 +23,18 @@ from dmcopy.table import Linear, Table
 from dmcopy.table.record import Ratio
 from dmcopy.workflows.mirror_resync import Resync
 
-from .mirror_world import SECTORS, World
+from .fake_mirrors import SECTORS, FakeMirrors
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    world = World(tmp_path)
-    monkeypatch.setattr("dmcopy.cli.workflows.open_mapper", lambda _: world)
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMirrors:
+    fake = FakeMirrors(tmp_path)
+    monkeypatch.setattr("dmcopy.cli.workflows.open_mapper", lambda _: fake)
     monkeypatch.setattr("dmcopy.workflows.journal.default_folder", lambda: tmp_path / "journal")
     monkeypatch.setattr("dmcopy.workflows.mirror_resync._SHORTEST", 0.0)
     monkeypatch.setattr("dmcopy.block.holders.who", lambda _: [])
     monkeypatch.setattr(os, "fsync", lambda _: None)
-    return world
+    return fake
 
 
 def mirror(*words: str, code: int = 0) -> None:
@@ -48,11 +48,11 @@ def test_the_cookies_of_its_dmsetup_are_in_the_ledger() -> None:
 
 
 def test_the_script_of_a_dry_run_waits_for_the_resync(
-    world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    fake: FakeMirrors, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """What follows it calls the legs equal."""
-    a, b = (world.disk(name) for name in "ab")
-    world.create("home", Table.of(SECTORS, Linear(a, 0)))
+    a, b = (fake.disk(name) for name in "ab")
+    fake.create("home", Table.of(SECTORS, Linear(a, 0)))
     mirror("make", "home", "--from", "home", "--leg", b, "--dry-run")
     script = capsys.readouterr().out
     assert script.startswith("until dmsetup status -- home | awk ")
@@ -71,10 +71,10 @@ def test_the_script_of_a_dry_run_waits_for_the_resync(
     assert (tmp_path / "dmsetup.calls").read_text() == "\n" * 3
 
 
-def test_make_to_replace(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    a, b, c = (world.disk(name) for name in "abc")
-    world.create("home", Table.of(SECTORS, Linear(a, 0)))
-    world.use("home")
+def test_make_to_replace(fake: FakeMirrors, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, c = (fake.disk(name) for name in "abc")
+    fake.create("home", Table.of(SECTORS, Linear(a, 0)))
+    fake.use("home")
     legs = ("--from", "home", "--leg", b)
     mirror("make", "home", *legs, "--region-size", "512K", "--progress=json")
     said = capsys.readouterr()
@@ -95,7 +95,7 @@ def test_make_to_replace(world: World, capsys: pytest.CaptureFixture[str]) -> No
     mirror("status", "--json", code=ExitCode.PARTIAL)
     legs = json.loads(capsys.readouterr().out)["mirrors"]["home"]["legs"]
     assert [leg["drill"] for leg in legs] == [False, True]
-    world.write()
+    fake.write()
     mirror("status", code=ExitCode.PARTIAL)
     assert "leg 1  /dev/mapper/home_mimage_1  a write failed: the leg is out of sync" in (
         capsys.readouterr().out
@@ -112,15 +112,15 @@ def test_make_to_replace(world: World, capsys: pytest.CaptureFixture[str]) -> No
         "means": "alive",
         "drill": False,
     }
-    assert set(world.devices) == {"home", "home_mimage_0"}
+    assert set(fake.devices) == {"home", "home_mimage_0"}
     mirror("split", "home", "1", "copy")
     assert capsys.readouterr().out == f"home: 0 {SECTORS} linear {a} 0\n"
-    assert world.acknowledged == world.written
+    assert fake.acknowledged == fake.written
 
 
-def test_the_wrong_words(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    world.create("home", Table.of(SECTORS, Linear(world.disk("a"), 0)))
-    b = world.disk("b")
+def test_the_wrong_words(fake: FakeMirrors, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.create("home", Table.of(SECTORS, Linear(fake.disk("a"), 0)))
+    b = fake.disk("b")
     mirror("make", "other", "--from", "home", "--leg", b, code=ExitCode.USAGE)
     assert "keeps its name: dmcopy mirror make home --from home" in capsys.readouterr().err
     mirror("split", "home", "1", code=ExitCode.USAGE)
@@ -131,8 +131,10 @@ def test_the_wrong_words(world: World, capsys: pytest.CaptureFixture[str]) -> No
         mirror("make", "home", "--region-size", "much")
 
 
-def test_a_resync_that_goes_on_by_itself(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    legs = ("--leg", world.disk("a"), "--leg", world.disk("b"))
+def test_a_resync_that_goes_on_by_itself(
+    fake: FakeMirrors, capsys: pytest.CaptureFixture[str]
+) -> None:
+    legs = ("--leg", fake.disk("a"), "--leg", fake.disk("b"))
     mirror("make", "home", *legs, "--no-wait")
     assert "'dmcopy mirror wait home' ends this" in capsys.readouterr().err
     mirror("status", "--json")
@@ -144,15 +146,15 @@ def test_a_resync_that_goes_on_by_itself(world: World, capsys: pytest.CaptureFix
     assert "it continues" in said
     assert "'dmcopy mirror undo home'" in said
     mirror("finish", "home")
-    assert "nosync" in str(world.table("home"))
+    assert "nosync" in str(fake.table("home"))
     mirror("status")
     assert "dmcopy mirror" not in capsys.readouterr().out
 
 
 def test_status_says_what_was_interrupted(
-    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    fake: FakeMirrors, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    legs = ("--leg", world.disk("a"), "--leg", world.disk("b"))
+    legs = ("--leg", fake.disk("a"), "--leg", fake.disk("b"))
     with monkeypatch.context() as patch:
         patch.setattr("dmcopy.workflows.journal.identity", lambda _: "1 0")
         mirror("make", "home", *legs, "--no-wait")
@@ -164,21 +166,21 @@ def test_status_says_what_was_interrupted(
         "'dmcopy mirror undo home' takes it back"
     )
     mirror("undo", "home")
-    assert world.devices == {}
+    assert fake.devices == {}
 
 
-def test_a_mirror_is_ended(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mirror_is_ended(fake: FakeMirrors, capsys: pytest.CaptureFixture[str]) -> None:
     """One that a device was made gives it its table back; one that was made of legs goes."""
-    a, b, c = (world.disk(name) for name in "abc")
-    world.create("home", Table.of(SECTORS, Linear(a, 0)))
-    world.use("home")
+    a, b, c = (fake.disk(name) for name in "abc")
+    fake.create("home", Table.of(SECTORS, Linear(a, 0)))
+    fake.use("home")
     mirror("make", "home", "--from", "home", "--leg", b)
     capsys.readouterr()
     mirror("drop", "home")
     assert capsys.readouterr().out == f"home: 0 {SECTORS} linear {a} 0\n"
-    assert set(world.devices) == {"home"}
-    world.write()
-    assert world.acknowledged == world.written
+    assert set(fake.devices) == {"home"}
+    fake.write()
+    assert fake.acknowledged == fake.written
     mirror("make", "vol", "--leg", b, "--leg", c)
     capsys.readouterr()
     mirror("drop", "vol")
@@ -191,27 +193,27 @@ def test_a_mirror_is_ended(world: World, capsys: pytest.CaptureFixture[str]) -> 
     capsys.readouterr()
     mirror("drop", "vol", "--keep", "0")
     assert capsys.readouterr().out == f"vol: 0 {SECTORS} linear {b} 0\n"
-    assert set(world.devices) == {"home", "vol"}
+    assert set(fake.devices) == {"home", "vol"}
     mirror("drop", "vol", code=ExitCode.USAGE)
     assert "vol is not a mirror" in capsys.readouterr().err
 
 
 def test_a_mirror_that_is_in_use_is_not_removed(
-    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    fake: FakeMirrors, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mirror("make", "vol", "--leg", world.disk("a"), "--leg", world.disk("b"))
-    info = world.info("vol")
-    monkeypatch.setattr(world, "info", lambda _: dataclasses.replace(info, open_count=1))
+    mirror("make", "vol", "--leg", fake.disk("a"), "--leg", fake.disk("b"))
+    info = fake.info("vol")
+    monkeypatch.setattr(fake, "info", lambda _: dataclasses.replace(info, open_count=1))
     mirror("drop", "vol", code=ExitCode.BUSY)
     assert "'dmcopy mirror drop vol --keep 0'" in capsys.readouterr().err
     mirror("drop", "vol", "--keep", "0")
 
 
 def test_a_damaged_record_is_told_of_and_forgotten(
-    world: World, capsys: pytest.CaptureFixture[str]
+    fake: FakeMirrors, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mirror("make", "vol", "--leg", world.disk("a"), "--leg", world.disk("b"))
-    (world.folder / "journal" / "mirror-home.json").write_bytes(b"[[")
+    mirror("make", "vol", "--leg", fake.disk("a"), "--leg", fake.disk("b"))
+    (fake.folder / "journal" / "mirror-home.json").write_bytes(b"[[")
     mirror("status", code=ExitCode.MISMATCH)
     for verb in ("finish", "undo"):
         mirror(verb, "home", code=ExitCode.MISMATCH)
@@ -222,9 +224,9 @@ def test_a_damaged_record_is_told_of_and_forgotten(
     mirror("status")
 
 
-def test_watch_draws_the_log(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    log = Path(world.disk("log", 64))
-    legs = ("--leg", world.disk("a"), "--leg", world.disk("b"))
+def test_watch_draws_the_log(fake: FakeMirrors, capsys: pytest.CaptureFixture[str]) -> None:
+    log = Path(fake.disk("log", 64))
+    legs = ("--leg", fake.disk("a"), "--leg", fake.disk("b"))
     mirror("make", "home", *legs, "--log", str(log))
     clean = Bitset(4)
     clean.fill(1, 4, True)
@@ -237,9 +239,9 @@ def test_watch_draws_the_log(world: World, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_watch_that_is_interrupted_ends_with_130(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    fake: FakeMirrors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mirror("make", "home", "--leg", world.disk("a"), "--leg", world.disk("b"))
+    mirror("make", "home", "--leg", fake.disk("a"), "--leg", fake.disk("b"))
 
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt

@@ -16,7 +16,7 @@ from dmcopy.workflows import record as records
 from dmcopy.workflows.journal import Journal
 from dmcopy.workflows.session import Session
 
-from .mirror_world import SECTORS, World
+from .fake_mirrors import SECTORS, FakeMirrors
 from .test_mirror import CASES, broken_off, session
 from .ways import Happening, gone, leave, other, there, without
 
@@ -42,45 +42,45 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Copy:
-    """What a kill has left, once more: a world and a journal to be changed."""
+    """What a kill has left, once more: a fake mapper and a journal to be changed."""
 
-    def __init__(self, world: World, folder: Path) -> None:
-        shutil.copytree(world.folder / "journal", folder)
+    def __init__(self, fake: FakeMirrors, folder: Path) -> None:
+        shutil.copytree(fake.folder / "journal", folder)
         self.folder = folder
-        self.world = copy.deepcopy(world)
-        self.world.user, self.world.strict = "", False
+        self.fake = copy.deepcopy(fake)
+        self.fake.user, self.fake.strict = "", False
 
     def session(self) -> Session:
-        return session(self.world, Journal(self.folder))
+        return session(self.fake, Journal(self.folder))
 
 
-def kills(name: str, folder: Path) -> Iterator[tuple[int, World]]:
-    """Yield the world after a kill at each call."""
+def kills(name: str, folder: Path) -> Iterator[tuple[int, FakeMirrors]]:
+    """Yield the mapper after a kill at each call."""
     for at in range(100):
-        world = World(folder / str(at))
-        world.folder.mkdir()
-        if not broken_off(world, CASES[name], at, after=at % 2 == 0):
+        fake = FakeMirrors(folder / str(at))
+        fake.folder.mkdir()
+        if not broken_off(fake, CASES[name], at, after=at % 2 == 0):
             assert at > 2
             return
-        if session(world).journal.records():
-            yield at, world
-        shutil.rmtree(world.folder)
+        if session(fake).journal.records():
+            yield at, fake
+        shutil.rmtree(fake.folder)
     raise AssertionError("it has no end")
 
 
 def walk(name: str, folder: Path, happenings: list[Happening]) -> None:
-    for at, world in kills(name, folder):
+    for at, fake in kills(name, folder):
         for place, happens in enumerate(happenings):
             long = LENGTH == "long"
             chosen = VERBS if long else (VERBS[(at // STRIDE + place) % 3],)
             for verb in chosen if long or (at + place) % STRIDE == 0 else ():
-                found = Copy(world, world.folder / "copy")
-                changed = happens(found.world)
+                found = Copy(fake, fake.folder / "copy")
+                changed = happens(found.fake)
                 found.session().advice(found.session().journal.records()[0])
                 tried = leave(found.session, verb)
-                assert all(found.world.devices[one].live == THEIRS for one in changed)
+                assert all(found.fake.devices[one].live == THEIRS for one in changed)
                 if "forget" not in tried:
-                    devices = found.world.devices.values()
+                    devices = found.fake.devices.values()
                     assert not [one for one in devices if one.suspended or one.inactive]
                 shutil.rmtree(found.folder)
 
@@ -105,20 +105,20 @@ def test_so_it_has_after_a_restart(
 ) -> None:
     boot = iter(range(1000))
     monkeypatch.setattr(records, "boot_id", lambda: f"boot {next(boot)}")
-    walk(name, folder, [gone, lambda world: gone(world) or other("home", THEIRS)(world)])
+    walk(name, folder, [gone, lambda fake: gone(fake) or other("home", THEIRS)(fake)])
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_stranger_is_seen_before_the_first_step_too(name: str, folder: Path) -> None:
     """A kill between the noting of a workflow and its first step leaves nothing that is begun."""
-    at, world = next(kills(name, folder))
+    at, fake = next(kills(name, folder))
     assert at == 0
-    found = Copy(world, world.folder / "copy")
-    changed = other("home", THEIRS)(found.world)
+    found = Copy(fake, fake.folder / "copy")
+    changed = other("home", THEIRS)(found.fake)
     if changed:
         with pytest.raises(DmcopyError, match="home has another table than"):
             found.session().finish("mirror", "home")
-        assert found.world.devices["home"].live == THEIRS
+        assert found.fake.devices["home"].live == THEIRS
 
 
 @pytest.mark.parametrize("verb", ["finish", "undo"])
@@ -128,11 +128,11 @@ def test_a_restart_leaves_nothing_to_be_ended(
     """Whoever ends it is a process of the new boot: that is looked at before the record is its."""
     boot = "one"
     monkeypatch.setattr(records, "boot_id", lambda: boot)
-    for _, world in kills("make from a device", folder):
+    for _, fake in kills("make from a device", folder):
         boot = "two"
-        gone(world)
-        (record,) = session(world).journal.records()
+        gone(fake)
+        (record,) = session(fake).journal.records()
         assert "the machine was restarted since; 'dmcopy mirror undo home'" in record.advice
-        assert getattr(session(world), verb)("mirror", "home").how == "by a restart"
-        assert session(world).journal.records() == []
+        assert getattr(session(fake), verb)("mirror", "home").how == "by a restart"
+        assert session(fake).journal.records() == []
         boot = "one"

@@ -19,7 +19,7 @@ from dmcopy.workflows.snapshot_status import SnapshotState, states
 from dmcopy.workflows.snapshot_watch import SOONEST_SECONDS, Level, Threshold, watch
 
 from .fake import Crash
-from .snapshot_world import CHUNK, COW_SECTORS, SECTORS, Stage
+from .fake_snapshots import CHUNK, COW_SECTORS, SECTORS, Stage
 
 REQUEST: dict[str, Any] = {
     "name": "snap",
@@ -33,17 +33,17 @@ REQUEST: dict[str, Any] = {
 def stage(tmp_path: Path) -> Stage:
     stage = Stage(tmp_path)
     stage.origin()
-    stage.world.disk("/dev/cow", COW_SECTORS)
-    stage.world.disk("/dev/b")
+    stage.fake.disk("/dev/cow", COW_SECTORS)
+    stage.fake.disk("/dev/b")
     return stage
 
 
 def refusal(stage: Stage, **changes: Any) -> str:
     """Return why a request is refused; nothing is changed by that."""
-    before = stage.world.tables()
+    before = stage.fake.tables()
     with pytest.raises(UsageError) as caught:
         stage.process().take(**dict(REQUEST, **changes))
-    assert stage.world.tables() == before
+    assert stage.fake.tables() == before
     assert stage.records() == []
     return str(caught.value)
 
@@ -70,7 +70,7 @@ def test_what_cannot_be_is_refused_before_anything_is_changed(
 
 
 def test_what_is_on_the_devices_is_in_the_way(stage: Stage) -> None:
-    stage.world.content["/dev/cow"] = "ext4 'photos'"
+    stage.fake.content["/dev/cow"] = "ext4 'photos'"
     assert "/dev/cow has ext4 'photos' on it: --force overwrites it" in refusal(stage)
     stage.machine.blocks["/dev/cow"] = 8192
     assert "no multiple of the blocks of /dev/cow, 8192 bytes" in refusal(stage)
@@ -84,32 +84,32 @@ def test_what_is_on_the_devices_is_in_the_way(stage: Stage) -> None:
     stage.machine.mounts["/dev/cow"] = ["/srv"]
     with pytest.raises(BusyError, match="/dev/cow is in use by"):
         stage.process().take(**REQUEST)
-    assert sorted(stage.world.tables()) == ["data"]
+    assert sorted(stage.fake.tables()) == ["data"]
     del stage.machine.mounts["/dev/cow"]
     stage.process().take(**dict(REQUEST, force=True))
 
 
 def test_tables_that_cannot_be_in_two_devices(stage: Stage) -> None:
-    world = stage.world
+    fake = stage.fake
     for target in (Raw("crypt", ("x",)), Raw("cache", ("y",))):
-        world.devices["data"].live = Table.of(SECTORS, target)
-        world.user = ""
+        fake.devices["data"].live = Table.of(SECTORS, target)
+        fake.user = ""
         assert f"data has a line of {target.target}: dmcopy takes" in refusal(stage)
-    world.devices["data"].live = None
+    fake.devices["data"].live = None
     assert "data has no table" in refusal(stage)
 
 
 def test_the_second_snapshot_joins_whichever_way_the_origin_is_named(stage: Stage) -> None:
-    stage.world.disk("/dev/cow2", COW_SECTORS)
+    stage.fake.disk("/dev/cow2", COW_SECTORS)
     stage.process().take(**dict(REQUEST, origin="/dev/b"))
     again = dict(REQUEST, name="two", origin="/dev/b", cow="/dev/cow2")
     stage.process().take(**again)
-    tables = stage.world.tables()
+    tables = stage.fake.tables()
     assert tables["b-origin"] == "0 32 snapshot-origin /dev/b"
     assert tables["two"] == "0 32 snapshot /dev/b two-cow P 8"
     stage.process().drop("two")
     stage.process().drop("snap")
-    assert sorted(stage.world.tables()) == ["data"]
+    assert sorted(stage.fake.tables()) == ["data"]
 
 
 def test_what_is_in_use_is_neither_merged_nor_dropped(
@@ -117,11 +117,11 @@ def test_what_is_in_use_is_neither_merged_nor_dropped(
 ) -> None:
     monkeypatch.setattr("dmcopy.workflows.site.GRACE_SECONDS", 0.0)
     stage.process().take(**REQUEST)
-    stage.world.devices["snap"].opened = 1
+    stage.fake.devices["snap"].opened = 1
     with pytest.raises(BusyError, match=r"snap is in use by .*unmount it first"):
         stage.process().drop("snap")
-    stage.world.devices["snap"].opened = 0
-    stage.world.devices["data"].opened = 1
+    stage.fake.devices["snap"].opened = 0
+    stage.fake.devices["data"].opened = 1
     with pytest.raises(BusyError, match=r"data is in use .*as soon as the merge runs"):
         stage.process().merge("snap")
     assert stage.records() == []
@@ -137,7 +137,7 @@ def test_what_cannot_be_merged(stage: Stage) -> None:
         stage.process().merge("snap")
     stage.process().drop("snap")
     stage.process().take(**REQUEST)
-    stage.world.lost.add("/dev/cow")
+    stage.fake.lost.add("/dev/cow")
     with pytest.raises(UsageError, match="cannot be merged: the snapshot is lost"):
         stage.process().merge("snap")
     stage.process().drop("snap")
@@ -151,18 +151,18 @@ def test_where_a_cow_can_grow_and_where_not(stage: Stage) -> None:
         stage.process().extend("snap", COW_SECTORS)
     with pytest.raises(UsageError, match=r"/dev/b has 32s .*, but 33s are to be added"):
         stage.process().extend("snap", COW_SECTORS + 33, more="/dev/b")
-    stage.world.content["/dev/b"] = "ext4 'b'"
+    stage.fake.content["/dev/b"] = "ext4 'b'"
     with pytest.raises(UsageError, match="/dev/b has ext4 'b' on it: --force overwrites it"):
         stage.process().extend("snap", COW_SECTORS + 16, more="/dev/b")
-    stage.world.sizes["/dev/cow"] += 8  # as after an lvextend
+    stage.fake.sizes["/dev/cow"] += 8  # as after an lvextend
     stage.process().extend("snap", COW_SECTORS + 8)
     stage.process().extend("snap", COW_SECTORS + 16, more="/dev/b", force=True)
-    assert stage.world.tables()["snap-cow"].splitlines() == [
+    assert stage.fake.tables()["snap-cow"].splitlines() == [
         "0 72 linear /dev/cow 0",
         "72 8 linear /dev/b 0",
     ]
     stage.process().extend("snap", COW_SECTORS + 32, more="/dev/b")  # behind what it gave before
-    assert stage.world.tables()["snap-cow"].splitlines()[1:] == ["72 24 linear /dev/b 0"]
+    assert stage.fake.tables()["snap-cow"].splitlines()[1:] == ["72 24 linear /dev/b 0"]
     with pytest.raises(UsageError, match="its COW uses all of /dev/b, 32s"):
         stage.process().extend("snap", COW_SECTORS + 41, more="/dev/b")
 
@@ -170,8 +170,8 @@ def test_where_a_cow_can_grow_and_where_not(stage: Stage) -> None:
 def test_a_merge_that_outlasts_its_deadline_goes_on(stage: Stage) -> None:
     stage.process().take(**REQUEST)
     for _ in range(3):
-        stage.world.write()
-    stage.world.user = ""
+        stage.fake.write()
+    stage.fake.user = ""
     with pytest.raises(
         DeadlineError, match=r"still to be merged after 0 s; it continues"
     ) as caught:
@@ -181,15 +181,15 @@ def test_a_merge_that_outlasts_its_deadline_goes_on(stage: Stage) -> None:
     with pytest.raises(DeadlineError):
         stage.process().finish("snapshot", "snap", timeout=0)
     merge(stage.process(), "snap", timeout=60)
-    assert (sorted(stage.world.tables()), stage.records()) == (["data"], [])
+    assert (sorted(stage.fake.tables()), stage.records()) == (["data"], [])
 
 
 def half_merged(stage: Stage) -> None:
     """A merge that was killed, and whose record is forgotten."""
     stage.process().take(**REQUEST)
     for _ in range(3):
-        stage.world.write()
-    stage.world.user = ""
+        stage.fake.write()
+    stage.fake.user = ""
     stage.crash_in_next = 6
     with pytest.raises(Crash):
         stage.process().merge("snap")
@@ -204,44 +204,44 @@ def half_merged(stage: Stage) -> None:
 
 @pytest.mark.parametrize("name", ["snap", "data"])
 def test_a_merge_without_a_record_is_taken_up(stage: Stage, name: str) -> None:
-    plain = stage.world.tables()
+    plain = stage.fake.tables()
     half_merged(stage)
     layout = stage.process().merge(name)
     assert (layout.name, layout.origin) == ("snap", "data")
-    assert (stage.world.tables(), stage.records()) == (plain, [])
-    assert stage.world.stores == {}
+    assert (stage.fake.tables(), stage.records()) == (plain, [])
+    assert stage.fake.stores == {}
 
 
 def test_a_merge_without_a_record_that_has_failed_is_dropped(stage: Stage) -> None:
-    plain = stage.world.tables()
+    plain = stage.fake.tables()
     half_merged(stage)
-    stage.world.unreadable.add("/dev/cow")
-    left = dict(stage.world.stores["/dev/cow"])
+    stage.fake.unreadable.add("/dev/cow")
+    left = dict(stage.fake.stores["/dev/cow"])
     with pytest.raises(DmcopyError, match="the merge into data stopped"):
         stage.process().merge("snap")
     with pytest.raises(DmcopyError, match="'dmcopy snapshot finish snap' ends it"):
         stage.process().drop("snap")
     stage.process().forget("snapshot", "snap")
     stage.process().drop("snap")
-    assert (stage.world.tables(), stage.records()) == (plain, [])
-    assert stage.world.stores["/dev/cow"] == left
+    assert (stage.fake.tables(), stage.records()) == (plain, [])
+    assert stage.fake.stores["/dev/cow"] == left
 
 
 def test_one_that_is_lost_is_not_extended(stage: Stage) -> None:
     """And nothing is used up for it: neither room on a device nor a longer file."""
-    stage.world.disk("/x/cow.img", COW_SECTORS)
+    stage.fake.disk("/x/cow.img", COW_SECTORS)
     stage.process().take(**dict(REQUEST, cow="/x/cow.img"))
-    stage.world.lost.add("/x/cow.img")
-    before = stage.world.tables()
+    stage.fake.lost.add("/x/cow.img")
+    before = stage.fake.tables()
     for more in ("", "/dev/b"):
         with pytest.raises(UsageError, match="snap cannot be extended: the snapshot is lost"):
             stage.process().extend("snap", 2 * COW_SECTORS, more=more)
-    assert stage.world.sizes["/x/cow.img"] == COW_SECTORS
-    assert (stage.world.tables(), stage.records()) == (before, [])
+    assert stage.fake.sizes["/x/cow.img"] == COW_SECTORS
+    assert (stage.fake.tables(), stage.records()) == (before, [])
 
 
 def state_of(stage: Stage, name: str = "snap") -> SnapshotState:
-    (state,) = states(stage.world, stage.process().journal, name)
+    (state,) = states(stage.fake, stage.process().journal, name)
     return state
 
 
@@ -251,21 +251,21 @@ def test_states_in_words(stage: Stage) -> None:
     assert (state.state, state.origin, state.cow) == ("active", "data", "/dev/cow")
     assert (state.percent, state.total, state.chunk_size) == (25.0, COW_SECTORS, CHUNK)
     assert state.interrupted == state.working == state.trouble == ""
-    stage.world.lost.add("/dev/cow")
+    stage.fake.lost.add("/dev/cow")
     state = state_of(stage)
     assert (state.state, state.percent) == ("invalid", None)
     assert "lost" in state.trouble
     stage.process().drop("snap")
-    assert states(stage.world, stage.process().journal) == []
+    assert states(stage.fake, stage.process().journal) == []
 
 
 def test_states_of_what_was_interrupted(stage: Stage) -> None:
     def crash(at: int) -> SnapshotState:
         snapshots = stage.process()
-        stage.world.calls, stage.world.crash_at = 0, at
+        stage.fake.calls, stage.fake.crash_at = 0, at
         with pytest.raises(Crash):
             snapshots.take(**REQUEST)
-        stage.world.revive()
+        stage.fake.revive()
         return state_of(stage)
 
     state = crash(4)
@@ -290,7 +290,7 @@ def levels(stage: Stage, **options: Any) -> list[Level]:
         found.append(level)
         if len(found) > 10:
             break
-        stage.world.write()
+        stage.fake.write()
     return found
 
 
@@ -310,16 +310,16 @@ def test_watch_acts_once_at_the_threshold(stage: Stage) -> None:
 
 
 def test_watch_extends_and_can_act_again(stage: Stage) -> None:
-    stage.world.disk("/x/cow.img", COW_SECTORS)
+    stage.fake.disk("/x/cow.img", COW_SECTORS)
     stage.process().take(**dict(REQUEST, cow="/x/cow.img"))
     seen = levels(stage, threshold=Threshold(40, extend=Growth(32, more=True)))
     assert [one.total for one in seen if one.event == "extended"] == [96, 128]
     assert (seen[-1].percent or 100) < 40
-    assert stage.world.sizes["/x/cow.img"] == 128
+    assert stage.fake.sizes["/x/cow.img"] == 128
 
 
 def test_watch_extends_to_a_size_in_all_and_not_beyond(stage: Stage) -> None:
-    stage.world.disk("/x/cow.img", COW_SECTORS)
+    stage.fake.disk("/x/cow.img", COW_SECTORS)
     stage.process().take(**dict(REQUEST, cow="/x/cow.img"))
     seen = levels(stage, threshold=Threshold(40, extend=Growth(72)))
     assert [one.total for one in seen if one.event == "extended"] == [72]
@@ -386,9 +386,9 @@ def test_watch_says_how_full_it_was_when_it_came_too_late(
 
 
 def test_watch_tells_of_an_extension_before_it_runs_the_command(stage: Stage) -> None:
-    stage.world.disk("/x/cow.img", COW_SECTORS)
+    stage.fake.disk("/x/cow.img", COW_SECTORS)
     stage.process().take(**dict(REQUEST, cow="/x/cow.img"))
-    stage.world.write()
+    stage.fake.write()
     threshold = Threshold(10, ("never",), extend=Growth(320, more=True))
     for level in watch(stage.process(), "snap", interval=0, threshold=threshold, run=never):
         if level.event == "extended":
@@ -402,7 +402,7 @@ def never(*_: object, **__: object) -> Any:
 
 def test_watch_ends_with_the_snapshot(stage: Stage) -> None:
     stage.process().take(**REQUEST)
-    stage.world.lost.add("/dev/cow")
+    stage.fake.lost.add("/dev/cow")
     assert [one.event for one in watch(stage.process(), "snap", interval=0)] == ["lost"]
     stage.process().drop("snap")
     with pytest.raises(UsageError, match="there is no snapshot 'snap'"):
@@ -425,15 +425,15 @@ def test_progress_is_a_rate_and_the_time_left() -> None:
 
 
 def test_the_origin_stays_what_it_was(stage: Stage) -> None:
-    plain = stage.world.tables()
+    plain = stage.fake.tables()
     assert plain == {"data": str(Table.of(SECTORS, Linear("/dev/a", 0)))}
     stage.process().take(**REQUEST)
-    tables = stage.world.tables()
+    tables = stage.fake.tables()
     assert tables == {
         "data": "0 32 snapshot-origin data-real",
         "data-real": plain["data"],
         "snap": "0 32 snapshot data-real snap-cow P 8",
         "snap-cow": "0 64 linear /dev/cow 0",
     }
-    window = stage.world.log[stage.world.log.index("suspend data") :]
+    window = stage.fake.log[stage.fake.log.index("suspend data") :]
     assert window == ["suspend data", "resume data-real", "resume snap", "resume data"]

@@ -1,4 +1,4 @@
-"""`dmcopy snapshot` as it is typed, on the world in memory."""
+"""`dmcopy snapshot` as it is typed, on a mapper in memory."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode
 
 from .fake import Crash
-from .snapshot_world import CHUNK, COW_SECTORS, Stage
+from .fake_snapshots import CHUNK, COW_SECTORS, Stage
 
 
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     stage = Stage(tmp_path)
     stage.origin()
-    stage.world.disk("/dev/cow", COW_SECTORS)
-    stage.world.disk("/dev/b")
+    stage.fake.disk("/dev/cow", COW_SECTORS)
+    stage.fake.disk("/dev/b")
     monkeypatch.setattr("dmcopy.cli.workflows.open_mapper", lambda _: stage.process().mapper)
     monkeypatch.setattr("dmcopy.workflows.journal.default_folder", lambda: tmp_path / "workflows")
     monkeypatch.setattr("dmcopy.workflows.journal.identity", lambda _: f"0 {stage.processes}")
@@ -35,7 +35,7 @@ def test_from_take_to_merge(stage: Stage, capsys: pytest.CaptureFixture[str]) ->
     assert take() == 0
     assert main(["snapshot", "status"]) == 0
     assert main(["snapshot", "extend", "snap", "+8", "--with", "/dev/b"]) == 0
-    stage.world.user = ""
+    stage.fake.user = ""
     assert main(["snapshot", "merge", "snap"]) == 0
     assert main(["snapshot", "status"]) == 0
     said = capsys.readouterr()
@@ -74,7 +74,7 @@ def test_an_origin_that_is_not_mapped_is_used_through_another_device(
     assert "use /dev/mapper/b-origin instead of /dev/b from now on" in out
     assert main(["snapshot", "take", "two", "/dev/mapper/b-origin", "/dev/a"]) == 2
     assert "at least 3 chunks, 96s (48 KiB)" in capsys.readouterr().err
-    assert stage.world.devices.keys() == {"data", "snap", "snap-cow", "b-origin"}
+    assert stage.fake.devices.keys() == {"data", "snap", "snap-cow", "b-origin"}
 
 
 def test_what_was_interrupted_is_told_and_ended(
@@ -100,7 +100,7 @@ def test_what_was_interrupted_is_told_and_ended(
 def test_watch_prints_lines_of_json(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     assert take() == 0
     capsys.readouterr()
-    stage.world.lost.add("/dev/cow")
+    stage.fake.lost.add("/dev/cow")
     assert main(["snapshot", "watch", "snap", "--at", "50%", "--run", "a", "--b"]) == 1
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert (line["event"], line["name"], line["percent"]) == ("lost", "snap", None)
@@ -108,7 +108,7 @@ def test_watch_prints_lines_of_json(stage: Stage, capsys: pytest.CaptureFixture[
 
 def test_watch_asks_before_it_is_too_late(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     assert take() == 0
-    stage.world.content["/dev/b"] = "ext4 'b'"
+    stage.fake.content["/dev/b"] = "ext4 'b'"
     words = ["snapshot", "watch", "snap", "--extend", "+8", "--with", "/dev/b"]
     assert main(words) == ExitCode.USAGE
     assert "/dev/b has ext4 'b' on it: --force overwrites it" in capsys.readouterr().err
@@ -120,7 +120,7 @@ def test_one_that_never_was_is_not_watched(
     for name in ("snap", "data"):
         assert main(["snapshot", "watch", name]) == ExitCode.USAGE
     assert "there is no snapshot 'snap'" in capsys.readouterr().err
-    assert stage.world.devices.keys() == {"data"}
+    assert stage.fake.devices.keys() == {"data"}
 
 
 def test_status_ends_with_4_when_one_is_lost(
@@ -128,7 +128,7 @@ def test_status_ends_with_4_when_one_is_lost(
 ) -> None:
     assert take() == 0
     assert main(["snapshot", "status"]) == 0
-    stage.world.lost.add("/dev/cow")
+    stage.fake.lost.add("/dev/cow")
     for words in ([], ["snap"], ["--json"]):
         assert main(["snapshot", "status", *words]) == ExitCode.MISMATCH
     assert "snap: the snapshot is lost" in capsys.readouterr().err
@@ -167,7 +167,7 @@ def test_what_is_forgotten_is_told(stage: Stage, capsys: pytest.CaptureFixture[s
 def test_the_last_word_of_a_merge_names_a_device_that_is_there(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stage.world.user = ""
+    stage.fake.user = ""
     assert main(["snapshot", "take", "snap", "/dev/b", "/dev/cow", "--chunk-size", "8s"]) == 0
     assert main(["snapshot", "merge", "snap"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "/dev/b is what it was when snap was taken"

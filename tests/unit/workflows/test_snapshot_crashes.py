@@ -15,7 +15,7 @@ from dmcopy.errors import DmcopyError, UsageError
 from dmcopy.workflows import record as records
 
 from .fake import Crash
-from .snapshot_world import CHUNK, COW_SECTORS, SECTORS, Process, Stage
+from .fake_snapshots import CHUNK, COW_SECTORS, SECTORS, Process, Stage
 
 Verb = Callable[[Process], object]
 
@@ -32,17 +32,17 @@ def request(name: str, origin: str = "data", cow: str = "/dev/cow") -> dict[str,
 
 def mapped(stage: Stage) -> None:
     stage.origin()
-    stage.world.disk("/dev/cow", COW_SECTORS)
-    stage.world.disk("/dev/more", COW_SECTORS)
-    stage.world.disk("/dev/cow2", COW_SECTORS)
-    stage.world.disk("/x/cow.img", COW_SECTORS)
+    stage.fake.disk("/dev/cow", COW_SECTORS)
+    stage.fake.disk("/dev/more", COW_SECTORS)
+    stage.fake.disk("/dev/cow2", COW_SECTORS)
+    stage.fake.disk("/x/cow.img", COW_SECTORS)
 
 
 def snapped(stage: Stage) -> None:
     mapped(stage)
     stage.process().take(**request("snap"))
     for _ in range(3):
-        stage.world.write()
+        stage.fake.write()
 
 
 def on_a_file(stage: Stage) -> None:
@@ -53,19 +53,19 @@ def on_a_file(stage: Stage) -> None:
 def snapped_twice(stage: Stage) -> None:
     snapped(stage)
     stage.process().take(**request("other", cow="/dev/cow2"))
-    stage.world.write()
+    stage.fake.write()
 
 
 def unmapped(stage: Stage) -> None:
     mapped(stage)
-    stage.world.disk("/dev/b")
+    stage.fake.disk("/dev/b")
 
 
 def unmapped_snapped(stage: Stage) -> None:
     unmapped(stage)
     stage.process().take(**request("snap", "/dev/b"))
-    stage.world.use("b-origin")
-    stage.world.write()
+    stage.fake.use("b-origin")
+    stage.fake.write()
 
 
 def rest(before: Callable[[Stage], None]) -> Callable[[Stage], None]:
@@ -73,7 +73,7 @@ def rest(before: Callable[[Stage], None]) -> Callable[[Stage], None]:
 
     def setup(stage: Stage) -> None:
         before(stage)
-        stage.world.user = ""
+        stage.fake.user = ""
 
     return setup
 
@@ -104,27 +104,27 @@ MERGES = [name for name in CASES if name.startswith("merge")]
 
 
 class Play:
-    """One case in a world of its own."""
+    """One case on a fake of its own."""
 
     def __init__(self, folder: Path, name: str) -> None:
         setup, self.verb = CASES[name]
         self.stage = Stage(folder)
         setup(self.stage)
-        self.world = self.stage.world
+        self.fake = self.stage.fake
         self.before = self.state()
-        self.stores = set(self.world.stores)
-        self.world.calls = 0
+        self.stores = set(self.fake.stores)
+        self.fake.calls = 0
 
     def state(self) -> tuple[dict[str, str], set[str]]:
-        return self.world.tables(), set(self.world.loops)
+        return self.fake.tables(), set(self.fake.loops)
 
     def crash(self, at: int, *, after: bool, action: Verb | None = None) -> bool:
         """Run until it is killed at call `at`; return whether it was."""
         snapshots = self.stage.process()
-        self.world.calls, self.world.crash_at, self.world.after = 0, at, after
+        self.fake.calls, self.fake.crash_at, self.fake.after = 0, at, after
         with contextlib.suppress(Crash):
             (action or self.verb)(snapshots)
-        return self.world.dead
+        return self.fake.dead
 
     def undo(self, snap: str) -> str:
         """Undo what was interrupted; return why not, "" if it was done."""
@@ -136,13 +136,13 @@ class Play:
 
     def check_data(self) -> None:
         """What the user of the origin wrote is there; a snapshot is the origin as it once was."""
-        if self.world.user:
-            assert self.world.read(self.world.user) == self.world.expected
+        if self.fake.user:
+            assert self.fake.read(self.fake.user) == self.fake.expected
         for name in ("snap", "other"):
-            if name in self.world.devices and "data" in self.world.devices:
-                origin = "b-origin" if "b-origin" in self.world.devices else "data"
-                moments = self.world.devices[origin].moments
-                assert not moments or self.world.read(name) in moments
+            if name in self.fake.devices and "data" in self.fake.devices:
+                origin = "b-origin" if "b-origin" in self.fake.devices else "data"
+                moments = self.fake.devices[origin].moments
+                assert not moments or self.fake.read(name) in moments
 
     def check_clean(self) -> None:
         self.state()  # asserts that nothing is suspended or only loaded
@@ -207,7 +207,7 @@ def test_killed_anywhere_it_can_be_undone_or_says_why_not(
                 assert play.state() == wanted
             else:
                 assert play.state() == play.before
-                assert play.world.stores.keys() == play.stores, "a begun store is in the way"
+                assert play.fake.stores.keys() == play.stores, "a begun store is in the way"
                 undone += 1
         play.check_clean()
     assert undone
@@ -255,12 +255,12 @@ def test_killed_by_a_restart_of_the_machine(
     for play in crashes(plays, name):
         boot += 1
         merged = name in MERGES and play.stage.records()
-        play.world.restart()
-        play.world.user = ""
+        play.fake.restart()
+        play.fake.user = ""
         if origin_is_back:
-            play.world.revive()
+            play.fake.revive()
             play.stage.origin_again()
-        before = play.world.tables()
+        before = play.fake.tables()
         for record in play.stage.process().journal.records():
             if name in MERGES:
                 with pytest.raises(DmcopyError, match="continues it"):
@@ -269,12 +269,12 @@ def test_killed_by_a_restart_of_the_machine(
             else:
                 ended = play.stage.process().undo("snapshot", record.name)
                 assert ended.how == "by a restart"
-        play.world.user = ""
+        play.fake.user = ""
         play.check_clean()
-        left = {key: table for key, table in play.world.tables().items() if key != "data"}
+        left = {key: table for key, table in play.fake.tables().items() if key != "data"}
         assert left == {} or left == {key: t for key, t in before.items() if key != "data"}
         if merged:
-            assert play.world.stores.get("/dev/cow", {}) == {}
+            assert play.fake.stores.get("/dev/cow", {}) == {}
 
 
 @pytest.mark.parametrize("failing", [False, True])
@@ -283,13 +283,13 @@ def test_a_merge_that_is_interrupted_again_after_a_restart(
 ) -> None:
     boot = 1
     monkeypatch.setattr(records, "boot_id", lambda: f"boot {boot}")
-    wanted = plays("merge").world.read("snap")
+    wanted = plays("merge").fake.read("snap")
     for second in range(100):
         boot = 1
         play = plays("merge")
         assert play.crash(5, after=True)
         boot = 2
-        play.world.restart()
+        play.fake.restart()
         play.stage.process()
         play.stage.origin_again()
         if failing:
@@ -302,7 +302,7 @@ def test_a_merge_that_is_interrupted_again_after_a_restart(
         if play.stage.records():
             assert "cannot be taken back" in play.undo("snap")
             play.stage.process().merge("snap")
-        assert play.world.disks["/dev/a"] == wanted
+        assert play.fake.disks["/dev/a"] == wanted
         play.check_clean()
         if failing and second == 2:
             break
@@ -310,30 +310,30 @@ def test_a_merge_that_is_interrupted_again_after_a_restart(
 
 @pytest.mark.parametrize("name", MERGES)
 def test_a_merge_rolls_back_whenever_it_is_killed(plays: Callable[[str], Play], name: str) -> None:
-    wanted = plays(name).world.read("snap")
+    wanted = plays(name).fake.read("snap")
     for play in crashes(plays, name):
         for record in play.stage.process().journal.records():
             play.stage.process().finish("snapshot", record.name)
             origin = "/dev/b" if "unmapped" in name else "/dev/a"
-            assert play.world.disks[origin] == wanted
+            assert play.fake.disks[origin] == wanted
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("merge")])
 def test_a_step_that_fails_is_taken_back_at_once(plays: Callable[[str], Play], name: str) -> None:
     play = plays(name)
     play.verb(play.stage.process())
-    steps = [what for what in play.world.log if what.split()[0] in ("load", "suspend", "resume")]
+    steps = [what for what in play.fake.log if what.split()[0] in ("load", "suspend", "resume")]
     for what in dict.fromkeys(steps):
         play = plays(name)
         snapshots = play.stage.process()
-        play.world.failing, play.world.log = what, []
+        play.fake.failing, play.fake.log = what, []
         with contextlib.suppress(DmcopyError):
             play.verb(snapshots)
         if play.stage.records():  # too late to go back
             assert name.startswith("drop")
             play.stage.process().finish("snapshot", "snap")
         else:
-            assert play.state() == play.before or what not in play.world.log
+            assert play.state() == play.before or what not in play.fake.log
         play.check_clean()
 
 
@@ -349,8 +349,8 @@ def test_others_keep_off_what_is_interrupted(plays: Callable[[str], Play]) -> No
         snapshots.finish("snapshot", "another")
     snapshots.finish("snapshot", "snap")
     snapshots.take(**request("another", cow="/dev/cow2"))
-    assert sorted(play.world.tables()) == [
+    assert sorted(play.fake.tables()) == [
         *("another", "another-cow", "data", "data-real", "snap", "snap-cow")
     ]
-    assert play.world.devices["data"].live is not None
-    assert play.world.devices["data"].live.length == SECTORS
+    assert play.fake.devices["data"].live is not None
+    assert play.fake.devices["data"].live.length == SECTORS

@@ -14,7 +14,7 @@ from dmcopy.table import Linear, Table
 from dmcopy.workflows import record as records
 from dmcopy.workflows.snapshot_status import states
 
-from .snapshot_world import SECTORS, Process, World
+from .fake_snapshots import SECTORS, FakeSnapshots, Process
 from .test_snapshot_crashes import Play, crashes, plays, request  # noqa: F401 - a fixture
 from .ways import gone, leave, other, there, without
 
@@ -38,26 +38,26 @@ VERBS = ("finish", "undo", "forget")
 THEIRS = Table.of(SECTORS, Linear("/dev/theirs", 0))
 
 
-def anew(world: World) -> list[str]:
+def anew(fake: FakeSnapshots) -> list[str]:
     """Somebody removes all devices, and makes the origin again."""
-    gone(world)
-    world.create("data", Table.of(SECTORS, Linear("/dev/a", 0)))
+    gone(fake)
+    fake.create("data", Table.of(SECTORS, Linear("/dev/a", 0)))
     return []
 
 
-def overwritten(world: World) -> list[str]:
+def overwritten(fake: FakeSnapshots) -> list[str]:
     """All devices are removed, and the COW is used for something else."""
-    gone(world)
-    world.stores.clear()
-    world.content |= {"/dev/cow": "ext4", "/x/cow.img": "ext4"}
+    gone(fake)
+    fake.stores.clear()
+    fake.content |= {"/dev/cow": "ext4", "/x/cow.img": "ext4"}
     return ["/dev/cow", "/x/cow.img"]
 
 
-def cut_short(world: World) -> list[str]:
+def cut_short(fake: FakeSnapshots) -> list[str]:
     """The COW is shorter than it was, so that the kernel refuses its table."""
-    gone(world)
+    gone(fake)
     for disk in ("/dev/cow", "/x/cow.img"):
-        world.disks.pop(disk, None)
+        fake.disks.pop(disk, None)
     return []
 
 
@@ -69,16 +69,16 @@ HAPPENINGS = [
 
 
 class Copy:
-    """What a kill has left, once more: a world and a journal to be changed."""
+    """What a kill has left, once more: a fake mapper and a journal to be changed."""
 
     def __init__(self, play: Play, folder: Path) -> None:
         shutil.copytree(play.stage.folder / "workflows", folder / "workflows")
         self.stage = copy.deepcopy(play.stage)
         self.stage.folder = folder
         self.stage.machine.ledger.path = folder / "ledger.jsonl"
-        self.world = self.stage.world
-        self.world.revive()
-        self.world.user, self.world.strict = "", False
+        self.fake = self.stage.fake
+        self.fake.revive()
+        self.fake.user, self.fake.strict = "", False
 
     def process(self) -> Process:
         return self.stage.process()
@@ -109,22 +109,22 @@ def test_every_state_has_a_verb_that_leads_out_of_it(
     for number, play in enumerate(crashes(plays, name)):
         for place, happens in enumerate(HAPPENINGS if play.stage.records() else []):
             for copied, verb in copies(play, number, place):
-                theirs = happens(copied.world)
-                states(copied.world, copied.process().journal)
+                theirs = happens(copied.fake)
+                states(copied.fake, copied.process().journal)
                 check(copied, theirs, leave(copied.process, verb))
 
 
 def check(found: Copy, theirs: list[str], tried: list[str]) -> None:
     """What is somebody else's is as it was; without forget, no device is left suspended."""
-    world = found.world
+    fake = found.fake
     for name in theirs:
         if name.startswith("/"):
-            assert name not in world.stores, "a file system was overwritten"
+            assert name not in fake.stores, "a file system was overwritten"
         else:
-            assert world.devices[name].live == THEIRS
+            assert fake.devices[name].live == THEIRS
     if "forget" not in tried:
-        assert not any(mapped.suspended for mapped in world.devices.values())
-        assert not any(mapped.inactive for mapped in world.devices.values())
+        assert not any(mapped.suspended for mapped in fake.devices.values())
+        assert not any(mapped.inactive for mapped in fake.devices.values())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -142,7 +142,7 @@ def test_so_it_has_after_a_restart(
         boot = 2
         for place, happens in enumerate(happenings if play.stage.records() else []):
             for copied, verb in copies(play, number, place):
-                copied.world.restart()
-                theirs = happens(copied.world)
+                copied.fake.restart()
+                theirs = happens(copied.fake)
                 check(copied, theirs, leave(copied.process, verb))
         boot = 1

@@ -16,19 +16,19 @@ from dmcopy.workflows.record import Plan
 from dmcopy.workflows.session import Session
 from dmcopy.workflows.step import Step
 
-from .mirror_world import SECTORS, World
+from .fake_mirrors import SECTORS, FakeMirrors
 
 
 @pytest.mark.parametrize("threads", [0, 1])
 def test_ctrl_c_waits_for_the_end_of_joined_steps(tmp_path: Path, threads: int) -> None:
     """Also when the kernel gives it to another thread, such as that of a progress bar."""
-    world, ended = World(tmp_path), threading.Event()
-    table = Table.of(SECTORS, Linear(world.disk("a"), 0))
-    world.create("home", table)
+    fake, ended = FakeMirrors(tmp_path), threading.Event()
+    table = Table.of(SECTORS, Linear(fake.disk("a"), 0))
+    fake.create("home", table)
     others = [threading.Thread(target=ended.wait, args=(60,)) for _ in range(threads)]
     for other in others:
         other.start()
-    suspend: Callable[..., None] = world.suspend
+    suspend: Callable[..., None] = fake.suspend
 
     def interrupted(name: str, **options: bool) -> None:
         suspend(name, **options)
@@ -36,9 +36,9 @@ def test_ctrl_c_waits_for_the_end_of_joined_steps(tmp_path: Path, threads: int) 
         for _ in range(1000):
             pass  # where Python would call the handler
 
-    world.suspend = interrupted  # type: ignore[method-assign]
+    fake.suspend = interrupted  # type: ignore[method-assign]
     steps = [Step("suspend", "home"), Step("resume", "home", before=str(table), joined=True)]
-    session = Session(world, Journal(tmp_path / "journal"))
+    session = Session(fake, Journal(tmp_path / "journal"))
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -48,5 +48,5 @@ def test_ctrl_c_waits_for_the_end_of_joined_steps(tmp_path: Path, threads: int) 
         ended.set()
         for other in others:
             other.join()
-    assert not world.devices["home"].suspended
+    assert not fake.devices["home"].suspended
     assert session.journal.records() == []

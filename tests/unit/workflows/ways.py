@@ -17,24 +17,24 @@ Happening = Callable[[FakeMapper], list[str]]
 """Changes the devices; returns the names of what is somebody else's by now."""
 
 
-def there(world: FakeMapper) -> list[str]:
+def there(fake: FakeMapper) -> list[str]:
     """Nothing happens to the devices."""
-    del world
+    del fake
     return []
 
 
-def gone(world: FakeMapper) -> list[str]:
+def gone(fake: FakeMapper) -> list[str]:
     """Somebody removes all devices by hand."""
-    world.devices.clear()
+    fake.devices.clear()
     return []
 
 
 def without(name: str) -> Happening:
     """Somebody removes one device."""
 
-    def remove(world: FakeMapper) -> list[str]:
-        if not world.users(name):
-            world.devices.pop(name, None)
+    def remove(fake: FakeMapper) -> list[str]:
+        if not fake.users(name):
+            fake.devices.pop(name, None)
         return []
 
     return remove
@@ -43,10 +43,10 @@ def without(name: str) -> Happening:
 def other(name: str, theirs: Table) -> Happening:
     """Somebody removes a device, and makes one of that name."""
 
-    def change(world: FakeMapper) -> list[str]:
-        if world.users(name):
+    def change(fake: FakeMapper) -> list[str]:
+        if fake.users(name):
             return []
-        world.replace(name, theirs)
+        fake.replace(name, theirs)
         return [name]
 
     return change

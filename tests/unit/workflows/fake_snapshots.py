@@ -30,7 +30,7 @@ SECTORS = CHUNK * CHUNKS
 COW_SECTORS = CHUNK * 8
 
 
-class World(FakeMapper):
+class FakeSnapshots(FakeMapper):
     """See above."""
 
     def __init__(self) -> None:
@@ -43,9 +43,9 @@ class World(FakeMapper):
         self.loops: set[str] = set()
         self.content: dict[str, str] = {}
         self.expected: list[int] = []
-        self.machine: WorldMachine
+        self.machine: FakeMachine
 
-    # What a test does to the world.
+    # What a test does to it.
 
     def disk(self, path: str, sectors: int = SECTORS) -> str:
         self.disks[path] = [100 + chunk for chunk in range(CHUNKS)]
@@ -222,31 +222,31 @@ def _target(mapped: Mapped) -> object:
     return mapped.live.lines[0].target
 
 
-class WorldMachine(Machine):
-    """The disks of a world. Those whose name ends in .img are files."""
+class FakeMachine(Machine):
+    """The disks of a fake mapper. Those whose name ends in .img are files."""
 
-    def __init__(self, world: World, folder: Path) -> None:
+    def __init__(self, fake: FakeSnapshots, folder: Path) -> None:
         super().__init__(Ledger(folder / "ledger.jsonl"))
-        self.world = world
+        self.fake = fake
         self.mounts: dict[str, list[str]] = {}
         self.blocks: dict[str, int] = {}
         self.tops: dict[str, set[str]] = {}
 
     def key(self, device: str) -> str:
-        mapped = self.world.mapped(device)
+        mapped = self.fake.mapped(device)
         return f"254:{mapped.number}" if mapped else device.removeprefix("loop:")
 
     def exists(self, device: str) -> bool:
-        return device in self.world.disks or self.world.mapped(device) is not None
+        return device in self.fake.disks or self.fake.mapped(device) is not None
 
     def is_file(self, device: str) -> bool:
         return device.endswith(".img") and not device.startswith("loop:")
 
     def sectors(self, device: str) -> int:
-        mapped = self.world.mapped(device)
+        mapped = self.fake.mapped(device)
         if mapped is not None:
             return mapped.live.length if mapped.live else 0
-        return self.world.sizes[device.removeprefix("loop:")]
+        return self.fake.sizes[device.removeprefix("loop:")]
 
     def block_size(self, device: str) -> int:
         return self.blocks.get(device, 512)
@@ -263,7 +263,7 @@ class WorldMachine(Machine):
         return self.tops.get(device, {self.key(device)})
 
     def content(self, device: str) -> str:
-        return self.world.content.get(device, "")
+        return self.fake.content.get(device, "")
 
     def stable(self, device: str) -> str:
         return device.removeprefix("loop:")
@@ -272,34 +272,34 @@ class WorldMachine(Machine):
         return f"loop:{device}" if self.is_file(device) else device
 
     def has_store(self, device: str) -> bool:
-        return device in self.world.stores
+        return device in self.fake.stores
 
     def wipe(self, device: str, count: int) -> None:
         assert count >= CHUNK
 
         def wipe() -> None:
-            self.world.stores.pop(device, None)
-            self.world.lost.discard(device)
+            self.fake.stores.pop(device, None)
+            self.fake.lost.discard(device)
 
-        self.world.call(f"wipe {device}", wipe)
+        self.fake.call(f"wipe {device}", wipe)
 
     def attach(self, file: str) -> None:
-        self.world.call(f"attach {file}", lambda: self.world.loops.add(file))
+        self.fake.call(f"attach {file}", lambda: self.fake.loops.add(file))
 
     def attached(self, file: str) -> bool:
-        return file in self.world.loops
+        return file in self.fake.loops
 
     def detach(self, file: str) -> None:
-        self.world.call(f"detach {file}", lambda: self.world.loops.discard(file))
+        self.fake.call(f"detach {file}", lambda: self.fake.loops.discard(file))
 
     def grow(self, file: str, sectors: int) -> None:
         def grow() -> None:
-            self.world.sizes[file] = max(sectors, self.world.sizes[file])
+            self.fake.sizes[file] = max(sectors, self.fake.sizes[file])
 
-        self.world.call(f"grow {file}", grow)
+        self.fake.call(f"grow {file}", grow)
 
 
-machine_of.register(World, lambda world: world.machine)
+machine_of.register(FakeSnapshots, lambda fake: fake.machine)
 
 
 class Process(Session):
@@ -330,37 +330,37 @@ class Process(Session):
 
 
 class Stage:
-    """A world with a journal. `process()` is a new process that finds both as they are.
+    """A fake mapper with a journal. `process()` is a new process that finds both as they are.
 
     The next one is killed at its call `crash_in_next`; its first call `failing` is refused.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.world = World()
-        self.machine = self.world.machine = WorldMachine(self.world, folder)
+        self.fake = FakeSnapshots()
+        self.machine = self.fake.machine = FakeMachine(self.fake, folder)
         self.processes = 0
         self.crash_in_next = -1
 
     def process(self, failing: str = "") -> Process:
-        self.world.revive()
-        self.world.failing = failing
+        self.fake.revive()
+        self.fake.failing = failing
         self.processes += 1
-        self.world.calls, self.world.crash_at = 0, self.crash_in_next
+        self.fake.calls, self.fake.crash_at = 0, self.crash_in_next
         self.crash_in_next = -1
         journal = Journal(self.folder / "workflows", owner=f"0 {self.processes}")
-        return Process(self.world, journal)
+        return Process(self.fake, journal)
 
     def origin(self, name: str = "data", disk: str = "/dev/a") -> None:
         """Make a mapped device that somebody writes to all the time."""
-        table = Table.of(SECTORS, Linear(self.world.disk(disk), 0))
-        self.world.create(name, table, keep=True)
-        self.world.use(name)
+        table = Table.of(SECTORS, Linear(self.fake.disk(disk), 0))
+        self.fake.create(name, table, keep=True)
+        self.fake.use(name)
 
     def origin_again(self) -> None:
         """Make the origin as the machine's own start does, with what is on its disk."""
         table = Table.of(SECTORS, Linear("/dev/a", 0))
-        self.world.create("data", table, keep=True)
+        self.fake.create("data", table, keep=True)
 
     def records(self) -> list[str]:
         return [str(record) for record in Journal(self.folder / "workflows").records()]

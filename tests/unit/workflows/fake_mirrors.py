@@ -37,7 +37,7 @@ class Resync:
     default: int = 0
 
 
-class World(FakeMapper):
+class FakeMirrors(FakeMapper):
     """See above. `user` is the device that somebody writes to all the time."""
 
     numbered = False
@@ -287,15 +287,15 @@ class World(FakeMapper):
 class CrashingJournal(Journal):
     """A journal whose writes are calls that can crash, too. Its process is long gone."""
 
-    def __init__(self, folder: Path, world: World) -> None:
+    def __init__(self, folder: Path, fake: FakeMirrors) -> None:
         super().__init__(folder, owner="1 0")
-        self._world = world
+        self._fake = fake
 
     def save(self, record: PlanRecord) -> None:
-        self._world.call("save", lambda: super(CrashingJournal, self).save(record))
+        self._fake.call("save", lambda: super(CrashingJournal, self).save(record))
 
     def end(self, record: PlanRecord) -> None:
-        self._world.call("end", lambda: super(CrashingJournal, self).end(record))
+        self._fake.call("end", lambda: super(CrashingJournal, self).end(record))
 
 
 def is_mirror(line: TableLine) -> bool:
