@@ -65,7 +65,7 @@ def _unclosed_files_are_of_their_module(request: pytest.FixtureRequest) -> Itera
 
 @pytest.fixture
 def only_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Return what lets no more than so many threads be started: RLIMIT_NPROC and RLIMIT_AS."""
+    """Return what lets no more than that many threads be started: RLIMIT_NPROC and RLIMIT_AS."""
     start = threading.Thread.start
 
     def limit(left: int) -> None:

@@ -6,12 +6,10 @@ misbehaving target there. Ranges are in sectors, of the device itself.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from dmcopy.errors import UsageError
-from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.device import DmDevice
 from dmcopy.table import Delay, Delayed, Error, Flakey, Linear, Table, TableLine, Target, Zero
 from dmcopy.units import parse_count
@@ -95,14 +93,6 @@ class Faulty:
             table = _overlay(table, self.healthy, start, end, make)
         self.device.swap(table, flush=flush, lockfs=False)
         self.table = table
-
-
-@contextlib.contextmanager
-def faulty(mapper: Mapper, name: str, lower: str, length: int) -> Iterator[Faulty]:
-    """Put a healthy device of `length` sectors over `lower` for the length of a `with` block."""
-    table = Table.of(length, Linear(lower, 0))
-    with mapper.device(name, table) as device:
-        yield Faulty(device, table)
 
 
 def _overlay(table: Table, healthy: Table, start: int, end: int, make: _Make) -> Table:

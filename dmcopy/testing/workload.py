@@ -2,9 +2,8 @@
 
     for step in Workload(seed=7).steps():
         match step:
-            case Burst(accesses): ...      # reads, writes, flushes, discards, all in flight
-            together case Load(device, table): ...  # and so on: what a Mapper does, and nothing
-            else
+            case Burst(accesses): ...       # reads, writes, flushes, discards, in flight together
+            case Load(device, table): ...   # and so on: the changes that a Mapper makes
 
 The stack is always the same, and all of its devices exist from the start, empty:
 

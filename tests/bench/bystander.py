@@ -21,7 +21,7 @@ PAUSE_SECONDS = 0.001
 
 
 def main() -> None:
-    """Read until the command has ended, or so many times where there is none."""
+    """Read until the command has ended, or that many times where there is none."""
     count, disk, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
     fd = os.open(disk, os.O_RDONLY | os.O_DIRECT)
     pages = os.lseek(fd, 0, os.SEEK_END) // PAGE

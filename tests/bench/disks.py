@@ -67,7 +67,7 @@ def filesystem(path: Path) -> str:
 def settle(paths: Sequence[Path]) -> None:
     """Write out and forget what the page cache holds of `paths`: every run starts from the disk.
 
-    Only these files: dropping every cache of the machine would disturb whoever else works on it.
+    Only these files: dropping every cache of the machine would disturb other users of it.
     """
     for path in paths:
         fd = os.open(path, os.O_RDONLY)

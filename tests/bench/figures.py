@@ -90,7 +90,7 @@ class Target:
 class Verdict:
     """A target beside what was measured; `figure` is None when it could not be measured.
 
-    `busy`: others used the machine so much that two equal runs were not equally fast.
+    `busy`: others used the machine to such a degree that two equal runs were not equally fast.
     """
 
     target: Target

@@ -35,7 +35,7 @@ def table(settings: Settings) -> Table:
         def work() -> Run:
             return _grown(source, dest, size)
 
-        # One round is enough: the peak does not drift with the machine's mood.
+        # One round is enough: the peak is the same in every round.
         return measure(made, [Contender("dmcopy", work)], None, 1)
 
 

@@ -1,4 +1,4 @@
-"""Merges: beside the kernel's in one guest, and what one costs whoever reads beside it."""
+"""Merges: beside the kernel's in one guest, and what one costs a reader beside it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     merge_guest MIB ROUNDS RUN_CHUNKS...
 
-Started by `merge.guest`. A store holds MIB of changed chunks of 4 KiB in runs of so many, in no
+Started by `merge.guest`. A store holds MIB of changed chunks of 4 KiB in runs of that many, in no
 order. Prints a line for each run: who merged, chunks of a run, seconds. Timed from the resume until
 the status says that all is merged, without dmsetup, whose start would be a good part of it;
 offline from the opening to the end.

@@ -29,7 +29,7 @@ def mirror_table(region_size: int, sectors: int, legs: list[str], log: str = "")
 
 
 def wait_in_sync(mapper: Mapper, name: str) -> None:
-    """Wait as users do, for the event: whoever asks for the status instead has it made each time.
+    """Wait as users do, for the event: the status would be made anew for each question.
 
     A new mirror has had no event yet, and its first one says that it is in sync.
     """

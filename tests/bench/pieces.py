@@ -17,7 +17,7 @@ def scattered(blocks: int, count: int, *, neighbours: float = 0.0, seed: int = 7
     """Return `count` pairs of byte offsets, source then destination, no block used twice.
 
     With the chance `neighbours` a piece follows its predecessor on both disks, as pieces do when
-    somebody writes more than one block; such runs lie at random places of their own on either disk.
+    a program writes more than one block; such runs lie at random places on either disk.
     """
     if count > blocks:
         raise ValueError(f"{count} pieces do not fit into {blocks} blocks")

@@ -59,7 +59,7 @@ def run(argv: Sequence[str], *, timeout: float = 900) -> Finished:
             timer.cancel()
         seconds = time.perf_counter() - start
         busy = machine_busy() - busy
-        # The pid is reaped: without this, Popen would wait for whoever gets the number next.
+        # The pid is reaped: without this, Popen would wait for the next process of that number.
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)

@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pages", type=int, required=True, help="pages of the client")
     parser.add_argument("--depth", type=int, required=True, help="requests in flight")
-    parser.add_argument("--ahead", type=int, required=True, help="pieces with the client at once")
+    parser.add_argument("--ahead", type=int, required=True, help="pieces with the client together")
     parser.add_argument("--io", help="force a back end")
     parser.add_argument("source", type=Path)
     parser.add_argument("dest", type=Path)

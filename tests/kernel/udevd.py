@@ -22,9 +22,9 @@ _SECONDS: Final = 120
 
 @contextlib.contextmanager
 def without_udevd() -> Iterator[None]:
-    """Stop udevd for the length of a `with` block: events meanwhile are nobody's.
+    """Stop udevd for the length of a `with` block: events meanwhile are lost.
 
-    Where systemd would start it again at once, wait for it afterwards instead.
+    Where systemd would start it again immediately, wait for it afterwards instead.
     """
     ours = not Path("/run/systemd/system").exists()
     _udevadm("settle")

@@ -35,7 +35,7 @@ ARGUMENTS = ("-x", "-q", "-rfE", "-p", "no:cacheprovider", "-W", "ignore:Module 
 """-rfE: which test failed is told, whatever $PYTEST_ADDOPTS has to say of summaries."""
 NICE = 5
 PATIENCE = 3.0
-"""How many times as long as without a change the tests may run; and so many seconds more:"""
+"""How many times as long as without a change the tests may run; and how many seconds more:"""
 GRACE_SECONDS = 20.0
 
 
@@ -212,7 +212,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./scripts/mutate", description=__doc__)
     parser.add_argument("modules", nargs="+", type=Path, help="dmcopy/targets/merge.py …")
     parser.add_argument("--tests", nargs="+", help="run these, and not those that mirror it")
-    parser.add_argument("--sample", type=int, metavar="N", help="so many changes, not all")
+    parser.add_argument("--sample", type=int, metavar="N", help="N changes, not all")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
     parser.add_argument("--line", type=int, nargs="+", default=[], help="changes of these lines")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)

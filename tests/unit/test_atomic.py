@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole: the old or the new, durably, and nobody else's harmed."""
+"""Files that are replaced as a whole: the old or the new, durably, and no other's harmed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Observers that raise: reported, not called again, and nobody else the wiser."""
+"""Observers that raise: reported, not called again, and no other hears of it."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def status(mapper: Mapper, table: Table) -> str:
 
 
 def snapshot_with_changes(mapper: Mapper, disks: Disks, chunk_size: int, changed: int) -> bytes:
-    """Have the kernel write a store with so many changed sectors; return the snapshot's content."""
+    """Have the kernel write a store with `changed` sectors; return the snapshot's content."""
     rnd = random.Random(chunk_size)
     with contextlib.ExitStack() as stack:
         snap = stack.enter_context(mapper.device("dmcopy-cow-snap", snapshot(disks, chunk_size)))

@@ -62,7 +62,7 @@ def _serve(folder: Path) -> None:
             importlib.import_module(f"{name}.{module.name}")
     for noun in NOUNS:
         main._build_parser(noun)  # which tests/kernel/conftest.py keeps
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the answers
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for the answers
     with open(os.open(folder / "asked", os.O_RDWR)) as asked:  # for writing, too: or it has an end
         for line in asked:
             if not os.fork():

@@ -1,4 +1,4 @@
-"""A device server that is killed while somebody writes, whatever driver its devices are of."""
+"""A device server that is killed under a load of writes, whatever driver its devices are of."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_tables_change_while_it_is_written(here: Here) -> None:
     said = fio.communicate(timeout=SECONDS)[0]
     assert fio.returncode == 0, said
     assert changes > 2
-    # A driver that cannot change a size: one that nobody uses is made anew.
+    # A driver that cannot change a size: one that is not in use is made anew.
     smaller = f"0 {half} linear {image} 0"
     with open(node, "rb"):
         here.dm("load", "data", "--table", smaller)

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from dmcopy.mapper.faults import Faulty, faulty
+from dmcopy.mapper.faults import Faulty
 from dmcopy.mapper.kernel import KernelMapper
+from dmcopy.table import Linear, Table
 
 from .conftest import Disks
 
@@ -21,7 +22,8 @@ SECTORS = 64
 
 @pytest.fixture
 def work(mapper: KernelMapper, disks: Disks) -> Iterator[Faulty]:
-    with faulty(mapper, "work", disks.a, SECTORS) as device:
+    with mapper.device("work", Table.of(SECTORS, Linear(disks.a, 0))) as made:
+        device = Faulty(made)
         for sector in range(0, SECTORS, 8):
             assert write(device, sector, b"a") == 0
         yield device

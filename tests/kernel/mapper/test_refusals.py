@@ -43,7 +43,7 @@ LENIENT = {
     "unstriped 2 8 2 A 0": "an off-by-one of the kernel: stripe 2 of 2 maps past the end",
 }
 # Measured: 6.1.192 and 6.12.107 refuse it only once there is a snapshot to take the store over
-# from, 6.12.117 at once.
+# from, 6.12.117 immediately.
 if release() < (6, 12, 117):
     LENIENT["snapshot-merge A B N 8"] = "there is no snapshot to take the store over from"
 

@@ -30,7 +30,7 @@ DEADLINE = 60.0
 def full() -> int:
     """Return the writing end of a pipe that is full."""
     read, write = os.pipe()
-    os.set_inheritable(read, True)  # somebody has it open, and does not read
+    os.set_inheritable(read, True)  # a reader has it open, and does not read
     os.set_blocking(write, False)
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -176,7 +176,7 @@ def children() -> list[bytes]:
 
 @pytest.mark.parametrize("line", WAITING)
 def test_it_ends_when_it_is_told_to(devices: KernelMapper, line: str) -> None:
-    """At once, and when it has come to what it waits for; by each signal, with each stderr."""
+    """Immediately, and when it has come to what it waits for; by each signal, with each stderr."""
     before = {info.name for info in devices.ls()}
     turn = WAITING.index(line)  # each command has another part of the combinations
     for at, number in enumerate(signals.ENDING):

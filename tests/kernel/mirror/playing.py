@@ -31,7 +31,7 @@ def suspends(step: Step | None) -> TypeGuard[Cycle | Swap]:
 def in_order(step: Step, user: UserSide) -> list[Step]:
     """Return what is done for a step while bios are held.
 
-    Several that are taken up again at once meet each other, and the kernel itself then ends now
+    Several that are taken up again together meet each other, and the kernel itself then ends now
     this way and now that: whether a region is recovered before the write to it comes, or how many
     failures its worker finds in one pass. So the disks are healed before, and the bios failed
     if the table stays.

@@ -53,7 +53,7 @@ def test_both_engines_do_the_same(pair: Pair, count: Count, batch: int) -> None:
 def test_few_workloads_are_run_again(
     count: Count, record_property: Callable[[str, object], None]
 ) -> None:
-    """What is wrong in one run of many, and not in the next, is a race that nobody knows yet."""
+    """What is wrong in one run of many, and not in the next, is a race that is not known yet."""
     record_property(PROPERTY, count.as_property())
     assert len(count.again) <= count.allowed, count.again
 

@@ -92,7 +92,7 @@ def test_only_dirty_regions_are_copied_again(
 
 
 def test_ours_and_back_and_forth(pair: Pair) -> None:
-    """Each engine in turn goes on where the other was shut down; nothing is ever copied again."""
+    """Each engine in turn continues where the other was shut down; nothing is ever copied again."""
     for one in pair:
         fill(one, 8, alike=False, log=b"")
     expected: bytearray | None = None

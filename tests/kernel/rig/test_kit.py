@@ -55,7 +55,7 @@ def test_server(dm):
     from dmcopy.ledger import Ledger, identity
     process = subprocess.Popen(["sleep", "600"])
     Ledger().add("server", "dmcopy serve", uuid=identity(process.pid))
-    process.returncode = 0  # nobody waits for it
+    process.returncode = 0  # nothing waits for it
 
 def test_cookie(dm):
     run("dmsetup", "udevcreatecookie")

@@ -90,7 +90,7 @@ class IoctlMapper(KernelMapper):
         self._call("suspend it", SUSPEND, name, flags)
 
     def resume(self, name: str, *, flush: bool = True, lockfs: bool = True) -> None:
-        """Let I/O go on; see `Mapper.resume`."""
+        """Let I/O continue; see `Mapper.resume`."""
         flags = (0 if flush else NOFLUSH) | (0 if lockfs else SKIP_LOCKFS)
         self._call("resume it", SUSPEND, name, flags)
 

@@ -1,4 +1,4 @@
-"""Read-only tables on both engines: who opens the device is refused, everything else goes on."""
+"""Read-only tables on both engines: who opens the device is refused, everything else continues."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Twins:
         """Do the same on both engines, one request at a time; return the kernel's and ours.
 
         `operations` are such as ('write', sector, count). `status`: what to wait for in the end,
-        where something goes on behind them.
+        where something continues behind them.
         """
         runs: list[Run] = []
         for side in (self.user, self.kernel):

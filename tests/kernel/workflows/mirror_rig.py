@@ -108,7 +108,7 @@ class Load:
             self.error = error
 
     def goes_on(self, more: int = 3) -> None:
-        """Wait until so many more files are written."""
+        """Wait until `more` more files are written."""
         wanted = self.count + more
         eventually(lambda: self.count >= wanted or self.error is not None, "the load goes on")
         assert self.error is None

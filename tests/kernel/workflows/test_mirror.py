@@ -121,7 +121,7 @@ def test_a_mirror_is_ended_under_load(rig: Rig) -> None:
 
 
 def test_a_mirror_whose_devices_were_removed_by_hand(rig: Rig) -> None:
-    """A resync is waited for that nobody can end; finish and undo look at what is there."""
+    """A resync is waited for that cannot be ended; finish and undo look at what is there."""
     mapper = rig.mapper
     for end in ("finish", "undo"):
         mapper.create("home", Table.of(SECTORS, Linear(rig.a, 0)))

@@ -127,7 +127,7 @@ def test_a_mounted_file_system_under_load(
         assert out == "/dev/mapper/snap is data as it is now\n"
         (point / "file").write_text("new")
         after = writer.lines
-        while writer.lines < after + 3:  # it goes on: nothing is suspended any more
+        while writer.lines < after + 3:  # it continues: nothing is suspended any more
             writer.join(0.01)
             assert writer.is_alive()
         writer.stop.set()
@@ -354,7 +354,7 @@ def remove_by_hand(mapper: KernelMapper) -> None:
 def test_a_merge_that_failed_and_was_removed_by_hand(
     mapper: KernelMapper, data: Path, cows: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It goes on once its COW is whole again, or is given up; neither is a dead end."""
+    """It continues once its COW is whole again, or is given up; neither is a dead end."""
     whole = Table.of(512, Linear(cows[0], 0))
     mapper.create("little", whole)
     merge_of_a_cow_cut_short(mapper, data, capsys)
@@ -383,7 +383,7 @@ def test_a_merge_that_failed_and_was_removed_by_hand(
 def test_a_merge_that_failed_and_was_forgotten(
     mapper: KernelMapper, data: Path, cows: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is found by its devices, and goes on once its COW is whole again, or is dropped."""
+    """It is found by its devices, and continues once its COW is whole again, or is dropped."""
     whole = Table.of(512, Linear(cows[0], 0))
     mapper.create("little", whole)
     merge_of_a_cow_cut_short(mapper, data, capsys)
@@ -476,8 +476,8 @@ def test_watch_extends_before_it_overflows(
     written = 0
     batches = watcher.lines()
     # Before another look has been told of, at most a tenth of the COW is written, while the watch
-    # goes on: two such steps between two looks and one during the extension are less than the half
-    # that the threshold leaves.
+    # continues: two such steps between two looks and one during the extension are less than the
+    # half that the threshold leaves.
     for lines in batches:
         seen += lines
         looks = [line for line in lines if line["event"] == "level"]

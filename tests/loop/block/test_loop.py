@@ -185,7 +185,7 @@ def test_one_that_is_to_stay_is_known_by_its_file(loops: Any) -> None:
 
 
 def test_one_that_was_about_to_be_made_is_looked_for_by_its_file(loops: Any) -> None:
-    """Under any name: whether it is ours nobody knows, so that a person is asked."""
+    """Under any name: whether it is ours is not known, so that a person is asked."""
     ledger = Ledger(loops.folder / "ledger")
     (made,) = loops(8)
     file, link = Path(made.backing), loops.folder / "link"

@@ -147,7 +147,7 @@ def test_a_source_that_ends_half_way(loops: Any, io: str) -> None:
 
 
 class TestRefusals:
-    """What would harm somebody's data is refused, with the reason."""
+    """What would harm a user's data is refused, with the reason."""
 
     def test_a_mounted_destination(self, loops: Any, tmp_path: Path) -> None:
         source, dest = loops(16384, 2)

@@ -68,7 +68,7 @@ class Exerciser:
         self._done: deque[str] = deque(maxlen=6)
 
     def run(self, operations: int) -> None:
-        """Do so many; then compare the whole file, as the device has it. Raises DifferenceError."""
+        """Do that many; then compare the whole file with the device. Raises DifferenceError."""
         names, weights = list(_WEIGHTS), list(_WEIGHTS.values())
         for name in self._rng.choices(names, weights, k=operations):
             if name in self.left_out:

@@ -27,7 +27,7 @@ SECTORS = SIZE >> 9
 
 @pytest.fixture
 def plain(serving: Serving) -> Path:
-    """A file that nobody uses yet."""
+    """A file that is not in use yet."""
     path = serving.image("image", SIZE)
     path.write_bytes(random.Random(3).randbytes(SIZE))
     return path
@@ -80,7 +80,7 @@ def test_it_keeps_the_size_of_the_device(serving: Serving, image: Path) -> None:
 
 @pytest.mark.usefixtures("image")
 def test_what_changes_below_is_seen(serving: Serving) -> None:
-    """No cache is between: what comes by another way is read at once, also by mmap(2)."""
+    """No cache is between: what comes by another way is read immediately, also by mmap(2)."""
     file = serving.file("a").path
 
     def first() -> bytes:
@@ -197,7 +197,7 @@ def test_qemu_has_it_as_a_disk(serving: Serving, image: Path) -> None:
 
 
 def test_a_file_that_is_not_ours_is_not_removed(serving: Serving) -> None:
-    """The entry is there before the file: killed in between, the name may be anybody's."""
+    """The entry is there before the file: killed in between, the name may be any program's."""
     path = serving.folder / "theirs"
     path.touch()
     serving.ledger.add("mount", str(path), uuid=f"{file_mounts.SOURCE_PREFIX}0123456789ab")

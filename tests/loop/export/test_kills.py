@@ -144,11 +144,11 @@ def test_a_server_is_killed_and_another_takes_over(serving: Serving, kind: str) 
 
 
 def _wait(writers: list[Writer], enough: int) -> None:
-    """Wait until so many writes are done; they cannot end otherwise than by an error."""
-    bell = threading.Event()
+    """Wait until that many writes are done; they cannot end otherwise than by an error."""
+    waker = threading.Event()
     for _ in range(int(SECONDS / 0.01)):
         if sum(writer.done for writer in writers) >= enough:
             return
         assert not any(writer.failed for writer in writers), "the server fails writes"
-        bell.wait(0.01)
+        waker.wait(0.01)
     raise AssertionError(f"no {enough} writes in {SECONDS} s")

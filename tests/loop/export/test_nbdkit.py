@@ -148,7 +148,7 @@ for _ in range(150):
     one.pwrite(bytes([model[at]]) * 512, at * 512)
     if rng.random() < 0.5:
         for _ in range(20):
-            one.aio_pread(nbd.Buffer(65536), 0)  # and nobody takes the answers
+            one.aio_pread(nbd.Buffer(65536), 0)  # and nothing takes the answers
     else:
         one.shutdown()
 """

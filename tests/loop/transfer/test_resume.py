@@ -1,4 +1,4 @@
-"""Copies to loop devices that go on: their file is what they are known by, not their number."""
+"""Copies to loop devices that resume: their file is what they are known by, not their number."""
 
 from __future__ import annotations
 

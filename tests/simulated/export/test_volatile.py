@@ -80,7 +80,7 @@ class Play:
             self.gone[one] += done
 
     def batch(self) -> None:
-        """Begin a few requests at once, without reads beside zeroing."""
+        """Begin a few requests together, without reads beside zeroing."""
         self.gone = [0] * SECTORS
         ops = self.rng.choice(
             [

@@ -178,16 +178,16 @@ def replay(
 
 def _cut(disk: _Disk, number: int, in_flight: list[Write], rng: random.Random) -> list[Any]:
     """Return what a disk holds after a power cut: of what was not flushed, anything may be lost."""
-    mood = rng.choice(("lose", "keep", "writes", "sectors"))
+    fate = rng.choice(("lose", "keep", "writes", "sectors"))
     image = list(disk.durable)
     ours = [write for write in in_flight if write.disk == number]
-    if mood == "lose" and not any(write.fua for write in disk.cache):
+    if fate == "lose" and not any(write.fua for write in disk.cache):
         return image
     for place, write in enumerate([*disk.cache, *ours]):
         sure = write.fua and place < len(disk.cache)
-        if sure or mood == "keep" or (mood == "writes" and rng.random() < 0.5):
+        if sure or fate == "keep" or (fate == "writes" and rng.random() < 0.5):
             image[write.sector : write.sector + len(write.values)] = write.values
-        elif mood == "sectors":
+        elif fate == "sectors":
             for offset, value in enumerate(write.values):
                 if rng.random() < 0.5:
                     image[write.sector + offset] = value

@@ -23,7 +23,7 @@ class Promise:
         self._flying: dict[int, int] = {}
 
     def copy(self) -> Promise:
-        """Return one that goes on by itself, for what is made of this device."""
+        """Return one that continues by itself, for what is made of this device."""
         twin = Promise(self.now)
         twin._floor = self._floor[:]
         twin._later = {sector: versions[:] for sector, versions in self._later.items()}

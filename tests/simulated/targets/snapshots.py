@@ -159,7 +159,7 @@ class History:
         return self.rng.choice(self._owed())
 
     def _owed(self) -> list[tuple[str, Promise]]:
-        """Return the devices that owe anything to anybody."""
+        """Return the devices that have promised anything."""
         gone = [*self.lost, self.merging]
         snaps = [(snap.name, snap.promise) for snap in self.snaps if snap not in gone]
         return [("live", self.origin), *snaps]

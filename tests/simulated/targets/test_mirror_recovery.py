@@ -187,7 +187,7 @@ def test_a_write_that_comes_back_meets_the_recovery_of_its_region_or_comes_befor
 
 
 def test_failures_that_several_recoveries_find_together_raise_one_event() -> None:
-    """Of two legs at once, where one at a time finds the first alone in the first region."""
+    """Of two legs together, where one at a time finds the first alone in the first region."""
     several, one = both = SimulatedSide("several"), SimulatedSide("kernel")
     for side in both:
         side.make("0 512 mirror disk 3 @l 32 sync 3 @a 0 @b 0 @c 0 1 handle_errors")

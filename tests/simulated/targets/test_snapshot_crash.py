@@ -139,7 +139,7 @@ def a_cache_that_is_asked_for_once(patch: pytest.MonkeyPatch) -> None:
 
 
 def next_area_not_zeroed(patch: pytest.MonkeyPatch) -> None:
-    """A reader of a full area goes on into what was on the COW before."""
+    """A reader of a full area continues into what was on the COW before."""
     write_batch = PersistentStore._write_batch
 
     def without_zeroing(self: Any) -> None:
@@ -151,7 +151,7 @@ def next_area_not_zeroed(patch: pytest.MonkeyPatch) -> None:
 
 
 def early_callback(patch: pytest.MonkeyPatch) -> None:
-    """Writers go on before the exception is durable."""
+    """Writers proceed before the exception is durable."""
     commit, batch_written = PersistentStore.commit, PersistentStore._batch_written
 
     def early(self: Any, prepared: Any) -> None:

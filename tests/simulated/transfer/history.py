@@ -184,7 +184,7 @@ class History:
                     assert self.is_faulty(disk, op, self.to + offset)
 
     def check_verified(self, reactor: Reactor, transfer: Transfer) -> None:
-        """A verification finds nothing, unless somebody changes what was written."""
+        """A verification finds nothing, unless another program changes what was written."""
         pages = self.rng.choice((1, 8, 64))
         result = Verifier(reactor, transfer.plan, transfer.dests, pages=pages).run()
         assert not any(result.mismatches)

@@ -1,4 +1,4 @@
-"""Many seeded histories of whole copies: errors, interruptions, power cuts, and going on."""
+"""Many seeded histories of whole copies: errors, interruptions, power cuts, and resuming."""
 
 from __future__ import annotations
 

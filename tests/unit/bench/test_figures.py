@@ -83,7 +83,7 @@ def test_every_contender_comes_first_once() -> None:
     ("again", "judged"),
     [
         ([100, 101, 99, 100, 102], True),
-        ([130, 128, 131, 129, 130], False),  # both are the same program: somebody else was there
+        ([130, 128, 131, 129, 130], False),  # both are the same program: the machine was not quiet
         ([50, 200, 60, 180, 100], False),  # right in the middle, but by luck
     ],
 )

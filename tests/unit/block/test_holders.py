@@ -123,7 +123,7 @@ def test_loop_devices_of_the_disk_of_a_partition(kernel: Any) -> None:
 
 
 def test_who_uses_what_a_loop_device_is_made_of(kernel: Any, tmp_path: Path) -> None:
-    """Nobody claims that: two loop devices of one file know nothing of each other."""
+    """No process claims that: two loop devices of one file know nothing of each other."""
     file = tmp_path / "file"
     file.touch()
     for number, (offset, size) in enumerate([(0, 100), (50, 100), (100, 100)]):

@@ -1,4 +1,4 @@
-"""No control character of a name, a file or a guest reaches a terminal, whoever prints it."""
+"""No control character of a name, a file or a guest reaches a terminal, by whatever prints it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def full() -> int:
 
 
 def unread() -> tuple[int, int]:
-    """Return both ends of a pipe that is full: whoever writes waits for ever."""
+    """Return both ends of a pipe that is full: a writer waits for ever."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     try:

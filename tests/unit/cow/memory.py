@@ -1,4 +1,4 @@
-"""A disk in memory that can be read at once, as a `CowDevice` is."""
+"""A disk in memory that can be read without waiting, as a `CowDevice` is."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def allocate(olds: Iterable[int], chunk_size: int) -> Pairs:
 def build(
     chunk_size: int, pairs: Pairs, chunks: int, *, valid: bool = True, seed: int = 1
 ) -> bytearray:
-    """Return a COW of so many chunks, random where there is no metadata."""
+    """Return a COW of that many chunks, random where there is no metadata."""
     layout = AreaLayout(chunk_size)
     size = layout.chunk_bytes
     cow = bytearray(random.Random(seed).randbytes(chunks * size))

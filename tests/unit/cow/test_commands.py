@@ -291,7 +291,7 @@ def test_what_is_in_use(cow: Run) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         code, _, err = cow("merge", "origin", "cow")
         assert (code, "cow is in use by" in err) == (ExitCode.BUSY, True)
-        assert cow("info", "cow")[0] == 0  # a reader harms nobody
+        assert cow("info", "cow")[0] == 0  # a reader harms nothing
 
 
 def test_a_damaged_store_is_left_alone(cow: Run) -> None:
@@ -391,7 +391,7 @@ def test_diff_of_two_stores(cow: Run) -> None:
 
 
 def test_diff_of_chunks_that_were_allocated_in_another_order(cow: Run) -> None:
-    """Neighbours are read at once only where they are neighbours in both, and ascending."""
+    """Neighbours are read together only where they are neighbours in both, and ascending."""
     Path("a").write_bytes(a := build(8, [(1, 5), (2, 4), (3, 3), (4, 2), (5, 6)], 8))
     b = build(8, [(1, 2), (2, 3), (3, 4), (4, 5), (5, 6)], 8, seed=2)
     for at, to in ((5, 2), (4, 3), (3, 4), (2, 5), (6, 6)):

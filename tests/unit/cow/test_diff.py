@@ -1,4 +1,4 @@
-"""How two stores are compared: how much is read at once."""
+"""How two stores are compared: how much is read in one piece."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_a_full_area_is_followed_by_one_that_is_empty(count: int, areas: int) ->
 
 @pytest.mark.parametrize("new", [1, 34, 67])
 def test_a_chunk_of_metadata_is_nobodys_whatever_is_around_it(new: int) -> None:
-    """Between chunks that are not next to each other it would be read as somebody's data."""
+    """Between chunks that are not next to each other it would be read as data."""
     news = sorted([5, 9, new, 70, 73])
     cow = MemoryDisk(build(1, list(enumerate(news)), 80))
     with pytest.raises(MetadataError, match=f"said to be in chunk {new}, which holds metadata"):

@@ -1,4 +1,4 @@
-"""A merge whose power is cut at any step: the snapshot is not lost, and the next run goes on."""
+"""A merge whose power is cut at any step: the snapshot is not lost, and the next run continues."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PowerCutError(Exception):
 
 
 class Backend(SimulatedBackend):
-    """A back end whose power, and that of all disks, is cut after so many steps."""
+    """A back end whose power, and that of all disks, is cut after some steps."""
 
     def __init__(self, seed: int, steps: int, disks: list[MemoryDisk]) -> None:
         super().__init__(seed)
@@ -77,7 +77,7 @@ class Bench:
         return overlay(bytes(self.origin.content), bytes(self.cow.content), self.chunk_size, pairs)
 
     def merge(self, seed: int, steps: int, mover_type: type[Mover] = Mover) -> bool:
-        """Merge, and cut the power after so many steps; return whether that came too late."""
+        """Merge, and cut the power after `steps` steps; return whether that came too late."""
         with Reactor(Backend(seed, steps, [self.origin, self.cow])) as reactor:
             plan = plan_merge(IoRegion(self.origin, 0, ORIGIN_SECTORS), self.cow)
             try:

@@ -1,4 +1,4 @@
-"""Pictures of a store, to the byte: numbers and colours that nobody would look at twice."""
+"""Pictures of a store, to the byte: numbers and colours in which an error would not be seen."""
 
 from __future__ import annotations
 

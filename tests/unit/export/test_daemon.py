@@ -1,4 +1,4 @@
-"""What the process of the device server says to who started it: one line, and no more."""
+"""What the process of the device server says to its starter: one line, and no more."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_whatever_is_in_its_way_is_said(
     says: str,
     logged: bool,
 ) -> None:
-    """Who started it would only know that it has gone: its stderr goes nowhere."""
+    """Its starter would only know that it has gone: its stderr goes nowhere."""
 
     def serve(_ready: Callable[[], object], **_: object) -> None:
         raise error

@@ -1,4 +1,4 @@
-"""Peers that do not keep to the protocol: an error or a closed connection, and others go on."""
+"""Peers that do not keep to the protocol: an error or a closed connection, and others continue."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ def test_an_empty_word_is_no_name(
 
 @pytest.mark.parametrize("spec", ["", ";"])
 def test_no_device_is_nothing_to_serve(spec: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It would wait for ever, and nobody could come."""
+    """It would wait for ever, and no client could come."""
     assert main(["serve", "--concise", spec]) == 2
     assert "there is no device in it" in capsys.readouterr().err
 

@@ -79,7 +79,7 @@ def test_what_is_written_is_read(server: Server, made: Certificates, structured:
 
 
 def test_answers_that_are_taken_late(server: Server, made: Certificates) -> None:
-    """The kernel takes a part of a record: it has to be gone on with just there."""
+    """The kernel takes a part of a record: it has to be continued just there."""
     data = os.urandom(1 << 20)
     with encrypted(server, made.context(made.client)) as client:
         assert client.write(0, data) == 0

@@ -1,4 +1,4 @@
-"""asyncio drives a reactor as long as somebody awaits, and no longer."""
+"""asyncio drives a reactor as long as a coroutine awaits, and no longer."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_what_a_step_raises_is_raised_by_all_who_wait(reactor: Reactor) -> None:
 def test_one_timer_is_set_however_many_steps_are_made(
     reactor: Reactor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each that stayed would make steps of its own: so many more with each completion."""
+    """Each that stayed would make steps of its own: more with each completion."""
     timers: list[asyncio.TimerHandle] = []
 
     def pending() -> int:

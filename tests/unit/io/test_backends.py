@@ -108,7 +108,7 @@ class Sink:
 def test_a_slow_device_does_not_stop_the_reactor(
     device: BlockDevice, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Threads do the system calls, several at once, and none is started for nothing."""
+    """Threads do the system calls, several together, and none is started for nothing."""
     waiting, together, by = threading.Semaphore(0), threading.Barrier(2), set[int]()
 
     def slow(request: Request) -> None:
@@ -522,7 +522,7 @@ def test_await_on_real_io(device: BlockDevice) -> None:
             ticker = asyncio.ensure_future(tick())
             done = await asyncio.gather(*jobs)
             ticker.cancel()
-            assert ticks, "the loop went on"
+            assert ticks, "the loop continued"
             return [job.ok for job in done]
 
     assert asyncio.run(asyncio.wait_for(copies(), 20)) == [True] * 7
@@ -641,7 +641,7 @@ def test_a_device_that_takes_nothing_is_an_error_and_no_endless_loop(
     calls = iter(range(3))
 
     def nothing(*_: object) -> int:
-        next(calls)  # StopIteration ends what would go on for ever
+        next(calls)  # StopIteration ends what would never end
         return 0
 
     monkeypatch.setattr(os, "pwritev", nothing)

@@ -1,4 +1,4 @@
-"""What callbacks and handlers of signals raise: nothing else is lost, and somebody hears of it."""
+"""What callbacks and handlers of signals raise: nothing else is lost, and it is reported."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def flush(reactor: Reactor, notify: Any) -> None:
 
 
 def test_what_raises_comes_out_of_the_wait(reactor: Reactor) -> None:
-    """Somebody may wait for what it was about: he is not left to wait."""
+    """A caller may wait for what it was about, and is not left to wait."""
     for begin in (
         lambda notify: flush(reactor, notify),
         lambda notify: reactor.call_soon(notify),
@@ -570,7 +570,7 @@ def test_where_no_thread_can_be_started(
 def test_an_interrupt_that_is_reported_comes_out_too(
     reactor: Reactor, kind: type[BaseException]
 ) -> None:
-    """It is nobody's error to be told of: it ends the program."""
+    """It is no error to be told of: it ends the program."""
     told: list[BaseException] = []
     reactor.on_exception = told.append
     reactor.report(kind())

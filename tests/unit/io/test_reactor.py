@@ -127,7 +127,7 @@ def test_a_timer_that_was_cancelled_is_not_waited_for() -> None:
 
 
 def test_io_uring_is_taken_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is quicker for small copies, and nobody would see that it is not used."""
+    """It is quicker for small copies, and no other test would see that it is not used."""
     monkeypatch.delenv("DMCOPY_IO", raising=False)
     with Reactor() as reactor:
         assert reactor.backend.name == ("threads" if probe()["uring"] else "uring")

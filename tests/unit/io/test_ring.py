@@ -95,13 +95,13 @@ def test_a_wait_ends_at_its_deadline(ring: Ring) -> None:
 
 
 def test_a_completion_rings(ring: Ring) -> None:
-    bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     try:
-        ring.register_eventfd(bell)
+        ring.register_eventfd(waker)
         put(ring, [0], 1)
         ring.enter(1, 1)
         poll = select.poll()  # not select, which takes no descriptor from 1024 on
-        poll.register(bell, select.POLLIN)
-        assert poll.poll(60_000) == [(bell, select.POLLIN)]
+        poll.register(waker, select.POLLIN)
+        assert poll.poll(60_000) == [(waker, select.POLLIN)]
     finally:
-        os.close(bell)
+        os.close(waker)

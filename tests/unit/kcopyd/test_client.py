@@ -452,7 +452,7 @@ def test_a_reactor_has_one_thread(client: Client) -> None:
 
 
 def test_what_another_thread_begins_is_begun_by_the_reactors(client: Client) -> None:
-    """There are no locks: of two threads in the queue at once, one may lose the other's job."""
+    """There are no locks: of two threads in the queue together, one may lose the other's job."""
     source, dest, zeroed = disk("source", seed=1), disk("dest"), disk("zeroed", seed=2)
     jobs: list[Any] = []
 
@@ -485,7 +485,7 @@ def test_another_thread_waits_until_a_job_is_done(client: Client, reactor: React
     thread.start()
     job.wait(10)
     deadline = time.monotonic() + 60
-    while not found:  # it may ask only now: what is done is told at once
+    while not found:  # it may ask only now: what is done is told immediately
         assert time.monotonic() < deadline, "the other thread still waits"
         reactor.step()
     thread.join(60)
@@ -498,7 +498,7 @@ def test_the_wait_of_another_thread_has_a_deadline(client: Client) -> None:
 
     def wait() -> None:
         try:
-            job.wait(0.01)  # its reactor is not driven by anybody
+            job.wait(0.01)  # nothing drives its reactor
         except DeadlineError as error:
             errors.append(error)
 

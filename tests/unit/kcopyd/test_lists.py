@@ -38,7 +38,7 @@ def disk(name: str, sectors: int = SECTORS) -> SimulatedDisk:
 
 
 def moves_of(seed: int, sources: list[Device], units: int = SECTORS // UNIT) -> list[Move]:
-    """Return moves that fill a device of so many units, in no order, from anywhere."""
+    """Return moves that fill a device of that many units, in no order, from anywhere."""
     rnd = random.Random(seed)
     moves, at = [], 0
     while at < units:

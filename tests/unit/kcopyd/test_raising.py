@@ -145,7 +145,7 @@ def test_a_slice_that_cannot_be_written_out(
 
 
 class Refusing(SimulatedBackend):
-    """Somebody's own back end, whose `submit` raises for some requests."""
+    """A user's own back end, whose `submit` raises for some requests."""
 
     left = 3
 
@@ -403,7 +403,7 @@ def test_a_job_whose_start_was_interrupted_is_begun_by_the_next_look(copies: Cop
 
 @pytest.mark.parametrize("backend", ["uring", "threads"])
 def test_what_is_awaited_ends(backend: str, tmp_path: Any) -> None:
-    """A wait that was cancelled, in a loop that is closed by now, costs nobody else his."""
+    """A wait that was cancelled, in a loop that is closed by now, costs no other its result."""
     from dmcopy.block import BlockDevice
 
     path = tmp_path / "disk"

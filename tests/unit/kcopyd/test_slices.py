@@ -1,4 +1,4 @@
-"""How jobs are cut, and how many requests there are at once."""
+"""How jobs are cut, and how many requests are in flight together."""
 
 from __future__ import annotations
 

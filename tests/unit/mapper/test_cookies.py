@@ -50,7 +50,7 @@ def test_it_is_there_and_noted_for_the_with_block_only(ledger: Ledger) -> None:
         assert (entry.kind, entry.name) == ("cookie", made.option)
         assert made.option in keys()
         assert left_behind(entry) == made
-        made.wait(10)  # nobody has a task for udev: at once
+        made.wait(10)  # nothing has a task for udev: immediately
     assert made.option not in keys()
     assert left_behind(entry) is None
     assert ledger.entries() == []

@@ -301,7 +301,7 @@ class Stacks:
         return [one for one in self.models.values() if model in one.below]
 
     def _let_go(self) -> None:
-        """Remove the devices whose removal was deferred and that nobody uses any more."""
+        """Remove the devices whose removal was deferred and that are not in use any more."""
         while free := [
             one for one in self.models.values() if one.deferred and not self._users(one)
         ]:
@@ -529,7 +529,9 @@ def test_a_suspend_that_fails_stops_no_target(bench: Bench) -> None:
     assert not bench.mapper.open("d").noflush
     in_sync = "2 1 2 3/3 1 AA 1 core"
     bench.reactor.run_until(
-        lambda: str(bench.mapper.status("d")[0].status) == in_sync, 10, "the mirror that can go on"
+        lambda: str(bench.mapper.status("d")[0].status) == in_sync,
+        10,
+        "the mirror that can continue",
     )
     bench.mapper.resume("slow")
     bench.mapper.close()

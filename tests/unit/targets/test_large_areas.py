@@ -19,7 +19,7 @@ SECTORS = 3200
 
 
 def test_a_second_area_has_nothing_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Area 0 is full; area 1 is loaded by its first piece alone, and goes on into its second."""
+    """Area 0 is full; area 1 is loaded by its first piece alone, and continues into its second."""
     monkeypatch.setattr(persistent, "PIECE_BYTES", 1024)
     disks = {"origin": SimulatedDisk(SECTORS, "origin"), "cow": SimulatedDisk(3200, "cow")}
     with Reactor(SimulatedBackend(), stacked=True) as reactor:

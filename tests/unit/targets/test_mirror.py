@@ -408,7 +408,7 @@ def test_a_leg_fails_the_flush_before_a_bit_becomes_clean(bench: Bench) -> None:
     bench.device.write(REGION, bytes(512))
     bench.settle()
     assert bench.status() == "2 a b 16/16 1 AF 3 disk l A"
-    assert bench.log().clean.count() == 0  # nobody knows what was lost
+    assert bench.log().clean.count() == 0  # it is not known what was lost
     bench.device.write(3 * REGION, bytes(512))
     bench.settle()
     assert bench.log().clean.count() == 0
@@ -537,7 +537,7 @@ def test_the_last_region_may_be_short(bench: Bench) -> None:
 
 
 def test_a_mirror_that_cannot_be_suspended_goes_on(bench: Bench) -> None:
-    """Its leg does not answer for longer than anybody waits; then it does."""
+    """Its leg does not answer for longer than any caller waits; then it does."""
     bench.backend.silent = bench.disks["a"]
     bench.settled(log="core")
     with pytest.raises(DeadlineError, match="the recovery of a region of m"):
@@ -556,7 +556,7 @@ def test_a_mirror_that_cannot_be_suspended_goes_on(bench: Bench) -> None:
 def test_one_region_more_than_the_pages_hold_is_recovered_at_a_time(
     bench: Bench, region_size: int, regions: int
 ) -> None:
-    """So many wait for the source leg, which does not answer, and never more when it does."""
+    """That many wait for the source leg, which does not answer, and never more when it does."""
     length = region_size * (regions + 2) + 1
     for leg in "ab":
         bench.disks[leg] = SimulatedDisk(length, leg)
@@ -600,7 +600,7 @@ def test_each_further_failure_is_an_event(bench: Bench) -> None:
 
 
 def test_a_mirror_under_recovery_is_not_destroyed(bench: Bench) -> None:
-    """What copies its regions would take no more of them, and the mirror is to go on whole."""
+    """What copies its regions would take no more of them, and the mirror is to continue whole."""
     bench.backend.silent = bench.disks["a"]
     bench.settled(log="core")
     with pytest.raises(DeadlineError, match="the last work of m"):

@@ -54,7 +54,7 @@ def bench() -> Iterator[Bench]:
 
 
 def test_an_exception_whose_entry_cannot_be_written_is_none(bench: Bench) -> None:
-    """Its data is on the COW, but after a restart nobody would know."""
+    """Its data is on the COW, but after a restart nothing would tell."""
     bench.make()
     bench.write(3)
     bench.disks["c"].fail(Op.WRITE, 1, 1)

@@ -59,7 +59,7 @@ class ReadOnlyEngine(Engine):
                 act(0, 8)
         with pytest.raises(UsageError, match="read-only"):
             device.write(0, bytes(512))
-        done: list[Io] = []  # nor does it take what nobody checked before
+        done: list[Io] = []  # nor does it take what was not checked before
         for op in (Op.WRITE, Op.DISCARD, Op.WRITE_ZEROES):
             extents = [(0, 512)] if op is Op.WRITE else []
             request = Io(op, IoRegion(device, 0, 1), Memory(1), extents, done.append)
@@ -241,7 +241,7 @@ def test_what_cannot_be_written_can_be_read(engine: ReadOnlyEngine) -> None:
 
 
 def test_error_writes_to_nothing(engine: ReadOnlyEngine) -> None:
-    """Its device lends a block size: it may be one that nobody can write to, or that is in use."""
+    """Its device lends a block size: it may be one that cannot be written to, or that is in use."""
     engine.write_protected.add("a")
     engine.mapper.create("d", Table.parse("0 8 error a 0"))
     assert engine.mapper.exists("d")

@@ -149,7 +149,7 @@ def test_a_suspended_device_keeps_its_bios(engine: Engine) -> None:
 
 
 def test_a_write_that_was_given_up_is_done_later_with_its_own_data(engine: Engine) -> None:
-    """Nobody waits for it, and something else has the next memory that is asked for."""
+    """Nothing waits for it, and something else has the next memory that is asked for."""
     engine.make("d", "0 32 linear a 0")
     device, reactor = engine.mapper.open("d"), engine.mapper.reactor
     device.timeout = 0.1

@@ -31,7 +31,7 @@ def sectors(seed: int, count: int) -> bytes:
 
 
 def write_together(engine: Engine, name: str, places: Iterable[int]) -> None:
-    """Write the sectors at these places, all at once."""
+    """Write the sectors at these places, all together."""
     device, reactor = engine.mapper.open(name), engine.mapper.reactor
     memory, done = Memory(1), list[Io]()
     for place in places:
@@ -131,7 +131,7 @@ def test_a_merge_takes_discards_only_with_the_feature(engine: Engine) -> None:
 
 @pytest.mark.parametrize("place", [128, 200])
 def test_a_write_behind_the_end_of_an_origin_that_shrank_ends(engine: Engine, place: int) -> None:
-    # The copy was of no sectors, which is no failure, or of less, and then nobody ended the write.
+    # The copy was of no sectors, which is no failure, or of less, and then nothing ended the write.
     engine.make("below", "0 256 linear a 0")
     engine.make("s", "0 256 snapshot /dev/mapper/below b P 8")
     engine.make("o", "0 256 snapshot-origin /dev/mapper/below")

@@ -620,7 +620,7 @@ def test_what_a_marked_test_leaves_in_a_guest_is_its_error(
         def test_leaky(shared, tmp_path):
             (tmp_path / "note").write_text("what it did")
             process = serve()
-            process.returncode = 0  # nobody's any more
+            process.returncode = 0  # no process's any more
             assert 0
         def test_after(shared): pass
         """

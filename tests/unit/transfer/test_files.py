@@ -168,7 +168,7 @@ def test_a_new_file_that_got_nothing_is_removed() -> None:
         outcome = TransferSession(opened, TransferOptions(map_path="map")).run()
         assert (outcome.exit_code, outcome.nothing_written) == (ExitCode.FAILED, True)
     assert not Path("map").exists(), "nor is a map of nothing kept"
-    assert outcome.map_path == "", "nor is anybody told to resume by it"
+    assert outcome.map_path == "", "nor is the user told to resume by it"
 
 
 def test_the_name_of_a_new_file_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:

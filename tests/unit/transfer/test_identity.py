@@ -163,7 +163,7 @@ def identity(path: str) -> Identity:
 
 
 def tick() -> None:
-    """Wait until the clock that files get their times from has gone on: some milliseconds."""
+    """Wait until the clock that files get their times from has advanced: some milliseconds."""
     before = time.clock_gettime_ns(REALTIME_COARSE)
     while time.clock_gettime_ns(REALTIME_COARSE) == before:
         time.sleep(0.001)
@@ -190,7 +190,7 @@ class TestFiles:
         assert before.is_of(identity("file"))
 
     def test_one_that_was_made_again_is_another(self) -> None:
-        """Even where it has the inode of the old one: ext4 and tmpfs give it away at once."""
+        """Even where it has the inode of the old one: ext4 and tmpfs give it away immediately."""
         before = identity("file")
         for _ in range(20):
             os.unlink("file")

@@ -1,4 +1,4 @@
-"""How a copy is done when nobody says, and what does not go together."""
+"""How a copy is done when the user does not say, and what does not go together."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def test_a_kill_between_two_files_is_gone_on_from(
         with open_all(TransferRequest("src", ("a",))) as opened, suppress(Killed):
             TransferSession(opened, TransferOptions(map_path="m", backend="threads")).run()
     if good < 2 and earlier == "a copy to a file that is gone":
-        # What is known is still of the file before, so this one is somebody else's.
+        # What is known is still of the file before, so this one is another's.
         with pytest.raises(UsageError, match="that was another file or device of this name"):
             copy("a")
         return
@@ -235,7 +235,7 @@ def test_which_file_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestDdrescue:
-    """Maps that another program began or went on with."""
+    """Maps that another program began or continued."""
 
     HALF = ((0, 32, "+"), (32, 32, "?"))
 

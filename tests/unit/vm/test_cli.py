@@ -103,7 +103,7 @@ def test_a_shell_needs_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Guest:
-    """A guest whose command prints on both streams, and ends when it is told that nobody reads."""
+    """A guest whose command prints on both streams, and ends when it is told that nothing reads."""
 
     def __init__(self) -> None:
         self.signals: list[int] = []

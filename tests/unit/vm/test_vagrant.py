@@ -73,7 +73,7 @@ def test_a_box_is_built_once_for_each_recipe(cache: Path, tmp_path: Path) -> Non
         made = box.build(tmp_path, "trixie")
         assert made.read_text() == "trixie\n"
         assert len(Path(f"{made}.built").read_text().split()) == count
-    assert not stale.exists(), "Vagrant would go on with its copy of the box before"
+    assert not stale.exists(), "Vagrant would continue with its copy of the box before"
     script.write_text("echo no mirror >&2; exit 7")
     with pytest.raises(MissingError, match=r"build-box ended with 7: see .*trixie\.log"):
         box.build(tmp_path, "trixie")

@@ -38,9 +38,9 @@ class Mapped:
 class FakeMapper(Mapper):
     """See above. `crash_at` counts the calls that change something; `after`: it has its effect.
 
-    Somebody writes to the device `user` before every such call. `strict`: what a kernel would
-    refuse is a mistake of the workflow; else it is refused, as after somebody has changed the
-    devices. The first call `failing` is refused. Not `numbered`, it is no kernel's.
+    The device `user` is written to before every such call. `strict`: what a kernel would
+    refuse is a mistake of the workflow; else it is refused, as after another program has changed
+    the devices. The first call `failing` is refused. Not `numbered`, it is no kernel's.
     """
 
     numbered = True
@@ -72,7 +72,7 @@ class FakeMapper(Mapper):
         """Note that `mapped.live` is another table from now on."""
 
     def resumed(self, mapped: Mapped) -> None:
-        """Let I/O go on."""
+        """Let I/O continue."""
 
     def paused(self, mapped: Mapped, *, flush: bool, lockfs: bool) -> None:
         """Hold I/O; the device is not suspended yet."""
@@ -132,7 +132,7 @@ class FakeMapper(Mapper):
         ]
 
     def replace(self, name: str, table: Table) -> None:
-        """Put a device of somebody else's in the place of one."""
+        """Put another program's device in the place of one."""
         self.numbers += 1
         self.devices[name] = Mapped(name, self.numbers, table)
 

@@ -1,7 +1,7 @@
 """Mirrors over the fake mapper, with disks and a log that behave.
 
-A disk holds one number, the latest write that it has seen, and has seen them all or not. Whoever
-uses the mirror writes before every call that changes something, so that a table which forgets a
+A disk holds one number, the latest write that it has seen, and has seen them all or not. The user
+of the mirror writes before every call that changes something, so that a table which forgets a
 leg's lag is found out.
 """
 
@@ -38,7 +38,7 @@ class Resync:
 
 
 class FakeMirrors(FakeMapper):
-    """See above. `user` is the device that somebody writes to all the time."""
+    """See above. `user` is the device that is written to all the time."""
 
     numbered = False
 
@@ -63,7 +63,7 @@ class FakeMirrors(FakeMapper):
         return str(path)
 
     def use(self, name: str) -> None:
-        """Let somebody write to a device from now on."""
+        """Have a device written to from now on."""
         self.user = name
         self.write()
 

@@ -1,6 +1,6 @@
 """Origins and snapshots that hold data over the fake mapper.
 
-A disk is a list of CHUNKS numbers. Somebody writes to the device `user` before every call, unless
+A disk is a list of CHUNKS numbers. The device `user` is written to before every call, unless
 it is suspended: a snapshot that misses a write, or has one too many, is found out.
 """
 
@@ -211,7 +211,7 @@ class FakeSnapshots(FakeMapper):
         self._check_alone(mapped)
 
     def _check_alone(self, mapped: Mapped) -> None:
-        """Two devices with one table, the origin and its hidden one, are never active at once."""
+        """Two devices with one table, the origin and its hidden one, are never active together."""
         for other in self.devices.values():
             same = other is not mapped and other.live == mapped.live and not other.suspended
             assert not (same and isinstance(_target(mapped), Linear)), f"{mapped.name} {other.name}"
@@ -352,7 +352,7 @@ class Stage:
         return Process(self.fake, journal)
 
     def origin(self, name: str = "data", disk: str = "/dev/a") -> None:
-        """Make a mapped device that somebody writes to all the time."""
+        """Make a mapped device that is written to all the time."""
         table = Table.of(SECTORS, Linear(self.fake.disk(disk), 0))
         self.fake.create(name, table, keep=True)
         self.fake.use(name)

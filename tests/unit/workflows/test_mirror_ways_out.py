@@ -125,7 +125,7 @@ def test_a_stranger_is_seen_before_the_first_step_too(name: str, folder: Path) -
 def test_a_restart_leaves_nothing_to_be_ended(
     verb: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever ends it is a process of the new boot: that is looked at before the record is its."""
+    """A process of the new boot ends it: that is looked at before the record is its."""
     boot = "one"
     monkeypatch.setattr(records, "boot_id", lambda: boot)
     for _, fake in kills("make from a device", folder):

@@ -284,7 +284,7 @@ def test_states_of_what_was_interrupted(stage: Stage) -> None:
 
 
 def levels(stage: Stage, **options: Any) -> list[Level]:
-    """Watch for ten looks while somebody writes."""
+    """Watch for ten looks under a load of writes."""
     found: list[Level] = []
     for level in watch(stage.process(), "snap", interval=0.0, **options):
         found.append(level)

@@ -69,7 +69,7 @@ def unmapped_snapped(stage: Stage) -> None:
 
 
 def rest(before: Callable[[Stage], None]) -> Callable[[Stage], None]:
-    """Nobody uses the origin: it is about to be rolled back."""
+    """Nothing uses the origin: it is about to be rolled back."""
 
     def setup(stage: Stage) -> None:
         before(stage)
@@ -296,7 +296,7 @@ def test_a_merge_that_is_interrupted_again_after_a_restart(
             what = ("load data", "create snap-cow", "suspend data")[second % 3]
             with pytest.raises(DmcopyError):
                 play.stage.process(what).merge("snap")
-            assert play.stage.records()  # or nobody would know that it has to go on
+            assert play.stage.records()  # or nothing would tell that it has to continue
         elif not play.crash(second, after=bool(second % 2)):
             break
         if play.stage.records():

@@ -39,7 +39,7 @@ THEIRS = Table.of(SECTORS, Linear("/dev/theirs", 0))
 
 
 def anew(fake: FakeSnapshots) -> list[str]:
-    """Somebody removes all devices, and makes the origin again."""
+    """Another program removes all devices, and makes the origin again."""
     gone(fake)
     fake.create("data", Table.of(SECTORS, Linear("/dev/a", 0)))
     return []
@@ -115,7 +115,7 @@ def test_every_state_has_a_verb_that_leads_out_of_it(
 
 
 def check(found: Copy, theirs: list[str], tried: list[str]) -> None:
-    """What is somebody else's is as it was; without forget, no device is left suspended."""
+    """What is another program's is as it was; without forget, no device is left suspended."""
     fake = found.fake
     for name in theirs:
         if name.startswith("/"):

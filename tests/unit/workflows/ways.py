@@ -14,7 +14,7 @@ from .fake import FakeMapper
 
 ORDER = ("merge", "finish", "undo", "forget")
 Happening = Callable[[FakeMapper], list[str]]
-"""Changes the devices; returns the names of what is somebody else's by now."""
+"""Changes the devices; returns the names of what is another program's by now."""
 
 
 def there(fake: FakeMapper) -> list[str]:
@@ -24,13 +24,13 @@ def there(fake: FakeMapper) -> list[str]:
 
 
 def gone(fake: FakeMapper) -> list[str]:
-    """Somebody removes all devices by hand."""
+    """A user removes all devices by hand."""
     fake.devices.clear()
     return []
 
 
 def without(name: str) -> Happening:
-    """Somebody removes one device."""
+    """A user removes one device."""
 
     def remove(fake: FakeMapper) -> list[str]:
         if not fake.users(name):
@@ -41,7 +41,7 @@ def without(name: str) -> Happening:
 
 
 def other(name: str, theirs: Table) -> Happening:
-    """Somebody removes a device, and makes one of that name."""
+    """A user removes a device, and makes one of that name."""
 
     def change(fake: FakeMapper) -> list[str]:
         if fake.users(name):

@@ -66,7 +66,7 @@ def test_a_device_is_what_it_was_said_to_be(
 def test_what_udev_reads_of_a_new_device_is_answered_meanwhile(
     devices: NbdDevices, driver: Driver, disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """6.12 lets nobody set a queue's timeout before what is under way has ended."""
+    """6.12 lets no process set a queue's timeout before what is under way has ended."""
     told: list[int] = []
 
     def waits(number: int) -> None:

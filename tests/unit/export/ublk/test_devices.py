@@ -109,7 +109,9 @@ def test_one_that_is_in_use_stays_until_it_is_cut_off(
     assert result(reactor, driver, driver.ask(READ, 0, 8))[0] == 4096
     with pytest.raises(BusyError, match="they were cut off"):
         devices.close()
-    assert driver.calls[-1] == 0x14  # to wait for it would be to wait for who is cut off
+    assert (
+        driver.calls[-1] == 0x14
+    )  # to wait for it would be to wait for the users that are cut off
     assert not driver.devices
 
 
