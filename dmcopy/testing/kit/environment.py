@@ -49,11 +49,11 @@ class Environment(Closing, abc.ABC):
 
     @abc.abstractmethod
     def call(self, what: Callable[[Mapper], _T]) -> _T:
-        """Return what `what(mapper)` returns, or raise what it raises."""
+        """Call `what(mapper)`; return its result. Raises its exceptions."""
 
     @abc.abstractmethod
     def perform(self, what: Callable[[Reactor], _T]) -> _T:
-        """Return what `what(reactor)` returns; the I/O of the devices of `device` is done there."""
+        """Call `what(reactor)`, which does the I/O of `device`'s devices; return its result."""
 
     @abc.abstractmethod
     def make_disk(self, file: Path, block_size: int, seed: int | None = None) -> str:

@@ -53,3 +53,19 @@ def test_no_phrase_that_leaves_one_guessing(phrase: str) -> None:
         if pattern.search(line) and is_prose(path, line)
     ]
     assert wrong == []
+
+
+def test_no_sentence_of_three_whats() -> None:
+    """Which thing each of them is, a reader would have to guess. A rule of errors has two."""
+    wrong = []
+    for path, text in files().items():
+        if path.suffix == ".py" and "tests" not in path.relative_to(ROOT).parts:
+            texts = re.findall(r'"""(.*?)"""', text, re.DOTALL)
+        else:
+            texts = text.split("\n\n") if path.suffix == ".md" else []
+        for sentence in (
+            one for some in texts for one in re.split(r"[.:;!?]\s|(?<=\S) {3,}|\n *[└├│|]", some)
+        ):
+            if len(re.findall(r"(?i)\bwhat\b", sentence)) - ("happened to what" in sentence) > 2:
+                wrong.append(f"{path.relative_to(ROOT)}: {' '.join(sentence.split())}")
+    assert wrong == []
