@@ -19,7 +19,7 @@ from tests.kernel.programs import run
 from .engines import SECTORS, Engine, KernelEngine, UserEngine, pattern
 from .recipes import LENGTH, drop, pause, take
 
-# A store's format and its rules are the same on all kernels; what goes on within one is compared
+# A store's format and its rules are the same on all kernels; what happens within one is compared
 # by histories and handovers on each.
 pytestmark = pytest.mark.kernel(either=True, cost=7)
 
