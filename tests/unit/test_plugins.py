@@ -255,8 +255,7 @@ def test_what_a_map_does_wrong_is_told_once(
         ("plug.py", "this is a path"),
         ("no_such_plug", "there is no module no_such_plug"),
         ("no_such_plug.targets", "there is no module no_such_plug;"),
-        ("", "plugin '': this is no name of a module"),
-        (".plug", "this is no name of a module"),
+        (".plug", "plugin '.plug': this is no name of a module"),
     ],
 )
 def test_what_is_no_module_is_said(

@@ -239,10 +239,9 @@ def test_an_empty_word_is_no_name(
     assert "it is empty: is a variable of the shell not set?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("spec", ["", ";"])
-def test_no_device_is_nothing_to_serve(spec: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_device_is_nothing_to_serve(capsys: pytest.CaptureFixture[str]) -> None:
     """It would wait for ever, and no client could come."""
-    assert main(["serve", "--concise", spec]) == 2
+    assert main(["serve", "--concise", ";"]) == 2
     assert "there is no device in it" in capsys.readouterr().err
 
 

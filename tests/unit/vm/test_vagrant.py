@@ -30,7 +30,6 @@ def test_init_writes_what_a_user_edits_and_replaces_nothing(
     assert main(["vm", "vagrant", "init", "other"]) == 0
     assert Path("vagrant/Vagrantfile").read_text() == "edited, with DMCOPY_QEMU"
     assert main(["vm", "vagrant", "init", "/proc/none"]) == ExitCode.FAILED
-    assert main(["vm", "vagrant", "init", ""]) == ExitCode.USAGE
 
 
 def test_init_leaves_no_half_and_says_why(
