@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -13,7 +15,7 @@ from dmcopy.cli.dm_verbs import VerbParser
 from dmcopy.cli.options import add_engine, engine_of
 from dmcopy.cli.output import add_json, emit_json_line, printable, say
 from dmcopy.cli.parser import seconds
-from dmcopy.errors import ExitCode, UsageError
+from dmcopy.errors import DeadlineError, ExitCode, UsageError
 from dmcopy.mapper.operation import Operation
 from dmcopy.mapper.operations import help_text, parse
 from dmcopy.mapper.run import Answer, Run, exit_code
@@ -47,6 +49,13 @@ def configure(verbs: argparse._SubParsersAction[VerbParser]) -> None:
     parser.add_argument("--table", metavar="TABLE", help="the table, instead of its FILE")
     parser.add_argument("--concise", metavar="SPEC", help="several devices, as in dm create")
     parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=math.inf,
+        metavar="S",
+        help="begin no operation after S seconds, and let none take longer (default: no limit)",
+    )
+    parser.add_argument(
         "--call-timeout",
         type=seconds,
         default=30.0,
@@ -75,12 +84,17 @@ def _run(args: argparse.Namespace) -> int:
 
     outcomes = []
     name: Any = engine_of(args)
-    with faults_told(args), engine(name, timeout=args.call_timeout, say=say) as started:
+    limit = min(args.timeout, args.call_timeout)
+    deadline = time.monotonic() + args.timeout
+    with faults_told(args), engine(name, timeout=limit, say=say) as started:
         running = Run(started, devices)
         for operation in operations:
             running.check(operation)
         with running:
-            for operation in operations:
+            for word, operation in zip(words, operations, strict=True):
+                if time.monotonic() > deadline:
+                    took = f"the operations before it took {args.timeout:g} s, see --timeout"
+                    raise DeadlineError(f"{word!r} was not begun: {took}")
                 outcomes.append(running.run(operation))
                 _emit(outcomes[-1], as_json=args.json)
     return exit_code(outcomes)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from dmcopy.cli import dm_run
 from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.mapper.engines import engine
@@ -75,6 +77,18 @@ def test_io_that_is_held_is_given_up_after_the_timeout(capsys: pytest.CaptureFix
     assert out[0].startswith("m: write 0 8 seq: waited 0.3 s for WRITE")
     assert out[-2:] == ["m: verify 0 8 seq: ok", "bad: verify 0 8 seq: ok"]
     assert code == ExitCode.FAILED
+
+
+def test_the_whole_has_a_limit(
+    capsys: pytest.CaptureFixture[str], disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter((0.0, 29.0, 31.0))
+    monkeypatch.setattr(dm_run, "time", SimpleNamespace(monotonic=times.__next__))
+    words = ["write 0 8 0x5a", "write 0 8 0xff"]
+    assert run("--timeout", "30", "--table", "0 8 linear disk 0", *words) == ExitCode.FAILED
+    said = "'write 0 8 0xff' was not begun: the operations before it took 30 s, see --timeout\n"
+    assert capsys.readouterr().err == f"dmcopy: {said}"
+    assert disk.read_bytes()[:8] == b"\x5a" * 8
 
 
 def test_what_differs_is_named_and_is_exit_4(capsys: pytest.CaptureFixture[str]) -> None:
