@@ -11,11 +11,13 @@ from typing import TypeVar
 
 from dmcopy.closing import Closing
 from dmcopy.errors import MissingError
+from dmcopy.export.volatile import VolatileDisk
+from dmcopy.io.layer import Layer
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
-from dmcopy.testing.kit.switched import Power
+from dmcopy.testing.kit.switched import Power, SwitchedDisk
 from dmcopy.testing.troubled import TroubledDisk
 
 _T = TypeVar("_T")
@@ -42,6 +44,14 @@ class Environment(Closing, abc.ABC):
         self.troubles: dict[str, TroubledDisk] = {}
         parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.folder = Path(tempfile.mkdtemp(prefix="dmcopy-", dir=parent))
+
+    def _disk_over(
+        self, medium: Device, path: str, reactor: Reactor, block_size: int, seed: int | None
+    ) -> Layer:
+        """Return a disk over the device of its file, for `make_disk`."""
+        below = VolatileDisk(medium, reactor) if self.volatile else medium
+        disk = SwitchedDisk(path, below, reactor, block_size, self.power)
+        return disk if seed is None else TroubledDisk(disk, reactor, seed=seed)
 
     def word(self, name: str) -> str:
         """Return the word of the mapped device of a name, whether it is there or not."""

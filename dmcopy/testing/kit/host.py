@@ -18,7 +18,6 @@ from dmcopy.block import BlockDevice, syscalls
 from dmcopy.block.loop import LoopDevice, attach, detach
 from dmcopy.errors import DmcopyError
 from dmcopy.export.loop import LoopDevices
-from dmcopy.export.volatile import VolatileDisk
 from dmcopy.io.layer import Layer
 from dmcopy.io.reactor import Reactor
 from dmcopy.io.region import Device
@@ -29,7 +28,6 @@ from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.testing.kit.environment import Environment, LackingError
 from dmcopy.testing.kit.model import load_fuse, lose_cache
 from dmcopy.testing.kit.removal import patiently
-from dmcopy.testing.kit.switched import SwitchedDisk
 from dmcopy.testing.troubled import TroubledDisk
 
 _T = TypeVar("_T")
@@ -129,16 +127,11 @@ class ThisHost(Environment):
             if self._front is None:
                 self._front = LoopDevices(reactor, ledger=self.ledger)
             self._media.append(BlockDevice.open(file, write=True, claim=False))
-            below: Device = self._media[-1]
-            if self.volatile:
-                below = VolatileDisk(below, reactor)
-            disk: Layer = SwitchedDisk(str(file), below, reactor, block_size, self.power)
-            troubled = None if seed is None else TroubledDisk(disk, reactor, seed=seed)
-            disk = troubled or disk
+            disk = self._disk_over(self._media[-1], str(file), reactor, block_size, seed)
             node = self._front.add(file.name, disk)
             self._served[node], self._names[node] = disk, file.name
-            if troubled is not None:
-                self.troubles[node] = troubled
+            if isinstance(disk, TroubledDisk):
+                self.troubles[node] = disk
             return node
 
         return self._server.call(serve)

@@ -27,7 +27,6 @@ from dmcopy.ledger import Ledger
 from dmcopy.mapper.base import Mapper
 from dmcopy.mapper.userspace import UserMapper
 from dmcopy.testing.kit.environment import Environment, LackingError
-from dmcopy.testing.kit.switched import SwitchedDisk
 from dmcopy.testing.troubled import TroubledDisk
 
 _T = TypeVar("_T")
@@ -60,13 +59,10 @@ class Model(Environment):
         word = str(file)
 
         def make(reactor: Reactor) -> None:
-            below: Device = self._files[word]
-            if self.volatile:
-                below = VolatileDisk(below, reactor)
-            self._disks[word] = SwitchedDisk(word, below, reactor, block_size, self.power)
-            if seed is not None:
-                self.troubles[word] = TroubledDisk(self._disks[word], reactor, seed=seed)
-                self._disks[word] = self.troubles[word]
+            disk = self._disk_over(self._files[word], word, reactor, block_size, seed)
+            self._disks[word] = disk
+            if isinstance(disk, TroubledDisk):
+                self.troubles[word] = disk
 
         self._files[word] = BlockDevice.open(file, write=True, direct=False, claim=False)
         self._thread.call(make)
