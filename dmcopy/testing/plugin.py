@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from dmcopy.testing import crash_plugin, options
+from dmcopy.testing import contents, crash_plugin, options
 from dmcopy.testing.needs import MARK, Needs, lacking, missing_here
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", MARK)
     config.pluginmanager.register(crash_plugin, "dmcopy-crash")
+    config.pluginmanager.register(contents, "dmcopy-contents")
     config.stash[options.MACHINES] = {}
     if config.getoption("--vm-report"):
         config.stash[_CHOSEN] = ("vm",)
