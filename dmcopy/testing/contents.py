@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from typing import Any, Final
-from unittest import mock
 
 import pytest
 
@@ -28,9 +26,10 @@ def pytest_assertrepr_compare(
         return (yield)
     if max(len(left), len(right)) <= LONG_BYTES:
         return (yield)
-    with mock.patch.object(config, "get_verbosity", return_value=0), mock.patch.dict(os.environ):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "get_verbosity", lambda _kind=None: 0)
         for name in ("CI", "BUILD_NUMBER"):
-            os.environ.pop(name, None)
+            patch.delenv(name, raising=False)
         explanations = yield
     where = _where(left, right)
     return [[lines[0], *where] for lines in explanations if lines]

@@ -267,7 +267,7 @@ def test_a_run_without_devices_imports_nothing_of_the_engine(pytester: pytest.Py
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
-    names = ("crash_plugin", "needs", "options", "plugin")
+    names = ("contents", "crash_plugin", "needs", "options", "plugin")
     assert sorted(eval(done.stdout.splitlines()[-1])) == [
         "dmcopy.testing",
         *(f"dmcopy.testing.{name}" for name in names),
