@@ -10,6 +10,7 @@ import pytest
 
 from dmcopy.errors import ExitCode, UsageError
 from dmcopy.io import IoRegion, Op, Reactor
+from dmcopy.io.request import Memory
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client
 from dmcopy.ranges import RangeSet
@@ -18,13 +19,18 @@ from dmcopy.transfer.destination import Destination, FailedRange
 from dmcopy.transfer.durability import Durability
 from dmcopy.transfer.plan import Piece
 from dmcopy.transfer.settings import Settings
-from dmcopy.transfer.verify import Verifier, _piece_sectors
+from dmcopy.transfer.verify import Verified, Verifier, _piece_sectors
 from tests.unit.transfer.bench import SECTORS, Bench
 
 
 @pytest.fixture
 def bench() -> Bench:
     return Bench()
+
+
+def verify(transfer: Transfer, **how: Any) -> Verified:
+    with Reactor(SimulatedBackend(1)) as reactor:
+        return Verifier(reactor, transfer.plan, transfer.dests, **{"pages": 64, **how}).run()
 
 
 def test_all_is_well(bench: Bench) -> None:
@@ -184,13 +190,62 @@ def test_a_verification_reads_no_more_at_a_time_than_its_pages_hold(bench: Bench
 def test_what_cannot_be_read_back_is_not_called_good(bench: Bench) -> None:
     transfer = bench.run()
     bench.dests[1].fail(Op.READ, 100, 1)
-    with Reactor(SimulatedBackend(1)) as reactor:
-        found = Verifier(reactor, transfer.plan, transfer.dests, pages=64).run()
+    found = verify(transfer)
     assert [found.is_good(index) for index in range(3)] == [True, False, True]
     outcome = TransferOutcome(transfer, Settings("simulated", 8, 64, 64), found)
     assert outcome.exit_code == ExitCode.PARTIAL
     (unreadable,) = outcome.as_dict()["destinations"][1]["unreadable"]
     assert unreadable["sector"] <= 100 < unreadable["sector"] + unreadable["count"]
+
+
+def test_where_nothing_was_read_back_nothing_is_verified(bench: Bench) -> None:
+    """Not one sector of the source could be read: that no difference was found says nothing."""
+    bench.source.fail(Op.READ, 0, SECTORS)
+    found = verify(bench.run(on_error="skip"))
+    assert found.checked == [0, 0, 0]
+    assert not any(map(found.is_good, range(3)))
+
+
+@pytest.mark.parametrize(
+    ("pages", "taken"), [(1, 4), (4, 4), (32, 32), (63, 32), (64, 64), (1000, 8 * 32)]
+)
+def test_a_verification_takes_no_more_memory_than_its_pages(
+    bench: Bench, pages: int, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight pages a piece and device, and eight pieces at most; less than a block is of no use."""
+    memories: list[int] = []
+
+    def allocate(number: int) -> Memory:
+        memories.append(number)
+        return Memory(number)
+
+    transfer = bench.run()
+    monkeypatch.setattr("dmcopy.transfer.verify.Memory", allocate)
+    assert verify(transfer, pages=pages).checked == [SECTORS] * 3
+    assert memories == [taken]
+
+
+def test_a_verification_keeps_to_the_limit_and_leaves_nothing_out(bench: Bench) -> None:
+    transfer = bench.run()
+    bench.seen.clear()
+    found = verify(transfer, limit=SECTORS << 9, observer=bench.observe)
+    assert 0.8 < found.seconds < 1.1
+    assert found.checked == [SECTORS] * 3
+    told = [(one.phase, one.sectors <= one.total) for one in bench.of(events.Progress)]
+    assert told == [("verify", True)] * len(told)
+    assert len(told) > 8
+    last = bench.of(events.Progress)[-1]
+    assert (last.sectors, last.total, last.written) == (SECTORS, SECTORS, (SECTORS,) * 3)
+
+
+def test_an_interrupt_of_a_verification_does_not_wait_for_the_limit(bench: Bench) -> None:
+    transfer = bench.run()
+    with Reactor(SimulatedBackend(1)) as reactor:
+        verifier = Verifier(reactor, transfer.plan, transfer.dests, pages=64, limit=1 << 9)
+        reactor.call_later(1, verifier.interrupt)
+        found = verifier.run()
+    assert (found.interrupted, found.seconds < 3) == (True, True)
+    assert not any(map(found.is_good, range(3)))
 
 
 def test_interrupted_it_ends_soon_and_says_what_is_written(bench: Bench) -> None:

@@ -18,6 +18,7 @@ import pytest
 from dmcopy.block import BlockDevice
 from dmcopy.errors import DeviceError, ExitCode, UsageError
 from dmcopy.io import IoRegion, Reactor, probe
+from dmcopy.io.request import Io, Op
 from dmcopy.io.request import Request as IoRequest
 from dmcopy.kcopyd import Client
 from dmcopy.ranges import RangeSet
@@ -155,6 +156,31 @@ def test_holes() -> None:
         inner = find_holes(IoRegion(device, 3 << 11, 4 << 11), 8)
     assert holes == RangeSet([(1 << 11, 5 << 11), (6 << 11, 15 << 11)])
     assert inner == RangeSet([(0, 2 << 11), (3 << 11, 4 << 11)])
+
+
+def test_without_a_map_there_is_one_flush(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody would ever learn what else had become durable on the way, and it takes time."""
+    flushed: list[str] = []
+    make = Settings.reactor
+
+    def watched(settings: Settings) -> Reactor:
+        reactor = make(settings)
+        submit = reactor.submit
+
+        def watch(request: IoRequest) -> None:
+            if isinstance(request, Io) and request.op == Op.FLUSH:
+                flushed.append(request.device.path)
+            submit(request)
+
+        reactor.submit = watch
+        return reactor
+
+    monkeypatch.setattr(Settings, "reactor", watched)
+    assert copy("a", "b", piece=8, map_interval=1e-6).exit_code == ExitCode.OK
+    assert flushed == ["a", "b"]
+    assert not caplog.records
 
 
 def test_a_new_file_that_got_nothing_is_removed() -> None:

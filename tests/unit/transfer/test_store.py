@@ -474,6 +474,30 @@ def test_holes_are_whole_blocks() -> None:
     assert shifted == RangeSet([(64, 256), (320, 2000)])
 
 
+@pytest.mark.parametrize("told_until", [0, 1 << 16])
+def test_where_data_lies_cannot_be_told_there_are_no_holes(
+    told_until: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk: what it has would be taken for zeroes, from there on, and lost."""
+    lseek = os.lseek
+
+    def refuse(fd: int, position: int, whence: int) -> int:
+        if whence == os.SEEK_DATA and position >= told_until:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return lseek(fd, position, whence)
+
+    with open("src", "wb") as file:
+        file.truncate(1 << 20)
+        for position in (1 << 15, 1 << 18):
+            file.seek(position)
+            file.write(b"x")
+    with open_all(TransferRequest("src", ("a",))) as opened:
+        assert opened.source is not None
+        assert find_holes(opened.source, 8)
+        monkeypatch.setattr(os, "lseek", refuse)
+        assert not find_holes(opened.source, 8)
+
+
 def test_data_that_begins_or_ends_within_a_sector_makes_it_data(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
