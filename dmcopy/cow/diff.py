@@ -68,11 +68,11 @@ def diff_origin(store: Store, origin: CowDevice) -> Iterator[Span]:
 
 def _diff_stores(a: Store, b: Store) -> Iterator[Span]:
     size = a.layout.chunk_bytes
-    in_a = ((old, 0, new) for old, new in load_any(a))
-    in_b = ((old, 1, new) for old, new in load_any(b))
+    in_a = ((old, Difference.ONLY_A, new) for old, new in load_any(a))
+    in_b = ((old, Difference.ONLY_B, new) for old, new in load_any(b))
     both: list[_Pair] = []
     for old, found in groupby(merge(in_a, in_b), itemgetter(0)):
-        (_, which, new), *twin = found
+        (_, only, new), *twin = found
         if twin:
             both.append(_Pair(old, new * size, twin[0][2] * size))
             if len(both) * size >= PIECE_BYTES:
@@ -81,7 +81,7 @@ def _diff_stores(a: Store, b: Store) -> Iterator[Span]:
         else:
             yield from _compare(a.device, b.device, both, size)
             both.clear()
-            yield Span(Difference.ONLY_B if which else Difference.ONLY_A, old, 1)
+            yield Span(only, old, 1)
     yield from _compare(a.device, b.device, both, size)
 
 

@@ -95,11 +95,13 @@ def to_png(density: Density) -> bytes:
     grid = [cells[start : start + density.width] for start in range(0, len(cells), density.width)]
     figure, axes = plt.subplots(figsize=(10, max(1.5, 10 * density.rows / density.width + 1)))
     image = axes.imshow(grid or [[math.nan]], cmap="OrRd", vmin=0, vmax=1, aspect="equal")
-    axes.set_title(title(density), fontsize=10)
+    axes.set_title(title(density), fontsize="medium")
     ticks = range(0, density.rows, max(1, density.rows // 8))
-    axes.set_yticks(ticks, [_position(density, row * density.width) for row in ticks], fontsize=8)
+    axes.set_yticks(
+        ticks, [_position(density, row * density.width) for row in ticks], fontsize="small"
+    )
     axes.set_xticks([])
-    axes.set_xlabel(f"a block is {_cell(density)}", fontsize=8)
+    axes.set_xlabel(f"a block is {_cell(density)}", fontsize="small")
     figure.colorbar(image, ax=axes, label="changed", shrink=0.8)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=120, bbox_inches="tight")

@@ -165,7 +165,7 @@ class SnapshotMerge(Snapshot):
 
     def _begin_copies(self, runs: Sequence[MergeRun]) -> bool:
         origin = self.module.origin(self.origin)
-        if origin.snapshots == [self] and self.loss is None:
+        if origin.snapshots == [self]:
             return False  # as mostly: a microsecond or two for each chunk
         waits = False
         for run in runs:

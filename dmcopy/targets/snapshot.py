@@ -89,7 +89,6 @@ class Snapshot(Target):
         self.active = False
         self.chunk_size = 0
         self._shift = 0
-        self._mask = 0
         self.exceptions = ExceptionTable()
         self.tracked = TrackedChunks()
         self.store = self.make_store()
