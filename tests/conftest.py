@@ -15,10 +15,10 @@ collect_ignore = ["examples"]  # projects of their own, which tests/unit/example
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepare hypothesis, and take SIGINT as in the foreground.
+    """Prepare hypothesis, and take signals as in the foreground.
 
     The latter is handed down to the commands that tests start: a shell has a job in the background
-    ignore SIGINT, and each of its children.
+    ignore SIGINT, and each of its children, nohup SIGHUP, and who knows what started a CI's runner.
     """
     if not config.getoption("--vm-report"):  # tests in a guest do without what takes long to import
         from hypothesis import HealthCheck, settings
@@ -27,8 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
             "dmcopy", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
         )  # no verdict hangs on how fast the machine is
         settings.load_profile("dmcopy")
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python ignores these
+        if signal.getsignal(number) == signal.SIG_IGN:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
+from typing import Any
 
 SECONDS = 120.0
 
@@ -14,3 +16,15 @@ def until(done: Callable[[], object], what: str, *, seconds: float = SECONDS) ->
     while not done():
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for: {what}"
         time.sleep(0.01)
+
+
+class Program(subprocess.Popen[Any]):
+    """A process that a `with` starts, and kills where it is left by an exception.
+
+    Popen would wait for its end, and a test whose deadline has passed would hang all the same.
+    """
+
+    def __exit__(self, *raised: object) -> None:
+        if raised != (None, None, None):
+            self.kill()
+        super().__exit__(*raised)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from dmcopy import runtime
-from dmcopy.errors import DeadlineError, MissingError
+from dmcopy.errors import DeadlineError, MissingError, UsageError
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +63,18 @@ def python_environment() -> dict[str, str]:
     return {**runtime.environment(), "PYTHONPATH": where}
 
 
+def require_exit_codes() -> None:
+    """Raise UsageError where this process ignores SIGCHLD, as it may have from the one before it.
+
+    The kernel keeps no exit codes for it then (wait(2)), and subprocess takes each for 0.
+    """
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        raise UsageError(
+            "this process ignores SIGCHLD, so that nobody is told how the programs end that it "
+            "starts: call signal.signal(signal.SIGCHLD, signal.SIG_DFL) first"
+        )
+
+
 def run(
     argv: Sequence[str], *, timeout: float, pass_fds: Sequence[int] = (), **more: str
 ) -> subprocess.CompletedProcess[str]:
@@ -69,8 +82,10 @@ def run(
 
     It gets the descriptors `pass_fds`, and `more` in its environment.
 
-    Raises MissingError when it is not installed, DeadlineError when it outlasts `timeout` seconds.
+    Raises MissingError when it is not installed, DeadlineError when it outlasts `timeout` seconds,
+    UsageError where SIGCHLD is ignored.
     """
+    require_exit_codes()
     program = which(argv[0])
     if program is None:
         package = PACKAGES.get(argv[0], argv[0])

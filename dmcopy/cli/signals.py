@@ -6,6 +6,8 @@
     SIGUSR1                    the next progress that comes is told, as with dd
 
 One that is ignored from the start stays so: SIGINT in a shell's background job, SIGHUP below nohup.
+Not so SIGCHLD, without which nobody is told how a program ends, nor a SIGALRM that is held back,
+without which a command would not end after its grace.
 """
 
 from __future__ import annotations
@@ -62,11 +64,15 @@ def handled() -> Iterator[None]:
             before[number] = handler
     for number in before.keys() - {signal.SIGALRM}:
         signal.signal(number, _ask if number == signal.SIGUSR1 else _end)
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    held = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     try:
         yield
     finally:
         if _state.first is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         for number, handler in before.items():
             signal.signal(number, handler)
 

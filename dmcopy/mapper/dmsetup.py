@@ -124,7 +124,7 @@ class Dmsetup:
         """Run dmsetup with `words` and return all that is known of the call.
 
         Raises DmsetupError when it fails, MissingError when it or the kernel's driver is not there,
-        DeadlineError when it does not end in time.
+        DeadlineError when it does not end in time, UsageError where SIGCHLD is ignored.
         """
         with KernelLog() as log:
             call = self.call(words, stdin, self.timeout if timeout is None else timeout)
@@ -170,6 +170,7 @@ class Dmsetup:
         return call
 
     def _start(self, argv: list[str]) -> subprocess.Popen[bytes]:
+        tools.require_exit_codes()
         env = tools.environment(**self.udev.environment, LC_ALL=_LOCALE)
         try:
             # Standard input is always given: dmsetup reads a table from it whenever it has none.

@@ -68,7 +68,7 @@ def cut_off(via: str, folder: Path, numbers: Callable[[], list[int]]) -> None:
     flying = Path("/sys/block", Path(node).name, "inflight")
     until(lambda: int(flying.read_text().split()[1]) > 40, "many requests under way")
     serving.process.kill()
-    serving.process.communicate()
+    serving.process.communicate(timeout=SECONDS)
     assert fio.wait(SECONDS) != 0
     run(sys.executable, "-m", "dmcopy", "dm", "reap")
     assert numbers() == others

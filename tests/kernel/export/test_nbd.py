@@ -16,6 +16,7 @@ import pytest
 from dmcopy.asking import ask
 from tests.kernel.programs import run
 from tests.unit.export.serving import Serving
+from tests.waiting import Program
 
 pytestmark = [pytest.mark.kernel(either=True, cost=20), pytest.mark.timeout(900)]
 
@@ -185,7 +186,7 @@ def test_suspend_and_reload_while_fio_runs(scratch_disks: list[Path], tmp_path: 
         words += ["--rw=randwrite", "--bs=4k", "--iodepth=16", "--size=1M"]
         words += ["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"]
         command = ["fio", "--output-format=json", *words]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as fio:
+        with Program(command, stdout=subprocess.PIPE, text=True) as fio:
             reloads = 0
             while fio.poll() is None or reloads < 3:
                 run("dmsetup", "suspend", "over")

@@ -21,6 +21,7 @@ from dmcopy.mapper.reap import Reaper
 from dmcopy.table import Linear, Table, Zero
 from tests.kernel.forked import Forked
 from tests.kernel.programs import run
+from tests.waiting import Program
 
 from ..conftest import devices
 from .conftest import Disks, loops
@@ -55,7 +56,7 @@ def _cycles(mapper: KernelMapper, disks: Disks, count: int) -> None:
     table = Table.of(8, Linear(disks.a, 0))
     pipe = subprocess.PIPE
     words = [sys.executable, "-c", OPENER]
-    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as opener:
+    with Program(words, stdin=pipe, stdout=pipe, text=True) as opener:
         for number in range(count):
             with mapper.device(f"cycle{number % 3}", table):
                 pass

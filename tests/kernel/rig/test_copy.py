@@ -18,6 +18,7 @@ import pytest
 from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode
 from tests.kernel.programs import run
+from tests.waiting import Program
 
 pytestmark = pytest.mark.kernel(either=True, cost=5)
 
@@ -173,7 +174,7 @@ def _destination(facts: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def test_a_destination_that_is_pulled_out(source: Path, scsi_disk: Path) -> None:
     argv = [sys.executable, "-m", "dmcopy", "copy", "--progress=none", "--count", "64M"]
-    with subprocess.Popen(
+    with Program(
         [*argv, "--piece", "64K", str(source), str(scsi_disk)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

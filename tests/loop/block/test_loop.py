@@ -23,6 +23,7 @@ from dmcopy.errors import BusyError, UsageError
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.reap import Reaper
+from tests.waiting import Program
 
 pytestmark = pytest.mark.loop
 
@@ -102,7 +103,7 @@ def test_one_whose_process_was_killed_is_reaped(loops: Any) -> None:
     (probe,) = loops(8)
     ledger = Ledger(loops.folder / "ledger")
     words = [sys.executable, "-c", VICTIM, probe.backing, str(ledger.path)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as victim:
+    with Program(words, stdout=subprocess.PIPE, text=True) as victim:
         assert victim.stdout is not None
         path = victim.stdout.readline().strip()
         assert sysfs.backing_file(os.path.basename(path)) == probe.backing

@@ -19,7 +19,7 @@ from dmcopy.asking import VERSION
 from dmcopy.runtime import control_path
 from dmcopy.table import Error, Table
 from tests.loop.export.here import MIB, SECONDS, Here
-from tests.waiting import until
+from tests.waiting import Program, until
 
 pytestmark = pytest.mark.loop
 SECTORS = 32 * MIB >> 9
@@ -112,7 +112,7 @@ def test_two_hang_and_each_ends_by_itself(here: Here, slow: Slow) -> None:
     """The one above waits for the one below, which is resumed."""
     slow.below.suspend()
     words = [f"if={slow.slow.path}", "of=/dev/null", "bs=4096", "count=1", "iflag=direct"]
-    with subprocess.Popen(["dd", *words], stderr=subprocess.DEVNULL) as reader:
+    with Program(["dd", *words], stderr=subprocess.DEVNULL) as reader:
         until(lambda: _in_flight(slow.slow.path), "a read to come")
         asked = Asked("suspend", name="slow", flush=True)
         wiped = Table.of(SECTORS, Error())

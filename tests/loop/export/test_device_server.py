@@ -16,6 +16,7 @@ from dmcopy.errors import BusyError
 from dmcopy.runtime import control_path
 from dmcopy.table import Table
 from tests.loop.export.here import MIB, SECONDS, Here
+from tests.waiting import Program
 
 pytestmark = pytest.mark.loop
 
@@ -246,7 +247,7 @@ def test_serve_has_a_name_that_a_device_cannot_have_then(here: Here, kind: str) 
     dmcopy = [*AS_USER, *env, sys.executable, "-m", "dmcopy"]
     create = [*dmcopy, "dm", "create", "--table", f"0 8 linear {other} 0"]
     serve = [*dmcopy, "serve", "--via", kind, "--table"]
-    with subprocess.Popen([*serve, f"0 8 linear {image} 0"], stdout=subprocess.PIPE) as serving:
+    with Program([*serve, f"0 8 linear {image} 0"], stdout=subprocess.PIPE) as serving:
         assert serving.stdout is not None
         try:
             node = folder / ("dev" if kind == "fuse" else "dev.nbd")
@@ -330,7 +331,7 @@ def test_another_users_server_is_not_believed(here: Here) -> None:
     here.folder.chmod(0o777)
     words = [*AS_USER, sys.executable, "-c", IMPOSTOR, control_path()]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(words, **pipes) as impostor:  # type: ignore[call-overload]
+    with Program(words, **pipes) as impostor:  # type: ignore[call-overload]
         impostor.stdout.readline()
         for verb in (["ls"], ["create", "x", "--table", "0 8 zero"]):
             assert "is another user's" in here.dm(*verb, code=2)

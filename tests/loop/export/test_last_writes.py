@@ -15,7 +15,7 @@ from dmcopy.errors import BusyError, DeadlineError
 from dmcopy.io import probe
 from tests.loop.export.conftest import Serving
 from tests.loop.export.here import MIB, SECONDS, Here
-from tests.waiting import until
+from tests.waiting import Program, until
 
 pytestmark = pytest.mark.loop
 
@@ -57,7 +57,7 @@ def test_a_device_is_busy_until_they_have_ended(here: Here) -> None:
     here.dm("create", "slow", "--table", f"0 8192 linear {below} 0")
     path = here.mapper.path("slow")
     words = [sys.executable, "-c", WRITES, path]
-    with subprocess.Popen(words, stdin=-1, stdout=-1, text=True) as process:
+    with Program(words, stdin=-1, stdout=-1, text=True) as process:
         assert process.stdin
         assert process.stdout
         assert process.stdout.readline() == "open\n"
@@ -87,14 +87,14 @@ def test_the_next_device_server_waits_for_them(here: Here, serving: Serving) -> 
     path = here.mapper.path("data")
     serving.mapper.suspend("slow")
     dd = ["dd", "if=/dev/zero", f"of={path}", "bs=4k", "count=1", "oflag=direct", "status=none"]
-    with subprocess.Popen(dd, stderr=subprocess.DEVNULL) as writer:
+    with Program(dd, stderr=subprocess.DEVNULL) as writer:
         try:
             serving.until(lambda: under_way(slow), "the write")
             server = here.server()
             os.kill(int(server.split()[0]), signal.SIGKILL)
             do(lambda: here.gone(server))
             words = [sys.executable, "-m", "dmcopy", "serve", "--resume"]
-            with subprocess.Popen(words, stdout=-1, stderr=-1, text=True) as resumed:
+            with Program(words, stdout=-1, stderr=-1, text=True) as resumed:
                 with pytest.raises(DeadlineError):
                     serving.mapper.reactor.run_until(
                         lambda: resumed.poll() is not None, 1, "its end, while a write is under way"

@@ -17,7 +17,7 @@ from dmcopy.cli import signals, streams
 from dmcopy.cli.main import main
 from dmcopy.errors import ExitCode
 from tests.unit.cli.test_streams import unread
-from tests.waiting import until
+from tests.waiting import Program, until
 
 SIZE = 8 << 20
 DEADLINE = 60.0
@@ -33,7 +33,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def start(*words: str, before: Callable[[], object] | None = None, **how: Any) -> Any:
     """Start a command that is slow enough to be found at work."""
     command = [sys.executable, "-m", "dmcopy", *words]
-    return subprocess.Popen(command, preexec_fn=before, **how)
+    return Program(command, preexec_fn=before, **how)
 
 
 def saved() -> int:
@@ -86,6 +86,28 @@ def test_a_command_that_waits_for_events_ends(number: int) -> None:
         process.send_signal(number)
         _, said = process.communicate(timeout=DEADLINE)
     assert (process.returncode, said) == (ExitCode.INTERRUPTED, "dmcopy: interrupted\n")
+
+
+def test_how_a_program_ended_is_told_to_one_whose_parent_ignores_that() -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+    Path("dmsetup").write_text("#!/bin/sh\necho Device does not exist. >&2\nexit 1\n")
+    Path("dmsetup").chmod(0o755)
+    env = {**os.environ, "PATH": f"{Path.cwd()}:{os.environ['PATH']}"}
+    with start("dm", "remove", "gone", before=ignore, env=env, stderr=subprocess.PIPE) as process:
+        _, said = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, b"cannot remove it" in said) == (ExitCode.FAILED, True), said
+
+
+def test_a_held_back_alarm_ends_what_does_not_end_by_itself() -> None:
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    try:
+        with signals.handled():
+            assert signal.SIGALRM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert signal.SIGALRM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def test_output_that_nobody_reads_holds_nothing_up() -> None:
@@ -241,7 +263,7 @@ def test_a_command_that_has_hardly_begun_is_ended_without_a_traceback(
         signal.signal(signal.SIGINT, getattr(signal, before))
 
     words = [sys.executable, "-c", ENTRY.format(then)]
-    with subprocess.Popen(words, preexec_fn=set_up) as process:
+    with Program(words, preexec_fn=set_up) as process:
         assert process.wait(DEADLINE) == 0
 
 

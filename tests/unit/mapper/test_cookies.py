@@ -20,6 +20,7 @@ from dmcopy.mapper.dmsetup import Dmsetup
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.reap import Reaper
 from dmcopy.mapper.udev import Udev
+from tests.waiting import Program
 
 from .conftest import Fake
 from .recorded import failed, ok
@@ -96,7 +97,7 @@ with cookie(Ledger(sys.argv[1])) as made:
 
 def test_one_whose_process_was_killed_is_reaped(mapper: KernelMapper, ledger: Ledger) -> None:
     words = [sys.executable, "-c", VICTIM, str(ledger.path)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as victim:
+    with Program(words, stdout=subprocess.PIPE, text=True) as victim:
         assert victim.stdout is not None
         option = victim.stdout.readline().strip()
         assert option in keys()

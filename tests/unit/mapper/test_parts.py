@@ -158,7 +158,7 @@ def test_a_process_is_told_from_the_next_with_its_number() -> None:
     assert not alive("")
     assert not alive(f"{os.getpid()} 1")
     child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
+    child.wait(60)
     assert identity(child.pid) == ""
 
 
@@ -172,7 +172,7 @@ def server() -> Iterator[subprocess.Popen[bytes]]:
     child.stdout.readline()
     yield child
     child.kill()
-    child.wait()
+    child.wait(60)
     child.stdout.close()
 
 

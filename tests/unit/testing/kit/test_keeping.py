@@ -18,6 +18,7 @@ from dmcopy.mapper.cookies import Cookie
 from dmcopy.testing import facts, keeping
 from dmcopy.testing.kit import leaks, watchdog
 from dmcopy.testing.kit.leaks import Leaks, Present
+from tests.waiting import Program
 
 pytest_plugins = ["pytester"]
 
@@ -158,7 +159,7 @@ def test_who_has_a_file_of_a_mount_is_told_and_not_waited_for(
 ) -> None:
     leaks = Leaks(ledger, [tmp_path], alone=False)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True)
-    with subprocess.Popen(["sleep", "600"], cwd=tmp_path) as process:
+    with Program(["sleep", "600"], cwd=tmp_path) as process:
         try:
             left = leaks.find()
             assert [mount.point for mount in left.mounts] == [str(tmp_path)]
@@ -202,7 +203,7 @@ def test_what_is_anothers_is_no_leak(
         assert str(kept.find()) == ""
     finally:
         other.kill()
-        other.wait()
+        other.wait(60)
         subprocess.run(["losetup", "--detach", nodes[1]], check=True)
 
 
