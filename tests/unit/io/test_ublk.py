@@ -6,9 +6,11 @@ import ctypes
 import errno
 import os
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
@@ -171,3 +173,188 @@ def test_what_the_driver_may_still_write_to_is_kept(
     with pytest.raises(TimeoutError):
         ublk.UblkControl().info(0)
     assert [len(one) for one in lent] == [ublk._INFO.size]
+
+
+class Asked(NamedTuple):
+    """A command as the driver reads it (struct ublksrv_ctrl_cmd), and what is in its buffer."""
+
+    code: int
+    number: int
+    queue: int
+    data: int
+    buffer: bytes
+
+
+class Driver:
+    """In the place of the ring to it: notes what it is asked, and answers.
+
+    Attributes:
+        answer: what it writes to the buffer.
+        results: of the next commands; then they succeed.
+        rings: those that are open.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        self.answer = b""
+        self.results: list[int] = []
+        self.rings = 0
+
+    def __call__(self, entries: int, *, wide: bool) -> FakeRing:
+        assert (entries, wide) == (1, True)
+        self.rings += 1
+        return FakeRing(self)
+
+    def take(self, entry: bytes | bytearray) -> int:
+        op, _, code, _ = ring.COMMAND.unpack_from(entry)
+        assert op == ring.OP_URING_CMD
+        number, queue, size, address, data = struct.unpack_from("<IHHQQ", entry, 48)
+        self.asked.append(Asked(code, number, queue, data, ctypes.string_at(address, size)))
+        result = self.results.pop(0) if self.results else 0
+        if result == 0:
+            ctypes.memmove(address, self.answer, min(size, len(self.answer)))
+        return result
+
+
+class FakeRing:
+    """The part of a ring that a command needs."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.sqes = bytearray(128)
+        self._driver = driver
+        self._found: list[int] = []
+
+    def queue(self, entries: list[int]) -> None:
+        assert entries == [0]
+
+    def enter(self, submit: int, wait: int, timeout: float) -> int:
+        assert (submit, wait, timeout > 0) == (1, 1, True)
+        self._found = [0, self._driver.take(self.sqes) % (1 << 32)]
+        return 1
+
+    def reap(self) -> list[int]:
+        return self._found
+
+    def close(self) -> None:
+        self._driver.rings -= 1
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    found = Driver()
+    monkeypatch.setattr(ublk, "CONTROL", os.devnull)
+    monkeypatch.setattr(ublk, "Ring", found)
+    return found
+
+
+NEW = (1 << 32) - 1
+"""(__u32)-1: no device yet; the driver chooses a number."""
+MARK = "00c0ffee00c0ffee"
+
+
+def info(number: int, *, state: int = 0, pid: int = -1, flags: int = 0, depth: int = 0) -> bytes:
+    """Return a struct ublksrv_ctrl_dev_info."""
+    many = struct.pack("<HHHHII", 1, depth, state, 0, 1 << 20, number)
+    return many + struct.pack("<iIQQ16x", pid, 0, flags, int(MARK, 16)) + bytes(8)
+
+
+def test_a_driver_is_asked_what_it_can_do_about_no_device(driver: Driver) -> None:
+    driver.answer = (1 << 10).to_bytes(8, "little")
+    assert ublk.UblkControl().features() == 1 << 10
+    assert ublk.UblkControl().can_resize
+    assert driver.asked[0] == Asked(ublk._GET_FEATURES, NEW, 0xFFFF, 0, bytes(8))
+    driver.answer = (0x3FF).to_bytes(8, "little")
+    assert not ublk.UblkControl().can_resize
+    assert driver.rings == 0
+
+
+@pytest.mark.parametrize(("number", "wanted"), [(None, NEW), (0, 0), (7, 7)])
+@pytest.mark.parametrize(("recoverable", "flags"), [(False, 0x40), (True, 0x58)])
+def test_a_device_is_added(
+    driver: Driver, number: int | None, wanted: int, *, recoverable: bool, flags: int
+) -> None:
+    """Commands by ioctl numbers; USER_RECOVERY with USER_RECOVERY_REISSUE, or neither."""
+    driver.answer = info(7)
+    made = ublk.UblkControl().add(
+        MARK, depth=64, max_bytes=1 << 20, recoverable=recoverable, number=number
+    )
+    assert made == ublk.UblkInfo(7, ublk.DEAD, -1, MARK)
+    (asked,) = driver.asked
+    assert asked[:4] == (ublk._ADD, wanted, 0xFFFF, 0)
+    assert asked.buffer == info(wanted, pid=0, flags=flags, depth=64)
+
+
+@pytest.mark.parametrize(("read_only", "attributes"), [(False, 0xC), (True, 0xD)])
+@pytest.mark.parametrize(("block", "shift", "most"), [(512, 9, 8388607), (4096, 12, 8388600)])
+def test_a_device_is_described(
+    driver: Driver, block: int, shift: int, most: int, *, read_only: bool, attributes: int
+) -> None:
+    """Volatile cache and FUA; a discard has whole blocks, as many as 32 bits have bytes for."""
+    ublk.UblkControl().describe(
+        3, sectors=1 << 40, block_size=block, max_bytes=1 << 20, read_only=read_only
+    )
+    (asked,) = driver.asked
+    assert asked[:4] == (ublk._SET_PARAMS, 3, 0xFFFF, 0)
+    length, types, *basic = struct.unpack_from("<III4BIIQQ", asked.buffer)
+    assert (length, types) == (len(asked.buffer), 0b11)
+    assert basic == [attributes, *[shift] * 4, 2048, 0, 1 << 40, 0]
+    assert struct.unpack_from("<IIIIHH", asked.buffer, 40) == (0, block, most, most, 1, 0)
+
+
+def test_what_is_asked_about_a_device(driver: Driver) -> None:
+    control = ublk.UblkControl()
+    control.start(3)
+    control.stop(3)
+    control.resize(3, 1 << 33)
+    control.end_recovery(3)
+    control.delete(3)
+    control.delete(3, wait=False)
+    assert [(one.code, one.data) for one in driver.asked] == [
+        (ublk._START, os.getpid()),
+        (ublk._STOP, 0),
+        (ublk._UPDATE_SIZE, 1 << 33),
+        (ublk._END_RECOVERY, os.getpid()),
+        (ublk._DELETE, 0),
+        (ublk._DELETE_LATER, 0),
+    ]
+    assert {one[1:3] for one in driver.asked} == {(3, 0xFFFF)}
+
+
+def test_where_none_can_be_deleted_later_it_is_waited_for(driver: Driver) -> None:
+    driver.results = [-errno.EOPNOTSUPP]
+    ublk.UblkControl().delete(3, wait=False)
+    assert [one.code for one in driver.asked] == [ublk._DELETE_LATER, ublk._DELETE]
+    driver.results = [-errno.ENODEV]
+    with pytest.raises(OSError, match=os.strerror(errno.ENODEV)):
+        ublk.UblkControl().delete(3, wait=False)
+    assert len(driver.asked) == 3
+
+
+def test_a_recovery_begins_once_the_driver_knows_that_the_server_died(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.results = [-errno.EBUSY, -errno.EBUSY]
+    ublk.UblkControl().begin_recovery(3)
+    assert [one.code for one in driver.asked] == [ublk._START_RECOVERY] * 3
+    driver.results = [-errno.ENODEV]
+    with pytest.raises(OSError, match=os.strerror(errno.ENODEV)):
+        ublk.UblkControl().begin_recovery(3)
+    clock = SimpleNamespace(monotonic=iter(range(1000)).__next__, sleep=lambda _: None)
+    monkeypatch.setattr("dmcopy.io.ublk.time", clock)
+    driver.results = [-errno.EBUSY] * 1000
+    with pytest.raises(OSError, match=os.strerror(errno.EBUSY)):
+        ublk.UblkControl().begin_recovery(3)
+
+
+def test_a_device_is_found_by_its_mark(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are gone meanwhile, or may not be looked at, are not it."""
+    control = ublk.UblkControl()
+    monkeypatch.setattr(os, "listdir", lambda _: ["ublkc10", "ublkc9"])
+    driver.answer = info(10, state=ublk.QUIESCED, pid=12)
+    driver.results = [-errno.ENODEV]
+    assert control.numbers() == [9, 10]
+    assert control.find(MARK) == ublk.UblkInfo(10, ublk.QUIESCED, 12, MARK)
+    assert [one.number for one in driver.asked] == [9, 10]
+    assert control.find("0" * 16) is None
+    monkeypatch.undo()
+    assert control.numbers() == [] or os.path.exists("/sys/class/ublk-char")
