@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -81,18 +82,14 @@ class TransferSession:
 
     def run(self) -> TransferOutcome:
         """Copy, and verify if that was asked for. Raises UsageError when the map does not fit."""
-        reactor = self._reactor = self.settings.reactor()
-        client = self._client(reactor)
-        try:
-            outcome = self._copy(client)
-        except BaseException:
-            client.destroy()
-            reactor.close()
-            raise
-        if outcome.transfer.abandoned:  # neither can be closed with requests in flight
-            return outcome
-        client.destroy()
-        with reactor:
+        with ExitStack() as stack:
+            reactor = self._reactor = stack.enter_context(self.settings.reactor())
+            with ExitStack() as pages:
+                outcome = self._copy(pages.enter_context(self._client(reactor)))
+                if outcome.transfer.abandoned:  # neither can be closed with requests in flight
+                    pages.pop_all()
+                    stack.pop_all()
+                    return outcome
             if self.options.verify and not (outcome.interrupted or outcome.transfer.source_error):
                 self._verify(reactor, outcome)
         return outcome

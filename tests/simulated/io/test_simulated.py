@@ -181,6 +181,18 @@ def test_every_request_takes_its_time_and_is_a_step() -> None:
     assert 1e-3 < max(took) < 2.1e-3
 
 
+def test_it_is_busy_while_a_request_is_in_flight() -> None:
+    backend = SimulatedBackend(1)
+    reactor, request = Reactor(backend), write(SimulatedDisk(8), 0, 1, Memory(1))
+    done: list[Any] = []
+    request.notify = done.append
+    assert backend.busy is False
+    reactor.submit(request)
+    assert backend.busy is True
+    reactor.run_until(lambda: done, 10, "a request")
+    assert backend.busy is False
+
+
 def test_the_clock_advances_by_a_wait_that_ends_before_the_request_does() -> None:
     """Or a wait with a deadline would never come to it while a slow request is under way."""
     backend = SimulatedBackend(1)
@@ -233,6 +245,7 @@ def test_a_write_in_flight_is_lost_kept_or_torn_and_goes_on() -> None:
     memory.fill(((0, 1024),), b"ab" * 512)
     write = Io(Op.WRITE, IoRegion(disk, 2, 2), memory, ((0, 1024),), done.append)
     zero = Io(Op.WRITE_ZEROES, IoRegion(other, 0, 1), notify=done.append)
+    disk.load(b"d" * 4096)
     other.load(b"o" * 4096)
     reactor.submit(write)
     reactor.submit(Io(Op.READ, IoRegion(disk, 0, 2), memory, ((2048, 1024),), done.append))
@@ -243,11 +256,13 @@ def test_a_write_in_flight_is_lost_kept_or_torn_and_goes_on() -> None:
         left = bytes(one.content())
         assert states.setdefault(one.state, left) == left
         lefts.add(left[2 << 9 : 4 << 9])
-        assert not any(left[: 2 << 9] + left[4 << 9 :])
+        assert left[: 2 << 9] + left[4 << 9 :] == b"d" * 3072, "a read in flight leaves nothing"
+        (alone,) = backend.outcomes([disk], random.Random(seed))
+        assert alone.content() == left, "whatever is in flight on disks not asked about"
         zeroed.add(two.content()[0])
         cut = [one.disk() for one in backend.outcomes([disk, other], random.Random(seed))]
         assert [bytes(one.content) for one in cut] == [left, bytes(two.content())]
-    new, old = b"ab" * 256, bytes(512)
+    new, old = b"ab" * 256, b"d" * 512
     assert lefts == {new + new, new + old, old + new, old + old}
     assert zeroed == {0, ord("o")}
     reactor.run_until(lambda: len(done) == 3, 10, "all of it")

@@ -6,6 +6,7 @@ import errno
 import random
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 import pytest
 
@@ -72,6 +73,24 @@ def test_extract(seed: int, changed_only: bool) -> None:
     assert bytes(bench.out.content) == bench.content
     changed = len(bench.pairs) * CHUNK - 1
     assert mover.sectors == (changed if changed_only else ORIGIN_SECTORS)
+
+
+@pytest.mark.parametrize("sectors", [31, 32])
+@pytest.mark.parametrize("olds", [[], [0], [7, 8], [15], [0, 15], list(range(16))])
+def test_an_image_is_whole_wherever_the_changed_chunks_are(sectors: int, olds: list[int]) -> None:
+    """The rest is the origin's: before the first of them, in between, and behind the last."""
+    rnd = random.Random(1)
+    pairs = allocate(olds, CHUNK)
+    origin, cow = rnd.randbytes(sectors * 512), build(CHUNK, pairs, 40)
+    disk, out = MemoryDisk(origin, "origin"), SimulatedDisk(sectors, "out")
+    plan = plan_extract(IoRegion(disk, 0, sectors), MemoryDisk(cow), IoRegion(out, 0, sectors))
+    with (
+        Reactor(SimulatedBackend(1)) as reactor,
+        closing(Mover(reactor, out, chunk_size=CHUNK)) as mover,
+    ):
+        plan.run(mover)
+        assert mover.sectors == plan.total == sectors
+    assert bytes(out.content) == overlay(origin, cow, CHUNK, pairs)
 
 
 def test_an_image_is_written_in_long_pieces(bench: Bench) -> None:

@@ -58,12 +58,17 @@ def test_how_much_of_a_cell_has_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "ticks"), [(3, [0, 1, 2]), (15, [*range(15)]), (40, [*range(0, 40, 5)])]
+    ("rows", "ticks", "height"),
+    [(3, [0, 1, 2], 16), (15, [*range(15)], 76), (40, [*range(0, 40, 5)], 201)],
 )
 def test_a_png_has_few_positions_beside_it(
-    monkeypatch: pytest.MonkeyPatch, rows: int, ticks: list[int]
+    monkeypatch: pytest.MonkeyPatch, rows: int, ticks: list[int], height: int
 ) -> None:
-    """As matplotlib is told: it need not be there, and what it draws is its own."""
+    """As matplotlib is told: it need not be there, and what it draws is its own.
+
+    The colours are of none to all, whatever there is; the cells are square, in a width of 1200
+    pixels, with an inch for what is above and below them.
+    """
     mpl, pyplot = MagicMock(spec=ModuleType("matplotlib")), MagicMock()
     mpl.use, mpl.pyplot = MagicMock(), pyplot
     figure, axes = MagicMock(), MagicMock()
@@ -71,8 +76,13 @@ def test_a_png_has_few_positions_beside_it(
     monkeypatch.setitem(sys.modules, "matplotlib", mpl)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", pyplot)
     density = Density(8, rows * 24 - 12, 12, 2, array("Q", [4] * (2 * rows - 1)))
-    to_png(density)
-    (grid,), _ = axes.imshow.call_args
+    figure.savefig.side_effect = lambda file, **_: file.write(b"a picture")
+    assert to_png(density) == b"a picture"
+    assert mpl.use.call_args.args == ("agg",)
+    size, dots = pyplot.subplots.call_args.kwargs["figsize"], figure.savefig.call_args.kwargs
+    assert (size[0] * dots["dpi"], size[1], dots["format"]) == (1200, height, "png")
+    (grid,), scale = axes.imshow.call_args
+    assert (scale["vmin"], scale["vmax"], scale["aspect"]) == (0, 1, "equal")
     assert [len(row) for row in grid] == [2] * rows
     assert grid[0] == [1 / 3, 1 / 3]
     assert grid[-1][1] != grid[-1][1], "no number where the origin has ended"

@@ -76,6 +76,19 @@ def content(device: BlockDevice) -> bytes:
     return device.pread(0, device.sectors)
 
 
+def test_each_request_is_done_once(reactor: Reactor, device: BlockDevice, memory: Memory) -> None:
+    """One after the other, as where each is done inline: what is over must not be done again."""
+    ended: list[Any] = []
+    requests = [
+        Io(Op.READ, IoRegion(device, 0, 8), memory, [(0, 4096)], ended.append) for _ in range(3)
+    ]
+    for number, request in enumerate(requests, 1):
+        reactor.submit(request)
+        reactor.run_until(lambda number=number: len(ended) >= number, 20, "I/O")  # type: ignore[misc]
+    reactor.step(0)
+    assert ended == requests
+
+
 def test_read_and_write(reactor: Reactor, device: BlockDevice, memory: Memory) -> None:
     before = content(device)
     do(reactor, Io(Op.READ, IoRegion(device, 8, 16), memory, ((0, 8192),)))

@@ -9,6 +9,7 @@ from typing import Any
 from dmcopy.io import IoRegion, Reactor
 from dmcopy.io.simulated import SimulatedBackend, SimulatedDisk
 from dmcopy.kcopyd import Client
+from dmcopy.ranges import RangeSet
 from dmcopy.transfer import Transfer, TransferPlan, events
 
 SECTORS = 640
@@ -26,11 +27,18 @@ class Bench:
         self.seen: list[events.TransferEvent] = []
         self.observe: events.TransferObserver = self.seen.append
 
-    def run(self, during: Callable[[Transfer, Reactor], Any] | None = None, **how: Any) -> Transfer:
+    def run(
+        self,
+        during: Callable[[Transfer, Reactor], Any] | None = None,
+        *,
+        holes: RangeSet | None = None,
+        empty: tuple[RangeSet, ...] = (),
+        **how: Any,
+    ) -> Transfer:
         with Reactor(SimulatedBackend(1)) as reactor:
             client = Client(64, reactor=reactor, depth=4)
             source, *dests = (IoRegion(disk, 0, SECTORS) for disk in (self.source, *self.dests))
-            plan = TransferPlan(source, tuple(dests), 64)
+            plan = TransferPlan(source, tuple(dests), 64, holes=holes, empty=empty)
             transfer = Transfer(client, plan, observer=self.observe, **how)
             if during is not None:
                 during(transfer, reactor)

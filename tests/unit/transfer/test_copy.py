@@ -264,6 +264,23 @@ def test_interrupted_it_ends_soon_and_says_what_is_written(bench: Bench) -> None
             )
 
 
+def test_zeroes_that_are_there_already_are_done_without_a_write(bench: Bench) -> None:
+    """Where a map is kept it says so, and the next run does not begin with them."""
+    for disk in bench.dests:
+        disk.load(b"-" * (SECTORS << 9))
+    empty = (RangeSet([(100, 300)]), RangeSet([(0, 80)]), RangeSet())
+    transfer = bench.run(holes=RangeSet([(64, 192)]), empty=empty)
+    for disk, dest, (left, end) in zip(
+        bench.dests, transfer.dests, [(100, 192), (64, 80), (64, 64)], strict=True
+    ):
+        assert (dest.durable, dest.sectors) == (RangeSet([(0, SECTORS)]), SECTORS)
+        expected = bytearray(bench.source.content)
+        expected[64 << 9 : 192 << 9] = bytes(128 << 9)
+        expected[left << 9 : end << 9] = b"-" * ((end - left) << 9)
+        assert disk.content == expected
+    assert bench.of(events.Progress)[-1].written == (SECTORS,) * 3
+
+
 def test_pieces_give_each_what_it_needs(bench: Bench) -> None:
     source, first, second, _ = (IoRegion(disk, 0, SECTORS) for disk in (bench.source, *bench.dests))
     plan = TransferPlan(source, (first, second), 64, holes=RangeSet([(192, 256)]))
