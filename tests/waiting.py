@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 SECONDS = 120.0
@@ -24,7 +25,12 @@ class Program(subprocess.Popen[Any]):
     Popen would wait for its end, and a test whose deadline has passed would hang all the same.
     """
 
-    def __exit__(self, *raised: object) -> None:
-        if raised != (None, None, None):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
             self.kill()
-        super().__exit__(*raised)
+        super().__exit__(kind, error, trace)

@@ -17,7 +17,7 @@ STUBS = {
     "bin/sudo": """echo "$@" >> "$LOG" """,
     "bin/python3": """test "$*" = "-m venv .venv"; mkdir -p .venv/bin; cp stubs/* .venv/bin""",
     "stubs/pip": """echo "pip $@" >> "$LOG" """,
-    "stubs/pytest": """PYTEST_ADDOPTS= exec "$PYTHON" -m pytest -q -p no:cacheprovider "$@" $ONLY""",
+    "stubs/pytest": 'PYTEST_ADDOPTS= exec "$PYTHON" -m pytest -q -p no:cacheprovider "$@" $ONLY',
 }
 KNOWN = {"python3-venv", "busybox-static", "zstd", "udev", "kmod", *tools.PACKAGES.values()}
 
