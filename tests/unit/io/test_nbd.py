@@ -112,3 +112,62 @@ def test_what_is_connected_is_known_by_its_mark(
     assert [control.mark(number) for number in (0, 1, 10)] == ["", "", "dmcopy-a"]
     assert control.find("dmcopy-a") == 10
     assert control.find("dmcopy-b") is None
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[int, bytes]]]:
+    """The commands that a stand-in of the driver, family 29, is given; it answers with number 7."""
+    found: list[tuple[int, dict[int, bytes]]] = []
+
+    def exchange(_: nbd.NbdControl, family: int, command: int, attributes: bytes) -> bytes:
+        words = nbd._attributes(attributes)
+        if family == 16:
+            assert (command, words) == (3, {2: b"nbd\0"})
+            return struct.pack("=HHHxx", 6, 1, 29)
+        assert family == 29
+        found.append((command, words))
+        return struct.pack("=HHI", 8, 1, 7)
+
+    monkeypatch.setattr(nbd.NbdControl, "exchange", exchange)
+    return found
+
+
+def sockets(descriptor: int) -> bytes:
+    """Return the list of one socket."""
+    return struct.pack("=HHHHI", 12, 1 | 1 << 15, 8, 1, descriptor)
+
+
+@pytest.mark.parametrize(("wait", "seconds"), [(False, 0), (True, 1_000_000)])
+def test_a_device_is_connected(
+    asked: list[tuple[int, dict[int, bytes]]], *, wait: bool, seconds: int
+) -> None:
+    """No request is given up for the time that it takes; another server is waited for, if asked."""
+    control = nbd.NbdControl()
+    assert control.connect("m", 9, sectors=1 << 32, block_size=4096, flags=0x2D, wait=wait) == 7
+    numbers = {2: 1 << 41, 3: 4096, 4: 0, 5: 0x2D, 8: seconds}
+    words = {kind: struct.pack("=Q", number) for kind, number in numbers.items()}
+    assert asked == [(1, words | {10: b"m\0", 7: sockets(9)})]
+
+
+def test_what_is_asked_about_a_device(asked: list[tuple[int, dict[int, bytes]]]) -> None:
+    """What would change it names its mark, too: a number may be another's by then."""
+    control = nbd.NbdControl()
+    control.reconnect(3, "m", 9)
+    control.resize(3, "m", 8)
+    control.disconnect(3)
+    three = struct.pack("=I", 3)
+    assert asked == [
+        (3, {1: three, 10: b"m\0", 7: sockets(9)}),
+        (3, {1: three, 10: b"m\0", 2: struct.pack("=Q", 4096)}),
+        (2, {1: three}),
+    ]
+
+
+def test_requests_look_for_another_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nbd, "_BLOCKS", str(tmp_path))
+    timeout = tmp_path / "nbd3/queue/io_timeout"
+    timeout.parent.mkdir(parents=True)
+    nbd.NbdControl().retry_soon(3)
+    assert timeout.read_text() == "5000"
+    nbd.NbdControl().retry_soon(4)  # as where it has gone meanwhile
+    assert [path.name for path in tmp_path.iterdir()] == ["nbd3"]
