@@ -27,6 +27,15 @@ PAIRS = allocate(scattered(600, 1500), 8)
 AREA_0, AREA_2 = 4096, 515 * 4096
 
 
+@pytest.fixture(params=[1 << 20, 512])
+def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How much is read at a time: more than a chunk, or, as of a large one, a part of it."""
+    length = int(request.param)
+    for module in ("store", "check"):
+        monkeypatch.setattr(f"dmcopy.cow.{module}.PIECE_BYTES", length)
+    return length
+
+
 def report(data: bytes | bytearray, **expected: int) -> StoreReport:
     return check(MemoryDisk(data), **expected)
 
@@ -150,32 +159,39 @@ def test_another_chunk_size_than_the_tables() -> None:
     assert "8 sectors and not 16" in problem.text
 
 
-def test_rubbish_behind_the_header_is_noted() -> None:
+@pytest.mark.usefixtures("piece")
+@pytest.mark.parametrize("at", [16, 511, 512, 1024, 4095])
+def test_rubbish_behind_the_header_is_noted(at: int) -> None:
     data = build(8, PAIRS, CHUNKS)
-    data[1000] = 1
-    assert [problem[::2] for problem in report(data).problems] == [(1000, False)]
+    data[at] = 1
+    assert [problem[::2] for problem in report(data).problems] == [(at, False)]
 
 
+@pytest.mark.usefixtures("piece")
 def test_past_the_end() -> None:
     text = refused(with_entry(599, 3, CHUNKS), AREA_2 + 87 * 16 + 8)
     assert "chunk 3 of the origin is said to be in chunk 620, past the end" in text
 
 
+@pytest.mark.usefixtures("piece")
 def test_in_metadata() -> None:
     text = refused(with_entry(255, 1400, 258), AREA_0 + 255 * 16 + 8)
     assert "chunk 258, which holds metadata: area 1" in text
 
 
+@pytest.mark.usefixtures("piece")
 def test_two_in_one_chunk_of_the_cow() -> None:
     text = refused(with_entry(599, 1400, PAIRS[0][1]), AREA_2 + 87 * 16 + 8)
     assert f"which the entry at byte {AREA_0} has already" in text
 
 
+@pytest.mark.usefixtures("piece")
 def test_one_chunk_of_the_origin_twice() -> None:
     text = refused(with_entry(599, PAIRS[1][0], PAIRS[599][1]), AREA_2 + 87 * 16)
     assert f"is in the entry at byte {AREA_0 + 16}, too" in text
 
 
+@pytest.mark.usefixtures("piece")
 def test_past_the_end_of_the_origin() -> None:
     data = with_entry(599, 1500, PAIRS[599][1])
     assert not errors(data)
@@ -183,6 +199,7 @@ def test_past_the_end_of_the_origin() -> None:
     assert not errors(data, origin_sectors=1500 * 8 + 1)
 
 
+@pytest.mark.usefixtures("piece")
 def test_out_of_order_is_noted_and_can_be_loaded() -> None:
     """Kernels before snapshot 1.12.0 wrote their entries in the order in which copies ended."""
     pairs = [PAIRS[1], PAIRS[0], *PAIRS[2:]]
@@ -196,9 +213,11 @@ def test_holes_are_fine() -> None:
     assert report(build(8, pairs, CHUNKS)).problems == []
 
 
-def test_left_from_before_is_noted() -> None:
+@pytest.mark.usefixtures("piece")
+@pytest.mark.parametrize("number", [11, 20, 32, 255])
+def test_left_from_before_is_noted(number: int) -> None:
     data = build(8, PAIRS[:10], CHUNKS)
-    at = AREA_0 + 20 * 16
+    at = AREA_0 + number * 16
     data[at : at + 16] = build_entry(7, 5)
     assert [problem[::2] for problem in report(data).problems] == [(at, False)]
     assert len(load(read_store(MemoryDisk(data)))) == 10
