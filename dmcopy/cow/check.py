@@ -124,8 +124,10 @@ def _header(store: Store) -> Iterator[Problem]:
 
 def _behind_header(store: Store) -> Iterator[Problem]:
     """The header's chunk is written whole, with zeroes; anything else came from elsewhere."""
-    for start in range(0, store.layout.chunk_bytes, PIECE_BYTES):
-        data = read_bytes(store.device, start, min(PIECE_BYTES, store.layout.chunk_bytes - start))
+    size = store.layout.chunk_bytes
+    length = min(PIECE_BYTES, size)  # of powers of two: all pieces are as long
+    for start in range(0, size, length):
+        data = read_bytes(store.device, start, length)
         skip = HEADER_BYTES if not start else 0
         if (place := _first_set(data[skip:])) is not None:
             at = start + skip + place

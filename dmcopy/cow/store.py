@@ -128,8 +128,8 @@ class Store:
 
     def _places(self, area: int) -> Iterator[_Place]:
         offset, size = self.area_offset(area), self.layout.chunk_bytes
-        for start in range(0, size, PIECE_BYTES):
-            length = min(PIECE_BYTES, size - start)
+        length = min(PIECE_BYTES, size)  # of powers of two: all pieces are as long
+        for start in range(0, size, length):
             yield _Place(area, start // ENTRY_BYTES, offset + start, length)
 
     def _read(self, place: _Place) -> tuple[_Place, bytes]:

@@ -264,6 +264,30 @@ def test_a_limit_is_kept(bench: Bench, seconds: int) -> None:
     assert bench.origin.content == bench.content
 
 
+@pytest.mark.parametrize(
+    ("limit", "block", "window"),
+    [
+        (0, 512, 2048),
+        (1, 512, 8),
+        (1, 8192, 16),
+        (1 << 20, 512, 256),
+        ((1 << 20) - 1, 512, 248),
+        ((1 << 20) - 1, 8192, 240),
+        (1 << 30, 512, 2048),
+    ],
+)
+def test_what_a_mover_takes(limit: int, block: int, window: int) -> None:
+    """Sixteen mebibytes, whatever there is to move; a limit is kept in eighths of a second."""
+    out = SimulatedDisk(4096, "out", logical_block_size=block)
+    with (
+        Reactor(SimulatedBackend(1)) as reactor,
+        closing(Mover(reactor, out, chunk_size=16, limit=limit)) as mover,
+    ):
+        client = mover._client
+        assert client.pool.memory.size_bytes == 16 << 20
+        assert client.sub_job_sectors == window
+
+
 def test_nothing_is_written_past_the_end(bench: Bench) -> None:
     mover = Mover(bench.reactor, bench.out, chunk_size=CHUNK)
     with pytest.raises(UsageError, match="past the end"):
