@@ -9,6 +9,7 @@ import base64
 import importlib
 import json
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,17 @@ class Reporter:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._write(report)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """Send away the plugin of hypothesis where no test has imported that.
+
+        To say at the end that there is nothing to say it would, for ten seconds of a guest's.
+        """
+        manager = self._config.pluginmanager
+        plugin = manager.getplugin("hypothesispytest")
+        if plugin is not None and "hypothesis" not in sys.modules:
+            manager.unregister(plugin)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:

@@ -305,6 +305,27 @@ def test_a_warning_in_the_guest_is_one_here(suite: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["test_other.py::test_it in 6.1", "*UserWarning: differed once*"])
 
 
+def test_a_guest_imports_no_hypothesis_that_no_test_does(pytester: pytest.Pytester) -> None:
+    """Its plugin would, at the end of each run."""
+    pytest.importorskip("hypothesis")
+    pytester.makeconftest(
+        """
+        import os, pathlib, sys
+        from dmcopy.testing import plugin
+        plugin.missing_here = lambda: ''
+
+        def pytest_unconfigure(config):
+            if "GUEST_PID" in os.environ:
+                assert config.pluginmanager.hasplugin("terminalreporter")
+                pathlib.Path("imported").write_text(str("hypothesis" in sys.modules))
+        """
+    )
+    for words, imported in (("import pytest", "False"), ("import hypothesis, pytest", "True")):
+        pytester.makepyfile(test_it=f"{words}\n@pytest.mark.kernel\ndef test_it(): pass")
+        run(pytester, "--vm", "6.1").assert_outcomes(passed=1)
+        assert Path("imported").read_text() == imported
+
+
 def test_what_pytest_in_the_guest_complains_of_is_shown(suite: pytest.Pytester) -> None:
     suite.makepyfile(
         test_other="""
