@@ -1,4 +1,4 @@
-"""`dmcopy` and `python` as commands that are forks of a process which has imported dmcopy already.
+"""`dmcopy`, `python` and `pytest` as forks of a process which has imported all they need already.
 
 A Python takes seconds for that in an emulated guest, and the pages have some forty of them run.
 """
@@ -15,6 +15,8 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from dmcopy.cli import main
 
@@ -34,7 +36,7 @@ exit "$status"
 def commands(folder: Path) -> Iterator[Path]:
     """Make the commands in `folder`, which work for the length of a `with` block."""
     os.mkfifo(folder / "asked")
-    for name in ("dmcopy", "python"):
+    for name in ("dmcopy", "python", "pytest"):
         command = folder / name
         command.write_text(COMMAND.format(python=sys.executable, folder=folder))
         command.chmod(0o755)
@@ -106,6 +108,10 @@ def _become(asking: Path) -> int:
     if Path(command).name == "dmcopy":
         sys.argv = ["dmcopy", *words]
         return main.main()
+    if Path(command).name == "pytest":
+        sys.argv = ["pytest", *words]
+        # The plugin of hypothesis would import it at the end, to say that there is nothing to say.
+        return int(pytest.main([*words, "-p", "no:hypothesispytest"]))
     sys.path.insert(0, "")
     exec(compile(words[-1], "<string>", "exec"), {"__name__": "__main__"})
     return 0
