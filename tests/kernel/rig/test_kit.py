@@ -22,11 +22,29 @@ def write(device):
         os.fsync(file.fileno())
         file.write(b"2" * 4096)
 
-def test_power(linear, scratch_disk, power_cut):
-    device = linear(scratch_disk("16M", block_size=4096))
-    power_cut(write, device)
+def write_files(device, folder):
+    run("mkfs.ext4", "-q", device)
+    run("mount", device, folder)
+    for name in ("kept", "lost"):
+        (folder / name).write_text("content")
+        if name == "kept":
+            run("sync", folder / name)
+
+def test_power(linear, scratch_disk, power_cut, tmp_path):
+    device, other = linear(scratch_disk("16M", block_size=4096)), linear(scratch_disk("16M"))
+
+    def work():
+        write(device)
+        write_files(other, tmp_path)
+
+    power_cut(work)
     with device.open() as io:
         assert (io.read(0, 8)[:1], io.read(8, 8)[:1]) == (b"1", b"\\0")
+    run("mount", other, tmp_path)
+    try:
+        assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["kept"]
+    finally:
+        run("umount", tmp_path)
 
 @pytest.mark.timeout(20)
 def test_hung(mirror, faulty, scratch_disk):

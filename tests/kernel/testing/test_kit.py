@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dmcopy.errors import DeviceError
-from dmcopy.testing.kit import Kit, PowerCut
+from dmcopy.testing.kit import Kit
 from tests.kernel.programs import run
 
 pytestmark = pytest.mark.kernel(either=True, cost=3)
@@ -53,22 +53,3 @@ def test_a_file_system_on_a_device(dm: Kit, tmp_path: Path) -> None:
     run("mkfs.ext4", "-q", device)
     run("mount", device, tmp_path)
     run("umount", tmp_path)
-
-
-def test_a_power_cut(dm: Kit, power_cut: PowerCut, tmp_path: Path) -> None:
-    device = dm.linear(dm.scratch_disk("16M"))
-
-    def work() -> None:
-        run("mkfs.ext4", "-q", device)
-        run("mount", device, tmp_path)
-        for name in ("kept", "lost"):
-            (tmp_path / name).write_text("content")
-            if name == "kept":
-                run("sync", tmp_path / name)
-
-    power_cut(work)
-    run("mount", device, tmp_path)
-    try:
-        assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["kept"]
-    finally:
-        run("umount", tmp_path)
