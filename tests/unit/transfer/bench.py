@@ -31,6 +31,7 @@ class Bench:
         self,
         during: Callable[[Transfer, Reactor], Any] | None = None,
         *,
+        zero: bool = False,
         holes: RangeSet | None = None,
         empty: tuple[RangeSet, ...] = (),
         **how: Any,
@@ -38,7 +39,8 @@ class Bench:
         with Reactor(SimulatedBackend(1)) as reactor:
             client = Client(64, reactor=reactor, depth=4)
             source, *dests = (IoRegion(disk, 0, SECTORS) for disk in (self.source, *self.dests))
-            plan = TransferPlan(source, tuple(dests), 64, holes=holes, empty=empty)
+            read = None if zero else source
+            plan = TransferPlan(read, tuple(dests), 64, holes=holes, empty=empty)
             transfer = Transfer(client, plan, observer=self.observe, **how)
             if during is not None:
                 during(transfer, reactor)

@@ -9,7 +9,7 @@ import pytest
 
 from dmcopy.errors import ExitCode
 from dmcopy.io import Op
-from dmcopy.transfer import Transfer, TransferOutcome
+from dmcopy.transfer import Transfer, TransferOutcome, events
 from dmcopy.transfer.settings import Settings
 from dmcopy.transfer.verify import Verified
 from tests.unit.transfer.bench import SECTORS, Bench
@@ -35,6 +35,18 @@ def checked(*, bad: int | None = None, unreadable: int | None = None) -> Verifie
     if unreadable is not None:
         found.unreadable[unreadable].add(8, 16, errno.EIO)
     return found
+
+
+def test_zeroes_have_no_source() -> None:
+    bench = Bench()
+    for disk in bench.dests:
+        disk.load(b"-" * (SECTORS << 9))
+    facts = outcome(bench, zero=True).as_dict()
+    assert (facts["source"], facts["sectors"], facts["ok"]) == (None, SECTORS, True)
+    assert [one["sectors_written"] for one in facts["destinations"]] == [SECTORS] * 3
+    (started,) = bench.of(events.Started)
+    assert (started.source, started.dests) == ("", ("dest0", "dest1", "dest2"))
+    assert not any(any(disk.content) for disk in bench.dests)
 
 
 @pytest.mark.parametrize(
