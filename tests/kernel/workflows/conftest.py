@@ -11,8 +11,22 @@ import pytest
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.testing.disks import Disks
+from tests.kernel.snapshot.ioctls import IoctlReader
 
 from .mirror_rig import SECTORS, Rig
+
+
+@pytest.fixture(autouse=True)
+def _asked_by_ioctl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each `KernelMapper`, commands' too, ask by ioctl, and change by dmsetup.
+
+    A workflow looks at all devices before each of its steps; in an emulated guest dmsetup takes
+    half of its time for that. It is tests/kernel/mapper, and the long run, that look with dmsetup.
+    """
+    if os.environ.get("DMCOPY_TEST") != "long":
+        for name, value in vars(IoctlReader).items():
+            if not name.startswith("__"):
+                monkeypatch.setattr(KernelMapper, name, value, raising=False)
 
 
 @pytest.fixture(scope="module")
