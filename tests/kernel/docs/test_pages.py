@@ -12,7 +12,9 @@ from tests.docs.blocks import FILES, ROOT, blocks, run
 
 from .forking import commands
 
-pytestmark = pytest.mark.kernel(either=True, cost=15)
+pytestmark = pytest.mark.kernel(either=True, cost=5)
+
+COSTS = {"README.md": 27, "testing.md": 28, "serve.md": 23, "mirrors.md": 13, "snapshots.md": 9}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,11 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path | None]:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if blocks(path, "guest")],
+    [
+        pytest.param(path, marks=pytest.mark.kernel(cost=COSTS.get(path.name)))
+        for path in FILES
+        if blocks(path, "guest")
+    ],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 @pytest.mark.usefixtures("scratch_disks")

@@ -17,7 +17,7 @@ from dmcopy.table import Linear, Table
 from tests.kernel.programs import run
 from tests.unit.export.serving import Serving
 
-pytestmark = [pytest.mark.kernel(either=True, cost=20), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel(either=True, cost=8), pytest.mark.timeout(900)]
 SIZE = 8 << 20
 SECTORS = SIZE >> 9
 

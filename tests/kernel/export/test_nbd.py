@@ -18,7 +18,7 @@ from tests.kernel.programs import run
 from tests.unit.export.serving import Serving
 from tests.waiting import Program
 
-pytestmark = [pytest.mark.kernel(either=True, cost=20), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel(either=True, cost=10), pytest.mark.timeout(900)]
 
 DEADLINE = 120.0
 SIZE = 16 << 20

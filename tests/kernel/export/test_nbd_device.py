@@ -57,7 +57,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
         yield made
 
 
-@pytest.mark.kernel(cost=60)
+@pytest.mark.kernel(cost=13)
 def test_a_file_system_stays_mounted_while_its_server_is_killed_and_resumed(here: Here) -> None:
     node, image = resumed(here, times=1)
     assert os.path.realpath(node) == "/dev/nbd1"
@@ -69,12 +69,12 @@ def test_a_file_system_stays_mounted_while_its_server_is_killed_and_resumed(here
     here.dm("remove", "data")
 
 
-@pytest.mark.kernel(either=True, cost=15)
+@pytest.mark.kernel(either=True, cost=5)
 def test_what_a_killed_server_left_is_given_up(here: Here) -> None:
     given_up(here)
 
 
-@pytest.mark.kernel(either=True, cost=25)
+@pytest.mark.kernel(either=True, cost=19)
 def test_one_that_is_served_in_the_foreground(tmp_path: Path) -> None:
     each_kind_of_request("nbd-device", tmp_path)
     with Serving("--via", "nbd-device", "--read-only", tmp_path / "disk") as serving:

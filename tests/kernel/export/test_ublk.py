@@ -16,7 +16,7 @@ from tests.kernel.export.killed import SECONDS, SECTORS, SIZE, given_up, resumed
 from tests.kernel.programs import run
 from tests.loop.export.here import Here, of_its_own
 
-pytestmark = [pytest.mark.kernel(cost={"6.12": 20}), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel(cost={"6.12": 11}), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(autouse=True)

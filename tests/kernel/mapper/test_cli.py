@@ -16,7 +16,7 @@ from dmcopy.table import Linear, Snapshot, Table
 
 from .conftest import Disks
 
-pytestmark = pytest.mark.kernel(either=True, cost=3)
+pytestmark = pytest.mark.kernel(either=True, cost=2)
 
 
 def dm(*words: str, code: int = 0, stdin: str = "") -> str:

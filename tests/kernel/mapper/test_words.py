@@ -22,7 +22,7 @@ from tests.kernel.snapshot.ioctls import IoctlMapper
 
 from .conftest import Disks
 
-pytestmark = pytest.mark.kernel(either=True, cost=3)
+pytestmark = pytest.mark.kernel(either=True, cost=2)
 
 Answer = tuple[int, str]
 

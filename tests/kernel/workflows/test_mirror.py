@@ -30,7 +30,7 @@ from .mirror_rig import (
     eventually,
 )
 
-pytestmark = [pytest.mark.kernel(either=True, cost=10), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel(either=True, cost=7), pytest.mark.timeout(900)]
 
 
 def state(rig: Rig) -> State:

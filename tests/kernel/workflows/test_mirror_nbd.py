@@ -29,7 +29,7 @@ from tests.kernel.programs import run
 
 from .mirror_rig import DEADLINE, SECTORS, Rig, content, eventually
 
-pytestmark = [pytest.mark.kernel(either=True, cost=20), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel(either=True, cost=30), pytest.mark.timeout(900)]
 
 SERVE, CONNECT, MAKE, CONNECT_AGAIN, REPLACE = (
     shlex.split(line.partition("# ")[2], comments=True)

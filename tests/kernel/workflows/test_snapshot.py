@@ -27,7 +27,7 @@ from dmcopy.workflows.session import Session
 from dmcopy.workflows.snapshot import merge, plan_drop, plan_take
 from tests.kernel.programs import run
 
-pytestmark = pytest.mark.kernel(either=True, cost=8)
+pytestmark = pytest.mark.kernel(either=True, cost=6)
 
 MIB = 1 << 20
 SMALL = 4096  # sectors
