@@ -15,10 +15,11 @@ DmcopyError                 exit 1  anything that dmcopy raises on purpose
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 class ExitCode(enum.IntEnum):
@@ -62,6 +63,20 @@ class DeviceError(DmcopyError):
 
 
 _LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether a limit of the system was met: asked again later, the same may be answered."""
+    return error.errno in _LACKING
+
+
+def raise_passing(error: OSError) -> None:
+    """Raise MissingError where a limit of the system was met; return for what is an answer.
+
+    For those that take an error for "there is none": what could not be asked is no such answer.
+    """
+    if is_passing(error) and (limit := of_limit(error)):
+        raise limit from error
 
 
 class PartialError(DmcopyError):
@@ -117,6 +132,17 @@ def of_limit(error: BaseException) -> MissingError | None:
     for note in getattr(error, "__notes__", ()):
         found.add_note(note)
     return found
+
+
+@contextlib.contextmanager
+def limits_told() -> Iterator[None]:
+    """Have what meets a limit of the system raise the MissingError of `of_limit`."""
+    try:
+        yield
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        if limit := of_limit(error):
+            raise limit from error
+        raise
 
 
 class BusyError(DmcopyError):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from dmcopy import plugins
-from dmcopy.errors import UsageError
+from dmcopy.errors import UsageError, limits_told
 
 _NAME: Final = re.compile(r"[!-~]{1,15}")  # DM_MAX_TYPE_NAME in include/uapi/linux/dm-ioctl.h
 
@@ -69,7 +69,8 @@ class Registry(Mapping[str, type[_T]]):
 
     def __getitem__(self, name: str) -> type[_T]:
         if name not in self._types:
-            importlib.import_module(self._modules[name])
+            with limits_told():
+                importlib.import_module(self._modules[name])
         return self._types[name]
 
     def __contains__(self, name: object) -> bool:
@@ -89,7 +90,8 @@ def attributes(package: str, **modules: str) -> Callable[[str], Any]:
     def get(name: str) -> Any:
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(places[name]), name)
+        with limits_told():
+            value = getattr(importlib.import_module(places[name]), name)
         setattr(sys.modules[package], name, value)  # from now on it is found without us
         return value
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from dmcopy.block import syscalls, sysfs
 from dmcopy.block.processes import Identity, identity_at
 from dmcopy.block.sysfs import LIVE, Roots
+from dmcopy.errors import raise_passing
 
 
 class Backing(NamedTuple):
@@ -41,7 +42,8 @@ def of(loop: str, roots: Roots = LIVE) -> Backing | None:
         return None
     try:
         fd = os.open(sysfs.node(loop, roots), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        raise_passing(error)  # else a file of another name would not be found
         return _as_shown(loop, path, roots)
     try:
         status = syscalls.loop_status(fd)
@@ -59,8 +61,10 @@ def mark(loop: str, roots: Roots = LIVE) -> str:
     """Return what tells this attached loop device from any other of this boot; "" for a free one.
 
     That is the kernel's count of disks; before Linux 5.15, the inode of what is behind it.
+    It is attached for as long as the driver's attributes are there: what they say may be empty
+    before that, or too long to be told (loop_sysfs_init in drivers/block/loop.c).
     """
-    if not sysfs.backing_file(loop, roots):
+    if not os.path.exists(f"{sysfs.directory(loop, roots)}/loop"):
         return ""
     if known := sysfs.disk_mark(sysfs.devno(loop, roots), roots):
         return known

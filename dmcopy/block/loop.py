@@ -125,9 +125,9 @@ def _noted(words: list[str], file: str, ledger: Ledger, *, direct: bool) -> Loop
     early = ledger.add("loop", "", uuid=file)
     try:
         path = _attach(words, file, direct=direct)
-    except BaseException:
+    except (DeviceError, MissingError):
         ledger.cancel(early)
-        raise
+        raise  # of anything else, such as a Ctrl-C, losetup may have attached it all the same
     mark = behind.mark(os.path.basename(path))
     entry = ledger.add("loop", path, uuid=mark or file)
     ledger.cancel(early)
@@ -178,31 +178,43 @@ def detach(device: LoopDevice, seconds: float = DETACH_SECONDS) -> None:
     process that keeps it, DeadlineError when none can be named.
     """
     deadline = time.monotonic() + seconds
-    said = ""
     mark = device.mark or behind.mark(device.name)
-    while mark and behind.mark(device.name) == mark:
+    while (why := _why_attached(device, mark)) is not None:
         if time.monotonic() > deadline:
-            raise _detach_failed(device, seconds, said)
-        said = _clear(device.path)
-        if behind.mark(device.name) == mark:
-            time.sleep(_POLL_SECONDS)
+            raise _detach_failed(device, seconds, why)
+        time.sleep(_POLL_SECONDS)
     device.ledger.cancel(device.entry)
 
 
 def let_go(device: LoopDevice) -> None:
     """Detach a loop device, at its last close if it is open."""
-    if device.mark == behind.mark(device.name):
-        _clear(device.path)
-    if device.mark != behind.mark(device.name):
+    if _why_attached(device, device.mark) is None:
         device.ledger.cancel(device.entry)
 
 
-def _clear(path: str) -> str:
-    """Have the driver detach it; return why not. No program does, which might not be started."""
+def _why_attached(device: LoopDevice, mark: str) -> str | None:
+    """Have the driver detach the one of that mark; return why it still is there, None if it is not.
+
+    No program does it, which might not be started. What cannot be asked, as no descriptor is left,
+    is taken for attached.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if not mark or behind.mark(device.name) != mark:
+            return None
+        said = _clear(device, mark)
+        return said if behind.mark(device.name) == mark else None
+    except MissingError as error:
+        return str(error)
+
+
+def _clear(device: LoopDevice, mark: str) -> str:
+    """Have the driver detach it, if it is the one of that mark; return why not."""
+    try:
+        fd = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            syscalls.loop_clear(fd)
+            # Once it is open it cannot become another one, which somebody has attached meanwhile.
+            if behind.mark(device.name) == mark:
+                syscalls.loop_clear(fd)
         finally:
             os.close(fd)
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from dmcopy.block import sysfs
 from dmcopy.block.devno import DevNo
 from dmcopy.block.sysfs import LIVE, Roots
+from dmcopy.errors import raise_passing
 
 Identity: TypeAlias = tuple[str, int] | tuple[str, int, int]
 """What makes two paths the same thing: ("block", st_rdev) or ("file", st_dev, st_ino)."""
@@ -32,7 +33,10 @@ def identity_at(path: str | os.PathLike[str]) -> Identity | None:
     """Return the identity of what is at `path`, None when there is nothing to be seen."""
     try:
         return identity_of(os.stat(path))
-    except (OSError, ValueError):
+    except ValueError:
+        return None
+    except OSError as error:
+        raise_passing(error)
         return None
 
 

@@ -6,6 +6,7 @@ import os
 from typing import Final, NamedTuple, TypeAlias
 
 from dmcopy.block.devno import DevNo, devno_text, parse_devno
+from dmcopy.errors import raise_passing
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 
@@ -24,7 +25,10 @@ DISK_MARK: Final = "disk "
 
 
 def read(path: StrPath) -> str:
-    """Return a small attribute without its newline; "" where it is not there or not readable."""
+    """Return a small attribute without its newline; "" where it is not there or not readable.
+
+    Raises MissingError, as all that asks here, where it cannot be known: no descriptor is left.
+    """
     return _exactly(path).strip()
 
 
@@ -32,7 +36,8 @@ def _exactly(path: StrPath) -> str:
     try:
         with open(path, "rb") as file:
             return os.fsdecode(file.read())
-    except OSError:  # a device that goes away takes its attributes with it, at any moment
+    except OSError as error:  # a device that goes away takes its attributes with it, at any moment
+        raise_passing(error)
         return ""
 
 
@@ -46,7 +51,8 @@ def entries(path: StrPath) -> list[str]:
     """Return a directory's sorted names; nothing where there is no such directory."""
     try:
         return sorted(os.listdir(path))
-    except OSError:
+    except OSError as error:
+        raise_passing(error)
         return []
 
 

@@ -7,7 +7,6 @@ an argument forces one.
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import Final, Protocol
 
@@ -52,12 +51,24 @@ class IoBackend(Protocol):
         """Release everything; nothing may be in flight."""
 
 
-@functools.cache
 def probe() -> dict[str, str]:
-    """Return for each back end why it does not work on this machine, or '' when it works."""
-    from dmcopy.io.ring import probe_ring
+    """Return for each back end why it does not work on this machine, or '' when it works.
 
-    return {"uring": probe_ring(), "threads": ""}
+    What has been found out is kept, but not that there was no descriptor, or no memory, to try it.
+    """
+    global _ring_lacks
+    lacks = _ring_lacks
+    if lacks is None:
+        try:
+            from dmcopy.io.ring import probe_ring
+
+            lacks = _ring_lacks = probe_ring()
+        except OSError as error:
+            lacks = f"it cannot be tried now ({error.strerror})"
+    return {"uring": lacks, "threads": ""}
+
+
+_ring_lacks: str | None = None
 
 
 def make_backend(name: str | None, poller: Poller, *, inline: bool) -> IoBackend:
@@ -71,8 +82,9 @@ def make_backend(name: str | None, poller: Poller, *, inline: bool) -> IoBackend
     name = name or os.environ.get("DMCOPY_IO") or ("threads" if probe()["uring"] else "uring")
     if name not in BACKENDS:
         raise UsageError(f"there is no I/O back end {name!r}: choose one of {', '.join(BACKENDS)}")
-    if name != "threads" and probe()[name]:  # threads need no trying, which takes milliseconds
-        raise MissingError(f"the I/O back end {name} does not work here: {probe()[name]}")
+    # Threads need no trying, which takes milliseconds.
+    if name != "threads" and (lacks := probe()[name]):
+        raise MissingError(f"the I/O back end {name} does not work here: {lacks}")
     if name == "uring":
         from dmcopy.io.uring import UringBackend
 

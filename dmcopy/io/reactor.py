@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any, Self
 from weakref import WeakSet
 
-from dmcopy.errors import ClosedError, DeadlineError, UsageError
+from dmcopy.errors import ClosedError, DeadlineError, UsageError, limits_told
 from dmcopy.io.backend import IoBackend, make_backend
 from dmcopy.io.poller import Poller
 from dmcopy.io.request import Memory, Request
@@ -73,10 +73,15 @@ class Reactor:
         stacked: bool = False,
     ) -> None:
         self._poller = Poller()
-        if backend is None or isinstance(backend, str):
-            backend = make_backend(backend, self._poller, inline=inline)
-        elif callable(backend):
-            backend = backend(self._poller)
+        try:
+            with limits_told():
+                if backend is None or isinstance(backend, str):
+                    backend = make_backend(backend, self._poller, inline=inline)
+                elif callable(backend):
+                    backend = backend(self._poller)
+        except BaseException:
+            self._poller.close()
+            raise
         if stacked:
             backend = StackBackend(backend, self.call_soon, self.report)
         self.stacked = stacked

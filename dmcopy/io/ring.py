@@ -15,6 +15,8 @@ import struct
 from array import array
 from typing import Any, Final
 
+from dmcopy.errors import is_passing
+
 OP_NOP: Final = 0
 OP_READV: Final = 1
 OP_WRITEV: Final = 2
@@ -92,10 +94,17 @@ class Ring:
         if fd < 0:
             raise OSError(ctypes.get_errno(), "io_uring_setup")
         self.fd: int = fd
+        try:
+            self._map_rings(params)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _map_rings(self, params: Any) -> None:
+        fd = self.fd
         values = _PARAMS.unpack(params)
         self.entries, cq_entries, features = values[0], values[1], values[5]
         if features & (_FEAT_SINGLE_MMAP | _FEAT_EXT_ARG) != _FEAT_SINGLE_MMAP | _FEAT_EXT_ARG:
-            os.close(fd)
             raise OSError(errno.ENOSYS, "this kernel's io_uring is older than 5.11")
         sq = values[10:17]  # head, tail, ring_mask, ring_entries, flags, dropped, array
         cq = values[20:26]  # head, tail, ring_mask, ring_entries, overflow, cqes
@@ -211,12 +220,17 @@ def signed(result: int) -> int:
 
 
 def probe_ring() -> str:
-    """Return why io_uring cannot be used here, or '' when a ring did what we rely on."""
+    """Return why io_uring cannot be used here, or '' when a ring did what we rely on.
+
+    Raises OSError where a limit of the system was met, which says nothing of io_uring.
+    """
     if os.uname().machine != "x86_64":
         return "the ring needs memory barriers that Python does not have outside x86-64"
     try:
         ring = Ring(8)
     except OSError as error:
+        if is_passing(error):
+            raise
         return f"the kernel refuses io_uring ({error.strerror})"
     try:
         return _try_failed_link(ring)

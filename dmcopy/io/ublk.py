@@ -107,9 +107,9 @@ class UblkControl:
             return f"kernel {release} never returns from adding a ublk device (mended in 6.18.6)"
         if not os.path.exists(CONTROL):
             return "this kernel has no ublk driver, or has not loaded it (modprobe ublk_drv)"
-        if reason := probe_ring():
-            return reason
         try:
+            if reason := probe_ring():
+                return reason
             lacking = _NEEDED & ~self.features()
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:

@@ -57,7 +57,6 @@ class UringBackend:
     name = "uring"
 
     def __init__(self, poller: Poller, *, inline: bool = False, slots: int = 256) -> None:
-        self._ring = Ring(2 * slots)
         self._poller = poller
         self._workers = WorkerPool(poller.wake)
         self._workers.sleeping = True
@@ -78,6 +77,7 @@ class UringBackend:
         self._unsubmitted = 0
         self._finished: list[Request] = []
         self.time = time.monotonic
+        self._ring = Ring(2 * slots)
 
     def fileno(self) -> int:
         """An eventfd that rings at every completion, made at the first call.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from dmcopy.block import BlockDevice, backing, sysfs
+from dmcopy.block import BlockDevice, backing, sysfs, tools
 from dmcopy.block import loop as loop_module
-from dmcopy.block.loop import attach, detach, loop_device
-from dmcopy.errors import BusyError, UsageError
+from dmcopy.block.loop import LoopDevice, attach, detach, loop_device
+from dmcopy.errors import BusyError, DeadlineError, DmcopyError, UsageError
 from dmcopy.ledger import Ledger
 from dmcopy.mapper.kernel import KernelMapper
 from dmcopy.mapper.reap import Reaper
@@ -75,7 +77,7 @@ def test_who_keeps_it_attached_is_named(loops: Any, monkeypatch: pytest.MonkeyPa
 
 VICTIM = """
 import sys, time
-from dmcopy.block.loop import attach, detach, loop_device
+from dmcopy.block.loop import LoopDevice, attach, detach, loop_device
 from dmcopy.ledger import Ledger
 
 with loop_device(sys.argv[1], ledger=Ledger(sys.argv[2])) as device:
@@ -215,3 +217,76 @@ def test_what_an_earlier_user_said_of_flushes_does_not_count(tmp_path: Path) -> 
             exits.callback(detach, loop)
             names.append(loop.name)
             assert Path(f"/sys/block/{loop.name}/queue/write_cache").read_text() == "write back\n"
+
+
+def test_what_cannot_be_asked_is_not_detached(loops: Any) -> None:
+    """Without a descriptor the kernel's answer is not that there is nothing."""
+    (probe,) = loops(8)
+    ledger = Ledger(loops.folder / "ledger")
+    device = attach(probe.backing, ledger=ledger)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        with pytest.raises(DmcopyError, match="too many files are open"):
+            detach(device, 0.1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert backing.mark(device.name) == device.mark
+    assert [entry.id for entry in ledger.entries()] == [device.entry]
+    detach(device)
+    assert backing.mark(device.name) != device.mark
+    assert ledger.entries() == []
+
+
+def test_another_one_of_its_node_is_left_alone(loops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is detached, and another process's attached there, between a look and the open."""
+    (probe,) = loops(8)
+    device = attach(probe.backing)
+    opens = os.open
+    others: list[LoopDevice] = []
+
+    def swapped(path: Any, *args: Any, **options: Any) -> int:
+        if path == device.path and not others:
+            monkeypatch.undo()
+            subprocess.run(["losetup", "--detach", path], check=True)
+            # Until it is free: udev may have it open, and another test may be quicker than we are.
+            deadline = time.monotonic() + 10
+            words = ["losetup", path, probe.backing]
+            while (done := subprocess.run(words, check=False, capture_output=True)).returncode:
+                assert time.monotonic() < deadline, done.stderr
+            others.append(replace(device, mark=backing.mark(device.name)))
+        return opens(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", swapped)
+    detach(device)
+    (other,) = others
+    assert other.mark
+    assert backing.mark(device.name) == other.mark
+    detach(other)
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt(), DeadlineError("losetup")])
+def test_one_that_may_be_there_stays_in_the_ledger(
+    loops: Any, monkeypatch: pytest.MonkeyPatch, ends: BaseException
+) -> None:
+    """losetup has attached it, and what waits for losetup is ended before it has the answer."""
+    (probe,) = loops(8)
+    ledger = Ledger(loops.folder / "ledger")
+    run = tools.run
+    nodes: list[str] = []
+
+    def ended(argv: list[str], **options: Any) -> None:
+        nodes.append(run(argv, **options).stdout.strip())
+        raise ends
+
+    monkeypatch.setattr(tools, "run", ended)
+    with pytest.raises(type(ends)):
+        attach(probe.backing, ledger=ledger)
+    monkeypatch.undo()
+    (entry,) = ledger.entries()
+    assert (entry.kind, entry.name, entry.uuid) == ("loop", "", probe.backing)
+    detach(LoopDevice(nodes[0], probe.backing))
+    result = Reaper(KernelMapper(), ledger, wanted=lambda _: True).run()
+    assert probe.path in result.left[probe.backing]  # the other one over this file
