@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal, get_args
 
 from dmcopy.atomic import replace_file
-from dmcopy.errors import DeadlineError, DeviceError, UsageError
+from dmcopy.errors import DeadlineError, DeviceError, UsageError, raise_passing
 from dmcopy.runtime import RUNTIME_DIR, folder_path
 
 _log = logging.getLogger(__name__)
@@ -188,7 +188,8 @@ def identity(pid: int) -> str:
     """Return "pid start-time": a process, not the next one that has its number. "" if it ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
+    except OSError as error:
+        raise_passing(error)  # or what a process that lives has made would be removed
         return ""
     # The second field, the command, may have spaces and parentheses in it; state is the third.
     fields = text.rpartition(")")[2].split()
@@ -205,7 +206,8 @@ def boot_id() -> str:
     """Return what tells this boot from others: devices do not outlive it."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
+    except OSError as error:
+        raise_passing(error)
         return ""
 
 

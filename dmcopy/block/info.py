@@ -9,6 +9,7 @@ from dmcopy.block import content, holders, sysfs
 from dmcopy.block.content import Content
 from dmcopy.block.devno import DevNo
 from dmcopy.block.sysfs import LIVE, Roots
+from dmcopy.errors import raise_passing
 
 
 class DeviceInfo(NamedTuple):
@@ -150,7 +151,8 @@ def _scsi_serial(path: str) -> str:
     try:
         with open(path, "rb") as file:
             page = file.read()
-    except OSError:
+    except OSError as error:
+        raise_passing(error)
         return ""
     length = int.from_bytes(page[2:4], "big")
     return page[4 : 4 + length].decode("ascii", "replace").strip(" \0")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from dmcopy.cli.dm_facts import read_file, table_text
+from dmcopy.cli.dm_facts import read_file, read_input, table_text
 from dmcopy.cli.dm_verbs import VerbParser, changing
 from dmcopy.cli.dm_words import (
     NAME,
@@ -126,7 +126,7 @@ def _create(args: argparse.Namespace) -> None:
     if args.concise:
         if args.file or args.table or args.notable or args.uuid or args.minor is not None:
             raise UsageError("--concise says everything itself: leave the other options out")
-        text = sys.stdin.read() if args.device in (None, "-") else args.device
+        text = read_input() if args.device in (None, "-") else args.device
         devices = [replace(one, name=unmangle(one.name)) for one in parse_concise(text)]
         if not devices:
             raise UsageError("there is no device in it: write name,uuid,minor,ro|rw,table;...")
@@ -165,7 +165,7 @@ def _table(args: argparse.Namespace) -> Table:
     else:
         if sys.stdin.isatty():
             say("reading the table from the terminal; end it with Ctrl-D")
-        text = sys.stdin.read()
+        text = read_input()
     table = Table.parse(text)
     if not table.lines:
         raise UsageError("the table has no lines: write start, length, target and its words")

@@ -7,8 +7,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TextIO, TypeVar
 
 from dmcopy import __version__
 from dmcopy.cli.dm_values import info_values, node_values, status_values, table_values
@@ -34,6 +33,9 @@ from dmcopy.table import Table, TableLine
 from dmcopy.units import SECTOR_SIZE, format_bytes
 
 _P = TypeVar("_P", bound=argparse.ArgumentParser)
+
+TABLE_CHARACTERS: Final = 64 << 20
+"""The most that the file of a table may have; one of a million lines has less."""
 
 
 def configure(verbs: argparse._SubParsersAction[_P]) -> None:
@@ -93,7 +95,7 @@ def _configure_ours(verbs: argparse._SubParsersAction[_P]) -> None:
 def table_text(word: str) -> str:
     """Return the table that a word of the command line is, or names: as a file, or - for stdin."""
     if word == "-":
-        return sys.stdin.read()
+        return read_input()
     # No table begins like a path: as with dmsetup, it may be either.
     return read_file(word) if word.startswith(("/", "./")) else word
 
@@ -101,9 +103,23 @@ def table_text(word: str) -> str:
 def read_file(path: str) -> str:
     """Return what is in the file of a table."""
     try:
-        return Path(path).read_text(errors="surrogateescape")
+        with open(path, errors="surrogateescape") as file:
+            return _read_whole(file, path)
     except OSError as error:
         raise DeviceError(path, "read the table", error.errno or 0) from error
+
+
+def read_input() -> str:
+    """Return what standard input has: a table, or several devices."""
+    return _read_whole(sys.stdin, "standard input")
+
+
+def _read_whole(file: TextIO, name: str) -> str:
+    """Read to the end, which /dev/zero does not have: no signal would end that, only the memory."""
+    text = file.read(TABLE_CHARACTERS + 1)
+    if len(text) > TABLE_CHARACTERS:
+        raise UsageError(f"{name} is no table: it has more than {TABLE_CHARACTERS >> 20} MiB")
+    return text
 
 
 def _looking(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any, Final
 
-from dmcopy.cli.dm_facts import read_file, table_text
+from dmcopy.cli.dm_facts import read_file, read_input, table_text
 from dmcopy.cli.dm_verbs import VerbParser
 from dmcopy.cli.options import add_engine, engine_of
 from dmcopy.cli.output import add_json, emit_json_line, printable, say
@@ -131,13 +130,13 @@ def devices_of(args: argparse.Namespace, words: list[str]) -> list[ConciseDevice
     if args.concise is not None and args.table is not None:
         raise UsageError("say either --table or --concise")
     if args.concise is not None:
-        text = sys.stdin.read() if args.concise == "-" else args.concise
+        text = read_input() if args.concise == "-" else args.concise
         return list(parse_concise(text))
     if args.table is not None:
         table = Table.parse(table_text(args.table))
     elif words:
         first = words.pop(0)
-        table = Table.parse(sys.stdin.read() if first == "-" else read_file(first))
+        table = Table.parse(read_input() if first == "-" else read_file(first))
     else:
         raise UsageError("say a table: a FILE, --table or --concise")
     if not table.lines:

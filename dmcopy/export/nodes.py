@@ -19,7 +19,7 @@ from typing import Final
 from dmcopy.block import file_mounts
 from dmcopy.block.devno import block_devno, openable, split_devno
 from dmcopy.block.mounts import mount_of
-from dmcopy.errors import BusyError, DeviceError
+from dmcopy.errors import BusyError, DeviceError, raise_passing
 from dmcopy.export.base import FrontEnd, Place
 from dmcopy.export.fuse.files import FuseFiles
 from dmcopy.export.lasting import SECONDS, LastingDevices
@@ -97,7 +97,8 @@ class Nodes:
         """
         try:
             fd = os.open(openable(path), os.O_PATH | os.O_CLOEXEC)
-        except OSError:
+        except OSError as error:
+            raise_passing(error)
             return ""
         try:
             mount = mount_of(fd)

@@ -1,8 +1,8 @@
 """KVM or TCG: decided by booting something, because /dev/kvm alone proves nothing.
 
 It can exist, open, and then hang a stock kernel for ever (nested clouds do that). So a real kernel
-has to reach its own panic for want of a root under KVM, within seconds; the answer holds until
-the host is booted again.
+has to reach its own panic for want of a root under KVM, within seconds; that it does, or hangs,
+holds until the host is booted again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dmcopy.vm.cache import cache_dir
 from dmcopy.vm.leash import Leashed
 
 TRIAL_SECONDS: Final = 10.0
+_REFUSED: Final = "QEMU cannot use it"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -44,6 +45,8 @@ def _decide(qemu: str, image: Path) -> tuple[str, str]:
     refusal = try_kvm(qemu, image)
     accel = "tcg" if refusal else "kvm"
     why = f"/dev/kvm is there but {refusal}" if refusal else "a kernel boots with /dev/kvm"
+    if refusal.startswith(_REFUSED):
+        return accel, why  # at once: another hypervisor may have it now, or all memory
     replace_file(kept, json.dumps({"on": here, "accel": accel, "why": why}).encode())
     return accel, why
 
@@ -75,6 +78,6 @@ def try_kvm(qemu: str, image: Path, cpu: str = "host") -> str:
         if console.exists() and b"Kernel panic" in console.read_bytes():
             return ""
         said = (folder / "output").read_text(errors="replace").strip().splitlines()
-        return f"QEMU cannot use it ({said[0] if said else 'it said nothing'})"
+        return f"{_REFUSED} ({said[0] if said else 'it said nothing'})"
     finally:
         process.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import resource
 import subprocess
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from dmcopy import ledger
 from dmcopy.block import backing, holders, sysfs
 from dmcopy.block.sysfs import LIVE
 from dmcopy.errors import MissingError
@@ -102,7 +104,16 @@ def test_a_reactor_that_cannot_be_made_leaves_nothing(monkeypatch: pytest.Monkey
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     before = os.listdir("/proc/self/fd")
-    monkeypatch.setattr(rings.mmap, "mmap", refuse)
+    monkeypatch.setattr(mmap, "mmap", refuse)
     with pytest.raises(MissingError, match="too many files are open"):
         Reactor("uring")
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_process_that_cannot_be_looked_at_has_not_ended() -> None:
+    """Or what it has made would be removed, and what it notes would be of no boot."""
+    ours = ledger.identity(os.getpid())
+    for ask in (lambda: ledger.alive(ours), ledger.boot_id):
+        assert ask()
+        with no_descriptor(), pytest.raises(MissingError, match="too many files are open"):
+            ask()

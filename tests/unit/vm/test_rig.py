@@ -163,6 +163,20 @@ def test_the_accelerator_is_tried_once_a_boot(
 
 
 @pytest.mark.usefixtures("cache")
+def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """QEMU says at once that another hypervisor has it: that may have ended by the next run."""
+    qemu = tmp_path / "qemu"
+    qemu.write_text(
+        "#!/bin/sh\necho 'ioctl(KVM_CREATE_VM) failed: Device or resource busy'\nexit 1\n"
+    )
+    qemu.chmod(0o755)
+    monkeypatch.setattr("os.access", lambda *_: True)
+    assert accel.choose(str(qemu), tmp_path) == "tcg"
+    monkeypatch.setattr(accel, "try_kvm", lambda *_: "")
+    assert accel.choose(str(qemu), tmp_path) == "kvm"
+
+
+@pytest.mark.usefixtures("cache")
 def test_no_kvm_and_a_forced_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)
     assert accel.choose("qemu", Path("x")) == "tcg"
