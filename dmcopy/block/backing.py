@@ -64,7 +64,10 @@ def mark(loop: str, roots: Roots = LIVE) -> str:
     It is attached for as long as the driver's attributes are there: what they say may be empty
     before that, or too long to be told (loop_sysfs_init in drivers/block/loop.c).
     """
-    if not os.path.exists(f"{sysfs.directory(loop, roots)}/loop"):
+    try:
+        os.stat(f"{sysfs.directory(loop, roots)}/loop")
+    except OSError as error:
+        raise_passing(error)
         return ""
     if known := sysfs.disk_mark(sysfs.devno(loop, roots), roots):
         return known

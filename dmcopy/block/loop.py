@@ -125,9 +125,11 @@ def _noted(words: list[str], file: str, ledger: Ledger, *, direct: bool) -> Loop
     early = ledger.add("loop", "", uuid=file)
     try:
         path = _attach(words, file, direct=direct)
-    except (DeviceError, MissingError):
+    except DeadlineError:
+        raise  # losetup may have attached it all the same, as at a Ctrl-C
+    except Exception:
         ledger.cancel(early)
-        raise  # of anything else, such as a Ctrl-C, losetup may have attached it all the same
+        raise
     mark = behind.mark(os.path.basename(path))
     entry = ledger.add("loop", path, uuid=mark or file)
     ledger.cancel(early)

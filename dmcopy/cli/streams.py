@@ -120,7 +120,7 @@ def open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
-    if isinstance(sys.stdin, io.TextIOWrapper):
+    if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors != "surrogateescape":
         sys.stdin.reconfigure(errors="surrogateescape")  # as in a file: it has names of files
     before = sys.stdout or io.TextIOWrapper(io.BytesIO())  # None where it was closed
     assert isinstance(before, io.TextIOWrapper)

@@ -18,6 +18,7 @@ from dmcopy.units import parse_count, quoted
 
 _MAX_MINOR = (1 << 20) - 1  # MINORBITS in include/linux/kdev_t.h
 _SPECIAL = re.compile(r"[\\,;]")
+_PLAIN = re.compile(r"[^\\,;]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +61,31 @@ def _quote(field: str) -> str:
 
 def _split(text: str) -> Iterator[list[str]]:
     """Yield the fields of each device, with this format's own backslashes taken off."""
-    fields, field, index = [], "", 0
+    fields: list[str] = []
+    field: list[str] = []
+    index = 0
     while index < len(text):
+        if plain := _PLAIN.match(text, index):
+            field.append(plain[0])
+            index = plain.end()
+            continue
         char = text[index]
         if char == "\\" and index + 1 < len(text):
-            field += text[index + 1]
+            field.append(text[index + 1])
             index += 2
             continue
         index += 1
         if char in ",;":
-            fields.append(field)
-            field = ""
+            fields.append("".join(field))
+            field = []
             while index < len(text) and text[index].isspace():
                 index += 1
             if char == ";":
                 yield fields
                 fields = []
         else:
-            field += char
-    yield [*fields, field]
+            field.append(char)  # a backslash at the end
+    yield [*fields, "".join(field)]
 
 
 def _device(fields: list[str], lenient: bool = False) -> ConciseDevice:

@@ -22,6 +22,7 @@ from dmcopy.units import quoted
 _DIGITS = len(str(1 << 64))
 _SPACE = " \t\n\v\f\r"
 _SPECIAL: Final = re.compile(r"(\\*)([# \t\n\v\f\r]|\Z)")
+_PLAIN: Final = re.compile(r"[^\\# \t\n\v\f\r]+")
 _BACKSLASHES: Final = re.compile(r"\\+")
 
 
@@ -50,35 +51,36 @@ def join(words: Iterable[str]) -> str:
 def split_lines(text: str) -> Iterator[list[str]]:
     """Yield the words of each line that has some; comments are dropped. Raises UsageError."""
     words: list[str] = []
-    word = ""
+    word: list[str] = []  # in parts: what is no table may be one word of many megabytes
     index = 0
     while index < len(text):
+        if plain := _PLAIN.match(text, index):
+            word.append(plain[0])
+            index = plain.end()
+            continue
         char = text[index]
         if char == "\\":
             taken, index = _backslashes(text, index)
-            word += taken
+            word.append(taken)
             continue
         if char == "#":
             if word:
                 raise UsageError(
-                    f"{word + '#'!r}: dmsetup would cut the line at this '#'; "
+                    f"{''.join(word) + '#'!r}: dmsetup would cut the line at this '#'; "
                     r"write \# for a path that has one, or name the device as major:minor"
                 )
             end = text.find("\n", index)
             index = len(text) if end < 0 else end
             continue
-        if char in _SPACE:
-            if word:
-                words.append(word)
-                word = ""
-            if char == "\n" and words:
-                yield words
-                words = []
-        else:
-            word += char
+        if word:
+            words.append("".join(word))
+            word = []
+        if char == "\n" and words:
+            yield words
+            words = []
         index += 1
     if word:
-        words.append(word)
+        words.append("".join(word))
     if words:
         yield words
 

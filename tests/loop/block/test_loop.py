@@ -66,12 +66,11 @@ def test_many_at_a_time_get_devices_of_their_own(loops: Any) -> None:
         assert len(set(pool.map(use, range(6)))) == 6
 
 
-def test_who_keeps_it_attached_is_named(loops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_module, "DETACH_SECONDS", 0.05)
+def test_who_keeps_it_attached_is_named(loops: Any) -> None:
     (probe,) = loops(8)
     device = loop_module.attach(probe.backing)
     with BlockDevice.open(device.path), pytest.raises(BusyError, match=f"process {os.getpid()}"):
-        loop_module.detach(device)
+        loop_module.detach(device, 0.05)
     loop_module.detach(device)
 
 

@@ -47,3 +47,17 @@ def test_a_name_of_any_bytes_comes_by_standard_input(given: str, tmp_path: Path)
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("byte", [b"\0", b"a", b"\\,", b"\\a", b"\n", b",", b";"])
+@pytest.mark.parametrize("option", ["--table", "--concise"])
+def test_a_disk_that_is_given_for_a_table_is_refused(option: str, byte: bytes) -> None:
+    """By what takes time as it is long: a word of so many bytes took hours."""
+    done = subprocess.run(
+        [*DMCOPY, "dm", "run", "--engine", "user", option, "-", "status"],
+        input=byte * (2 << 20),
+        capture_output=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    assert len(done.stderr) < 8192
