@@ -117,6 +117,11 @@ def test_modules_can_be_loaded(name: str) -> None:
     assert Path(f"/sys/module/{name}").is_dir()
 
 
+@pytest.mark.kernel(either=False)  # each kernel has modules and options of its own
+def test_no_selinux_looks_at_each_call() -> None:
+    assert "selinuxfs" not in Path("/proc/filesystems").read_text(encoding="ascii")
+
+
 def test_device_mapper_nodes_come_from_udev() -> None:
     run("dmsetup", "create", "dmcopy-rig", "--table", "0 2048 zero")
     try:
