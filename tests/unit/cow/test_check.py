@@ -7,6 +7,7 @@ import json
 import random
 import struct
 import tracemalloc
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,6 +102,16 @@ def test_a_sound_store_is_loaded_without_the_long_check(
     data = build(chunk_size, pairs, pairs[-1][1] + 1)
     exceptions = load(read_store(MemoryDisk(data)), origin_sectors=900 * chunk_size)
     assert dict(exceptions) == dict(pairs)
+
+
+def test_chunks_far_apart_are_compared_without_what_is_between_them() -> None:
+    """Of a COW of a tebibyte that would be gigabytes."""
+    numbers = array("Q", [2, 1 << 20])
+    tracemalloc.start()
+    assert not loading._is_consecutive(numbers)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 16
 
 
 @pytest.mark.parametrize("together", [1, 7, 700])

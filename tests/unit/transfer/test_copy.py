@@ -314,6 +314,13 @@ def test_a_plan_refuses_what_cannot_be(bench: Bench) -> None:
         TransferPlan(source, (IoRegion(bench.dests[0], 600, 64),), 64)
     with pytest.raises(UsageError, match="is empty"):
         TransferPlan(IoRegion(bench.source, 0, 0), (dest,), 64)
+    blocks = Bench(8192)
+    source, dest = IoRegion(blocks.source, 0, 64), IoRegion(blocks.dests[0], 0, 64)
+    assert TransferPlan(source, (dest,), 16).piece == 16
+    for piece in (0, 8, 24):
+        says = f"a piece of {piece} sectors is not a whole number of blocks: .* of 8192 bytes"
+        with pytest.raises(UsageError, match=says):
+            TransferPlan(source, (dest,), piece)
 
 
 def test_an_observer_that_raises_changes_nothing(

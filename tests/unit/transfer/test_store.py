@@ -413,6 +413,31 @@ def test_what_is_of_another_kind_is_refused(key: str, value: object) -> None:
         state.parse(json.dumps(whole), "m.dests")
 
 
+@pytest.mark.parametrize("value", [None, 0, [], {}])
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("source", "path"),
+        ("source", "identity", "always"),
+        ("destinations", 0, "path"),
+        ("destinations", 0, "identity", "boot"),
+        ("destinations", 0, "identity", "doubt"),
+        ("destinations", 0, "failed", 0, 2),
+        ("errors", 0, 2),
+    ],
+)
+def test_what_is_no_text_is_refused(place: tuple[Any, ...], value: object) -> None:
+    """A name would be looked for that none has, or an identity be taken for one in doubt."""
+    whole = holder = json.loads(state.build(example()))
+    *way, last = place
+    for step in way:
+        holder = holder[step]
+    assert isinstance(holder[last], str)
+    holder[last] = value
+    with pytest.raises(MetadataError, match="is not what this dmcopy writes"):
+        state.parse(json.dumps(whole), "m.dests")
+
+
 @pytest.mark.parametrize("name", ["m", "m.dests"])
 @pytest.mark.parametrize(
     "garbage", [b"", b"\xff\xfe\x00", b"0x0 ? 1\n0x0 0x", b"\x1b[31m\n", b"{}"]
