@@ -32,7 +32,7 @@ def find_qemu() -> str:
 # of each access of the kernel's to user memory, and registers that libc takes for the wide strings
 # of AVX, which QEMU works through byte by byte. A command takes a sixth less (QEMU 7.2). Nor with
 # quick string instructions (erms): with them kernel and libc clear and copy by `rep stosb` and `rep
-# movsb`, which QEMU runs byte by byte. Filling and copying memory takes a third of the time without.
+# movsb`, which QEMU runs byte by byte. To fill and copy memory takes a third of the time without.
 _EMULATED: Final = "max,-la57,-smap,-smep,-umip,-pku,-pks,-erms"
 _WITHOUT_AVX: Final = ",-avx,-avx2,-xsave,-xsaveopt"
 _ISA_NEEDED: Final = struct.pack("<2I", 0xC0008002, 4)
