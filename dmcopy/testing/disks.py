@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -83,10 +84,17 @@ class Disks(Closing):
         one, two = self._address(disk), other._address(disk)
         return not _memcmp(one, two, self.sizes[disk] << SECTOR_SHIFT)
 
+    def checksum(self, disk: str) -> int:
+        """Return the CRC of what a disk holds."""
+        return zlib.crc32(self._map(disk))
+
     def _address(self, disk: str) -> int:
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._map(disk)))
+
+    def _map(self, disk: str) -> mmap.mmap:
         if disk not in self._maps:
             self._maps[disk] = mmap.mmap(self._files[disk], self.sizes[disk] << SECTOR_SHIFT)
-        return ctypes.addressof(ctypes.c_char.from_buffer(self._maps[disk]))
+        return self._maps[disk]
 
     def poke(self, disk: str, sector: int, data: bytes) -> None:
         """Change what a disk holds."""

@@ -21,6 +21,16 @@ Pair = tuple[UserSide, KernelSide]
 ledger = Ledger(Path(__file__).parents[3] / "build" / "mirror-workloads-again.jsonl")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """On the host of guests: play our half of the workloads, which takes a guest half its time."""
+    if "DMCOPY_SEED" in os.environ or session.config.getoption("collectonly"):
+        return
+    originals = (getattr(item, "original", None) for item in session.items)
+    name = "test_both_engines_do_the_same"
+    if mine := [one for one in originals if one is not None and one.originalname == name]:
+        mine[0].module.note_ours(mine)
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note which workloads were run again, on the host: it is what the guests report."""
     for name, values in report.user_properties if report.when == "call" else ():

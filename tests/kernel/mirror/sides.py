@@ -88,6 +88,10 @@ class MirrorSide(Harness):
         """Read a disk, below everything."""
         return self.disks.peek(f"disk-{disk}")
 
+    def checksums(self) -> tuple[int, ...]:
+        """Return a number for each leg's content."""
+        return tuple(self.disks.checksum(f"disk-{leg}") for leg in LEGS)
+
     def swap(self, name: str, text: str, *, readonly: bool = False, flush: bool = True) -> None:
         """Put another table in place of the active one, and note which disks are not good."""
         super().swap(name, text, readonly=readonly, flush=flush)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 
+from dmcopy.mapper.userspace import UserMapper
 from dmcopy.testing.compare import DifferenceError
-from dmcopy.testing.mirrors import MirrorWorkload
+from dmcopy.testing.disks import Disks
+from dmcopy.testing.mirrors import DISKS, MirrorWorkload
 
 from .conftest import Pair
-from .playing import History
+from .playing import History, Moment, note, noted, ours
 from .races import PROPERTY, Count
+from .sides import UserSide
 
-pytestmark = pytest.mark.kernel(cost=10)
+pytestmark = pytest.mark.kernel(cost=7)
 
 WORKLOADS = 6  # of each batch: every batch is a sign of life from the guest
 BATCHES = {"quick": 1, "long": 84}.get(os.environ.get("DMCOPY_TEST", ""), 6)
@@ -36,18 +42,15 @@ def count() -> Count:
     ],
 )
 def test_both_engines_do_the_same(pair: Pair, count: Count, batch: int) -> None:
-    if forced := os.environ.get("DMCOPY_SEED"):
-        seeds = [int(forced)] if not batch else []
-    else:
-        seeds = list(range(batch, BATCHES * WORKLOADS, BATCHES))
-    for seed in seeds:
+    forced = os.environ.get("DMCOPY_SEED")
+    for seed in ([int(forced)] if not batch else []) if forced else seeds_of(batch):
         count.workloads += 1
         try:
-            _run(pair, MirrorWorkload(seed))
+            _run(pair, seed, None if forced else noted(seed))
         except DifferenceError as differs:
             if not count.forgive(seed, differs):
                 raise
-            _run(pair, MirrorWorkload(seed))
+            _run(pair, seed)
 
 
 def test_few_workloads_are_run_again(
@@ -58,17 +61,38 @@ def test_few_workloads_are_run_again(
     assert len(count.again) <= count.allowed, count.again
 
 
-def _run(pair: Pair, workload: MirrorWorkload) -> None:
-    told = f"replay with DMCOPY_SEED={workload.seed}: {workload}"
-    for side in pair:
-        workload.fill(side)
-        side.make(workload.table(), readonly=workload.readonly)
+def seeds_of(batch: int) -> range:
+    return range(batch, BATCHES * WORKLOADS, BATCHES)
+
+
+def _run(pair: Pair, seed: int, moments: Iterable[Moment] | None = None) -> None:
+    """Play a workload: the kernel's half alone where it is noted what ours shows."""
+    user, kernel = pair
+    workload = MirrorWorkload(seed)
+    told = f"replay with DMCOPY_SEED={seed}: {workload}"
+    workload.fill(kernel)
+    kernel.make(workload.table(), readonly=workload.readonly)
+    beside = ours(user, workload, STEPS)
     try:
-        History(*pair).play(workload.steps(STEPS))
+        if moments is None:
+            History(kernel, user).play_as(beside)
+        else:
+            History(kernel).play_as(moments)
     except DifferenceError as error:
         error.add_note(told)
         raise
     finally:
-        for side in pair:
-            side.heal()
-            side.drop()
+        beside.close()
+        kernel.heal()
+        kernel.drop()
+
+
+def note_ours(items: list[pytest.Item]) -> None:
+    """On the host: note what ours shows in those of `items` that are tests of this file."""
+    batches = sorted({getattr(item, "callspec").params["batch"] for item in items})  # noqa: B009
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm", prefix="dmcopy-mirror-") as folder,
+        Disks(Path(folder, "user"), DISKS) as disks,
+        contextlib.closing(UserSide(disks, UserMapper())) as user,
+    ):
+        note(user, (seed for batch in batches for seed in seeds_of(batch)), STEPS)
