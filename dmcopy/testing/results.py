@@ -54,6 +54,9 @@ class Results(Closing):
             if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # it may have no end
                 raise UsageError(f"{path} is no file: results are read again, so name one")
             self._continue({"campaign": campaign, "options": dict(options)})
+        except OSError as error:
+            self.close()
+            raise DeviceError(path, "read it", error.errno or 0) from None
         except BaseException:
             self.close()
             raise

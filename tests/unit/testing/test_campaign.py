@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 
 from dmcopy.cli.main import main
-from dmcopy.errors import BusyError, ExitCode, MetadataError, MissingError, UsageError
+from dmcopy.errors import (
+    BusyError,
+    DeviceError,
+    ExitCode,
+    MetadataError,
+    MissingError,
+    UsageError,
+)
 from dmcopy.testing import seeds
 from dmcopy.testing.campaign import Campaign
 from dmcopy.testing.results import Results
@@ -142,6 +149,12 @@ def test_what_is_no_file_keeps_no_results(tmp_path: Path) -> None:
     for path in (fifo, Path("/dev/full"), Path("/dev/null")):
         with pytest.raises(UsageError, match="is no file: results are read again"):
             Results(str(path), GOOD, {})
+
+
+def test_a_file_that_cannot_be_read_is_told() -> None:
+    """It is regular, and only reading it fails, as of a file system that is damaged."""
+    with pytest.raises(DeviceError, match="/proc/self/mem: cannot read it: Input/output error"):
+        Results("/proc/self/mem", GOOD, {})
 
 
 def test_a_failure_is_made_small_and_told_as_one_command(explore: Explore, tmp_path: Path) -> None:
