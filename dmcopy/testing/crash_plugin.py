@@ -49,8 +49,9 @@ def weaken() -> Callable[..., list[Weakened]]:
 def workload(request: pytest.FixtureRequest) -> Callable[..., int]:
     """`workload(seeds, depth=1, …)`: histories of snapshots on two engines.
 
-    Other keywords are those of `dmcopy.testing.compare.pair`; by default both engines are in
-    userspace. Returns how many histories were played. Raises DifferenceError.
+    Other keywords are `patience`, the seconds that engines which differ have to become the same,
+    and those of `dmcopy.testing.compare.pair`; by default both engines are in userspace.
+    Returns how many histories were played. Raises DifferenceError.
     """
     from dmcopy.testing.compare import DifferenceError
     from dmcopy.testing.playing import play_workload

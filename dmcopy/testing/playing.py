@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from dmcopy.testing.compare import Comparison, pair
+from dmcopy.testing.compare import PATIENCE_SECONDS, Comparison, pair
 from dmcopy.testing.steps import AwaitMerge, Burst, Load, Resume, Step
 from dmcopy.testing.workload import DISK_SECTORS, NOTHING, SNAPSHOTS, Workload
 
@@ -39,15 +39,25 @@ class _History(Comparison):
         self.same("content", *(harness.contents() for harness in self.both))
 
 
-def play_workload(seed: int, *, depth: int = 1, length: int = 20, **options: Any) -> None:
-    """Play one history. The other options are those of `pair`. Raises DifferenceError."""
+def play_workload(
+    seed: int,
+    *,
+    depth: int = 1,
+    length: int = 20,
+    patience: float = PATIENCE_SECONDS,
+    **options: Any,
+) -> None:
+    """Play one history. `patience`: as of `Comparison`. The other options are those of `pair`.
+
+    Raises DifferenceError.
+    """
     options.setdefault("engines", ("user", "user"))
     workload = Workload(seed, depth=depth, length=length)
     content = random.Random(seed).randbytes(workload.sectors << 9)
     with pair(_DISKS, **options) as both:
         for harness in both:
             harness.disks.poke("disk0", 0, content)
-        _History(*both).play(_steps(workload))
+        _History(*both, patience=patience).play(_steps(workload))
 
 
 def _steps(workload: Workload) -> Iterator[Step]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dmcopy.block import BlockDevice
+from dmcopy.block import BlockDevice, opening
 from dmcopy.errors import BusyError, DeadlineError
 from dmcopy.io import probe
 from tests.loop.export.conftest import Serving
@@ -49,7 +49,9 @@ def is_free(path: str) -> bool:
     return True
 
 
-def test_a_device_is_busy_until_they_have_ended(here: Here) -> None:
+def test_a_device_is_busy_until_they_have_ended(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who took it over before would be written over by them, or read what they change."""
     if probe()["uring"]:
         pytest.skip(probe()["uring"])
@@ -68,6 +70,7 @@ def test_a_device_is_busy_until_they_have_ended(here: Here) -> None:
             until(lambda: under_way(path), "the write")
             process.kill()
             process.wait(SECONDS)
+            monkeypatch.setattr(opening, "_LAST_IO_SECONDS", 0.5)
             with pytest.raises(BusyError):
                 BlockDevice.open(path, write=True, direct=False)  # it reads nothing, which waited
         finally:

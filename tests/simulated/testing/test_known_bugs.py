@@ -164,7 +164,7 @@ def test_a_workload_finds_what_two_engines_differ_in(
 ) -> None:
     """Seed 6 is the first that finds them, to save time."""
     with pytest.raises(DifferenceError) as found:
-        workload(range(6, 60), instead={target: bug})
+        workload(range(6, 60), patience=1, instead={target: bug})
     (note,) = found.value.__notes__
     assert "this history alone: DMCOPY_SEED=" in note
 

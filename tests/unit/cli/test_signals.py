@@ -110,9 +110,20 @@ def test_a_held_back_alarm_ends_what_does_not_end_by_itself() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
+HURRIED = """
+import sys
+from dmcopy.__main__ import run
+from dmcopy.cli import signals
+
+signals.GRACE_SECONDS = 0.5
+sys.argv = ["dmcopy", "copy", "src", "dst"]
+sys.exit(run())
+"""
+
+
 def test_output_that_nobody_reads_holds_nothing_up() -> None:
     read, write = unread()
-    with start("copy", "src", "dst", stdout=write) as process:
+    with Program([sys.executable, "-c", HURRIED], stdout=write) as process:
         os.close(write)
         until(lambda: Path("dst").exists() and is_copied(), "the end of the copy")
         process.send_signal(signal.SIGTERM)
