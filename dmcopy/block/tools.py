@@ -70,8 +70,8 @@ def require_exit_codes() -> None:
     """
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
         raise UsageError(
-            "this process ignores SIGCHLD, so that nobody is told how the programs end that it "
-            "starts: call signal.signal(signal.SIGCHLD, signal.SIG_DFL) first"
+            "this process ignores SIGCHLD, so that the kernel does not tell it how the programs "
+            "end that it starts: call signal.signal(signal.SIGCHLD, signal.SIG_DFL) first"
         )
 
 

@@ -6,8 +6,8 @@
     SIGUSR1                    the next progress that comes is told, as with dd
 
 One that is ignored from the start stays so: SIGINT in a shell's background job, SIGHUP below nohup.
-Not so SIGCHLD, without which nobody is told how a program ends, nor a SIGALRM that is held back,
-without which a command would not end after its grace.
+Not so SIGCHLD, without which the kernel does not tell how a program ends, nor a SIGALRM that is
+held back, without which a command would not end after its grace.
 """
 
 from __future__ import annotations

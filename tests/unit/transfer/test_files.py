@@ -161,7 +161,7 @@ def test_holes() -> None:
 def test_without_a_map_there_is_one_flush(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody would ever learn what else had become durable on the way, and it takes time."""
+    """The user would never learn what else had become durable on the way, and it takes time."""
     flushed: list[str] = []
     make = Settings.reactor
 
