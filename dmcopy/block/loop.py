@@ -214,7 +214,7 @@ def _clear(device: LoopDevice, mark: str) -> str:
     try:
         fd = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # Once it is open it cannot become another one, which somebody has attached meanwhile.
+            # Once it is open it cannot become another one, which another process has attached.
             if behind.mark(device.name) == mark:
                 syscalls.loop_clear(fd)
         finally:

@@ -46,7 +46,7 @@ def _decide(qemu: str, image: Path) -> tuple[str, str]:
     accel = "tcg" if refusal else "kvm"
     why = f"/dev/kvm is there but {refusal}" if refusal else "a kernel boots with /dev/kvm"
     if refusal.startswith(_REFUSED):
-        return accel, why  # at once: another hypervisor may have it now, or all memory
+        return accel, why  # immediately: another hypervisor may have it now, or all memory
     replace_file(kept, json.dumps({"on": here, "accel": accel, "why": why}).encode())
     return accel, why
 

@@ -52,7 +52,7 @@ def test_a_name_of_any_bytes_comes_by_standard_input(given: str, tmp_path: Path)
 @pytest.mark.parametrize("byte", [b"\0", b"a", b"\\,", b"\\a", b"\n", b",", b";"])
 @pytest.mark.parametrize("option", ["--table", "--concise"])
 def test_a_disk_that_is_given_for_a_table_is_refused(option: str, byte: bytes) -> None:
-    """By what takes time as it is long: a word of so many bytes took hours."""
+    """By what takes time as it is long: a word of 2 MiB took hours."""
     done = subprocess.run(
         [*DMCOPY, "dm", "run", "--engine", "user", option, "-", "status"],
         input=byte * (2 << 20),

@@ -164,7 +164,7 @@ def test_the_accelerator_is_tried_once_a_boot(
 
 @pytest.mark.usefixtures("cache")
 def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """QEMU says at once that another hypervisor has it: that may have ended by the next run."""
+    """QEMU says immediately that another hypervisor has it: that may have ended by the next run."""
     qemu = tmp_path / "qemu"
     qemu.write_text(
         "#!/bin/sh\necho 'ioctl(KVM_CREATE_VM) failed: Device or resource busy'\nexit 1\n"
