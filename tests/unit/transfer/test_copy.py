@@ -296,6 +296,16 @@ def test_pieces_give_each_what_it_needs(bench: Bench) -> None:
     ]
 
 
+def test_zeroes_are_in_longer_pieces() -> None:
+    """They take no pages: terabytes of them are few requests."""
+    disk = SimulatedDisk(1 << 17, "disk")
+    plan = TransferPlan(None, (IoRegion(disk, 0, 1 << 17),), 64)
+    pieces = list(plan.pieces([RangeSet([(32760, 70000)])]))
+    assert [(one.start, one.length) for one in pieces] == [
+        *((32760, 8), (32768, 32768), (65536, 4464)),
+    ]
+
+
 def test_halves_are_whole_blocks() -> None:
     piece = Piece(80, 24, (0,))
     assert piece.halves(8) == (Piece(80, 8, (0,)), Piece(88, 16, (0,)))

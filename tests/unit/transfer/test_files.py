@@ -35,6 +35,7 @@ from dmcopy.transfer import (
 )
 from dmcopy.transfer.plan import find_holes
 from dmcopy.transfer.settings import Settings
+from dmcopy.transfer.store import StateStore
 from dmcopy.transfer.verify import Verifier
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -181,6 +182,29 @@ def test_without_a_map_there_is_one_flush(
     assert copy("a", "b", piece=8, map_interval=1e-6).exit_code == ExitCode.OK
     assert flushed == ["a", "b"]
     assert not caplog.records
+
+
+def test_a_map_that_cannot_be_saved_is_told_once_until_it_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is tried again each second: hours of that would be thousands of lines."""
+    seen: list[events.TransferEvent] = []
+    errors = [errno.ENOSPC, errno.ENOSPC, 0, errno.EIO]
+
+    def save(_: StateStore, __: Transfer) -> None:
+        if error := errors.pop(0):
+            raise DeviceError("m", "save the map", error)
+
+    monkeypatch.setattr(StateStore, "save", save)
+    with open_all(TransferRequest("src", ("a",))) as opened, Reactor() as reactor:
+        session = TransferSession(opened, TransferOptions(map_path="m"), seen.append)
+        client = Client(16, reactor=reactor)
+        transfer = Transfer(client, session.plan)
+        while errors:
+            session._save(transfer)
+        client.destroy()
+    told = [events.MapFailed("m", os.strerror(error)) for error in (errno.ENOSPC, errno.EIO)]
+    assert seen == told
 
 
 def test_a_new_file_that_got_nothing_is_removed() -> None:
