@@ -7,6 +7,7 @@ imports of the VM rig. A noun's module has two functions, `configure(parser)` an
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Collection, Sequence
 from typing import Final
@@ -15,7 +16,7 @@ from dmcopy import __version__
 from dmcopy.cli import signals, streams
 from dmcopy.cli.parser import Parser, UndeclaredError, share_help
 from dmcopy.cli.shown import brief
-from dmcopy.errors import DmcopyError, ExitCode, of_limit
+from dmcopy.errors import DmcopyError, ExitCode, UsageError, of_limit
 
 NOUNS: Final = {
     "demo": "show copies, snapshots and mirrors on sparse files, without root",
@@ -95,7 +96,7 @@ def _run(words: list[str]) -> int:
         _tell(error, str(error))
         return error.exit_code
     except (OSError, MemoryError, RuntimeError, ImportError) as error:
-        limit = of_limit(error)
+        limit = of_limit(error) or _of_folder(error)
         if limit is None or "--traceback" in words:
             raise
         _tell(limit, str(limit))
@@ -105,6 +106,16 @@ def _run(words: list[str]) -> int:
         _tell(error, f"{error.object}: {lacks}")
         return ExitCode.FAILED
     return code
+
+
+def _of_folder(error: BaseException) -> DmcopyError | None:
+    """Return what to tell of an error where the working folder is gone: no relative path is."""
+    if isinstance(error, FileNotFoundError):
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            return UsageError("the working folder is gone: go to another one (cd)")
+    return None
 
 
 def _call(parser: Parser, words: list[str]) -> int:

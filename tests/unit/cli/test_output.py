@@ -117,3 +117,16 @@ def test_what_is_no_limit_is_not_taken_for_one(
     monkeypatch.setattr(cow_facts, "_info", info)
     with pytest.raises(type(error)):
         main(["cow", "info", "x"])
+
+
+@pytest.mark.parametrize("words", [["copy", "a", "b"], ["zero", "a"], ["cow", "merge", "a", "b"]])
+def test_a_working_folder_that_is_gone_is_told(words: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", sys.executable, "-m", "dmcopy", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    said = "dmcopy: the working folder is gone: go to another one (cd)\n"
+    assert (done.returncode, done.stderr) == (2, said)
