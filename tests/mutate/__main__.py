@@ -5,6 +5,9 @@ Each change is made in a copy of the tree, and the tests of the module run there
 that mirror the module: the file of its name, else the folder of its package. They run once
 without a change, to see which of them run which lines; after that a change is shown only to those
 that run its line, the quickest first (to all, when none is seen to: another process may run it).
+
+A package stands for all of its modules, and a sample of it has each of their changes with the same
+chance.
 """
 
 from __future__ import annotations
@@ -51,8 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         tree = Path(folder) / "tree"
         shutil.copytree(args.root, tree, ignore=LEFT_OUT, symlinks=True)
         (tree / ".venv").symlink_to(ROOT / ".venv")
+        mutations = {
+            module: Mutation(tree, module)
+            for word in args.modules
+            for module in _modules(tree, word)
+        }
+        chosen: dict[Path, list[Site]] = {}
+        for word in args.modules:
+            chosen |= _draw([mutations[module] for module in _modules(tree, word)], args)
         by_tests: dict[tuple[str, ...], list[Path]] = {}
-        for module in args.modules:
+        for module in chosen:
             tests = args.tests or mirrored(tree, module)
             if not tests:
                 print(f"{module}: no tests mirror it: name some with --tests", file=sys.stderr)
@@ -66,15 +77,36 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{names}: its tests fail without any change", file=sys.stderr)
                 return 1
             for module in modules:
-                mutation = Mutation(tree, module, trial)
-                sites = mutation.choose(args.sample, args.seed, args.line)
-                survivors = list(mutation.survivors(sites))
+                sites = chosen[module]
+                survivors = list(mutations[module].survivors(sites, trial))
                 caught += len(sites) - len(survivors)
                 total += len(sites)
                 _print_figure(str(module), len(sites) - len(survivors), len(sites))
-    if len(args.modules) > 1:
+    if len(chosen) > 1:
         _print_figure("all", caught, total)
     return 0
+
+
+def _modules(tree: Path, word: Path) -> list[Path]:
+    """Return the modules that a word of the command line names."""
+    if not (tree / word).is_dir():
+        return [word]
+    return sorted(path.relative_to(tree) for path in (tree / word).glob("*.py"))
+
+
+def _draw(mutations: Sequence[Mutation], args: argparse.Namespace) -> dict[Path, list[Site]]:
+    """Return the changes to make of each module: all, those of some lines, or a sample by its seed.
+
+    A module of several that none was drawn of is left out.
+    """
+    sites = [(one.module, site) for one in mutations for site in one.sites(args.line)]
+    if args.sample is not None and args.sample < len(sites):
+        chosen = random.Random(args.seed).sample(range(len(sites)), args.sample)
+        sites = [sites[place] for place in sorted(chosen)]
+    drawn: dict[Path, list[Site]] = {one.module: [] for one in mutations}
+    for module, site in sites:
+        drawn[module].append(site)
+    return {module: found for module, found in drawn.items() if found or len(mutations) == 1}
 
 
 def mirrored(tree: Path, module: Path) -> list[str]:
@@ -145,30 +177,25 @@ class Trial:
 class Mutation:
     """The changes of one module in a copy of the tree, and which of them its tests notice."""
 
-    def __init__(self, tree: Path, module: Path, trial: Trial) -> None:
-        self._trial = trial
-        self._module = module
+    def __init__(self, tree: Path, module: Path) -> None:
+        self.module = module
         self._file = tree / module
         self._source = self._file.read_text()
         self._parsed = ast.parse(self._source)
 
-    def choose(self, sample: int | None, seed: int, lines: Sequence[int]) -> list[Site]:
-        """Return the changes to make: all, those of some lines, or a sample by its seed."""
-        sites = [site for site in find_sites(self._parsed) if not lines or site.line in lines]
-        if sample is not None and sample < len(sites):
-            chosen = random.Random(seed).sample(range(len(sites)), sample)
-            sites = [sites[place] for place in sorted(chosen)]
-        return sites
+    def sites(self, lines: Sequence[int]) -> list[Site]:
+        """Return all changes, or those of some lines."""
+        return [site for site in find_sites(self._parsed) if not lines or site.line in lines]
 
-    def survivors(self, sites: Sequence[Site]) -> Iterator[Site]:
+    def survivors(self, sites: Sequence[Site], trial: Trial) -> Iterator[Site]:
         """Print and yield the changes that no test notices; then the module is as it was."""
         # Of the same second and length, it would be taken for the changed module.
         cached = Path(importlib.util.cache_from_source(str(self._file)))
         cached.unlink(missing_ok=True)
         for site in sites:
             self._file.write_text(site.apply(self._parsed))
-            if not self._trial.notices(self._module, site.line):
-                print(f"{self._module}:{site.line}: survives: {site}", flush=True)
+            if not trial.notices(self.module, site.line):
+                print(f"{self.module}:{site.line}: survives: {site}", flush=True)
                 yield site
         self._file.write_text(self._source)
 
@@ -210,7 +237,9 @@ def _print_figure(name: str, caught: int, total: int) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./scripts/mutate", description=__doc__)
-    parser.add_argument("modules", nargs="+", type=Path, help="dmcopy/targets/merge.py …")
+    parser.add_argument(
+        "modules", nargs="+", type=Path, help="dmcopy/cow dmcopy/targets/merge.py …"
+    )
     parser.add_argument("--tests", nargs="+", help="run these, and not those that mirror it")
     parser.add_argument("--sample", type=int, metavar="N", help="N changes, not all")
     parser.add_argument("--seed", type=int, default=0, help="which ones")

@@ -41,8 +41,8 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def mutate(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.mutate", "--root", str(project), "toy/sums.py", *words]
+def mutate(project: Path, *words: str, of: str = "toy/sums.py") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.mutate", "--root", str(project), of, *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
@@ -89,6 +89,22 @@ def test_nothing_is_left_when_it_is_ended(
 
 def test_a_sample_has_its_size(project: Path) -> None:
     assert "of 1 caught" in mutate(project, "--line", "3", "--sample", "1", "--seed", "2").stdout
+
+
+def test_a_package_is_all_of_its_modules(project: Path) -> None:
+    shutil.copy(project / "toy/sums.py", project / "toy/more.py")
+    tests = (project / "tests/unit/test_sums.py").read_text().replace("toy.sums", "toy.more")
+    (project / "tests/unit/test_more.py").write_text(tests)
+    found = mutate(project, "--line", "3", of="toy").stdout.splitlines()
+    assert found[1::2] == [
+        "toy/more.py: 3 of 4 caught (75%)",
+        "toy/sums.py: 3 of 4 caught (75%)",
+    ]
+    assert found[4:] == ["all: 6 of 8 caught (75%)"]
+    # Of either one may be drawn, both of one, or one of each.
+    sampled = mutate(project, "--line", "3", "--sample", "2", "--seed", "3", of="toy").stdout
+    told = [line.split() for line in sampled.splitlines() if " caught (" in line]
+    assert sum(int(words[3]) for words in told if words[0] != "all:") == 2
 
 
 @pytest.mark.parametrize("options", ["", "-rs", "-rN --tb=no -v"])
