@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
+from queue import SimpleQueue
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+from dmcopy.thread import Thread
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -42,18 +46,11 @@ def ahead(work: Callable[[_In], _Out], things: Iterable[_In]) -> Generator[_Out]
     else:
         return
 
-    from concurrent.futures import ThreadPoolExecutor  # costs milliseconds, and a short store none
-
     turns: deque[Future[_Out]] = deque()
-    with ThreadPoolExecutor(THREADS) as threads:
+    with _Threads() as threads:
         try:
             for thing in left:
-                try:
-                    turns.append(threads.submit(work, thing))
-                except RuntimeError:  # no thread can be started: those that there are, or we
-                    while turns:
-                        yield turns.popleft().result()
-                    yield work(thing)
+                turns.append(threads.submit(partial(work, thing)))
                 if len(turns) == DEPTH:
                     yield turns.popleft().result()
             while turns:
@@ -61,3 +58,58 @@ def ahead(work: Callable[[_In], _Out], things: Iterable[_In]) -> Generator[_Out]
         finally:
             for turn in turns:
                 turn.cancel()
+
+
+class _Threads:
+    """Up to `THREADS` that do what is submitted; where the system gives none, `submit` does it.
+
+    An executor of concurrent.futures waits for ever for a thread that dies before it begins.
+    """
+
+    def __init__(self) -> None:
+        self._todo: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._threads: list[Thread] = []
+        self._limit = THREADS
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _thread in self._threads:
+            self._todo.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def submit(self, call: Callable[[], _Out]) -> Future[_Out]:
+        """Have it done, and return where its result comes."""
+        from concurrent.futures import Future  # costs milliseconds, and a short store none
+
+        if len(self._threads) < self._limit:
+            self._add_thread()
+        future: Future[_Out] = Future()
+        if self._threads:
+            self._todo.put((future, call))
+        else:
+            _do(future, call)
+        return future
+
+    def _add_thread(self) -> None:
+        thread = Thread(self._work, "dmcopy-ahead")
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):
+            self._limit = len(self._threads)  # it is not tried again
+        else:
+            self._threads.append(thread)
+
+    def _work(self) -> None:
+        while (task := self._todo.get()) is not None:
+            _do(*task)
+
+
+def _do(future: Future[_Out], call: Callable[[], _Out]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)

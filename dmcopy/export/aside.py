@@ -7,13 +7,13 @@ reactor's thread that would be a process that waits for itself, which only SIGKI
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
 from dmcopy.errors import ClosedError, DeviceError, of_limit
 from dmcopy.io.reactor import Reactor
 from dmcopy.mapper.waiting import Until, drive
+from dmcopy.thread import Thread
 
 _SECONDS: Final = 60.0
 _T = TypeVar("_T")
@@ -46,7 +46,7 @@ async def beside(reactor: Reactor, call: Callable[[], _T], waiting_for: str) -> 
             reactor.call_soon_threadsafe(lambda: None)
 
     try:
-        threading.Thread(target=run, name="dmcopy-aside", daemon=True).start()
+        Thread(run, "dmcopy-aside").start()
     except (RuntimeError, MemoryError) as error:
         raise of_limit(error) or error from None
     done = Until(lambda: results or errors, waiting_for)

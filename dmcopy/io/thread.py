@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 from dmcopy.closing import Closing
 from dmcopy.errors import ClosedError
 from dmcopy.io.reactor import Reactor, log_exception
+from dmcopy.thread import Thread
 
 _T = TypeVar("_T")
 _ENDED = "the reactor's thread has ended"
@@ -33,7 +33,7 @@ class ReactorThread(Closing):
         self._calls: deque[tuple[Future[Any], Callable[[Reactor], Any]]] = deque()
         self._started: Future[Reactor] = Future()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = Thread(self._run, name)
         self._thread.start()
         self.reactor = self._started.result()
 

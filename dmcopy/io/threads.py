@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from dmcopy.io.poller import Poller
 from dmcopy.io.region import Device
 from dmcopy.io.request import CopyIo, Io, ListCopyIo, Memory, Op, Request, behind
+from dmcopy.thread import Thread
 
 WORKERS = 4
 
@@ -34,7 +34,7 @@ class WorkerPool:
         self._limit = workers
         self._todo: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._done: deque[Request] = deque()
-        self._threads: list[threading.Thread] = []
+        self._threads: list[Thread] = []
         self.in_flight = 0
         self.sleeping = False
 
@@ -70,7 +70,7 @@ class WorkerPool:
             thread.join(timeout=5)
 
     def _add_thread(self) -> None:
-        thread = threading.Thread(target=self._work, name="dmcopy-io", daemon=True)
+        thread = Thread(self._work, "dmcopy-io")
         try:
             thread.start()
         except (RuntimeError, MemoryError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import ClassVar, Final
 
 from dmcopy.errors import BusyError, DeadlineError
@@ -15,6 +14,7 @@ from dmcopy.export.ublk.requests import DEPTH, MAX_BYTES, UblkRequests
 from dmcopy.io import ublk
 from dmcopy.ledger import Kind
 from dmcopy.mapper.waiting import drive
+from dmcopy.thread import Thread
 
 _CLOSE_SECONDS: Final = 10.0
 
@@ -130,5 +130,5 @@ def _leave_a_tag(path: str) -> None:
             with queue, contextlib.suppress(OSError):
                 queue.write(b"%d" % (DEPTH - 1))
 
-        Thread(target=write, name="dmcopy-aside", daemon=True).start()
+        Thread(write, "dmcopy-aside").start()
         exits.pop_all()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -67,7 +66,7 @@ def test_several_are_under_way_at_once() -> None:
 def test_what_has_not_begun_is_not_done_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error in the first area must not cost the reading of the next ones, nor Ctrl-C."""
     begun: list[int] = []
-    ending, end = threading.Event(), ThreadPoolExecutor.__exit__
+    ending, end = threading.Event(), ahead_module._Threads.__exit__
 
     def work(number: int) -> int:
         begun.append(number)
@@ -75,11 +74,11 @@ def test_what_has_not_begun_is_not_done_any_more(monkeypatch: pytest.MonkeyPatch
             assert ending.wait(60)
         return number
 
-    def ended(*words: Any) -> bool | None:
+    def ended(*words: Any) -> None:
         ending.set()
-        return end(*words)
+        end(*words)
 
-    monkeypatch.setattr(ThreadPoolExecutor, "__exit__", ended)
+    monkeypatch.setattr(ahead_module._Threads, "__exit__", ended)
     results = ahead(work, range(100))
     assert [next(results) for _ in range(ALONE + 1)] == list(range(ALONE + 1))
     results.close()
