@@ -126,6 +126,8 @@ def of_limit(error: BaseException) -> MissingError | None:
         text = _MEMORY if os.strerror(errno.ENOMEM) in str(error) else None
     elif isinstance(error, RuntimeError):
         text = _THREADS if "can't start new thread" in str(error) else None
+        if "can't allocate" in str(error):  # a lock, in threading and io (CPython 3.11)
+            text = _MEMORY
     if text is None:
         return None
     found = MissingError(text)

@@ -81,6 +81,7 @@ def test_the_notes_of_an_error_follow_it(
         (OSError(errno.EMFILE, "files"), "too many files are open"),
         (BlockingIOError(errno.EAGAIN, "fork"), "no more processes and threads may be started"),
         (RuntimeError("can't start new thread"), "no more processes and threads may be started"),
+        (RuntimeError("can't allocate read lock"), "there is no memory left for this"),
         (OSError(errno.ENOMEM, "fork"), "there is no memory left for this"),
         (MemoryError(), "there is no memory left for this"),
     ],
