@@ -27,6 +27,28 @@ class Thread(threading.Thread):
             super().run()
 
 
+class Threads(list[Thread]):
+    """Up to `limit` threads, begun one by one: fewer where the system gives no more.
+
+    There may be none at all: what hands out the work then does it itself.
+    """
+
+    def __init__(self, limit: int, name: str) -> None:
+        super().__init__()
+        self.limit = limit
+        self._name = name
+
+    def begin_one(self, target: Callable[[], object]) -> None:
+        """Begin another one, or let there be no more from now on (RLIMIT_NPROC, RLIMIT_AS)."""
+        thread = Thread(target, self._name)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):
+            self.limit = len(self)
+        else:
+            self.append(thread)
+
+
 class _Begun(threading.Event):
     """Set when a thread begins. What waits for it may give up, after which the thread does nothing.
 

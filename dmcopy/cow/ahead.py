@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from dmcopy.thread import Thread
+from dmcopy.thread import Threads
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -47,7 +47,7 @@ def ahead(work: Callable[[_In], _Out], things: Iterable[_In]) -> Generator[_Out]
         return
 
     turns: deque[Future[_Out]] = deque()
-    with _Threads() as threads:
+    with _Pool() as threads:
         try:
             for thing in left:
                 turns.append(threads.submit(partial(work, thing)))
@@ -60,7 +60,7 @@ def ahead(work: Callable[[_In], _Out], things: Iterable[_In]) -> Generator[_Out]
                 turn.cancel()
 
 
-class _Threads:
+class _Pool:
     """Up to `THREADS` that do what is submitted; where the system gives none, `submit` does it.
 
     An executor of concurrent.futures waits for ever for a thread that dies before it begins.
@@ -68,8 +68,7 @@ class _Threads:
 
     def __init__(self) -> None:
         self._todo: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._threads: list[Thread] = []
-        self._limit = THREADS
+        self._threads = Threads(THREADS, "dmcopy-ahead")
 
     def __enter__(self) -> Self:
         return self
@@ -84,23 +83,14 @@ class _Threads:
         """Have it done, and return where its result comes."""
         from concurrent.futures import Future  # costs milliseconds, and a short store none
 
-        if len(self._threads) < self._limit:
-            self._add_thread()
+        if len(self._threads) < self._threads.limit:
+            self._threads.begin_one(self._work)
         future: Future[_Out] = Future()
         if self._threads:
             self._todo.put((future, call))
         else:
             _do(future, call)
         return future
-
-    def _add_thread(self) -> None:
-        thread = Thread(self._work, "dmcopy-ahead")
-        try:
-            thread.start()
-        except (RuntimeError, MemoryError):
-            self._limit = len(self._threads)  # it is not tried again
-        else:
-            self._threads.append(thread)
 
     def _work(self) -> None:
         while (task := self._todo.get()) is not None:

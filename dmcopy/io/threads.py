@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dmcopy.io.poller import Poller
 from dmcopy.io.region import Device
 from dmcopy.io.request import CopyIo, Io, ListCopyIo, Memory, Op, Request, behind
-from dmcopy.thread import Thread
+from dmcopy.thread import Threads
 
 WORKERS = 4
 
@@ -31,18 +31,17 @@ class WorkerPool:
 
     def __init__(self, wake: Callable[[], None], workers: int = WORKERS) -> None:
         self._wake = wake
-        self._limit = workers
         self._todo: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._done: deque[Request] = deque()
-        self._threads: list[Thread] = []
+        self._threads = Threads(workers, "dmcopy-io")
         self.in_flight = 0
         self.sleeping = False
 
     def submit(self, request: Request) -> None:
         """Hand a request to the next free worker."""
         self.in_flight += 1
-        if self.in_flight > len(self._threads) < self._limit:
-            self._add_thread()
+        if self.in_flight > len(self._threads) < self._threads.limit:
+            self._threads.begin_one(self._work)
         self._todo.put(request)
         if not self._threads and self.sleeping:
             self._wake()
@@ -68,15 +67,6 @@ class WorkerPool:
             self._todo.put(None)
         for thread in self._threads:
             thread.join(timeout=5)
-
-    def _add_thread(self) -> None:
-        thread = Thread(self._work, "dmcopy-io")
-        try:
-            thread.start()
-        except (RuntimeError, MemoryError):
-            self._limit = len(self._threads)  # it is not tried again
-        else:
-            self._threads.append(thread)
 
     def _work(self) -> None:
         while (request := self._todo.get()) is not None:

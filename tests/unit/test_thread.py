@@ -60,8 +60,8 @@ def test_one_that_begins_at_the_last_moment_has_begun(
 @pytest.mark.usefixtures("held")
 def test_all_that_use_threads_go_on_or_say_so() -> None:
     pool = WorkerPool(lambda: None)
-    pool._add_thread()
-    assert pool._limit == 0
+    pool._threads.begin_one(pool._work)
+    assert pool._threads.limit == len(pool._threads) == 0
     with pytest.raises(MemoryError):
         ReactorThread()
     with Reactor("threads") as reactor, pytest.raises(MissingError, match="memory"):

@@ -66,7 +66,7 @@ def test_several_are_under_way_at_once() -> None:
 def test_what_has_not_begun_is_not_done_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error in the first area must not cost the reading of the next ones, nor Ctrl-C."""
     begun: list[int] = []
-    ending, end = threading.Event(), ahead_module._Threads.__exit__
+    ending, end = threading.Event(), ahead_module._Pool.__exit__
 
     def work(number: int) -> int:
         begun.append(number)
@@ -78,7 +78,7 @@ def test_what_has_not_begun_is_not_done_any_more(monkeypatch: pytest.MonkeyPatch
         ending.set()
         end(*words)
 
-    monkeypatch.setattr(ahead_module._Threads, "__exit__", ended)
+    monkeypatch.setattr(ahead_module._Pool, "__exit__", ended)
     results = ahead(work, range(100))
     assert [next(results) for _ in range(ALONE + 1)] == list(range(ALONE + 1))
     results.close()
