@@ -54,14 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         tree = Path(folder) / "tree"
         shutil.copytree(args.root, tree, ignore=LEFT_OUT, symlinks=True)
         (tree / ".venv").symlink_to(ROOT / ".venv")
-        mutations = {
-            module: Mutation(tree, module)
-            for word in args.modules
-            for module in _modules(tree, word)
-        }
+        mutations: dict[Path, Mutation] = {}
         chosen: dict[Path, list[Site]] = {}
         for word in args.modules:
-            chosen |= _draw([mutations[module] for module in _modules(tree, word)], args)
+            found = [Mutation(tree, module) for module in _modules(tree, word)]
+            mutations |= {one.module: one for one in found}
+            chosen |= _draw(found, args)
         by_tests: dict[tuple[str, ...], list[Path]] = {}
         for module in chosen:
             tests = args.tests or mirrored(tree, module)
